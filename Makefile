@@ -1,0 +1,37 @@
+# Every target makes the same .venv first. Another interpreter: make PYTHON=/path/to/python3.12 …
+.DEFAULT_GOAL := help
+.PHONY: help venv demo lint test test-slow
+
+BIN := .venv/bin
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c "$(FITS)" >/dev/null 2>&1 && echo $$p && break; done)
+
+help: ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
+
+venv: .venv/.installed ## .venv with the exact versions of constraints.txt
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c "$(FITS)" >/dev/null 2>&1 || { \
+	  echo "AnatoMask needs Python 3.11 or 3.12. Install one, or name it: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" >/dev/null 2>&1 || { \
+	  echo "$(PYTHON) cannot create environments. On Debian or Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Creating .venv with $$($(PYTHON) --version) and installing what constraints.txt lists (minutes, once)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,spconv]"
+	@touch $@
+
+demo: venv ## the whole chain on phantom scans, from raw scans to a scored table
+	@$(BIN)/python -m pipelines.demo
+
+lint: venv ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint ## lint and all tests but the slow ones
+	$(BIN)/pytest -m "not slow"
+
+test-slow: venv ## the tests that take minutes
+	$(BIN)/pytest -m slow

@@ -1,0 +1,109 @@
+"""Starting or joining Ray, and the arithmetic of resources."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from anatomask.errors import UserError
+
+WORKER_CPUS = 0.5
+"""What a CPU training worker reserves: its threads use idle cores whatever it reserves, and readers need room."""
+
+DRIVERS = "trial_driver"
+"""The custom resource that a Tune trial holds while the trainers it starts hold the CPUs and GPUs."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where a stage runs. Never part of what a run is: another cluster continues the same run."""
+
+    address: str = "local"
+    """local: an embedded Ray of this machine; auto: the cluster that this machine belongs to; else an address."""
+    workers: int = 1
+    """Training workers; on a GPU cluster one per GPU."""
+    readers: int = 1
+    """Processes that read samples for each training worker."""
+    gpu: bool | None = None
+    """Whether each worker takes a GPU; none: when the cluster has any."""
+    threads: int | None = None
+    """CPU threads of each training worker's torch; none: its share of the machine's cores."""
+    max_failures: int = 3
+    """Lost workers after which training gives up."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "readers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {self.threads}")
+
+
+@dataclass(frozen=True)
+class TrainingResources:
+    """What one training takes of the cluster."""
+
+    workers: int
+    gpu: bool
+    worker_cpus: float
+    readers: int
+    reader_cpus: float
+    threads: int
+
+    @property
+    def per_worker(self) -> dict[str, float]:
+        """Ray resources of one training worker."""
+        return {"CPU": self.worker_cpus, **({"GPU": 1.0} if self.gpu else {})}
+
+
+@contextmanager
+def running(config: ClusterConfig) -> Iterator[None]:
+    """Ray, started or joined unless it already runs in this process; what was started here ends here.
+
+    The dashboard stays on (bound to loopback): without it, a trial that Tune stops never gives its workers back.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    local = config.address == "local"
+    options = {"dashboard_host": "127.0.0.1", "resources": {DRIVERS: 16}} if local else {}
+    try:
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError as error:
+        raise UserError(f"--cluster.address {config.address}: no Ray cluster answers there") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def training_resources(config: ClusterConfig, share: float = 1.0) -> TrainingResources:
+    """Fit a training into `share` of the cluster that is running, so that workers and readers all find a place.
+
+    Two whole-CPU workers on two CPUs would leave none to read the data and wait for ever: so CPU workers reserve
+    half a CPU, and readers divide what is left.
+
+    Raises:
+        UserError: the cluster is too small; the fields to change are named.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0) * share, total.get("GPU", 0.0) * share
+    gpu = gpus >= 1 if config.gpu is None else config.gpu
+    if gpu and config.workers > gpus:
+        raise UserError(f"--cluster.workers {config.workers} need as many GPUs, and there are {gpus:g}")
+    worker_cpus = 1.0 if gpu and cpus >= 2 * config.workers else WORKER_CPUS
+    readers = config.workers * config.readers
+    left = cpus - config.workers * worker_cpus
+    reader_cpus = min(1.0, int(100 * left / readers) / 100)
+    if reader_cpus < 0.1:
+        raise UserError(
+            f"{config.workers} workers with {config.readers} readers each do not fit on {cpus:g} CPUs; "
+            "lower --cluster.workers or --cluster.readers"
+        )
+    threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
+    return TrainingResources(config.workers, gpu, worker_cpus, config.readers, reader_cpus, threads)

@@ -1,0 +1,229 @@
+"""The settings of every verb, composed from the components' own, and the recipes that fill them.
+
+The command line, the YAML file and Python build the same frozen dataclasses. Values are checked where they are
+declared (`__post_init__`), so a bad one is refused before anything starts, whichever way it came in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from anatomask.cluster import ClusterConfig
+from anatomask.data.phantom import PhantomConfig
+from anatomask.data.preprocess import PreprocessConfig
+from anatomask.data.splits import SplitConfig
+from anatomask.data.samples import LoaderConfig
+from anatomask.errors import UserError
+from anatomask.evaluation.inference import InferenceConfig
+from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.nn.stunet import STUNetConfig
+from anatomask.training.loop import TrainingConfig
+from anatomask.training.optimiser import OptimiserConfig
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Raw scans to Parquet shards."""
+
+    source: str
+    """Folder of raw scans, as downloaded."""
+    out: str
+    """Folder for the shards."""
+    dataset: str = "auto"
+    """Layout of the source: totalsegmentator, nnunet, folder; auto looks."""
+    name: str = ""
+    """Name of the data set in tables; none: the source folder's."""
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Self-supervised pretraining of the encoder."""
+
+    data: str
+    """Folder that `prepare` wrote."""
+    runs: str = "runs"
+    """Folder of all runs."""
+    name: str = ""
+    """Name of the run; none: derived from the configuration."""
+    seed: int = 0
+    """Decides everything that is random."""
+    splits: tuple[str, ...] = ("train", "unlabeled")
+    """Cases to train on; their labels are never read."""
+    network: STUNetConfig = field(default_factory=STUNetConfig)
+    method: AnatoMaskConfig = field(default_factory=AnatoMaskConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Supervised training of the segmentation network."""
+
+    data: str
+    """Folder that `prepare` wrote."""
+    init: str = "scratch"
+    """scratch, or the folder of a pretraining or finetuning run, or of weights."""
+    runs: str = "runs"
+    """Folder of all runs."""
+    name: str = ""
+    """Name of the run; none: derived from the configuration."""
+    seed: int = 0
+    """Decides everything that is random."""
+    train_fraction: float = 1.0
+    """Share of the labelled training cases that is used; at least one case."""
+    val_fraction: float = 0.1
+    """Share of the training cases held out to choose the best checkpoint, where the split has no val cases."""
+    network: STUNetConfig = field(default_factory=STUNetConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_fraction <= 1:
+            raise ValueError(f"train_fraction must lie in (0, 1], not {self.train_fraction}")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction must lie in (0, 1), not {self.val_fraction}")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """DSC and NSD of a finetuned network on the original grid of each case."""
+
+    run: str
+    """Folder of a finetuning run."""
+    data: str = ""
+    """Folder that `prepare` wrote; none: the one that the run was trained on."""
+    split: str = "test"
+    """Which cases."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which weights."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """One table and one figure of any number of evaluated runs."""
+
+    runs: tuple[str, ...]
+    """Folders of evaluated runs."""
+    out: str = "report"
+    """Folder for the table (Markdown, CSV) and the figure."""
+    cases: int = 3
+    """Cases shown in the figure."""
+
+    def __post_init__(self) -> None:
+        if self.cases < 1:
+            raise ValueError(f"cases must be at least 1, not {self.cases}")
+
+
+DEFAULT_RECIPE = "paper-b"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One call of the front door: the configuration, and what to do with it."""
+
+    config: Any
+    dry_run: bool
+    overwrite: bool
+
+
+def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Mapping[str, Any]]]) -> Invocation:
+    """Settings of `verb` from a recipe, then a YAML file, then dotted flags: each overrides the one before.
+
+    Raises:
+        UserError: an unknown recipe, or a YAML file with a field that does not exist or a value out of range.
+        SystemExit: the same on the command line (exit code 2, the field is named).
+    """
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"anatomask {verb}")
+    flags.add_argument("--recipe")
+    flags.add_argument("--config")
+    flags.add_argument("--dry-run", action="store_true")
+    flags.add_argument("--overwrite", action="store_true")
+    own, rest = flags.parse_known_args(argv)
+    if own.recipe is not None and own.recipe not in recipes:
+        raise UserError(f"--recipe {own.recipe}: no such recipe; there are {', '.join(recipes)}")
+    default = recipes[own.recipe or DEFAULT_RECIPE]()[verb]
+    if own.config is not None:
+        default = overlay(default, read_yaml(own.config), own.config)
+    description = (
+        f"{type(default).__doc__}\n\nBefore these: --recipe {{{','.join(recipes)}}} (default {DEFAULT_RECIPE}), "
+        "--config FILE.yaml, --dry-run (print the plan), --overwrite (begin anew)."
+    )
+    config = tyro.cli(
+        type(default), default=default, args=list(rest), prog=f"anatomask {verb}", description=description
+    )
+    return Invocation(config, own.dry_run, own.overwrite)
+
+
+def read_yaml(path: str) -> Mapping[str, Any]:
+    """The mapping in a YAML file. Raises UserError when it is missing or is not one."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"--config {path} must hold a mapping of fields")
+    return content
+
+
+def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "") -> T:
+    """`default` with the fields of `changes`, nested sections field by field.
+
+    Raises:
+        UserError: naming `source` and the dotted field that does not exist, has the wrong type or is out of range.
+    """
+    hints = get_type_hints(type(default))
+    values = {}
+    for name, value in changes.items():
+        where = f"{source}: {prefix}{name}"
+        if name not in hints:
+            raise UserError(f"{where}: no such field; there are {', '.join(hints)}")
+        current = getattr(default, name)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{where} must be a mapping of fields")
+            values[name] = overlay(current, value, source, f"{prefix}{name}.")
+        else:
+            try:
+                values[name] = TypeAdapter(hints[name]).validate_python(value)
+            except ValidationError as error:
+                raise UserError(f"{where}: {error.errors()[0]['msg'].lower()}, not {value!r}") from error
+    try:
+        return dataclasses.replace(default, **values)  # type: ignore[type-var]
+    except ValueError as error:
+        raise UserError(f"{source}: {prefix}{error}") from error
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A configuration as nested dictionaries and lists, the way YAML and JSON hold it."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

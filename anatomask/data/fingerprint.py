@@ -1,0 +1,120 @@
+"""The intensities of a data set: what normalises its volumes on the device.
+
+Prepared voxels are int16 or float16, so a histogram over their distinct values is exact and small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Scheme = Literal["ct", "zscore"]
+
+BODY_HU = -500
+"""Above this a CT voxel is counted as body (air and lung are not) where nothing is labelled."""
+
+
+@dataclass(frozen=True)
+class ChannelFingerprint:
+    """One channel's intensities over the foreground of the training cases, in the unit of its voxels."""
+
+    name: str
+    scheme: Scheme
+    percentile_00_5: float
+    percentile_99_5: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A `ChannelFingerprint` per channel."""
+
+    channels: tuple[ChannelFingerprint, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"channels": [asdict(channel) for channel in self.channels]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fingerprint:
+        return cls(tuple(ChannelFingerprint(**channel) for channel in data["channels"]))
+
+    @classmethod
+    def from_histograms(
+        cls, names: Sequence[str], schemes: Sequence[Scheme], histograms: Sequence[Histogram]
+    ) -> Fingerprint:
+        """The fingerprint of a data set from one merged histogram per channel."""
+        return cls(
+            tuple(
+                ChannelFingerprint(
+                    name, scheme, histogram.percentile(0.5), histogram.percentile(99.5), *histogram.mean_std()
+                )
+                for name, scheme, histogram in zip(names, schemes, histograms, strict=True)
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Distinct values, ascending float64, and how often each occurs, int64."""
+
+    values: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, voxels: np.ndarray) -> Histogram:
+        values, counts = np.unique(voxels, return_counts=True)
+        return cls(values.astype(np.float64), counts.astype(np.int64))
+
+    @classmethod
+    def merge(cls, histograms: Iterable[Histogram]) -> Histogram:
+        parts = list(histograms)
+        if not parts:
+            return cls(np.empty(0), np.empty(0, np.int64))
+        values, inverse = np.unique(np.concatenate([part.values for part in parts]), return_inverse=True)
+        counts = np.zeros(len(values), np.int64)
+        np.add.at(counts, inverse, np.concatenate([part.counts for part in parts]))
+        return cls(values, counts)
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
+    def percentile(self, percent: float) -> float:
+        """As `np.percentile` (linear) of all voxels would give; NaN when there are none."""
+        if not self.total:
+            return float("nan")
+        position = percent / 100 * (self.total - 1)
+        below, above = np.searchsorted(np.cumsum(self.counts), [np.floor(position), np.ceil(position)], side="right")
+        fraction = position - np.floor(position)
+        return float(self.values[below] * (1 - fraction) + self.values[above] * fraction)
+
+    def mean_std(self) -> tuple[float, float]:
+        """Mean and (population) standard deviation of all voxels; NaN when there are none."""
+        if not self.total:
+            return float("nan"), float("nan")
+        mean = float(np.average(self.values, weights=self.counts))
+        return mean, float(np.sqrt(np.average((self.values - mean) ** 2, weights=self.counts)))
+
+
+def case_histograms(images: np.ndarray, label: np.ndarray | None, schemes: Sequence[Scheme]) -> list[Histogram]:
+    """One case's share of the fingerprint, a histogram per channel.
+
+    Args:
+        images: (C, D, H, W) voxels.
+        label: (D, H, W), counts the voxels above 0; none: the body is counted, which is above `BODY_HU` in CT and
+            everything but 0 elsewhere, and if that is empty all voxels.
+        schemes: the normalisation scheme of each channel.
+    """
+    if label is not None:
+        return [Histogram.of(image[label > 0]) for image in images]
+    return [Histogram.of(body_voxels(image, scheme)) for image, scheme in zip(images, schemes, strict=True)]
+
+
+def body_voxels(image: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """The voxels that are not background, 1-D; all of them if that leaves none."""
+    inside = image[image > BODY_HU] if scheme == "ct" else image[image != 0]
+    return inside if inside.size else image.reshape(-1)

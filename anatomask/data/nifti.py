@@ -1,0 +1,53 @@
+"""Reading NIfTI files whose defects are named, not passed on."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+
+from anatomask.errors import UserError
+
+UNREADABLE = (ImageFileError, EOFError, OSError, ValueError, zlib.error)
+
+
+def open_nifti(path: Path) -> nib.Nifti1Image:
+    """The header of a 3-D scan; its voxels are read when they are asked for.
+
+    Raises:
+        UserError: the file is missing, not NIfTI, not 3-D, or its affine has no inverse.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    try:
+        image = nib.squeeze_image(nib.load(path))
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read ({error}); get it again or leave it out") from error
+    if image.ndim != 3 or min(image.shape) < 1:
+        raise UserError(f"{path} has shape {image.shape}; one 3-D volume is expected, so split or drop the others")
+    affine = image.affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise UserError(f"{path} has an affine without inverse; repair its header")
+    return image
+
+
+def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels (D, H, W), as stored or scaled to float, and the affine (4, 4) of a 3-D scan.
+
+    Raises:
+        UserError: as `open_nifti`, or the file is cut off, or voxels are not finite or not real numbers.
+    """
+    image = open_nifti(path)
+    try:
+        voxels = np.asanyarray(image.dataobj)
+    except UNREADABLE as error:
+        raise UserError(f"{path} is damaged or cut off ({error}); get it again or leave it out") from error
+    if voxels.dtype.kind not in "biuf":
+        raise UserError(f"{path} holds {voxels.dtype} voxels; one real number per voxel is expected")
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+        bad = int(voxels.size - np.isfinite(voxels).sum())
+        raise UserError(f"{path} has {bad} voxels that are NaN or infinite; repair it or leave it out")
+    return voxels, image.affine

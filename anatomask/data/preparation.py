@@ -1,0 +1,172 @@
+"""Preparing a data set case by case: what is asked for, one case's outcome, and what follows once all are written.
+
+Nothing here knows how the cases are spread over machines; see `pipelines/prepare.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from anatomask.data.datasets.base import RawCase, RawDataset
+from anatomask.data.fingerprint import Fingerprint, Histogram, case_histograms
+from anatomask.data.preprocess import prepare_case
+from anatomask.data.records import CaseRecord, DatasetInfo
+from anatomask.data.shards import PreparedDataset, read_record, write_case, write_index
+from anatomask.data.splits import Splits, keep
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError
+
+SETTINGS = "prepare.json"
+CONTENTS = ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json", "skipped.json", "cases", "originals")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case."""
+
+    case: str
+    reason: str = ""
+    """Why it was skipped; empty when it was written."""
+    write_error: int = 0
+    """The errno with which the output folder refused it: no other case will fare better."""
+    voxels: int = 0
+    seconds: float = 0.0
+
+
+def prepare_and_write(root: str, info: DatasetInfo, raw: RawCase) -> Outcome:
+    """Prepare one case and write it to `root`. Never raises: the outcome says what went wrong."""
+    start = time.perf_counter()
+    try:
+        prepared = prepare_case(raw, info.schemes, info.class_names, info.spacing)
+    except UserError as error:
+        return Outcome(raw.case, str(error))
+    except Exception as error:  # whatever else a broken file makes its library do: the other cases go on
+        return Outcome(raw.case, f"{raw.images[0]}: {type(error).__name__}: {error}")
+    try:
+        record = write_case(root, prepared, info.brick)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+        return Outcome(raw.case, reason, write_error=error.errno or errno.EIO)
+    a, b, c = record.shape
+    return Outcome(raw.case, voxels=a * b * c * len(record.channels), seconds=time.perf_counter() - start)
+
+
+def claim(root: str, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Make `root` the folder of a preparation with these settings, new or going on.
+
+    Args:
+        root: output folder.
+        settings: all that decides what is written, by field.
+        overwrite: delete what an earlier preparation wrote there.
+
+    Raises:
+        UserError: it holds a preparation with other settings (the fields are named), or is not a folder.
+        OSError: it cannot be written.
+    """
+    storage = Storage(root)
+    if overwrite:
+        for name in (*CONTENTS, SETTINGS):
+            storage.clear(name)
+    if storage.exists(SETTINGS):
+        before = storage.read_json(SETTINGS)
+        now = _as_json(settings)
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
+            fields = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
+            raise UserError(f"{root} was prepared with other settings: {fields}. Choose another --out, or --overwrite")
+    try:
+        storage.write_json(SETTINGS, _as_json(settings))
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{root} cannot be made a folder ({error.strerror}); choose another --out") from error
+
+
+def finished_cases(root: str) -> set[str]:
+    """The cases whose files are written."""
+    return set(Storage(root).names("cases", ".parquet"))
+
+
+def complete(
+    root: str,
+    info: DatasetInfo,
+    records: Sequence[CaseRecord],
+    splits: Splits,
+    histograms: Sequence[Sequence[Histogram]],
+    outcomes: Sequence[Outcome],
+) -> None:
+    """Write what lies beside the cases: fingerprint, splits, the index, and which cases were skipped.
+
+    Args:
+        root: output folder.
+        info: what all cases share.
+        records: of all cases that are written.
+        splits: of these cases.
+        histograms: per case that counts for the fingerprint, per channel.
+        outcomes: of this run.
+    """
+    merged = [Histogram.merge(channel) for channel in zip(*histograms, strict=True)]
+    fingerprint = Fingerprint.from_histograms(info.channel_names, info.schemes, merged)
+    skipped = sorted(
+        ({"case": outcome.case, "reason": outcome.reason} for outcome in outcomes if outcome.reason),
+        key=lambda row: row["case"],
+    )
+    write_index(root, info, records, splits, fingerprint, skipped)
+
+
+def records_of(root: str, raw: RawDataset) -> dict[str, CaseRecord]:
+    """The records of those cases of the data set that are written."""
+    written = finished_cases(root)
+    return {one.case: read_record(root, one.case) for one in raw.cases if one.case in written}
+
+
+def unfinished_dataset(
+    root: str, info: DatasetInfo, records: Mapping[str, CaseRecord], splits: Splits
+) -> PreparedDataset:
+    """The written cases as a data set that has no fingerprint yet."""
+    return PreparedDataset(root, info, dict(records), keep(splits, set(records)), Fingerprint(()))
+
+
+def fingerprint_cases(dataset: PreparedDataset) -> tuple[str, ...]:
+    """The cases that the fingerprint is taken from: those for training, if there are any; of these the labelled."""
+    cases = dataset.splits["train"] or tuple(dataset.records)
+    return tuple(case for case in cases if dataset.records[case].class_bricks) or cases
+
+
+def histograms_of(dataset: PreparedDataset, case: str) -> list[Histogram]:
+    """One case's share of the fingerprint, a histogram per channel: of its foreground, or unlabelled of its body."""
+    images, label = dataset.read_volume(case, label=bool(dataset.records[case].class_bricks))
+    return case_histograms(images, label, dataset.info.schemes)
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+
+
+def dataset_info(raw: RawDataset, name: str, spacing: tuple[float, float, float], brick: int) -> DatasetInfo:
+    """What all prepared cases of a raw data set share."""
+    return DatasetInfo(
+        name=name,
+        reader=raw.reader,
+        channel_names=raw.channel_names,
+        schemes=raw.schemes,
+        class_names=dict(raw.class_names),
+        nsd_tolerance=dict(raw.nsd_tolerance),
+        spacing=spacing,
+        brick=brick,
+    )
+
+
+def settings_of(source: str, info: DatasetInfo, split: Any) -> dict[str, Any]:
+    """All that decides what is written, by the field that the user knows."""
+    return {
+        "source": source,
+        "dataset": info.reader,
+        "name": info.name,
+        "channels": list(info.channel_names),
+        "preprocess.spacing": list(info.spacing),
+        "preprocess.brick": info.brick,
+        **{f"split.{field}": value for field, value in asdict(split).items()},
+    }

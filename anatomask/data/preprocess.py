@@ -1,0 +1,168 @@
+"""One raw case to one prepared volume: orientation, spacing, voxel type."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+
+from anatomask.data.datasets.base import RawCase, RawLabel
+from anatomask.data.fingerprint import Scheme
+from anatomask.data.nifti import open_nifti, read_nifti
+from anatomask.data.records import PreparedCase, triple
+from anatomask.data.resampling import resample_image, resample_label, resampled_affine, target_shape
+from anatomask.errors import UserError
+
+FLOAT16_SAFE = 32768.0
+"""Below the largest float16 (65504), with room for the sums that statistics need."""
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """How a raw scan becomes a prepared volume."""
+
+    spacing: tuple[float, float, float] | None = None
+    """Target voxel size in mm (R, A, S); none: the data set's own, or the median of its scans."""
+    brick: int = 64
+    """Edge in voxels of the cubes in which a volume is stored."""
+
+    def __post_init__(self) -> None:
+        if self.spacing is not None and min(self.spacing) <= 0:
+            raise ValueError(f"spacing must be positive, in mm, not {self.spacing}")
+        if self.brick < 8:
+            raise ValueError(f"brick must be at least 8 voxels, not {self.brick}")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A scan's grid in RAS axes: shape in voxels, spacing in mm."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+
+def prepare_case(
+    raw: RawCase, schemes: Sequence[Scheme], classes: Collection[int], spacing: Sequence[float]
+) -> PreparedCase:
+    """Read one case, turn it to RAS and resample it: images cubic, labels class by class.
+
+    Args:
+        raw: the case's files.
+        schemes: per channel; "ct" is stored as int16 HU, "zscore" as float16.
+        classes: ids that the label may hold besides 0.
+        spacing: target in mm (R, A, S).
+
+    Raises:
+        UserError: a file is missing, damaged, not 3-D or not finite, the files' grids differ, or the label holds a
+            value that is not a class. The message names the file.
+    """
+    volumes, affine = _read_images(raw.images)
+    original_shape = volumes[0].shape
+    label = None
+    if raw.label is not None:
+        label, label_affine = _read_label(raw.label, classes)
+        _same_grid(raw.label.path, label.shape, label_affine, raw.images[0], original_shape, affine)
+
+    to_ras = nib.io_orientation(affine)
+    ras_affine = affine @ orientations.inv_ornt_aff(to_ras, original_shape)
+    oriented = [orientations.apply_orientation(volume, to_ras) for volume in volumes]
+    shape = oriented[0].shape
+    new_shape = target_shape(shape, nib.affines.voxel_sizes(ras_affine), spacing)
+    return PreparedCase(
+        case=raw.case,
+        patient=raw.patient,
+        images=tuple(
+            to_stored_type(resample_image(volume, new_shape), scheme)
+            for volume, scheme in zip(oriented, schemes, strict=True)
+        ),
+        schemes=tuple(schemes),
+        label=None if label is None else resample_label(orientations.apply_orientation(label, to_ras), new_shape),
+        affine=resampled_affine(ras_affine, shape, new_shape),
+        original_shape=triple(original_shape, int),
+        original_affine=affine,
+        original_label=label,
+    )
+
+
+def to_stored_type(volume: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """int16 HU for "ct"; else float16, halved until it fits, which a z-score does not see."""
+    if scheme == "ct":
+        limits = np.iinfo(np.int16)
+        return np.clip(np.rint(volume), limits.min, limits.max).astype(np.int16)
+    peak = float(np.abs(volume).max())
+    halvings = max(0, int(np.ceil(np.log2(peak / FLOAT16_SAFE)))) if peak > 0 else 0
+    return (volume / 2**halvings).astype(np.float16)
+
+
+def grid_of(path: Path) -> Grid:
+    """A scan's grid from its header alone.
+
+    Raises:
+        UserError: as `open_nifti`.
+    """
+    image = open_nifti(path)
+    to_ras = nib.io_orientation(image.affine)
+    ras_affine = image.affine @ orientations.inv_ornt_aff(to_ras, image.shape)
+    shape = [0, 0, 0]
+    for axis, (ras_axis, _) in enumerate(to_ras):
+        shape[int(ras_axis)] = image.shape[axis]
+    return Grid(triple(shape, int), triple(nib.affines.voxel_sizes(ras_affine), float))
+
+
+def readable_grids(cases: Iterable[RawCase]) -> list[Grid]:
+    """The grids of those cases whose first image has a header that can be read."""
+    grids = []
+    for raw in cases:
+        try:
+            grids.append(grid_of(raw.images[0]))
+        except UserError:
+            continue  # listed with its reason when its turn comes
+    return grids
+
+
+def median_spacing(grids: Sequence[Grid]) -> tuple[float, float, float]:
+    """The median voxel size in mm per RAS axis, to a thousandth of a millimetre."""
+    return triple(np.median([grid.spacing for grid in grids], axis=0).round(3), float)
+
+
+def _read_images(paths: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray]:
+    volumes: list[np.ndarray] = []
+    affine = np.eye(4)
+    for path in paths:
+        volume, own = read_nifti(path)
+        if not volumes:
+            affine = own
+        else:
+            _same_grid(path, volume.shape, own, paths[0], volumes[0].shape, affine)
+        volumes.append(volume)
+    return volumes, affine
+
+
+def _read_label(label: RawLabel, classes: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
+    voxels, affine = label.read(label.path)
+    unknown = [value for value in np.unique(voxels).tolist() if value != 0 and value not in classes]
+    if unknown:
+        values = ", ".join(f"{value:g}" for value in unknown[:5])
+        raise UserError(f"{label.path} holds {values}, which the data set does not list; correct the label or the list")
+    return voxels.astype(np.uint8), affine
+
+
+def _same_grid(
+    path: Path,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    reference: Path,
+    reference_shape: Sequence[int],
+    reference_affine: np.ndarray,
+) -> None:
+    """Refuse files of one case that do not lie on one grid; half a voxel of rounding in headers is let pass."""
+    if tuple(shape) != tuple(reference_shape):
+        raise UserError(f"{path} has shape {tuple(shape)}, but {reference} has {tuple(reference_shape)}")
+    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*shape, 1]
+    apart = np.linalg.norm(corners @ (affine - reference_affine).T, axis=1).max()
+    if apart > 0.5 * nib.affines.voxel_sizes(reference_affine).min():
+        raise UserError(f"{path} and {reference} lie {apart:.1f} mm apart by their headers; copy the right affine")

@@ -1,0 +1,110 @@
+"""What is known of a prepared data set and its cases: the records that lie beside and inside the shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from anatomask.data.fingerprint import Scheme
+
+Affine = tuple[tuple[float, float, float, float], ...]
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ChannelRecord:
+    """One channel of one case: voxel type, and statistics in the unit of the voxels."""
+
+    dtype: str
+    minimum: float
+    """What a crop that reaches beyond the volume is padded with."""
+    mean: float
+    """Over the voxels other than background (see `body_voxels`); normalises a "zscore" channel."""
+    std: float
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What is known of a case without reading its voxels. Grids are (D, H, W); affines are to RAS mm."""
+
+    case: str
+    patient: str
+    shape: Shape
+    """Of the prepared volume, in RAS axes."""
+    spacing: tuple[float, float, float]
+    """Of the prepared volume, in mm."""
+    affine: Affine
+    original_shape: Shape
+    """Of the source, as nibabel reads it."""
+    original_affine: Affine
+    labelled: bool
+    brick: int
+    class_bricks: Mapping[int, Mapping[int, int]]
+    """Class -> index of brick (raster order) -> voxels of the class in it."""
+    channels: tuple[ChannelRecord, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> CaseRecord:
+        data = json.loads(text)
+        data["class_bricks"] = {
+            int(c): {int(index): count for index, count in bricks.items()} for c, bricks in data["class_bricks"].items()
+        }
+        data["channels"] = tuple(ChannelRecord(**channel) for channel in data["channels"])
+        for name in ("shape", "spacing", "original_shape"):
+            data[name] = tuple(data[name])
+        for name in ("affine", "original_affine"):
+            data[name] = tuple(tuple(row) for row in data[name])
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One case in memory, ready to be written."""
+
+    case: str
+    patient: str
+    images: tuple[np.ndarray, ...]
+    """One (D, H, W) int16 or float16 volume per channel, RAS."""
+    schemes: tuple[Scheme, ...]
+    label: np.ndarray | None
+    """(D, H, W) uint8."""
+    affine: np.ndarray
+    original_shape: Shape
+    original_affine: np.ndarray
+    original_label: np.ndarray | None
+    """uint8, on the source's grid."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What all cases of a data set share."""
+
+    name: str
+    reader: str
+    channel_names: tuple[str, ...]
+    schemes: tuple[Scheme, ...]
+    class_names: Mapping[int, str]
+    """1 … K, without background."""
+    nsd_tolerance: Mapping[int, float]
+    """In mm, per class."""
+    spacing: tuple[float, float, float]
+    """The target, in mm; a volume's own differs by rounding to whole voxels."""
+    brick: int
+
+
+def triple(values: Iterable[Any], kind: type) -> Any:
+    """The three values as a tuple of `kind`."""
+    a, b, c = (kind(value) for value in values)
+    return a, b, c
+
+
+def affine_rows(affine: np.ndarray) -> Affine:
+    """A 4x4 array as nested tuples."""
+    return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in affine)

@@ -1,0 +1,131 @@
+"""Resampling of volumes onto grids of another shape whose outer voxel edges stay where they are (as in nnU-Net).
+
+Interpolation by splines is separable: along each axis it is one matrix, which is what `scipy.ndimage.zoom` makes of
+the unit vectors. Multiplying by three such matrices takes a third of the time of a 3-D `zoom` and gives the same
+numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+TIE = 1e-6
+"""Shares of two classes that differ by less are equal but for rounding; the lower class then wins."""
+
+
+def target_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, int, int]:
+    """The whole number of voxels, at least 1 per axis, that comes closest to the same extent at `target` mm."""
+    a, b, c = (max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, target, strict=True))
+    return a, b, c
+
+
+def resampled_affine(affine: np.ndarray, shape: Sequence[int], new_shape: Sequence[int]) -> np.ndarray:
+    """The affine (4, 4) of a volume resampled from `shape` to `new_shape`: its voxel edges align with the old ones."""
+    scale = np.divide(shape, new_shape)
+    step = np.eye(4)
+    step[:3, :3] = np.diag(scale)
+    step[:3, 3] = (scale - 1) / 2  # centre of the first voxel, in old voxels
+    return affine @ step
+
+
+def resample_image(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Cubic spline interpolation without smoothing, edges repeated, clipped to the volume's own range.
+
+    Args:
+        volume: (D, H, W), any real type.
+        shape: the new (D', H', W').
+
+    Returns:
+        float32 (D', H', W').
+    """
+    if tuple(shape) == volume.shape:
+        return volume.astype(np.float32)
+    result = _apply([axis_matrix(old, new, 3) for old, new in zip(volume.shape, shape, strict=True)], volume)
+    return np.clip(result, np.float32(volume.min()), np.float32(volume.max()))
+
+
+def resample_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Linear interpolation of each class on its own; a voxel goes to the class with the largest share.
+
+    No class appears that was not there, and none is a mixture of two. Each class is interpolated within its bounding
+    box only, and only the best share so far is kept.
+
+    Args:
+        label: (D, H, W) uint8.
+        shape: the new (D', H', W').
+
+    Returns:
+        uint8 (D', H', W').
+    """
+    if tuple(shape) == label.shape:
+        return label.copy()
+    matrices = [axis_matrix(old, new, 1) for old, new in zip(label.shape, shape, strict=True)]
+    best = np.zeros(tuple(shape), np.float32)
+    result = np.zeros(tuple(shape), np.uint8)
+    # find_objects skips 0, so every class moves up by one: background competes like any other.
+    for c, box in enumerate(ndimage.find_objects(label.astype(np.int32) + 1)):
+        if box is None:
+            continue
+        touched = [np.flatnonzero(matrix[:, part].any(1)) for matrix, part in zip(matrices, box, strict=True)]
+        if not all(rows.size for rows in touched):
+            continue
+        there = tuple(slice(rows[0], rows[-1] + 1) for rows in touched)
+        parts = [matrix[rows, part] for matrix, rows, part in zip(matrices, there, box, strict=True)]
+        share = _apply(parts, label[box] == c)
+        wins = share > best[there] + TIE
+        best[there][wins] = share[wins]
+        result[there][wins] = c
+    return result
+
+
+def resample_logits_to_label(logits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The class with the largest score after trilinear interpolation, one class at a time.
+
+    Args:
+        logits: (K, D, H, W) scores or probabilities, any device; at most 256 classes.
+        shape: the new (D', H', W').
+
+    Returns:
+        uint8 (D', H', W') on the same device. Equal scores go to the lower class.
+    """
+    if len(logits) > 256:
+        raise ValueError(f"at most 256 classes fit into uint8, not {len(logits)}")
+    best = _trilinear(logits[0], shape).clone()
+    result = torch.zeros(tuple(shape), dtype=torch.uint8, device=logits.device)
+    for c, score in enumerate(logits[1:], start=1):
+        resampled = _trilinear(score, shape)
+        wins = resampled > best
+        best = torch.where(wins, resampled, best)
+        result.masked_fill_(wins, c)
+    return result
+
+
+def axis_matrix(old: int, new: int, order: int) -> np.ndarray:
+    """The linear map (new, old), float32, that resamples one axis by splines of this order."""
+    if old == new:
+        return np.eye(old, dtype=np.float32)
+    columns = [ndimage.zoom(unit, new / old, order=order, mode="nearest", grid_mode=True) for unit in np.eye(old)]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _apply(matrices: Sequence[np.ndarray], volume: np.ndarray) -> np.ndarray:
+    """Each axis multiplied by its matrix, as float32; the axis that shrinks most goes first."""
+    result = volume.astype(np.float32)
+    order = sorted(range(3), key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1])
+    for axis in order:
+        rows, columns = matrices[axis].shape
+        if rows == columns and np.array_equal(matrices[axis], np.eye(rows)):
+            continue
+        result = np.moveaxis(np.tensordot(matrices[axis], result, (1, axis)), 0, axis)
+    return np.ascontiguousarray(result)
+
+
+def _trilinear(score: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    if tuple(score.shape) == tuple(shape):
+        return score
+    return F.interpolate(score[None, None].float(), tuple(shape), mode="trilinear", align_corners=False)[0, 0]

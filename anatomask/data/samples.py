@@ -1,0 +1,127 @@
+"""Training samples: sample k is a pure function of the seed and k, whoever reads it and whenever.
+
+Sample k is entry k mod N of the permutation of the N cases drawn from (seed, k div N); its crop, flips, augmentation
+and the random numbers of its masks are drawn from (seed, k). So resuming, changing the number of workers and replaying
+a batch are the same question: which k comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anatomask.data.augmentation import augment
+from anatomask.data.shards import PreparedDataset
+
+PATCH = 16
+
+Sample = dict[str, np.ndarray]
+Draw = Callable[[PreparedDataset, str, np.random.Generator], Sample]
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """What a training sample looks like."""
+
+    patch_size: tuple[int, int, int] = (112, 112, 128)
+    """Crop in voxels; multiples of 16."""
+    foreground: float = 0.33
+    """Share of finetuning crops that are centred on a voxel of a random class (pretraining never reads labels)."""
+    read_ahead: int = 2
+    """Batches that are read ahead per worker."""
+
+    def __post_init__(self) -> None:
+        if min(self.patch_size) < PATCH or any(size % PATCH for size in self.patch_size):
+            raise ValueError(f"patch_size must be three multiples of {PATCH}, not {self.patch_size}")
+        if not 0 <= self.foreground <= 1:
+            raise ValueError(f"foreground must lie in [0, 1], not {self.foreground}")
+        if self.read_ahead < 1:
+            raise ValueError(f"read_ahead must be at least 1, not {self.read_ahead}")
+
+
+@dataclass(frozen=True)
+class SampleSequence:
+    """The endless, seeded sequence of cases: every N consecutive samples from a multiple of N hold each case once."""
+
+    cases: tuple[str, ...]
+    seed: int
+
+    def case(self, k: int) -> str:
+        """Case of sample k."""
+        epoch, position = divmod(k, len(self.cases))
+        return self.cases[np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.cases))[position]]
+
+    def rng(self, k: int) -> np.random.Generator:
+        """Random numbers of sample k."""
+        return np.random.default_rng([self.seed, 1, k])
+
+
+def worker_samples(start: int, stop: int, batch_size: int, rank: int, workers: int) -> np.ndarray:
+    """Numbers of the samples that worker `rank` reads for updates `start` to `stop`: its slice of each global batch.
+
+    Raises ValueError when `batch_size` (over all workers) is not a multiple of `workers`.
+    """
+    if batch_size % workers:
+        raise ValueError(f"batch_size {batch_size} must be a multiple of the {workers} workers")
+    share = batch_size // workers
+    updates = np.arange(start, stop)[:, None] * batch_size
+    return (updates + rank * share + np.arange(share)).ravel()
+
+
+@dataclass(frozen=True)
+class PretrainingDraw:
+    """Draws `image` (C, *patch_size) as stored, `normalisation` (C, 4), `flip` (3,) and mask `noise` (2, patches)."""
+
+    loader: LoaderConfig
+
+    def __call__(self, dataset: PreparedDataset, case: str, rng: np.random.Generator) -> Sample:
+        """One label-free random crop of `case`."""
+        size = self.loader.patch_size
+        origin = random_origin(dataset.records[case].shape, size, rng)
+        image, _ = dataset.read_crop(case, origin, size, label=False)
+        patches = int(np.prod([edge // PATCH for edge in size]))
+        return {
+            "image": image,
+            "normalisation": dataset.normalisation(case),
+            "flip": rng.random(3) < 0.5,
+            "noise": rng.random((2, patches), dtype=np.float32),
+        }
+
+
+@dataclass(frozen=True)
+class FinetuningDraw:
+    """Draws `image` (C, *patch_size) float16, normalised and augmented, and `label` (*patch_size) uint8."""
+
+    loader: LoaderConfig
+
+    def __call__(self, dataset: PreparedDataset, case: str, rng: np.random.Generator) -> Sample:
+        """One crop of `case`, centred on a voxel of a random class with probability `foreground`."""
+        size, shape = self.loader.patch_size, dataset.records[case].shape
+        centre = dataset.foreground_voxel(case, rng) if rng.random() < self.loader.foreground else None
+        origin = random_origin(shape, size, rng) if centre is None else centred_origin(centre, shape, size)
+        image, label = dataset.read_crop(case, origin, size, label=True)
+        assert label is not None, f"{case} has no label"
+        low, high, mean, std = dataset.normalisation(case).T[:, :, None, None, None]
+        normalised = (np.clip(image.astype(np.float32), low, high) - mean) / std
+        image, label = augment(normalised, label, rng)
+        return {"image": image.astype(np.float16), "label": label}
+
+
+def random_origin(shape: Sequence[int], size: Sequence[int], rng: np.random.Generator) -> tuple[int, int, int]:
+    """Origin of a crop, uniform over all positions inside the volume; an axis shorter than the crop is centred."""
+    d, h, w = (
+        int(rng.integers(0, extent - edge + 1)) if extent >= edge else -((edge - extent) // 2)
+        for extent, edge in zip(shape, size, strict=True)
+    )
+    return d, h, w
+
+
+def centred_origin(voxel: Sequence[int], shape: Sequence[int], size: Sequence[int]) -> tuple[int, int, int]:
+    """Origin of the crop about `voxel`, moved inside the volume; an axis shorter than the crop is centred."""
+    d, h, w = (
+        min(max(centre - edge // 2, 0), extent - edge) if extent >= edge else -((edge - extent) // 2)
+        for centre, extent, edge in zip(voxel, shape, size, strict=True)
+    )
+    return d, h, w

@@ -1,0 +1,328 @@
+"""Prepared volumes on disk: one Parquet file per case, one row per brick, a column per channel and one for the label.
+
+A brick is a cube that is compressed on its own, so a crop reads and decodes only the bricks that it touches, and
+pretraining, which asks for the image columns alone, never reads a label.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import blosc2
+import nibabel as nib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from anatomask.data.fingerprint import Fingerprint, Scheme, body_voxels
+from anatomask.data.records import (
+    CaseRecord,
+    ChannelRecord,
+    DatasetInfo,
+    PreparedCase,
+    affine_rows,
+    triple,
+)
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError
+
+FORMAT = 1
+METADATA_KEY = b"anatomask.case"
+
+
+def case_path(case: str) -> str:
+    return f"cases/{case}.parquet"
+
+
+def original_path(case: str) -> str:
+    return f"originals/{case}.nii.gz"
+
+
+def write_case(root: str, prepared: PreparedCase, brick: int) -> CaseRecord:
+    """Write one case atomically; the Parquet file comes last, so a case whose file exists is whole.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    shape = prepared.images[0].shape
+    slabs = _bricks(shape, brick)
+    record = CaseRecord(
+        case=prepared.case,
+        patient=prepared.patient,
+        shape=triple(shape, int),
+        spacing=triple(np.linalg.norm(prepared.affine[:3, :3], axis=0), float),
+        affine=affine_rows(prepared.affine),
+        original_shape=triple(prepared.original_shape, int),
+        original_affine=affine_rows(prepared.original_affine),
+        labelled=prepared.label is not None,
+        brick=brick,
+        class_bricks={} if prepared.label is None else _class_bricks(prepared.label, slabs),
+        channels=tuple(map(_describe, prepared.images, prepared.schemes)),
+    )
+    columns = {
+        f"image_{c}": pa.array([_pack(image[slab]) for slab in slabs], pa.large_binary())
+        for c, image in enumerate(prepared.images)
+    }
+    label = prepared.label
+    packed = [None] * len(slabs) if label is None else [_pack(label[slab]) for slab in slabs]
+    columns["label"] = pa.array(packed, pa.large_binary())
+    table = pa.table(columns).replace_schema_metadata({METADATA_KEY: record.to_json().encode()})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=1, compression="none", use_dictionary=False, write_statistics=False)
+    storage = Storage(root)
+    if prepared.original_label is not None:
+        image = nib.Nifti1Image(prepared.original_label, prepared.original_affine)
+        storage.write(original_path(prepared.case), gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
+    storage.write(case_path(prepared.case), buffer.getvalue())
+    return record
+
+
+def read_record(root: str, case: str) -> CaseRecord:
+    """The record in the footer of a case's file.
+
+    Raises:
+        UserError: the file is not one that `write_case` wrote.
+    """
+    storage = Storage(root)
+    try:
+        with storage.filesystem.open_input_file(storage.locate(case_path(case))) as file:
+            return CaseRecord.from_json(pq.read_schema(file).metadata[METADATA_KEY])
+    except (pa.ArrowInvalid, KeyError, TypeError) as error:
+        raise UserError(f"{storage.show(case_path(case))} is damaged: {error}; delete it and prepare again") from error
+
+
+def write_index(
+    root: str,
+    info: DatasetInfo,
+    records: Iterable[CaseRecord],
+    splits: Mapping[str, Sequence[str]],
+    fingerprint: Fingerprint,
+    skipped: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Write all that lies beside the cases; `dataset.json` comes last and says that the data set is whole."""
+    storage = Storage(root)
+    ordered = sorted(records, key=lambda record: record.case)
+    storage.write("cases.jsonl", "".join(record.to_json() + "\n" for record in ordered).encode())
+    storage.write_json("fingerprint.json", fingerprint.to_dict())
+    storage.write_json("splits.json", {name: list(cases) for name, cases in splits.items()})
+    storage.write_json("skipped.json", [dict(row) for row in skipped])
+    storage.write_json("dataset.json", {"format": FORMAT, **asdict(info)})
+
+
+class PreparedDataset:
+    """A folder that `anatomask prepare` wrote. Plain attributes, cheap to pickle."""
+
+    def __init__(
+        self,
+        path: str,
+        info: DatasetInfo,
+        records: dict[str, CaseRecord],
+        splits: dict[str, tuple[str, ...]],
+        fingerprint: Fingerprint,
+    ) -> None:
+        self.path = path
+        self.info = info
+        self.records = records
+        self.splits = splits
+        self.fingerprint = fingerprint
+        self._storage = Storage(path)
+
+    @classmethod
+    def open(cls, path: str) -> PreparedDataset:
+        """Read the index of a prepared data set.
+
+        Raises:
+            UserError: a file is missing, damaged or of another format version.
+        """
+        storage = Storage(path)
+        for name in ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json"):
+            if not storage.exists(name):
+                raise UserError(f"{storage.show(name)} is missing; write it with `anatomask prepare --out {path}`")
+        data = storage.read_json("dataset.json")
+        if data.pop("format", None) != FORMAT:
+            raise UserError(f"{storage.show('dataset.json')} has another format version; run `anatomask prepare` again")
+        for name in ("channel_names", "schemes", "spacing"):
+            data[name] = tuple(data[name])
+        for name in ("class_names", "nsd_tolerance"):
+            data[name] = {int(c): value for c, value in data[name].items()}
+        records = [CaseRecord.from_json(line) for line in storage.read("cases.jsonl").splitlines()]
+        splits = storage.read_json("splits.json")
+        return cls(
+            path,
+            DatasetInfo(**data),
+            {record.case: record for record in records},
+            {name: tuple(cases) for name, cases in splits.items()},
+            Fingerprint.from_dict(storage.read_json("fingerprint.json")),
+        )
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        return self.info.channel_names
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """1 … K, without background."""
+        return dict(self.info.class_names)
+
+    @property
+    def nsd_tolerance(self) -> dict[int, float]:
+        """In mm, per class."""
+        return dict(self.info.nsd_tolerance)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """The target voxel size in mm."""
+        return self.info.spacing
+
+    def read_crop(
+        self, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The voxels of a box, read from the bricks that it touches and no others.
+
+        Args:
+            case: name of the case.
+            origin: first voxel, may be negative.
+            size: extent in voxels, may reach beyond the volume; there the image is the channel's minimum, the label 0.
+            label: whether to read the label; if not, its column is never opened.
+
+        Returns:
+            image (C, d, h, w), of the channels' dtype if they agree, else float32; label (d, h, w) uint8 or None
+            where the case has none or none was asked for.
+        """
+        record = self._record(case)
+        dtypes = {channel.dtype for channel in record.channels}
+        image = np.empty((len(record.channels), *size), dtypes.pop() if len(dtypes) == 1 else np.float32)
+        for plane, channel in zip(image, record.channels, strict=True):
+            plane[...] = channel.minimum
+        target = {f"image_{c}": plane for c, plane in enumerate(image)}
+        labels = np.zeros(tuple(size), np.uint8) if label and record.labelled else None
+        if labels is not None:
+            target["label"] = labels
+        self._fill(record, tuple(origin), target)
+        return image, labels
+
+    def read_volume(self, case: str, *, label: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """The whole case, as `read_crop`."""
+        return self.read_crop(case, (0, 0, 0), self._record(case).shape, label=label)
+
+    def foreground_voxel(self, case: str, rng: np.random.Generator) -> tuple[int, int, int] | None:
+        """A voxel of a class drawn uniformly among those present, uniform over its voxels; None without any label."""
+        record = self._record(case)
+        if not record.class_bricks:
+            return None
+        chosen = int(rng.choice(sorted(record.class_bricks)))
+        bricks = record.class_bricks[chosen]
+        counts = np.array(list(bricks.values()), float)
+        index = int(rng.choice(list(bricks), p=counts / counts.sum()))
+        slab = _bricks(record.shape, record.brick)[index]
+        block = np.empty([part.stop - part.start for part in slab], np.uint8)
+        self._fill(record, tuple(part.start for part in slab), {"label": block})
+        inside = np.argwhere(block == chosen)
+        return triple(inside[rng.integers(len(inside))] + [part.start for part in slab], int)
+
+    def normalisation(self, case: str) -> np.ndarray:
+        """(C, 4) float32: low, high, mean, std per channel. The device computes (clamp(x, low, high) - mean) / std.
+
+        "ct" uses the data set's fingerprint; "zscore" does not clip and uses the case's own mean and std.
+        """
+        rows = []
+        for scheme, channel, own in zip(
+            self.info.schemes, self.fingerprint.channels, self._record(case).channels, strict=True
+        ):
+            if scheme == "ct":
+                rows.append((channel.percentile_00_5, channel.percentile_99_5, channel.mean, max(channel.std, 1e-8)))
+            else:
+                rows.append((-np.inf, np.inf, own.mean, max(own.std, 1e-8)))
+        return np.array(rows, np.float32)
+
+    def original_label(self, case: str) -> nib.Nifti1Image:
+        """The label map on the source's grid and affine.
+
+        Raises:
+            UserError: the case is unlabelled.
+        """
+        if not self._record(case).labelled:
+            raise UserError(f"case {case} of {self.path} has no label")
+        return nib.Nifti1Image.from_bytes(gzip.decompress(self._storage.read(original_path(case))))
+
+    def _record(self, case: str) -> CaseRecord:
+        try:
+            return self.records[case]
+        except KeyError:
+            raise UserError(f"{self.path} has no case {case!r}") from None
+
+    def _fill(self, record: CaseRecord, origin: Sequence[int], targets: Mapping[str, np.ndarray]) -> None:
+        """Copy into each target (d, h, w), which starts at `origin`, what its column's bricks hold there."""
+        size = next(iter(targets.values())).shape
+        touched = [
+            (index, slab)
+            for index, slab in enumerate(_bricks(record.shape, record.brick))
+            if all(part.start < o + s and part.stop > o for part, o, s in zip(slab, origin, size, strict=True))
+        ]
+        if not touched:
+            return
+        with self._storage.filesystem.open_input_file(self._storage.locate(case_path(record.case))) as file:
+            reader = pq.ParquetFile(file)
+            table = reader.read_row_groups([index for index, _ in touched], columns=list(targets), use_threads=False)
+        for name, target in targets.items():
+            dtype = "uint8" if name == "label" else record.channels[int(name.removeprefix("image_"))].dtype
+            for (_, slab), packed in zip(touched, table.column(name), strict=True):
+                block = _unpack(packed.as_buffer(), dtype, [part.stop - part.start for part in slab])
+                here = tuple(
+                    slice(max(part.start - o, 0), min(part.stop - o, s))
+                    for part, o, s in zip(slab, origin, size, strict=True)
+                )
+                there = tuple(
+                    slice(h.start + o - part.start, h.stop + o - part.start)
+                    for h, o, part in zip(here, origin, slab, strict=True)
+                )
+                target[here] = block[there]
+
+
+def _bricks(shape: Sequence[int], brick: int) -> list[tuple[slice, slice, slice]]:
+    """The cubes that tile a volume, in raster order; those at the border are clipped."""
+    parts = [[slice(start, min(start + brick, extent)) for start in range(0, extent, brick)] for extent in shape]
+    return [(a, b, c) for a, b, c in itertools.product(*parts)]
+
+
+def _class_bricks(label: np.ndarray, slabs: Sequence[tuple[slice, slice, slice]]) -> dict[int, dict[int, int]]:
+    found: dict[int, dict[int, int]] = {}
+    for index, slab in enumerate(slabs):
+        counts = np.bincount(label[slab].reshape(-1))
+        for c in np.flatnonzero(counts[1:]) + 1:
+            found.setdefault(int(c), {})[index] = int(counts[c])
+    return dict(sorted(found.items()))
+
+
+def _describe(image: np.ndarray, scheme: Scheme) -> ChannelRecord:
+    body = body_voxels(image, scheme).astype(np.float64)
+    return ChannelRecord(str(image.dtype), float(image.min()), float(body.mean()), float(body.std()))
+
+
+def _pack(block: np.ndarray) -> bytes:
+    """A brick as a Blosc2 chunk: bytes shuffled by significance, then Zstandard."""
+    packed = blosc2.compress2(
+        np.ascontiguousarray(block),
+        codec=blosc2.Codec.ZSTD,
+        clevel=1,
+        typesize=block.itemsize,
+        filters=[blosc2.Filter.SHUFFLE],
+        filters_meta=[0],
+        nthreads=1,
+    )
+    return bytes(packed)
+
+
+def _unpack(packed: Any, dtype: str, shape: Sequence[int]) -> np.ndarray:
+    block = np.empty(shape, dtype)
+    blosc2.decompress2(packed, dst=block, nthreads=1)
+    return block

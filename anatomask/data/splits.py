@@ -1,0 +1,88 @@
+"""Who trains, who chooses the checkpoint, who is tested: seeded, by patient, written to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from anatomask.data.datasets.base import RawDataset
+
+Splits = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """The split of a data set that brings none of its own."""
+
+    seed: int = 0
+    """Seed of the patient-level split."""
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    """Shares of train, val and test patients."""
+    fold: int = 0
+    """Fold of a given `splits_final.json`."""
+
+    def __post_init__(self) -> None:
+        if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions must be three shares that add up to 1, not {self.fractions}")
+        if self.fold < 0:
+            raise ValueError(f"fold must be at least 0, not {self.fold}")
+
+
+def dataset_splits(raw: RawDataset, config: SplitConfig) -> Splits:
+    """Every case's split: the given one where the data brings it, else drawn by patient.
+
+    Cases without labels are "unlabeled" beside labelled ones; a data set that has no labels at all is drawn as if
+    it had.
+    """
+    labelled = {raw_case.case: raw_case.patient for raw_case in raw.cases if raw_case.label is not None}
+    unlabelled = {raw_case.case: raw_case.patient for raw_case in raw.cases if raw_case.label is None}
+    if not labelled:
+        return {**split_patients(unlabelled, config), "unlabeled": ()}
+    splits = dict(raw.splits) if raw.splits is not None else split_patients(labelled, config)
+    return {**splits, "unlabeled": tuple(sorted(unlabelled))}
+
+
+def split_patients(patients: Mapping[str, str], config: SplitConfig) -> Splits:
+    """Draw train, val and test so that no patient is in two of them.
+
+    The draw depends on the set of patients and the seed, not on the order in which the cases come.
+
+    Args:
+        patients: case -> patient.
+        config: seed and shares.
+
+    Returns:
+        "train", "val" and "test", each with its cases in order.
+    """
+    names = np.array(sorted(set(patients.values())))
+    shuffled = np.random.default_rng(config.seed).permutation(names)
+    train, val, _ = patient_counts(len(names), config.fractions)
+    groups = {"train": shuffled[:train], "val": shuffled[train : train + val], "test": shuffled[train + val :]}
+    return {
+        split: tuple(sorted(case for case, patient in patients.items() if patient in chosen))
+        for split, chosen in ((split, set(group.tolist())) for split, group in groups.items())
+    }
+
+
+def patient_counts(n: int, fractions: tuple[float, float, float]) -> tuple[int, int, int]:
+    """How many of n patients train, val and test get.
+
+    Train and val are rounded, test is the rest; a split with a share above 0 gets at least one patient, from the
+    largest, as long as there are enough (train goes first, then test).
+    """
+    train, val = round(fractions[0] * n), round(fractions[1] * n)
+    val = min(val, n - train)
+    counts = [train, val, n - train - val]
+    for split in (0, 2, 1):
+        largest = max(range(3), key=counts.__getitem__)
+        if fractions[split] > 0 and counts[split] == 0 and counts[largest] > 1:
+            counts[split] += 1
+            counts[largest] -= 1
+    return counts[0], counts[1], counts[2]
+
+
+def keep(splits: Mapping[str, Iterable[str]], cases: set[str]) -> Splits:
+    """The splits without the cases that are not among `cases`."""
+    return {split: tuple(case for case in members if case in cases) for split, members in splits.items()}

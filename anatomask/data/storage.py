@@ -1,0 +1,95 @@
+"""Files on any file system that pyarrow reads (local, S3, GCS), written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from anatomask.errors import UserError
+
+
+class Storage:
+    """A folder, local or remote; paths are relative to it.
+
+    Local files are memory-mapped for reading. Every write goes to a temporary name and is then renamed, so that no
+    reader ever sees half a file. Pickles as its path alone.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.fspath(root)
+        if "://" in self.root:
+            self.filesystem, self._base = pafs.FileSystem.from_uri(self.root)
+        else:
+            self.filesystem, self._base = pafs.LocalFileSystem(use_mmap=True), Path(self.root).absolute().as_posix()
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.root,)
+
+    def locate(self, path: str) -> str:
+        """The path as the file system wants it."""
+        return f"{self._base}/{path}"
+
+    def show(self, path: str) -> str:
+        """The path as the user wrote it, for messages."""
+        return f"{self.root.rstrip('/')}/{path}"
+
+    def exists(self, path: str) -> bool:
+        return self.filesystem.get_file_info(self.locate(path)).type is not pafs.FileType.NotFound
+
+    def names(self, folder: str, suffix: str) -> list[str]:
+        """Sorted names, without the suffix, of the files in a folder that end with it; empty if it is not there."""
+        found = self.filesystem.get_file_info(pafs.FileSelector(self.locate(folder), allow_not_found=True))
+        return sorted(info.base_name.removesuffix(suffix) for info in found if info.base_name.endswith(suffix))
+
+    def read(self, path: str) -> bytes:
+        with self.filesystem.open_input_stream(self.locate(path), compression=None) as stream:
+            return stream.read()
+
+    def read_json(self, path: str) -> Any:
+        """The parsed file.
+
+        Raises:
+            UserError: it is not JSON.
+        """
+        try:
+            return json.loads(self.read(path))
+        except ValueError as error:
+            raise UserError(f"{self.show(path)} is damaged ({error}); run `anatomask prepare --overwrite`") from error
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write a file atomically, with the folders that it needs.
+
+        Raises:
+            OSError: the folder cannot be written; `filename` is the path.
+        """
+        target = self.locate(path)
+        folder, name = target.rsplit("/", 1)
+        temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            self.filesystem.create_dir(folder, recursive=True)
+            with self.filesystem.open_output_stream(temporary, compression=None) as stream:
+                stream.write(data)
+            self.filesystem.move(temporary, target)
+        except BaseException as error:
+            if isinstance(error, OSError):
+                error.filename = self.show(path)
+            with suppress(OSError):
+                self.filesystem.delete_file(temporary)
+            raise
+
+    def write_json(self, path: str, value: Any) -> None:
+        self.write(path, (json.dumps(value, indent=1) + "\n").encode())
+
+    def clear(self, path: str) -> None:
+        """Delete a file or a folder, if it is there."""
+        kind = self.filesystem.get_file_info(self.locate(path)).type
+        if kind is pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.locate(path))
+        elif kind is pafs.FileType.File:
+            self.filesystem.delete_file(self.locate(path))

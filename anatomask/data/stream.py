@@ -1,0 +1,57 @@
+"""Training samples as a stream of batches by Ray Data, over the whole run and in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import ray.data
+
+from anatomask.data.samples import Draw, SampleSequence
+from anatomask.data.shards import PreparedDataset
+
+SAMPLES_PER_TASK = 32
+
+
+class SampleReader:
+    """Reads samples by number; Ray Data keeps one in each reading process, so a data set is opened once."""
+
+    def __init__(self, path: str, sequence: SampleSequence, draw: Draw) -> None:
+        self.dataset = PreparedDataset.open(path)
+        self.sequence = sequence
+        self.draw = draw
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The samples whose numbers are in column `data`, stacked column by column."""
+        drawn = [self.draw(self.dataset, self.sequence.case(k), self.sequence.rng(k)) for k in rows["data"].tolist()]
+        return {"sample": rows["data"], **{name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}}
+
+
+def stream_batches(
+    path: str,
+    sequence: SampleSequence,
+    draw: Draw,
+    samples: np.ndarray,
+    batch_size: int,
+    *,
+    read_ahead: int,
+    readers: int,
+    reader_cpus: float,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of `batch_size` samples, in the order of `samples`, read ahead by `readers` processes.
+
+    One Ray Data execution covers the whole run: its start costs seconds, so epochs must not pay for it.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    numbers = np.array_split(samples, range(SAMPLES_PER_TASK, len(samples), SAMPLES_PER_TASK))
+    rows = ray.data.from_numpy(numbers).map_batches(
+        SampleReader,
+        fn_constructor_args=(path, sequence, draw),
+        batch_size=batch_size,
+        concurrency=readers,
+        num_cpus=reader_cpus,
+        zero_copy_batch=True,
+    )
+    yield from rows.iter_batches(batch_size=batch_size, prefetch_batches=read_ahead, drop_last=True)

@@ -1,0 +1,161 @@
+"""Sliding-window inference of a finetuned network on whole scans."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel import orientations
+from torch import Tensor, nn
+
+from anatomask.data.resampling import resample_logits_to_label
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.evaluation.metrics import dice_scores
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How the windows slide."""
+
+    overlap: float = 0.5
+    """Share by which neighbouring windows overlap."""
+    mirror: bool = True
+    """Average over all mirrorings of the three axes (8 times the work)."""
+    batch: int = 2
+    """Windows per forward pass."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"overlap must lie in [0, 1), not {self.overlap}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, not {self.batch}")
+
+
+def predict_logits(
+    network: nn.Module,
+    dataset: PreparedDataset,
+    case: str,
+    patch_size: Sequence[int],
+    config: InferenceConfig,
+    device: torch.device,
+) -> Tensor:
+    """Logits (classes + 1, D, H, W) of a whole case on its prepared grid.
+
+    The network is called as an `STUNet` is, and put into eval mode for that. A scan smaller than `patch_size` voxels is
+    padded as training crops are.
+
+    Raises UserError when a logit is not finite.
+    """
+    # Importing MONAI takes seconds, which every command would pay for the settings above.
+    from monai.inferers import SlidingWindowInferer
+
+    shape = dataset.records[case].shape
+    padded = [max(extent, window) for extent, window in zip(shape, patch_size, strict=True)]
+    before = [(outer - extent) // 2 for outer, extent in zip(padded, shape, strict=True)]
+    voxels, _ = dataset.read_crop(case, [-margin for margin in before], padded, label=False)
+    volume = _normalise(torch.from_numpy(voxels).to(device), dataset.normalisation(case))
+    inferer = SlidingWindowInferer(tuple(patch_size), config.batch, config.overlap, mode="gaussian")
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = inferer(volume[None], _mirrored(network) if config.mirror else _plain(network))[0]
+    finally:
+        network.train(training)
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError(
+            f"case {case}: the network predicts values that are not finite; its weights or this scan are broken. "
+            "Try the run's other checkpoint, or look at the training loss"
+        )
+    inside = tuple(slice(margin, margin + extent) for margin, extent in zip(before, shape, strict=True))
+    return logits[:, *inside]
+
+
+def predict_case(
+    network: nn.Module,
+    dataset: PreparedDataset,
+    case: str,
+    patch_size: Sequence[int],
+    config: InferenceConfig,
+    device: torch.device,
+) -> nib.Nifti1Image:
+    """Label map (uint8) of a case on the grid and affine of its source file; see `predict_logits`."""
+    logits = predict_logits(network, dataset, case, patch_size, config, device)
+    record = dataset.records[case]
+    affine = np.asarray(record.original_affine)
+    to_ras = orientations.io_orientation(affine)
+    ras_axis = to_ras[:, 0].astype(int)  # of each axis of the source
+    ras_shape = [record.original_shape[axis] for axis in np.argsort(ras_axis)]
+    label = resample_logits_to_label(logits, ras_shape).cpu().numpy()
+    from_ras = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), to_ras)
+    return nib.Nifti1Image(orientations.apply_orientation(label, from_ras), affine)
+
+
+def validation_dice(
+    network: nn.Module,
+    dataset: PreparedDataset,
+    cases: Iterable[str],
+    patch_size: Sequence[int],
+    config: InferenceConfig,
+    device: torch.device,
+) -> dict[int, float]:
+    """Mean DSC of each class over `cases`, on the prepared grid: what a training run watches.
+
+    NaN for a class that no case holds.
+    """
+    scores: dict[int, list[float]] = {class_id: [] for class_id in dataset.class_names}
+    for case in cases:
+        logits = predict_logits(network, dataset, case, patch_size, config, device)
+        prediction = logits.argmax(0).to(torch.uint8).cpu().numpy()
+        _, truth = dataset.read_volume(case, label=True)
+        if truth is None:
+            raise UserError(f"case {case} of {dataset.path} has no label to validate against")
+        for class_id, dsc in dice_scores(prediction, truth, scores).items():
+            if not math.isnan(dsc):
+                scores[class_id].append(dsc)
+    return {class_id: float(np.mean(values)) if values else math.nan for class_id, values in scores.items()}
+
+
+def window_count(shape: Sequence[int], patch_size: Sequence[int], overlap: float) -> int:
+    """Windows that cover a volume of `shape` voxels."""
+    steps = [max(1, int(window * (1 - overlap))) for window in patch_size]
+    return math.prod(
+        math.ceil(max(extent - window, 0) / step) + 1
+        for extent, window, step in zip(shape, patch_size, steps, strict=True)
+    )
+
+
+def _normalise(voxels: Tensor, normalisation: np.ndarray) -> Tensor:
+    """Voxels (C, D, H, W) to network input, with `normalisation` (C, 4) of low, high, mean and std."""
+    columns = torch.from_numpy(normalisation).to(voxels.device)
+    low, high, mean, std = columns.T[..., None, None, None]
+    return (voxels.float().clamp(low, high) - mean) / std
+
+
+def _plain(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Windows (B, C, d, h, w) to the network's logits (B, classes + 1, d, h, w) at full resolution."""
+
+    def predict(windows: Tensor) -> Tensor:
+        return network(windows, deep_supervision=False)[0]
+
+    return predict
+
+
+def _mirrored(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Logits averaged over the 8 mirrorings of a window, as nnU-Net does."""
+    predict = _plain(network)
+    mirrorings = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
+
+    def mean_prediction(windows: Tensor) -> Tensor:
+        total = predict(windows)
+        for axes in mirrorings[1:]:
+            total = total + predict(windows.flip(axes)).flip(axes)
+        return total / len(mirrorings)
+
+    return mean_prediction

@@ -1,0 +1,64 @@
+"""A finetuned network as its weights describe it, and the check that a data set is what it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anatomask.data.fingerprint import Fingerprint
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.nn.stunet import STUNet
+from anatomask.weights import Weights, load_matching, network_of, read_weights
+
+
+def build_network(weights: Weights) -> STUNet:
+    """The segmentation network that the weights describe.
+
+    Raises UserError naming the tensors that do not fit.
+    """
+    network = STUNet(network_of(weights.header), weights.header["architecture"]["classes"])
+    load_matching(network, weights.tensors)
+    return network
+
+
+def read_network(folder: Path) -> Weights:
+    """The weights of a finetuned network. Raises UserError when the folder holds none, or another kind."""
+    weights = read_weights(folder)
+    kind = weights.header.get("kind")
+    if kind != "segmentation":
+        raise UserError(f"{folder} holds {kind} weights, not a segmentation network; run `anatomask finetune` first")
+    network_of(weights.header)
+    return weights
+
+
+def match_dataset(header: Mapping[str, Any], dataset: PreparedDataset, source: str) -> PreparedDataset:
+    """The data set, normalised as the network's training data were.
+
+    Raises UserError when channels, spacing, classes or normalisation schemes are not those of the weights `source`.
+    """
+    fingerprint = Fingerprint.from_dict(header["fingerprint"])
+    class_names = {int(class_id): name for class_id, name in header["class_names"].items()}
+    pairs = (
+        ("channels", header["architecture"]["in_channels"], len(dataset.channel_names)),
+        ("classes", class_names, dataset.class_names),
+        ("normalisation", [channel.scheme for channel in fingerprint.channels], list(dataset.info.schemes)),
+    )
+    for name, wanted, given in pairs:
+        if wanted != given:
+            raise UserError(_mismatch(name, source, wanted, dataset.path, given))
+    if not np.allclose(header["spacing"], dataset.spacing, rtol=1e-3):
+        raise UserError(
+            _mismatch("spacing", source, f"{header['spacing']} mm", dataset.path, f"{list(dataset.spacing)} mm")
+        )
+    return PreparedDataset(dataset.path, dataset.info, dataset.records, dataset.splits, fingerprint)
+
+
+def _mismatch(name: str, source: str, wanted: Any, data: str, given: Any) -> str:
+    return (
+        f"{name}: {source} was trained with {wanted}, {data} has {given}; "
+        "prepare the data as the network's own were, or name another run or data set"
+    )

@@ -1,0 +1,127 @@
+"""Scores on disk: `cases.csv`, a row per case and class, and `summary.json`, mean and SD over cases.
+
+DSC and NSD are fractions in both files. A class that is absent from a case's ground truth has an empty cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from anatomask.errors import UserError
+
+PREDICTIONS = "predictions"
+CASES_FILE = "cases.csv"
+SUMMARY_FILE = "summary.json"
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One class of one case."""
+
+    run: str
+    dataset: str
+    case: str
+    class_id: int
+    class_name: str
+    dsc: float
+    nsd: float
+    voxels: int
+    """Voxels of the ground truth; 0 where the class is absent and both scores are NaN."""
+
+
+def to_csv(scores: Iterable[CaseScore]) -> str:
+    """The text of `cases.csv`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in fields(CaseScore)])
+    for score in scores:
+        writer.writerow(_cell(getattr(score, field.name)) for field in fields(CaseScore))
+    return text.getvalue()
+
+
+def from_csv(text: str, source: str) -> list[CaseScore]:
+    """Read what `to_csv` wrote; `source` names the file in messages.
+
+    Raises UserError when a column is missing or a value does not parse.
+    """
+    try:
+        return [
+            CaseScore(
+                run=row["run"],
+                dataset=row["dataset"],
+                case=row["case"],
+                class_id=int(row["class_id"]),
+                class_name=row["class_name"],
+                dsc=float(row["dsc"] or "nan"),
+                nsd=float(row["nsd"] or "nan"),
+                voxels=int(row["voxels"]),
+            )
+            for row in csv.DictReader(io.StringIO(text))
+        ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{source} is not a table of scores ({error}); evaluate the run again") from error
+
+
+def case_means(scores: Iterable[CaseScore], metric: str) -> dict[str, float]:
+    """Each case's score: the mean of `metric` ("dsc" or "nsd") over the classes present in its ground truth."""
+    values: dict[str, list[float]] = {}
+    for score in scores:
+        value = float(getattr(score, metric))
+        if not math.isnan(value):
+            values.setdefault(score.case, []).append(value)
+    return {case: float(np.mean(of_case)) for case, of_case in values.items()}
+
+
+def mean_sd(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation (n - 1); None where there are too few values."""
+    return {
+        "mean": float(np.mean(values)) if values else None,
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+    }
+
+
+def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
+    """The figures of `summary.json`: cases, `dsc` and `nsd` as mean and SD over cases, and the same per class."""
+    classes = {score.class_name: None for score in sorted(scores, key=lambda score: score.class_id)}
+    per_class = {name: _present(score for score in scores if score.class_name == name) for name in classes}
+    return {
+        "cases": len(case_means(scores, "dsc")),
+        "dsc": mean_sd(list(case_means(scores, "dsc").values())),
+        "nsd": mean_sd(list(case_means(scores, "nsd").values())),
+        "classes": {
+            name: {
+                "dsc": mean_sd([score.dsc for score in present]),
+                "nsd": mean_sd([score.nsd for score in present]),
+                "cases": len(present),
+            }
+            for name, present in per_class.items()
+        },
+    }
+
+
+def check_summary(summary: Any, source: str) -> Mapping[str, Any]:
+    """The parsed `summary.json`, once it has what a report needs.
+
+    Raises UserError naming `source` and the field that is missing.
+    """
+    for name in ("run", "method", "initialisation", "dataset", "cases", "dsc", "nsd"):
+        if not isinstance(summary, Mapping) or name not in summary:
+            raise UserError(f"{source} has no field {name!r}; evaluate the run again")
+    return summary
+
+
+def _present(scores: Iterable[CaseScore]) -> list[CaseScore]:
+    return [score for score in scores if score.voxels]
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6f}"
+    return value

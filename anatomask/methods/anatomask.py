@@ -1,0 +1,182 @@
+"""AnatoMask (Li et al., ECCV 2024): the teacher shows what is hard to reconstruct, the student learns that."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from anatomask import masking
+from anatomask.methods.base import Picture, PretrainBatch, StepResult
+from anatomask.nn.masked_autoencoder import MaskedAutoencoder, MaskedReconstruction, patch_statistics
+from anatomask.nn.sparse import PATCH, expand_active
+from anatomask.nn.stunet import STUNetConfig
+
+
+@dataclass(frozen=True)
+class AnatoMaskConfig:
+    """Settings of AnatoMask. The recipe `spark` is masking `random`, which needs no teacher."""
+
+    mask_ratio: float = 0.6
+    """γ, the share of patches that is hidden."""
+    masking: Literal["anatomask", "random"] = "anatomask"
+    """anatomask: hide what the teacher reconstructs worst; random: SparK."""
+    r0: float = 0.0
+    """Share of the hidden patches that are hard ones when training begins."""
+    rT: float = 0.5
+    """The same share when training ends (r0 > rT: hard to easy, Table 2)."""
+    significance: Literal["highest", "lowest"] = "highest"
+    """Whether the patches of highest or of lowest teacher loss count as hard (Table 2)."""
+    guidance: Literal["normalised", "raw"] = "normalised"
+    """Target of the teacher's loss: patch-normalised voxels, or raw ones as in the published code."""
+    count: Literal["text", "algorithm1"] = "text"
+    """Number of hard patches: floor(r γ n) as in the text and code, or ceil(r n) as in Algorithm 1."""
+    teacher: Literal["ema", "frozen"] = "ema"
+    """ema: follows the student; frozen: stays as initialised (Table 2, no self-distillation)."""
+    decoder: Literal["hierarchical", "simple"] = "hierarchical"
+    """Reconstruction decoder (Table 1)."""
+    decoder_width: int | None = None
+    """Width of the decoder's deepest level; none: that of the encoder's fifth stage (16 x base)."""
+    ema_decay: float = 0.999
+    """EMA decay of the teacher at the first step."""
+    ema_decay_final: float = 0.9999
+    """EMA decay that is reached after the first quarter of training and kept."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie between 0 and 1 (exclusive), not {self.mask_ratio}")
+        for name in ("r0", "rT"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        for name in ("ema_decay", "ema_decay_final"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
+        if self.decoder_width is not None and (self.decoder_width < 16 or self.decoder_width % 16):
+            raise ValueError(f"decoder_width must be a multiple of 16, not {self.decoder_width}")
+
+
+def ema_decay(progress: float, config: AnatoMaskConfig) -> float:
+    """EMA decay at `progress` = t/T: linear over the first quarter of training, then constant."""
+    ramp = min(max(4 * progress, 0.0), 1.0)
+    return config.ema_decay + ramp * (config.ema_decay_final - config.ema_decay)
+
+
+class AnatoMask(nn.Module):
+    """Student and teacher. With masking `random` it is SparK, which has no teacher."""
+
+    def __init__(self, config: AnatoMaskConfig, network: STUNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network
+        self.student = self._build()
+        self.teacher: MaskedAutoencoder | None = None
+        if config.masking == "anatomask":
+            self.teacher = self._build() if config.teacher == "frozen" else copy.deepcopy(self.student)
+            self.teacher.requires_grad_(False).eval()
+
+    def _build(self) -> MaskedAutoencoder:
+        return MaskedAutoencoder(self.network, self.config.decoder, self.config.decoder_width)
+
+    def set_sparse_backend(self, name: str) -> None:
+        """Choose how both sparse encoders compute; ValueError if unknown."""
+        for model in (self.student, self.teacher):
+            if model is not None:
+                model.set_sparse_backend(name)
+
+    def train(self, mode: bool = True) -> AnatoMask:
+        """Set the student's mode; the teacher stays in eval mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(self, batch: PretrainBatch, progress: float) -> StepResult:
+        """`training_step`, under the name that distributed wrappers call."""
+        return self.training_step(batch, progress)
+
+    def training_step(self, batch: PretrainBatch, progress: float) -> StepResult:
+        """One step of Algorithm 1 at `progress` = t/T.
+
+        Scalars: r_t and hard_share (the share of masked patches that are hard ones); teacher_loss when the teacher
+        was asked, which it is not while no patch is hard; ema_decay when the teacher follows.
+        """
+        config, noise = self.config, batch.noise
+        ratio = masking.hard_ratio(progress, config.r0, config.rT) if self.teacher is not None else 0.0
+        scalars: dict[str, float | Tensor] = {"r_t": ratio, "hard_share": 0.0}
+        if self.teacher is not None and masking.num_hard(noise.shape[2], config.mask_ratio, ratio, config.count):
+            first = masking.random_mask(noise[:, 0], config.mask_ratio)
+            with torch.no_grad():
+                guess = self._reconstruct(self.teacher, batch.volume, first)
+                hidden, hard = self._self_mask(self._guidance(guess), first, noise[:, 1], ratio)
+                scalars["teacher_loss"] = guess.loss
+                scalars["hard_share"] = hard.sum() / hidden.sum()
+        else:
+            hidden = masking.random_mask(noise[:, 1], config.mask_ratio)
+        if self.teacher is not None and config.teacher == "ema":
+            scalars["ema_decay"] = ema_decay(progress, config)
+        loss = self._reconstruct(self.student, batch.volume, hidden).loss
+        return StepResult(loss, {name: _on_device(value, loss) for name, value in scalars.items()})
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Let the teacher follow the student (parameters and buffers), after each update of the optimiser."""
+        if self.teacher is None or self.config.teacher == "frozen":
+            return
+        weight = 1 - ema_decay(progress, self.config)
+        pairs = list(zip(_tensors(self.teacher), _tensors(self.student), strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([teacher for teacher, _ in floating], [student for _, student in floating], weight)
+        for teacher, student in pairs:
+            if not teacher.is_floating_point():  # BatchNorm's counter
+                teacher.copy_(student)
+
+    @torch.no_grad()
+    def picture(self, volume: Tensor, noise: Tensor) -> Picture:
+        """Fig. 1 for `volume` (1, C, D, H, W), normalised, and `noise` (3, n): two random masks and one filling.
+
+        The teacher answers; where there is none, the student in eval mode.
+        """
+        model = self.student if self.teacher is None else self.teacher
+        was_training = model.training
+        model.eval()
+        hidden = masking.random_mask(noise[:2], self.config.mask_ratio)
+        guess = self._reconstruct(model, volume.expand(2, *volume.shape[1:]), hidden)
+        model.train(was_training)
+
+        times = hidden.sum(0, keepdim=True)
+        patch_loss = self._guidance(guess).sum(0, keepdim=True) / times
+        self_mask, _ = self._self_mask(patch_loss, times > 0, noise[2:3], self.config.rT)
+        grid = guess.active.shape[1:]
+        mean, deviation = patch_statistics(volume)
+        visible = expand_active(guess.active[:1], PATCH)
+        reconstruction = torch.where(visible, volume, guess.reconstruction[:1].float() * deviation + mean)
+        return Picture(
+            volume=volume[0],
+            random_mask=hidden[0].view(grid),
+            reconstruction=reconstruction[0],
+            patch_loss=patch_loss[0].view(grid),
+            self_mask=self_mask[0].view(grid),
+        )
+
+    def _reconstruct(self, model: MaskedAutoencoder, volume: Tensor, hidden: Tensor) -> MaskedReconstruction:
+        grid = [side // PATCH for side in volume.shape[2:]]
+        return model(volume, ~hidden.view(len(hidden), *grid))
+
+    def _guidance(self, guess: MaskedReconstruction) -> Tensor:
+        return guess.patch_loss if self.config.guidance == "normalised" else guess.patch_loss_raw
+
+    def _self_mask(self, patch_loss: Tensor, hidden: Tensor, noise: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+        config = self.config
+        return masking.self_mask(patch_loss, hidden, noise, ratio, config.mask_ratio, config.significance, config.count)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _on_device(value: float | Tensor, like: Tensor) -> Tensor:
+    """A detached scalar beside `like`; a float is filled in there, not copied."""
+    return value.detach() if isinstance(value, Tensor) else torch.full((), value, device=like.device)

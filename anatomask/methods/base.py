@@ -1,0 +1,43 @@
+"""What a pretraining method is to the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """Samples on the device."""
+
+    volume: Tensor
+    """(B, C, D, H, W) float, normalised."""
+    noise: Tensor
+    """(B, 2, n) uniform numbers, drawn with each sample: one row per mask of n patches."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step answers."""
+
+    loss: Tensor
+    """The scalar to be minimised."""
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    """Detached scalars on the device, for the logs."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Fig. 1 of the paper for one volume: voxels (C, D, H, W), patches (D/16, H/16, W/16)."""
+
+    volume: Tensor
+    """The input."""
+    random_mask: Tensor
+    """bool, True = hidden."""
+    reconstruction: Tensor
+    """Under that mask, in the input's intensities; visible patches are the input's own."""
+    patch_loss: Tensor
+    """Mean over the two random masks in which a patch was hidden; NaN where it never was."""
+    self_mask: Tensor
+    """bool, True = hidden: the mask that this loss leads to."""

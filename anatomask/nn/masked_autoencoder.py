@@ -1,0 +1,147 @@
+"""The masked autoencoder: sparse STU-Net encoder, densify, light decoder, loss on hidden patches.
+
+The architecture of SparK (Tian et al., ICLR 2023) in 3D, as AnatoMask's published code uses it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from anatomask.nn.decoders import DECODERS, DecoderName
+from anatomask.nn.sparse import BACKENDS, PATCH, NormScope, check_active, expand_active, masked_instance_norm
+from anatomask.nn.stunet import ENCODER_STRIDES, STUNetConfig, STUNetEncoder
+
+_TARGET_EPS = 1e-6
+_VOXELS = (3, 5, 7)
+"""The dimensions inside a patch of what `_split` returns."""
+
+
+def _split(volume: Tensor) -> Tensor:
+    """(B, C, D, H, W) seen as patches: (B, C, d, 16, h, 16, w, 16)."""
+    batch, channels, *sides = volume.shape
+    d, h, w = (side // PATCH for side in sides)
+    return volume.reshape(batch, channels, d, PATCH, h, PATCH, w, PATCH)
+
+
+def patch_statistics(volume: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (of the unbiased variance + 1e-6) of each patch and channel.
+
+    Args:
+        volume: (B, C, D, H, W).
+
+    Returns:
+        Two tensors (B, C, D, H, W) in which each patch is constant: `(volume - mean) / deviation` is the target.
+    """
+    patches = _split(volume)
+    variance, mean = torch.var_mean(patches, _VOXELS, keepdim=True)
+    deviation = (variance + _TARGET_EPS).sqrt()
+    return (mean.expand_as(patches).reshape_as(volume), deviation.expand_as(patches).reshape_as(volume))
+
+
+def normalise_patches(volume: Tensor) -> Tensor:
+    """The reconstruction target: each patch of (B, C, D, H, W) to mean 0 and variance 1, channel by channel."""
+    patches = _split(volume)
+    variance, mean = torch.var_mean(patches, _VOXELS, keepdim=True)
+    return ((patches - mean) * (variance + _TARGET_EPS).rsqrt()).reshape_as(volume)
+
+
+@dataclass(frozen=True)
+class MaskedReconstruction:
+    """What the autoencoder answers. Losses are computed when they are asked for."""
+
+    volume: Tensor
+    """The input (B, C, D, H, W)."""
+    active: Tensor
+    """Its visible patches (B, d, h, w)."""
+    reconstruction: Tensor
+    """(B, C, D, H, W), in patch-normalised space."""
+
+    @cached_property
+    def patch_loss(self) -> Tensor:
+        """Mean squared error of each patch against its normalised voxels (B, d*h*w), 0 where visible."""
+        return self._loss_against(normalise_patches(self.volume.float()))
+
+    @cached_property
+    def patch_loss_raw(self) -> Tensor:
+        """The same against the voxels as they are, the published code's guidance (B, d*h*w), 0 where visible."""
+        return self._loss_against(self.volume.float())
+
+    @cached_property
+    def loss(self) -> Tensor:
+        """Mean squared error over all hidden patches of the batch, a scalar; 0 where nothing is hidden."""
+        return self.patch_loss.sum() / (~self.active).sum().clamp_min(1)
+
+    def _loss_against(self, target: Tensor) -> Tensor:
+        error = (self.reconstruction.float() - target).square()
+        per_patch = _split(error).mean((1, *_VOXELS))
+        return (per_patch * ~self.active).flatten(1)
+
+
+class Densify(nn.Module):
+    """Fills the hidden positions of one scale with a learned token and brings it to the decoder's width."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm3d(in_channels, eps=1e-6, affine=True)
+        self.token = nn.Parameter(torch.empty(1, in_channels, 1, 1, 1))
+        nn.init.trunc_normal_(self.token, std=0.02, a=-0.02, b=0.02)
+        self.projection: nn.Module = nn.Identity()
+        if kernel > 1 or in_channels != channels:
+            self.projection = nn.Conv3d(in_channels, channels, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor, active: Tensor, scope: NormScope) -> Tensor:
+        """(B, in_channels, D, H, W) and the patch grid (B, d, h, w) to (B, channels, D, H, W)."""
+        mask = expand_active(active, x.shape[2] // active.shape[1])
+        normalised = masked_instance_norm(x, mask, self.norm, scope)
+        return self.projection(torch.where(mask, normalised, self.token))
+
+
+class MaskedAutoencoder(nn.Module):
+    """Reconstructs hidden patches from visible ones."""
+
+    def __init__(
+        self,
+        network: STUNetConfig,
+        decoder: DecoderName = "hierarchical",
+        decoder_width: int | None = None,
+        norm_scope: NormScope = "sample",
+    ) -> None:
+        """`decoder_width` is that of the decoder's deepest level; none: that of the encoder's fifth stage."""
+        super().__init__()
+        if decoder not in DECODERS:
+            raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, not {decoder}")
+        self.network = network
+        self.norm_scope = norm_scope
+        self.sparse_backend = "dense"
+        self.encoder = STUNetEncoder(network, stages=len(ENCODER_STRIDES))
+        self.decoder = DECODERS[decoder](decoder_width or self.encoder.widths[-1], network.in_channels)
+        scales = zip(reversed(self.encoder.widths), self.decoder.widths, strict=False)
+        self.densify = nn.ModuleList(
+            Densify(width, channels, kernel=3 if scale else 1) for scale, (width, channels) in enumerate(scales)
+        )
+
+    def set_sparse_backend(self, name: str) -> None:
+        """Choose how the sparse encoder computes; weights and results stay the same. ValueError if unknown."""
+        if name not in BACKENDS:
+            raise ValueError(f"sparse backend must be one of {', '.join(BACKENDS)}, not {name}")
+        self.sparse_backend = name
+
+    def encode(self, volume: Tensor, active: Tensor) -> list[Tensor]:
+        """Five maps of strides 1, 2, 4, 8, 16, zero outside the active patches.
+
+        Args:
+            volume: (B, C, D, H, W) float, normalised; sides are multiples of 16.
+            active: (B, D/16, H/16, W/16) bool, True = visible.
+        """
+        check_active(volume, active)
+        return BACKENDS[self.sparse_backend](self.encoder, volume, active, self.norm_scope)
+
+    def forward(self, volume: Tensor, active: Tensor) -> MaskedReconstruction:
+        """Reconstruct `volume` (B, C, D, H, W) from its `active` patches (B, D/16, H/16, W/16)."""
+        deepest_first = reversed(self.encode(volume, active))
+        filled = [densify(x, active, self.norm_scope) for densify, x in zip(self.densify, deepest_first, strict=False)]
+        return MaskedReconstruction(volume, active, self.decoder(filled))

@@ -1,0 +1,89 @@
+"""Sparse (submanifold) encoding: hidden patches are neither read nor counted.
+
+A backend is a function of an encoder, a volume and its active patches. All give the same five maps from the same
+weights; they differ in what they compute. The mask is an argument throughout, so models share nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anatomask.nn.stunet import ENCODER_STRIDES, NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
+
+PATCH = 16
+"""Edge of a patch in voxels: the unit in which a volume is hidden."""
+
+NormScope = Literal["sample", "batch"]
+"""Whether InstanceNorm's statistics are each sample's own, or pooled over the batch as in the published code."""
+
+SparseEncode = Callable[[STUNetEncoder, Tensor, Tensor, NormScope], list[Tensor]]
+"""A backend: (encoder, volume (B, C, D, H, W), active (B, d, h, w), scope) to one map per stage, zero where hidden."""
+
+
+def check_active(volume: Tensor, active: Tensor) -> None:
+    """Raise ValueError unless `active` (B, d, h, w) is the boolean patch grid of `volume` (B, C, D, H, W)."""
+    grid = tuple(size // PATCH for size in volume.shape[2:])
+    if volume.dim() != 5 or any(size % PATCH for size in volume.shape[2:]):
+        raise ValueError(f"volume must be (B, C, D, H, W) with sides that are multiples of 16: {tuple(volume.shape)}")
+    if active.dtype != torch.bool or tuple(active.shape) != (volume.shape[0], *grid):
+        raise ValueError(
+            f"active must be bool of shape {(volume.shape[0], *grid)}, not {active.dtype} of {tuple(active.shape)}"
+        )
+
+
+def expand_active(active: Tensor, factor: int) -> Tensor:
+    """The patch grid (B, d, h, w) at `factor` times its resolution: bool (B, 1, d*factor, h*factor, w*factor)."""
+    batch, *grid = active.shape
+    d, h, w = grid
+    blocks = active[:, :, None, :, None, :, None].expand(batch, d, factor, h, factor, w, factor)
+    return blocks.reshape(batch, 1, d * factor, h * factor, w * factor)
+
+
+def masked_instance_norm(x: Tensor, mask: Tensor, norm: nn.InstanceNorm3d, scope: NormScope) -> Tensor:
+    """InstanceNorm whose mean and (biased) variance are those of the active positions; the rest is left undefined.
+
+    Args:
+        x: (B, C, D, H, W); whatever it holds at hidden positions is not used.
+        mask: (B, 1, D, H, W), 1 where active, else 0.
+        norm: affine parameters and eps.
+        scope: statistics per sample, or over the whole batch.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # statistics in half precision would be useless
+    mask = mask.to(x.dtype)
+    dims = (2, 3, 4) if scope == "sample" else (0, 2, 3, 4)
+    count = mask.sum(dims, keepdim=True).clamp_min(1)
+    mean = (x * mask).sum(dims, keepdim=True) / count
+    centred = (x - mean) * mask
+    variance = centred.square().sum(dims, keepdim=True) / count
+    scale = norm.weight.view(1, -1, 1, 1, 1) * torch.rsqrt(variance + norm.eps)
+    return torch.addcmul(norm.bias.view(1, -1, 1, 1, 1), centred, scale)
+
+
+def _dense_block(block: ResidualBlock, x: Tensor, mask: Tensor, scope: NormScope) -> Tensor:
+    """A residual block whose activations are zero where hidden, so the next convolution reads nothing there."""
+    hidden = masked_instance_norm(block.conv1(x), mask, block.norm1, scope)
+    hidden = functional.leaky_relu(hidden, NEGATIVE_SLOPE) * mask
+    skip = x if block.shortcut is None else block.shortcut(x)
+    output = masked_instance_norm(block.conv2(hidden), mask, block.norm2, scope) + skip
+    return functional.leaky_relu(output, NEGATIVE_SLOPE) * mask
+
+
+def encode_dense(encoder: STUNetEncoder, volume: Tensor, active: Tensor, scope: NormScope) -> list[Tensor]:
+    """The reference backend: ordinary convolutions, their results masked."""
+    x = volume.masked_fill(~expand_active(active, PATCH), 0)  # a product would let hidden NaNs through
+    maps: list[Tensor] = []
+    for stage, stride in zip(encoder.stages, ENCODER_STRIDES, strict=True):
+        mask = expand_active(active, PATCH // stride).to(volume.dtype)
+        for block in stage:  # type: ignore[attr-defined]
+            x = _dense_block(block, x, mask, scope)
+        maps.append(x)
+    return maps
+
+
+BACKENDS: dict[str, SparseEncode] = {"dense": encode_dense}
+"""Sparse backends by name. A new one is a function of its own file and a line here."""

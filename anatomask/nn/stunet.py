@@ -1,0 +1,129 @@
+"""STU-Net: the residual U-Net whose encoder AnatoMask pretrains (Huang et al., arXiv 2304.06716)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+STAGE_STRIDES = (1, 2, 2, 2, 2, 1)
+"""Stride of each stage relative to the one before."""
+ENCODER_STRIDES = (1, 2, 4, 8, 16)
+"""Stride of stages 1 to 5, those that are pretrained, relative to the input."""
+NEGATIVE_SLOPE = 0.01
+"""Slope of the leaky ReLU below zero."""
+
+
+@dataclass(frozen=True)
+class STUNetConfig:
+    """Size of an STU-Net. S, B, L, H of the paper are (base, depth) = (16, 1), (32, 1), (64, 2), (96, 3)."""
+
+    in_channels: int = 1
+    """Image channels: 1 for CT, 2 for PET/CT."""
+    base: int = 32
+    """Width of the first stage; stages are base x (1, 2, 4, 8, 16, 16) wide."""
+    depth: int = 1
+    """Residual blocks per stage."""
+    widths: tuple[int, int, int, int, int, int] | None = None
+    """Widths of the six stages, where they are not those that follow from base."""
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "base", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.widths is not None and (len(self.widths) != len(STAGE_STRIDES) or min(self.widths) < 1):
+            raise ValueError(f"widths must be six positive numbers, not {self.widths}")
+
+    @property
+    def stage_widths(self) -> tuple[int, ...]:
+        """Widths of the six stages."""
+        return self.widths or tuple(self.base * factor for factor in (1, 2, 4, 8, 16, 16))
+
+
+class ResidualBlock(nn.Module):
+    """conv3 – InstanceNorm – leaky ReLU – conv3 – InstanceNorm, plus the shortcut, then leaky ReLU."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, projection: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(in_channels, channels, 3, stride=stride, padding=1)
+        self.norm1 = nn.InstanceNorm3d(channels, affine=True)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.norm2 = nn.InstanceNorm3d(channels, affine=True)
+        self.shortcut = nn.Conv3d(in_channels, channels, 1, stride=stride) if projection else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, D, H, W) to (B, channels, D/stride, H/stride, W/stride)."""
+        hidden = functional.leaky_relu(self.norm1(self.conv1(x)), NEGATIVE_SLOPE, inplace=True)
+        skip = x if self.shortcut is None else self.shortcut(x)
+        return functional.leaky_relu(self.norm2(self.conv2(hidden)) + skip, NEGATIVE_SLOPE, inplace=True)
+
+
+def _stage(in_channels: int, channels: int, depth: int, stride: int = 1) -> nn.Sequential:
+    """`depth` residual blocks, the first of which changes width and resolution."""
+    first = ResidualBlock(in_channels, channels, stride, projection=True)
+    return nn.Sequential(first, *(ResidualBlock(channels, channels) for _ in range(depth - 1)))
+
+
+class STUNetEncoder(nn.Module):
+    """The contracting path: `stages` = 6 for segmentation, 5 (strides 1, 2, 4, 8, 16) for pretraining."""
+
+    def __init__(self, config: STUNetConfig, stages: int = len(STAGE_STRIDES)) -> None:
+        super().__init__()
+        if not 1 <= stages <= len(STAGE_STRIDES):
+            raise ValueError(f"stages must be 1 to {len(STAGE_STRIDES)}, not {stages}")
+        self.widths = config.stage_widths[:stages]
+        inputs = (config.in_channels, *self.widths)
+        self.stages = nn.ModuleList(
+            _stage(in_channels, channels, config.depth, stride)
+            for in_channels, channels, stride in zip(inputs, self.widths, STAGE_STRIDES, strict=False)
+        )
+
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        """(B, C, D, H, W) to one map per stage, highest resolution first. Sides are multiples of 16."""
+        maps: list[Tensor] = []
+        x = volume
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class STUNet(nn.Module):
+    """The segmentation network. Its `encoder` has the names of the pretrained one, so stages 1 to 5 match by name."""
+
+    def __init__(self, config: STUNetConfig, classes: int) -> None:
+        """`classes` counts the structures; the background is one output more."""
+        super().__init__()
+        if classes < 1:
+            raise ValueError(f"classes must be at least 1, not {classes}")
+        self.config = config
+        self.classes = classes
+        self.encoder = STUNetEncoder(config)
+        widths = self.encoder.widths
+        levels = list(reversed(range(len(widths) - 1)))
+        self.upsample = nn.ModuleList(nn.Conv3d(widths[level + 1], widths[level], 1) for level in levels)
+        self.decoder = nn.ModuleList(_stage(2 * widths[level], widths[level], config.depth) for level in levels)
+        self.heads = nn.ModuleList(nn.Conv3d(widths[level], classes + 1, 1) for level in levels)
+
+    def forward(self, volume: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        """Logits, highest resolution first.
+
+        Args:
+            volume: (B, C, D, H, W), normalised; sides are multiples of 16.
+            deep_supervision: whether every level answers (strides 1, 2, 4, 8, 16), or only the first.
+
+        Returns:
+            Maps (B, classes + 1, D/s, H/s, W/s); channel 0 is the background.
+        """
+        *skips, x = self.encoder(volume)
+        logits: list[Tensor] = []
+        for index, (convolution, stage, head) in enumerate(zip(self.upsample, self.decoder, self.heads, strict=True)):
+            skip = skips[-1 - index]
+            # A 1x1 convolution and nearest-neighbour upsampling commute: convolving first is 8 times cheaper.
+            x = functional.interpolate(convolution(x), size=skip.shape[2:], mode="nearest")
+            x = stage(torch.cat((x, skip), dim=1))
+            if deep_supervision or index == len(self.heads) - 1:
+                logits.insert(0, head(x))
+        return logits

@@ -1,0 +1,143 @@
+"""Recipes: functions that return a whole configuration, every stage of it.
+
+Fields that only the user knows (folders) are left `MISSING`: the command line asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from tyro import MISSING
+
+from anatomask.config import EvaluateConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ReportConfig
+from anatomask.data.phantom import PhantomConfig
+from anatomask.data.preprocess import PreprocessConfig
+from anatomask.data.samples import LoaderConfig
+from anatomask.evaluation.inference import InferenceConfig
+from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.nn.stunet import STUNetConfig
+from anatomask.training.loop import TrainingConfig
+from anatomask.training.optimiser import OptimiserConfig
+
+Recipe = Mapping[str, Any]
+
+
+def paper_b() -> Recipe:
+    """STU-Net-B as published: 1000 epochs at 112x112x128 and 1.5 mm, batch 4, then 1000 epochs of 250 steps, batch 2."""
+    network = STUNetConfig(base=32, depth=1)
+    return {
+        "phantom": PhantomConfig(out=MISSING),
+        "prepare": PrepareConfig(source=MISSING, out=MISSING, preprocess=PreprocessConfig(spacing=(1.5, 1.5, 1.5))),
+        "pretrain": PretrainConfig(data=MISSING, network=network),
+        "finetune": FinetuneConfig(
+            data=MISSING,
+            network=network,
+            optimiser=OptimiserConfig(eps=1e-4, warmup_epochs=0),
+            training=TrainingConfig(
+                epochs=1000, steps_per_epoch=250, batch_size=2, precision="bf16", checkpoint_every=250
+            ),
+        ),
+        "evaluate": EvaluateConfig(run=MISSING),
+        "report": ReportConfig(runs=MISSING),
+    }
+
+
+def paper_l() -> Recipe:
+    """STU-Net-L; all else as `paper-b`."""
+    return _with_network(paper_b(), STUNetConfig(base=64, depth=2))
+
+
+def paper_h() -> Recipe:
+    """STU-Net-H: lr 2e-5, weight decay 3e-5, 10 epochs of warm-up in pretraining; all else as `paper-b`."""
+    recipe = _with_network(paper_b(), STUNetConfig(base=96, depth=3))
+    optimiser = OptimiserConfig(lr=2e-5, weight_decay=3e-5, warmup_epochs=10)
+    return {**recipe, "pretrain": replace(recipe["pretrain"], optimiser=optimiser)}
+
+
+def spark() -> Recipe:
+    """The SparK baseline of the paper at size B: random masks, no teacher, lr 2e-4."""
+    recipe = paper_b()
+    return {
+        **recipe,
+        "pretrain": replace(
+            recipe["pretrain"], method=AnatoMaskConfig(masking="random"), optimiser=OptimiserConfig(lr=2e-4)
+        ),
+    }
+
+
+def tiny() -> Recipe:
+    """Minutes on two CPU cores: the smallest network that still finds organs in phantoms. For demos and tests."""
+    network = STUNetConfig(base=8, depth=1)
+    loader = LoaderConfig(patch_size=(48, 48, 48))
+    return {
+        "phantom": PhantomConfig(out=MISSING),
+        "prepare": PrepareConfig(
+            source=MISSING, out=MISSING, preprocess=PreprocessConfig(spacing=(4.0, 4.0, 4.0), brick=32)
+        ),
+        "pretrain": PretrainConfig(
+            data=MISSING,
+            network=network,
+            method=AnatoMaskConfig(decoder_width=64, ema_decay=0.9, ema_decay_final=0.99),
+            loader=loader,
+            optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=1),
+            training=TrainingConfig(epochs=10, steps_per_epoch=10, batch_size=2, checkpoint_every=50, validate_every=5),
+        ),
+        "finetune": FinetuneConfig(
+            data=MISSING,
+            network=network,
+            loader=loader,
+            optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=0),
+            training=TrainingConfig(epochs=10, steps_per_epoch=20, batch_size=2, checkpoint_every=50, validate_every=5),
+        ),
+        "evaluate": EvaluateConfig(run=MISSING, inference=InferenceConfig(mirror=False)),
+        "report": ReportConfig(runs=MISSING),
+    }
+
+
+def small() -> Recipe:
+    """Half an hour per training on two CPU cores, for real scans of low resolution (head and neck at 4x4x3 mm)."""
+    network = STUNetConfig(base=8, depth=1)
+    loader = LoaderConfig(patch_size=(64, 64, 64))
+    return {
+        "phantom": PhantomConfig(out=MISSING),
+        "prepare": PrepareConfig(source=MISSING, out=MISSING, preprocess=PreprocessConfig(spacing=(4.0, 4.0, 3.0))),
+        "pretrain": PretrainConfig(
+            data=MISSING,
+            network=network,
+            method=AnatoMaskConfig(decoder_width=64, ema_decay=0.95, ema_decay_final=0.99),
+            loader=loader,
+            optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=1),
+            training=TrainingConfig(epochs=14, batch_size=2, checkpoint_every=100, validate_every=2),
+        ),
+        "finetune": FinetuneConfig(
+            data=MISSING,
+            network=network,
+            loader=loader,
+            optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=0),
+            training=TrainingConfig(
+                epochs=28, steps_per_epoch=50, batch_size=2, checkpoint_every=100, validate_every=7
+            ),
+        ),
+        "evaluate": EvaluateConfig(run=MISSING),
+        "report": ReportConfig(runs=MISSING),
+    }
+
+
+def _with_network(recipe: Recipe, network: STUNetConfig) -> Recipe:
+    return {
+        **recipe,
+        "pretrain": replace(recipe["pretrain"], network=network),
+        "finetune": replace(recipe["finetune"], network=network),
+    }
+
+
+RECIPES: Mapping[str, Callable[[], Recipe]] = {
+    "tiny": tiny,
+    "small": small,
+    "paper-b": paper_b,
+    "paper-l": paper_l,
+    "paper-h": paper_h,
+    "spark": spark,
+}

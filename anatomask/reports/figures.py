@@ -1,0 +1,162 @@
+"""The figure of overlays: a row per case, the ground truth and each run's prediction side by side."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from scipy import ndimage
+
+CT_WINDOW = (-160.0, 240.0)
+"""Soft-tissue window in HU."""
+BODY_HU = -300.0
+COLUMN_INCHES = 2.6
+LINE_INCHES = 0.16
+SCORE_INCHES = 0.24
+LEGEND_COLUMN_INCHES = 1.6
+CAPTION_CHARACTERS_PER_INCH = 17
+DPI = 150
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One label map in the figure."""
+
+    title: str
+    score: str
+    """Of the whole case, as text; empty for the ground truth."""
+    label: np.ndarray
+    """(R, A) uint8, the slice shown."""
+
+
+@dataclass(frozen=True)
+class OverlayRow:
+    """One axial slice of one case, in RAS axes."""
+
+    case: str
+    image: np.ndarray
+    """(R, A), as stored: HU for CT."""
+    spacing: tuple[float, float]
+    """Voxel size in mm along R and A."""
+    panels: Sequence[Panel]
+    window: tuple[float, float] = CT_WINDOW
+    """Grey values shown as black and white."""
+
+
+def best_slice(label: np.ndarray) -> int:
+    """Index along S of the axial slice that shows most of (R, A, S) `label`'s classes, each at its fullest."""
+    classes = np.unique(label[label > 0])
+    if not classes.size:
+        return label.shape[2] // 2
+    areas = np.array([(label == class_id).sum(axis=(0, 1)) for class_id in classes], float)
+    return int((areas / areas.max(axis=1, keepdims=True)).sum(axis=0).argmax())
+
+
+def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], caption: str, path: Path) -> None:
+    """Write the figure as PNG: slices as a radiologist sees them, the patient's right on the viewer's left.
+
+    Every row has as many panels as the first, under its titles; each class is a translucent area with a firm outline.
+    """
+    crops = [_body_crop(row) for row in rows]
+    columns = len(rows[0].panels)
+    width = COLUMN_INCHES * columns
+    heights = [COLUMN_INCHES * _aspect(row, crop) for row, crop in zip(rows, crops, strict=True)]
+    present = set().union(*(np.unique(panel.label) for row in rows for panel in row.panels))
+    shown = [class_id for class_id in class_names if class_id in present]
+    per_line = max(1, int(width / LEGEND_COLUMN_INCHES))
+    lines = textwrap.wrap(caption, int(width * CAPTION_CHARACTERS_PER_INCH))
+    caption_height = LINE_INCHES * (len(lines) + 0.5)
+    legend_height = LINE_INCHES * (1 + 1.2 * math.ceil(len(shown) / per_line))
+    total = LINE_INCHES + sum(heights) + SCORE_INCHES * len(rows) + legend_height + caption_height
+    figure = Figure(figsize=(width, total), dpi=DPI, facecolor="white")
+    colours = class_colours(class_names)
+    top = total - LINE_INCHES
+    for index, (row, crop, height) in enumerate(zip(rows, crops, heights, strict=True)):
+        top -= SCORE_INCHES + height
+        for column, panel in enumerate(row.panels):
+            box = (column / columns + 0.004, top / total, 1 / columns - 0.008, height / total)
+            axes = figure.add_axes(box)
+            _draw(axes, row, panel, crop, colours)
+            title = f"{panel.title}\n{panel.score}" if index == 0 else panel.score
+            axes.set_title(title, fontsize=8.5, pad=3)
+            corners = [(0.02, 0.98, "left", "top", row.case)] if column == 0 else []
+            sides = [(0.02, 0.5, "left", "center", "R"), (0.98, 0.5, "right", "center", "L")]
+            for x, y, horizontal, vertical, text in corners + sides:
+                axes.text(x, y, text, transform=axes.transAxes, ha=horizontal, va=vertical, fontsize=7.5, color="white")
+    handles = [Patch(facecolor=colours[class_id], label=class_names[class_id]) for class_id in shown]
+    if handles:
+        anchor = (0.5, caption_height / total)
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            bbox_to_anchor=anchor,
+            ncols=per_line,
+            frameon=False,
+            fontsize=8.5,
+            handlelength=1.2,
+        )
+    figure.text(0.5, 0.5 * LINE_INCHES / total, "\n".join(lines), ha="center", va="bottom", fontsize=7.5, color="0.3")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+
+
+def class_colours(class_names: Mapping[int, str]) -> dict[int, tuple[float, float, float]]:
+    """A colour per class: ten that differ in hue and lightness, or a rainbow for the many of whole-body sets."""
+    if len(class_names) <= 10:
+        return {class_id: colormaps["tab10"](index)[:3] for index, class_id in enumerate(class_names)}
+    return {class_id: colormaps["gist_rainbow"](index * 0.618 % 1)[:3] for index, class_id in enumerate(class_names)}
+
+
+def _draw(axes: Axes, row: OverlayRow, panel: Panel, crop: tuple[slice, slice], colours: Mapping[int, tuple]) -> None:
+    image, label = row.image[crop], panel.label[crop]
+    extent = (0.0, image.shape[0] * row.spacing[0], 0.0, image.shape[1] * row.spacing[1])
+    low, high = row.window
+    axes.imshow(_view(image), cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bicubic", origin="lower")
+    for class_id, colour in colours.items():
+        mask = label == class_id
+        if not mask.any():
+            continue
+        smooth = _view(ndimage.zoom(np.pad(mask, 1).astype(float), 4, order=1, grid_mode=True, mode="nearest"))
+        padded = (-row.spacing[0], extent[1] + row.spacing[0], -row.spacing[1], extent[3] + row.spacing[1])
+        axes.contourf(smooth, levels=[0.5, 1.5], colors=[colour], alpha=0.35, extent=padded)
+        axes.contour(smooth, levels=[0.5], colors=[colour], linewidths=1.1, extent=padded)
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
+    axes.set_aspect("equal")
+    axes.set_axis_off()
+
+
+def _view(plane: np.ndarray) -> np.ndarray:
+    """(R, A) as rows from posterior to anterior, columns from the patient's right (the last index) to left."""
+    return plane[::-1].T
+
+
+def _body_crop(row: OverlayRow) -> tuple[slice, slice]:
+    """The box around the body and all labels, with a margin of two voxels; everything where nothing stands out."""
+    labelled = np.any([panel.label > 0 for panel in row.panels], axis=0)
+    threshold = BODY_HU if row.window == CT_WINDOW else row.window[0] + 0.1 * (row.window[1] - row.window[0])
+    body = ndimage.binary_opening(row.image > threshold, iterations=2)
+    parts, count = ndimage.label(body)
+    if count:
+        sizes = ndimage.sum_labels(body, parts, range(1, count + 1))
+        body = parts == 1 + int(np.argmax(sizes))
+    boxes = ndimage.find_objects((body | labelled).astype(np.uint8))
+    if not boxes:
+        return slice(None), slice(None)
+    r, a = (slice(max(part.start - 2, 0), part.stop + 2) for part in boxes[0])
+    return r, a
+
+
+def _aspect(row: OverlayRow, crop: tuple[slice, slice]) -> float:
+    shape = row.image[crop].shape
+    return shape[1] * row.spacing[1] / (shape[0] * row.spacing[0])

@@ -1,0 +1,163 @@
+"""One table of any number of evaluated runs: for the terminal, as Markdown, as CSV.
+
+Tables show percent, mean ± SD over cases; the CSV holds fractions, as the runs' own files do.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+METRICS = ("dsc", "nsd")
+TITLES = ("Method", "Initialisation", "Data set", "DSC [%]", "NSD [%]", "Cases")
+CAPTION = "Mean ± SD over cases; a case's score is the mean over the classes present in it."
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in the table; scores are fractions, None where there is none."""
+
+    run: str
+    method: str
+    initialisation: str
+    network: str | None
+    train_fraction: float | None
+    dataset: str
+    split: str | None
+    cases: int
+    dsc: tuple[float | None, float | None]
+    """Mean and SD."""
+    nsd: tuple[float | None, float | None]
+    nsd_tolerance_mm: Mapping[str, float]
+    failed: int
+    """Cases that could not be evaluated."""
+
+    @classmethod
+    def from_summary(cls, summary: Mapping[str, Any]) -> Row:
+        """The row of a run's `summary.json`."""
+        return cls(
+            run=summary["run"],
+            method=summary["method"],
+            initialisation=summary["initialisation"],
+            network=summary.get("network"),
+            train_fraction=summary.get("train_fraction"),
+            dataset=summary["dataset"],
+            split=summary.get("split"),
+            cases=summary["cases"],
+            dsc=(summary["dsc"]["mean"], summary["dsc"]["sd"]),
+            nsd=(summary["nsd"]["mean"], summary["nsd"]["sd"]),
+            nsd_tolerance_mm=summary.get("nsd_tolerance_mm", {}),
+            failed=len(summary.get("failed") or {}),
+        )
+
+
+def terminal_table(rows: Sequence[Row]) -> Table:
+    """A rich table that fits 80 columns; the best of each data set is bold."""
+    table = Table(box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left", pad_edge=False)
+    for title in TITLES:
+        numeric = title in TITLES[3:]
+        table.add_column(title, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+    best = best_runs(rows)
+    for index, row in enumerate(rows):
+        scores = [
+            Text(_percent(getattr(row, metric)), style="bold" if index in best[metric] else "") for metric in METRICS
+        ]
+        table.add_row(*map(Text, _names(row, rows)), *scores, str(row.cases))
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same as GitHub-flavoured Markdown, notes included."""
+    lines = [f"| {' | '.join(TITLES)} |", "|---|---|---|---:|---:|---:|"]
+    best = best_runs(rows)
+    for index, row in enumerate(rows):
+        scores = [
+            f"**{_percent(getattr(row, metric))}**" if index in best[metric] else _percent(getattr(row, metric))
+            for metric in METRICS
+        ]
+        names = [name.replace("|", "\\|") for name in _names(row, rows)]
+        lines.append(f"| {' | '.join([*names, *scores, str(row.cases)])} |")
+    return "\n".join([*lines, "", " ".join([CAPTION, *notes(rows)]), ""])
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """All that is known of each run, scores as fractions at full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = ("run", "method", "initialisation", "network", "train_fraction", "dataset", "split", "cases", "failed")
+    scores = ("dsc_mean", "dsc_sd", "nsd_mean", "nsd_sd")
+    writer.writerow([*names, *(f"{score}_fraction" for score in scores)])
+    for row in rows:
+        writer.writerow([*(getattr(row, name) for name in names), *row.dsc, *row.nsd])
+    return text.getvalue()
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Sentences that a reader needs to trust the table: NSD tolerances, splits, and what makes rows incomparable."""
+    sentences = []
+    for dataset, members in _by_dataset(rows).items():
+        tolerances = [_tolerance(rows[index].nsd_tolerance_mm) for index in members]
+        sentences.append(f"{dataset}: NSD at {tolerances[0]}, split {rows[members[0]].split}.")
+        kinds = {
+            "NSD tolerances": set(tolerances),
+            "splits": {rows[index].split for index in members},
+            "numbers of cases": {rows[index].cases for index in members},
+            "networks": {rows[index].network for index in members},
+        }
+        differing = [name for name, values in kinds.items() if len(values) > 1]
+        if differing:
+            sentences.append(f"{dataset}: runs differ in {', '.join(differing)}; compare with care.")
+    failed = [f"{row.run} ({row.failed})" for row in rows if row.failed]
+    if failed:
+        sentences.append(f"Cases that could not be evaluated are left out: {', '.join(failed)}.")
+    return sentences
+
+
+def best_runs(rows: Sequence[Row]) -> dict[str, set[int]]:
+    """Per metric, the indices of the rows that are best on their data set as shown; none where a row stands alone."""
+    best: dict[str, set[int]] = {metric: set() for metric in METRICS}
+    for members in _by_dataset(rows).values():
+        for metric in METRICS:
+            means = {index: getattr(rows[index], metric)[0] for index in members}
+            shown = {index: round(100 * mean, 1) for index, mean in means.items() if mean is not None}
+            if len(members) > 1 and shown:
+                best[metric] |= {index for index, value in shown.items() if value == max(shown.values())}
+    return best
+
+
+def _by_dataset(rows: Sequence[Row]) -> dict[str, list[int]]:
+    members: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        members.setdefault(row.dataset, []).append(index)
+    return members
+
+
+def _names(row: Row, rows: Iterable[Row]) -> tuple[str, str, str]:
+    """The three text cells; the share of labels is told where runs differ in it."""
+    method = row.method
+    if row.train_fraction is not None and len({other.train_fraction for other in rows}) > 1:
+        method += f", {100 * row.train_fraction:g} % of labels"
+    return method, row.initialisation, row.dataset
+
+
+def _percent(score: tuple[float | None, float | None]) -> str:
+    mean, sd = score
+    if mean is None:
+        return "–"
+    return f"{100 * mean:.1f}" if sd is None else f"{100 * mean:.1f} ± {100 * sd:.1f}"
+
+
+def _tolerance(tolerances: Mapping[str, float]) -> str:
+    values = set(tolerances.values())
+    if not values:
+        return "an unstated tolerance"
+    if len(values) == 1:
+        return f"{values.pop():g} mm"
+    return ", ".join(f"{name} {value:g}" for name, value in tolerances.items()) + " mm"

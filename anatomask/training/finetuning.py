@@ -1,0 +1,88 @@
+"""Finetuning as a task of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.losses import DeepSupervisionLoss, DiceCELoss
+from torch import Tensor, nn
+
+from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.training.recorder import Recorder
+from anatomask.weights import load_matching, read_weights, write_weights
+
+Validate = Callable[[nn.Module, torch.device], Mapping[str, float]]
+
+
+class FinetuningTask:
+    """STU-Net for segmentation under Dice + cross-entropy with deep supervision."""
+
+    def __init__(
+        self,
+        network: STUNetConfig,
+        header: Mapping[str, Any],
+        start: Callable[[STUNet], Sequence[str]],
+        validate: Validate,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """`start` puts initial weights into the network; `validate` gives the DSC of each class on validation cases."""
+        torch.manual_seed(seed)
+        self.network = STUNet(network, classes=int(header["architecture"]["classes"]))
+        start(self.network)
+        self.network.to(device, memory_format=torch.channels_last_3d)
+        self.device = device
+        self.header = header
+        self.validation = validate
+        self.loss = segmentation_loss
+
+    def trainable(self) -> nn.Module:
+        """The whole network."""
+        return self.network
+
+    def step(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Loss of one batch of normalised, augmented crops."""
+        logits = self.network(sample["image"].float().contiguous(memory_format=torch.channels_last_3d))
+        return self.loss(logits, sample["label"][:, None]), {}
+
+    def after_step(self, progress: float) -> None:
+        """Nothing follows."""
+
+    def validate(self, recorder: Recorder, step: int) -> float | None:
+        """Record the DSC of each class on the validation cases; their mean chooses the best checkpoint."""
+        self.network.eval()
+        dice = self.validation(self.network, self.device)
+        self.network.train()
+        score = sum(dice.values()) / len(dice)
+        recorder.scalars(step, {"val/dice": score, **{f"val_dice/{name}": value for name, value in dice.items()}})
+        return score
+
+    def save(self, folder: Path) -> None:
+        """The network with its header."""
+        write_weights(folder, self.network.state_dict(), self.header)
+
+    def load(self, folder: Path) -> None:
+        """The network of a checkpoint."""
+        load_matching(self.network, read_weights(folder).tensors)
+
+
+def level_weights(levels: int) -> list[float]:
+    """Deep supervision's weights, highest resolution first: halved per level, the lowest 0, sum 1 (nnU-Net)."""
+    raw = [0.5**level for level in range(levels - 1)]
+    return [weight / sum(raw) for weight in raw] + [0.0]
+
+
+def segmentation_loss(logits: Sequence[Tensor], label: Tensor) -> Tensor:
+    """Dice (foreground, over the batch) + cross-entropy, summed over levels with `level_weights`.
+
+    Args:
+        logits: one (B, K, …) tensor per level, highest resolution first.
+        label: (B, 1, D, H, W) class indices; resized to each level by nearest neighbour.
+    """
+    weights = level_weights(len(logits))[:-1]
+    level_loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    loss = DeepSupervisionLoss(level_loss, weights=weights)
+    return loss([level.float() for level in logits[: len(weights)]], label.float())

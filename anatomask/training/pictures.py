@@ -1,0 +1,61 @@
+"""Pictures of a training run for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from anatomask.methods.base import Picture
+from anatomask.nn.sparse import PATCH
+
+PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
+
+
+def reconstruction_figure(picture: Picture, spacing: Sequence[float]) -> Figure:
+    """Fig. 1 of the paper through the middle of the volume: input, random mask, reconstruction, patch loss, self-mask.
+
+    Args:
+        picture: of one volume in RAS axes; the first channel is shown.
+        spacing: voxel size in mm, for the aspect ratio.
+    """
+    volume, reconstruction = picture.volume[0].cpu().numpy(), picture.reconstruction[0].cpu().numpy()
+    loss = picture.patch_loss.cpu().numpy()
+    window = {"cmap": "gray", "vmin": float(volume.min()), "vmax": float(np.quantile(volume, 0.995))}
+    figure = Figure(figsize=(12, 7.4), layout="constrained")
+    axes = figure.subplots(len(PLANES), 5)
+    for number, (row, (name, axis)) in enumerate(zip(axes, PLANES.items(), strict=True)):
+        middle = volume.shape[axis] // 2
+        columns = {
+            "input": (volume, window),
+            "random mask": (hide(volume, picture.random_mask), window),
+            "reconstruction": (reconstruction, window),
+            "patch loss (mean of two masks)": (voxels(loss), {"cmap": "inferno", "vmin": 0}),
+            "self-mask": (hide(volume, picture.self_mask), window),
+        }
+        in_plane = [spacing[other] for other in range(3) if other != axis]
+        for axes_of_plane, (title, (values, style)) in zip(row, columns.items(), strict=True):
+            plane = values.take(middle, axis).T
+            shown = axes_of_plane.imshow(plane, origin="lower", aspect=in_plane[1] / in_plane[0], **style)
+            if axis != 0:
+                axes_of_plane.invert_xaxis()
+            axes_of_plane.set_xticks([])
+            axes_of_plane.set_yticks([])
+            if number == 0:
+                axes_of_plane.set_title(title, fontsize=10)
+            if title.startswith("patch loss"):
+                figure.colorbar(shown, ax=axes_of_plane, shrink=0.7)
+        row[0].set_ylabel(name)
+    return figure
+
+
+def voxels(patches: np.ndarray) -> np.ndarray:
+    """A value per patch (d, h, w) repeated to its voxels."""
+    return patches.repeat(PATCH, 0).repeat(PATCH, 1).repeat(PATCH, 2)
+
+
+def hide(volume: np.ndarray, mask: Tensor) -> np.ndarray:
+    """`volume` with NaN (drawn as nothing) where the patch mask is true."""
+    return np.where(voxels(mask.cpu().numpy()), np.nan, volume)

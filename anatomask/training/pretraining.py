@@ -1,0 +1,94 @@
+"""Pretraining as a task of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anatomask.data.shards import PreparedDataset
+from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
+from anatomask.methods.base import PretrainBatch
+from anatomask.nn.sparse import PATCH
+from anatomask.nn.stunet import STUNetConfig
+from anatomask.training.pictures import reconstruction_figure
+from anatomask.training.recorder import Recorder
+from anatomask.weights import load_matching, read_weights, write_weights
+
+
+class PretrainingTask:
+    """AnatoMask on crops as they are stored: normalisation and flips happen here, on the device."""
+
+    def __init__(
+        self,
+        method: AnatoMaskConfig,
+        network: STUNetConfig,
+        header: Mapping[str, Any],
+        dataset: PreparedDataset,
+        fixed_case: str,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """`header` describes the weights; `fixed_case` is the scan of which a picture is recorded."""
+        torch.manual_seed(seed)
+        self.method = AnatoMask(method, network).to(device, memory_format=torch.channels_last_3d)
+        self.header = header
+        self.fixed_volume = central_crop(dataset, fixed_case, header["patch_size"]).to(device)
+        patches = int(np.prod([edge // PATCH for edge in header["patch_size"]]))
+        noise = np.random.default_rng(seed).random((3, patches), dtype=np.float32)
+        self.fixed_noise = torch.from_numpy(noise).to(device)
+
+    def trainable(self) -> nn.Module:
+        """The student."""
+        return self.method.student
+
+    def step(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Loss of one batch at `progress` = t/T, and the method's scalars."""
+        volume = flip(normalise(sample["image"], sample["normalisation"]), sample["flip"])
+        volume = volume.contiguous(memory_format=torch.channels_last_3d)
+        result = self.method.training_step(PretrainBatch(volume, sample["noise"]), progress)
+        return result.loss, result.scalars
+
+    def after_step(self, progress: float) -> None:
+        """The teacher follows."""
+        self.method.after_step(progress)
+
+    def validate(self, recorder: Recorder, step: int) -> float | None:
+        """Record Fig. 1 for the fixed scan, and the loss under its first random mask."""
+        picture = self.method.picture(self.fixed_volume, self.fixed_noise)
+        recorder.scalars(step, {"val/patch_loss": float(picture.patch_loss.nanmean())})
+        recorder.figure(step, "reconstruction", reconstruction_figure(picture, self.header["spacing"]))
+        return None
+
+    def save(self, folder: Path) -> None:
+        """Student and teacher, with their header."""
+        write_weights(folder, self.method.state_dict(), self.header)
+
+    def load(self, folder: Path) -> None:
+        """Student and teacher of a checkpoint."""
+        load_matching(self.method, read_weights(folder).tensors)
+
+
+def central_crop(dataset: PreparedDataset, case: str, size: tuple[int, int, int]) -> Tensor:
+    """The middle of a case, normalised: (1, C, *size)."""
+    origin = [(extent - edge) // 2 for extent, edge in zip(dataset.records[case].shape, size, strict=True)]
+    image, _ = dataset.read_crop(case, origin, size, label=False)
+    return normalise(torch.from_numpy(image)[None], torch.from_numpy(dataset.normalisation(case))[None])
+
+
+def normalise(image: Tensor, normalisation: Tensor) -> Tensor:
+    """(clamp(x, low, high) - mean) / std for stored voxels (B, C, D, H, W) and (B, C, 4) of low, high, mean, std."""
+    low, high, mean, std = normalisation[..., None, None, None].unbind(2)
+    return (image.float().clamp(low, high) - mean) / std
+
+
+def flip(volume: Tensor, axes: Tensor) -> Tensor:
+    """Mirror sample b of (B, C, D, H, W) along the axes that are true in row b of (B, 3), without asking the host."""
+    for axis in range(3):
+        chosen = axes[:, axis].view(-1, 1, 1, 1, 1)
+        volume = torch.where(chosen, volume.flip(axis + 2), volume)
+    return volume

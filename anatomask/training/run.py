@@ -1,0 +1,101 @@
+"""A run's folder: its name, its configuration, and what machine and versions made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from anatomask.errors import UserError
+from anatomask.training.checkpoints import write_text
+
+ELSEWHERE = ("name", "runs", "cluster")
+"""Fields that say where and under what name a run lives, not what it is."""
+
+PACKAGES = ("torch", "ray", "monai", "numpy", "pyarrow", "safetensors", "optuna", "anatomask")
+
+
+def run_folder(runs: str, name: str, verb: str, data: str, settings: Mapping[str, Any]) -> Path:
+    """Folder of a run: `name`, else `<verb>-<data set>-<digest of the settings>`."""
+    digest = hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
+    return Path(runs).absolute() / (name or f"{verb}-{Path(data).name}-{digest}")
+
+
+def open_run(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Begin a run, or go on with it when it has the same settings.
+
+    Writes `config.yaml` (complete) and `environment.json`.
+
+    Raises:
+        UserError: the folder holds another run; the differing fields are named.
+        OSError: the folder cannot be written.
+    """
+    if overwrite and folder.exists():
+        if not (folder / "config.yaml").exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not a run's folder, so --overwrite does not empty it; choose another --name")
+        shutil.rmtree(folder)
+    config = folder / "config.yaml"
+    if config.exists():
+        changed = differences(_identity(yaml.safe_load(config.read_text())), _identity(settings))
+        if changed:
+            raise UserError(
+                f"{folder} holds a run with other settings: {'; '.join(changed)}. "
+                "Choose another --name, or --overwrite to begin anew"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    write_text(folder / "environment.json", json.dumps(environment(), indent=1))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted fields in which two configurations differ, with both values."""
+    found: list[str] = []
+    for name in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name} is {before} there, {after} here")
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware of this process."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in ELSEWHERE}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this file lies in, if it is one; a dirty tree is marked."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,44 @@
+"""The `anatomask` command: `anatomask <verb> …` is `python pipelines/<verb>.py …`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from anatomask import __version__
+
+VERBS = {
+    "phantom": "write CT-like volumes for anyone who has no data",
+    "prepare": "turn raw scans into Parquet shards",
+    "pretrain": "pretrain the encoder by AnatoMask",
+    "finetune": "train the segmentation network",
+    "evaluate": "score a finetuned run: DSC and NSD",
+    "report": "put evaluated runs into one table and figure",
+    "sweep": "run many chains of pretraining and finetuning with Ray Tune",
+}
+
+
+def usage() -> str:
+    """What the command can do, for `--help` and for an unknown verb."""
+    verbs = "\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items())
+    return f"usage: anatomask <verb> [--recipe NAME] [--config FILE] [--dry-run] [--field VALUE …]\n\nverbs:\n{verbs}\n\n`anatomask <verb> --help` lists the fields of a verb."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb that the first argument names; returns its exit code (2 for an unknown verb)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"anatomask {__version__}")
+        return 0
+    if arguments[0] not in VERBS:
+        print(f"anatomask: {arguments[0]} is not a verb\n\n{usage()}", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(f"pipelines.{arguments[0]}").main(arguments[1:]))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,67 @@
+"""The front door that all verbs share: settings in, exit code out."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from anatomask.config import parse
+from anatomask.errors import UserError
+from anatomask.recipes import RECIPES
+
+WRITE_ERRORS = {
+    errno.ENOSPC: "no space is left on the device; free some or choose another folder",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "permission denied; choose a folder that you may write",
+    errno.EPERM: "permission denied; choose a folder that you may write",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+}
+
+
+def run(
+    verb: str,
+    stage: Callable[..., int],
+    plan: Callable[[Any], list[tuple[str, str]]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the settings of `verb`, then print its plan (`--dry-run`) or run `stage(config, overwrite=...)`.
+
+    Returns the exit code: 0, or 1 after a user's error, which is printed as one message, or 130 after Ctrl-C.
+    """
+    console = Console(stderr=True)
+    try:
+        invocation = parse(verb, sys.argv[1:] if argv is None else argv, RECIPES)
+        if invocation.dry_run:
+            show_plan(verb, plan(invocation.config))
+            return 0
+        return stage(invocation.config, overwrite=invocation.overwrite)
+    except UserError as error:
+        return _fail(console, verb, str(error))
+    except OSError as error:
+        if error.errno not in WRITE_ERRORS:
+            raise
+        return _fail(console, verb, f"{error.filename or 'output'}: {WRITE_ERRORS[error.errno]}")
+    except KeyboardInterrupt:
+        console.print(f"anatomask {verb}: stopped. The same command goes on where it was.")
+        return 130
+
+
+def show_plan(verb: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print the plan of a stage as a table of two columns."""
+    table = Table(title=f"Plan of anatomask {verb} (nothing was started)", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _fail(console: Console, verb: str, message: str) -> int:
+    console.print(f"[bold red]anatomask {verb}:[/bold red] ", end="")
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    return 1

@@ -1,0 +1,167 @@
+"""Supervised finetuning, from pretrained weights or from scratch: `anatomask finetune`, or this file under `ray submit`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from anatomask.cluster import running, training_resources
+from anatomask.config import FinetuneConfig, plain
+from anatomask.data.samples import FinetuningDraw, SampleSequence
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.evaluation.inference import InferenceConfig, validation_dice
+from anatomask.nn.stunet import STUNet
+from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.finetuning import FinetuningTask
+from anatomask.training.ray_train import TrainingJob, fit
+from anatomask.training.recorder import METRICS
+from anatomask.training.run import open_run, run_folder
+from anatomask.weights import (
+    describe_architecture,
+    find_weights,
+    initialise,
+    read_header,
+    read_weights,
+    require_same_size,
+)
+from pipelines.door import run
+from pipelines.pretrain import check_channels
+from pipelines.progress import following
+
+SCRATCH = "scratch"
+
+
+def build_job(config: FinetuneConfig) -> TrainingJob:
+    """The training job of a configuration.
+
+    Raises:
+        UserError: the data set is missing, has no labelled training cases, or other channels than the network;
+            or the initial weights are missing, or those of another architecture.
+    """
+    dataset = PreparedDataset.open(config.data)
+    check_channels(dataset, config.network.in_channels)
+    train_cases, val_cases = select_labelled(dataset, config)
+    source = None if config.init == SCRATCH else find_weights(config.init)
+    header = {
+        "format": 1,
+        "kind": "segmentation",
+        "architecture": describe_architecture(config.network, len(dataset.class_names)),
+        "patch_size": list(config.loader.patch_size),
+        "spacing": list(dataset.spacing),
+        "fingerprint": dataset.fingerprint.to_dict(),
+        "class_names": {str(number): name for number, name in dataset.class_names.items()},
+        "dataset": dataset.name,
+        "data": config.data,
+        "train_fraction": config.train_fraction,
+        "train_cases": len(train_cases),
+        "initialisation": initialisation(config, source),
+    }
+    return TrainingJob(
+        run=run_folder(config.runs, config.name, "finetune", config.data, plain(config)),
+        data=dataset.path,
+        sequence=SampleSequence(train_cases, config.seed),
+        draw=FinetuningDraw(config.loader),
+        build_task=partial(
+            FinetuningTask,
+            config.network,
+            header,
+            partial(start_from, source=source),
+            partial(validate, dataset=dataset, cases=val_cases, config=config),
+            config.seed,
+        ),
+        loader=config.loader,
+        training=config.training,
+        optimiser=config.optimiser,
+        seed=config.seed,
+    )
+
+
+def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any]:
+    """What the network starts from, for its header and the tables. Raises UserError for another architecture."""
+    if source is None:
+        return {"method": SCRATCH, "run": None}
+    header = read_header(source)
+    require_same_size(header, config.network)
+    method = header["method"]["name"] if header["kind"] == "pretraining" else f"finetuned on {header['dataset']}"
+    return {"method": method, "run": config.init, "dataset": header["dataset"]}
+
+
+def start_from(network: STUNet, *, source: Path | None) -> Sequence[str]:
+    """Put initial weights into `network`; the tensors that were not transferred."""
+    return [] if source is None else initialise(network, read_weights(source))
+
+
+def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Training and validation cases: labelled ones, a seeded share of them for training.
+
+    Smaller shares are contained in larger ones. Where the split has no val cases, a seeded share of the training
+    cases is held out first, the same for every share.
+
+    Raises:
+        UserError: when no labelled training case remains.
+    """
+    train = sorted(case for case in dataset.splits["train"] if dataset.records[case].labelled)
+    val = sorted(case for case in dataset.splits.get("val", ()) if dataset.records[case].labelled)
+    order = [train[index] for index in np.random.default_rng([config.seed, 2]).permutation(len(train))]
+    if not val and len(order) > 1:
+        held_out = max(1, round(config.val_fraction * len(order)))
+        val, order = sorted(order[:held_out]), order[held_out:]
+    chosen = tuple(sorted(order[: max(1, round(config.train_fraction * len(order)))]))
+    if not chosen:
+        raise UserError(f"{dataset.path} has no labelled training cases; prepare a data set with labels")
+    return chosen, tuple(val)
+
+
+def validate(
+    network: nn.Module, device: torch.device, *, dataset: PreparedDataset, cases: Sequence[str], config: FinetuneConfig
+) -> Mapping[str, float]:
+    """Mean DSC of each class that the validation cases hold, without mirroring."""
+    inference = InferenceConfig(overlap=config.inference.overlap, mirror=False, batch=config.inference.batch)
+    dice = validation_dice(network, dataset, cases, config.loader.patch_size, inference, device)
+    return {dataset.class_names[number]: value for number, value in dice.items() if not math.isnan(value)}
+
+
+def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
+    """Finetune, or go on with it."""
+    job = build_job(config)
+    open_run(job.run, plain(config), overwrite=overwrite)
+    start = Checkpoints(job.run).step()
+    with running(config.cluster):
+        resources = training_resources(config.cluster)
+        with following(job.run / METRICS, job.total_steps, "finetune", start):
+            fit(job, resources, config.cluster.max_failures)
+    print(f"Finetuned weights: {job.run}\nScore them: anatomask evaluate --run {job.run}")
+    return 0
+
+
+def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
+    """What would be done, for `--dry-run`."""
+    job = build_job(config)
+    dataset = PreparedDataset.open(config.data)
+    train_cases, val_cases = select_labelled(dataset, config)
+    parameters = sum(p.numel() for p in STUNet(config.network, len(dataset.class_names)).parameters())
+    return [
+        ("run", str(job.run)),
+        ("from", config.init),
+        ("cases", f"{len(train_cases)} to train, {len(val_cases)} to choose the checkpoint, of {config.data}"),
+        ("classes", ", ".join(dataset.class_names.values())),
+        ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
+        ("parameters", f"{parameters / 1e6:.2f} M"),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; returns the exit code."""
+    return run("finetune", stage, plan, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,43 @@
+"""Write phantom scans: CT-like volumes with organ labels, in the layout of TotalSegmentator v1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from anatomask.data.phantom import PhantomConfig, write_phantom
+from pipelines import door
+
+
+def stage(config: PhantomConfig, *, overwrite: bool) -> int:
+    """Write all cases; those that an earlier run completed stay."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    scans = write_phantom(config, overwrite=overwrite)
+    with Progress(*columns) as progress:
+        bar = progress.add_task("Phantom scans", total=config.cases)
+        for _ in scans:
+            progress.advance(bar)
+    Console().print(f"{config.cases} scans in {config.out}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def plan(config: PhantomConfig) -> list[tuple[str, str]]:
+    """What would be written."""
+    voxels = config.cases * config.size**3
+    return [
+        ("cases", str(config.cases)),
+        ("typical grid", f"{config.size} voxels from left to right, {config.spacing:g} mm"),
+        ("disk", f"about {1.4 * voxels / 2**20:.0f} MiB"),
+        ("folder", config.out),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `anatomask phantom`."""
+    return door.run("phantom", stage, plan, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

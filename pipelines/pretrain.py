@@ -1,0 +1,112 @@
+"""Self-supervised pretraining by AnatoMask: `anatomask pretrain`, or this file under `ray submit`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from anatomask.cluster import running, training_resources
+from anatomask.config import PretrainConfig, plain
+from anatomask.data.samples import PretrainingDraw, SampleSequence
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.nn.masked_autoencoder import MaskedAutoencoder
+from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.pretraining import PretrainingTask
+from anatomask.training.ray_train import TrainingJob, fit
+from anatomask.training.recorder import METRICS
+from anatomask.training.run import open_run, run_folder
+from anatomask.weights import describe_architecture
+from pipelines.door import run
+from pipelines.progress import following
+
+
+def build_job(config: PretrainConfig) -> TrainingJob:
+    """The training job of a configuration.
+
+    Raises:
+        UserError: the data set is missing, has no such split or no cases in it, or other channels than the network.
+    """
+    dataset = PreparedDataset.open(config.data)
+    cases = select_cases(dataset, config.splits)
+    check_channels(dataset, config.network.in_channels)
+    fixed_case = next(iter(dataset.splits.get("val") or dataset.splits.get("test") or cases))
+    header = {
+        "format": 1,
+        "kind": "pretraining",
+        "architecture": describe_architecture(config.network),
+        "method": {"name": "AnatoMask" if config.method.masking == "anatomask" else "SparK", **plain(config.method)},
+        "patch_size": list(config.loader.patch_size),
+        "spacing": list(dataset.spacing),
+        "fingerprint": dataset.fingerprint.to_dict(),
+        "dataset": dataset.name,
+        "data": config.data,
+    }
+    return TrainingJob(
+        run=run_folder(config.runs, config.name, "pretrain", config.data, plain(config)),
+        data=dataset.path,
+        sequence=SampleSequence(cases, config.seed),
+        draw=PretrainingDraw(config.loader),
+        build_task=partial(PretrainingTask, config.method, config.network, header, dataset, fixed_case, config.seed),
+        loader=config.loader,
+        training=config.training,
+        optimiser=config.optimiser,
+        seed=config.seed,
+    )
+
+
+def select_cases(dataset: PreparedDataset, splits: Sequence[str]) -> tuple[str, ...]:
+    """The cases of the named splits, sorted. Raises UserError when there is no such split, or no case in it."""
+    for split in splits:
+        if split not in dataset.splits:
+            raise UserError(f"{dataset.path} has no split {split}; there are {', '.join(dataset.splits)}")
+    cases = tuple(sorted(case for split in splits for case in dataset.splits[split]))
+    if not cases:
+        raise UserError(f"{dataset.path} has no cases in {', '.join(splits)}")
+    return cases
+
+
+def check_channels(dataset: PreparedDataset, in_channels: int) -> None:
+    """Raise UserError unless the network takes as many channels as the data set has."""
+    if len(dataset.channel_names) != in_channels:
+        raise UserError(
+            f"{dataset.path} has {len(dataset.channel_names)} channels ({', '.join(dataset.channel_names)}); "
+            f"set --network.in-channels {len(dataset.channel_names)}"
+        )
+
+
+def stage(config: PretrainConfig, *, overwrite: bool) -> int:
+    """Pretrain, or go on with it."""
+    job = build_job(config)
+    open_run(job.run, plain(config), overwrite=overwrite)
+    start = Checkpoints(job.run).step()
+    with running(config.cluster):
+        resources = training_resources(config.cluster)
+        with following(job.run / METRICS, job.total_steps, "pretrain", start):
+            fit(job, resources, config.cluster.max_failures)
+    print(f"Pretrained weights: {job.run}\nLook at them: tensorboard --logdir {job.run.parent}")
+    return 0
+
+
+def plan(config: PretrainConfig) -> list[tuple[str, str]]:
+    """What would be done, for `--dry-run`."""
+    job = build_job(config)
+    model = MaskedAutoencoder(config.network, config.method.decoder, config.method.decoder_width)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    samples = job.total_steps * config.training.batch_size
+    return [
+        ("run", str(job.run)),
+        ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)}) of {config.data}"),
+        ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
+        ("samples", f"{samples} crops of {'x'.join(map(str, config.loader.patch_size))} voxels"),
+        ("parameters", f"{parameters / 1e6:.2f} M"),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; returns the exit code."""
+    return run("pretrain", stage, plan, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data.utils import dense_patch_slices
+from monai.inferers.utils import _get_scan_interval
+from torch import Tensor, nn
+
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.evaluation.inference import (
+    InferenceConfig,
+    predict_case,
+    predict_logits,
+    validation_dice,
+    window_count,
+)
+from anatomask.evaluation.metrics import dice_scores
+
+CPU = torch.device("cpu")
+PLAIN = InferenceConfig(mirror=False)
+PATCH = (16, 16, 16)
+
+MakeDataset = Callable[..., PreparedDataset]
+Blobs = Callable[[Sequence[int]], np.ndarray]
+Oriented = Callable[[np.ndarray, Sequence[float], str], nib.Nifti1Image]
+
+
+class IntensityNetwork(nn.Module):
+    """Answers with the class whose intensity is nearest: called as an STU-Net is, with logits that are known."""
+
+    def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        levels = torch.tensor([0.0, 100.0, 200.0]).view(1, 3, 1, 1, 1)
+        return [-((windows - levels) ** 2) / 1000]
+
+
+class LeftRightNetwork(IntensityNetwork):
+    """Prefers class 1 in the first half of its window's first axis: an answer that mirroring cancels."""
+
+    def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        bias = torch.linspace(-1, 1, windows.shape[2]).view(1, 1, -1, 1, 1).expand_as(windows)
+        return [torch.cat((torch.zeros_like(bias), bias, torch.full_like(bias, -9.0)), dim=1)]
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "ARI", "SLP", "PIR"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_prediction_lies_on_the_source_grid(
+    make_dataset: MakeDataset, codes: str, mirror: bool, oriented_image: Oriented, blobs: Blobs
+) -> None:
+    """Flipped and permuted axes, anisotropic voxels, a volume that windows do not divide: the label comes back."""
+    truth, spacing = blobs((30, 21, 25)), (1.5, 2.0, 4.0)
+    dataset = make_dataset({"a": truth}, spacing, codes)
+    prediction = predict_case(IntensityNetwork(), dataset, "a", PATCH, InferenceConfig(mirror=mirror), CPU)
+    source = oriented_image(truth, spacing, codes)
+    assert prediction.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(prediction.affine, source.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(prediction.dataobj), np.asarray(source.dataobj))
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PIR"])
+def test_the_prediction_is_resampled_to_the_source_spacing(
+    make_dataset: MakeDataset, codes: str, oriented_image: Oriented, blobs: Blobs
+) -> None:
+    truth, spacing = blobs((40, 33, 21)), (1.5, 2.0, 4.0)
+    dataset = make_dataset({"a": truth}, spacing, codes, target=(2.5, 2.5, 2.5))
+    assert dataset.records["a"].shape != truth.shape
+    prediction = predict_case(IntensityNetwork(), dataset, "a", PATCH, PLAIN, CPU)
+    source = np.asarray(oriented_image(truth, spacing, codes).dataobj)
+    assert prediction.shape == source.shape
+    assert min(dice_scores(np.asarray(prediction.dataobj), source, (1,)).values()) > 0.95
+
+
+def test_a_scan_smaller_than_the_patch_is_padded_as_in_training(make_dataset: MakeDataset, blobs: Blobs) -> None:
+    """With the channel's minimum, which is not 0 once the volume is normalised."""
+    seen: list[Tensor] = []
+
+    class Recorder(IntensityNetwork):
+        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+            seen.append(windows.clone())
+            return super().forward(windows)
+
+    label = blobs((12, 20, 9))
+    label[label == 0] = 1  # no background voxel: the minimum is 100
+    dataset = make_dataset({"a": label})
+    logits = predict_logits(Recorder(), dataset, "a", PATCH, PLAIN, CPU)
+    assert logits.shape == (3, 12, 20, 9)
+    np.testing.assert_array_equal(logits.argmax(0).numpy(), label)
+    assert all(window.shape[2:] == PATCH for window in seen)
+    assert min(float(window.min()) for window in seen) == 100.0
+
+
+def test_mirroring_averages_over_all_axes(make_dataset: MakeDataset, blobs: Blobs) -> None:
+    dataset = make_dataset({"a": blobs(PATCH)})
+    plain = predict_logits(LeftRightNetwork(), dataset, "a", PATCH, PLAIN, CPU)
+    assert float(plain[1].abs().max()) > 0.9
+    mirrored = predict_logits(LeftRightNetwork(), dataset, "a", PATCH, InferenceConfig(mirror=True), CPU)
+    assert float(mirrored[1].abs().max()) < 1e-5
+
+
+def test_windows_are_normalised_on_the_device(make_dataset: MakeDataset, blobs: Blobs) -> None:
+    class Echo(nn.Module):
+        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+            return [windows]
+
+    dataset = make_dataset({"a": blobs(PATCH)})
+    channel = dataset.fingerprint.channels[0]
+    object.__setattr__(channel, "percentile_99_5", 150.0)
+    object.__setattr__(channel, "mean", 50.0)
+    object.__setattr__(channel, "std", 25.0)
+    logits = predict_logits(Echo(), dataset, "a", PATCH, PLAIN, CPU)
+    image, _ = dataset.read_volume("a", label=False)
+    expected = (np.clip(image.astype(float), -1000, 150) - 50) / 25
+    np.testing.assert_allclose(logits.numpy(), expected, atol=1e-5)
+
+
+def test_the_network_keeps_its_mode(make_dataset: MakeDataset, blobs: Blobs) -> None:
+    class Mode(IntensityNetwork):
+        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+            assert not self.training and not torch.is_grad_enabled()
+            return super().forward(windows)
+
+    network = Mode().train()
+    predict_logits(network, make_dataset({"a": blobs(PATCH)}), "a", PATCH, PLAIN, CPU)
+    assert network.training
+
+
+def test_a_prediction_that_is_not_finite_names_the_case(make_dataset: MakeDataset, blobs: Blobs) -> None:
+    class Broken(nn.Module):
+        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+            return [torch.full((len(windows), 3, *windows.shape[2:]), math.nan)]
+
+    with pytest.raises(UserError, match=r"case a: .*not finite"):
+        predict_logits(Broken(), make_dataset({"a": blobs(PATCH)}), "a", PATCH, PLAIN, CPU)
+
+
+def test_validation_is_the_mean_over_the_cases_that_hold_a_class(make_dataset: MakeDataset, blobs: Blobs) -> None:
+    """Class 1 is missed in one of two cases, class 2 is found in the only case that has it."""
+    both = blobs((20, 18, 22))
+    missed = np.zeros((17, 17, 17), np.uint8)
+    missed[4:9, 4:9, 4:9] = 1
+
+    class Half(IntensityNetwork):
+        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+            logits = super().forward(windows)[0]
+            return [logits if float(windows.max()) > 150 else logits[:, [1, 0, 2]]]
+
+    dataset = make_dataset({"a": both, "b": missed})
+    patch = (32, 32, 32)
+    scores = validation_dice(Half(), dataset, ["a", "b"], patch, PLAIN, CPU)
+    assert scores == pytest.approx({1: 0.5, 2: 1.0}, abs=0.01)
+    assert math.isnan(validation_dice(Half(), dataset, ["b"], patch, PLAIN, CPU)[2])
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.7])
+@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 40, 33), (70, 17, 128)])
+def test_the_plan_counts_the_windows_that_are_run(shape: tuple[int, int, int], overlap: float) -> None:
+    padded = tuple(max(n, p) for n, p in zip(shape, PATCH, strict=True))
+    interval = _get_scan_interval(padded, PATCH, 3, (overlap,) * 3)
+    assert window_count(shape, PATCH, overlap) == len(dense_patch_slices(padded, PATCH, interval))
+
+
+@pytest.mark.parametrize(("field", "value"), [("overlap", 1.0), ("overlap", -0.1), ("batch", 0)])
+def test_settings_out_of_range_are_named(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        InferenceConfig(**{field: value})
+
+
+def test_a_prediction_reads_back_as_nifti(make_dataset: MakeDataset, tmp_path: Path, blobs: Blobs) -> None:
+    dataset = make_dataset({"a": blobs((18, 20, 17))}, (1.0, 2.0, 3.0), "LPS")
+    nib.save(predict_case(IntensityNetwork(), dataset, "a", PATCH, PLAIN, CPU), tmp_path / "p.nii.gz")
+    truth = dataset.original_label("a")
+    read = nib.load(tmp_path / "p.nii.gz")
+    np.testing.assert_allclose(read.affine, truth.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(read.dataobj), np.asarray(truth.dataobj))

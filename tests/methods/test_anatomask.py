@@ -1,0 +1,187 @@
+"""AnatoMask's step: who is asked, what is hidden, and how the teacher follows."""
+
+from __future__ import annotations
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from anatomask.masking import random_mask
+from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig, ema_decay
+from anatomask.methods.base import PretrainBatch
+from anatomask.nn.masked_autoencoder import MaskedAutoencoder
+from anatomask.nn.stunet import STUNetConfig
+
+NETWORK = STUNetConfig(base=2)
+
+
+def _method(**settings: object) -> AnatoMask:
+    torch.manual_seed(0)
+    return AnatoMask(AnatoMaskConfig(decoder_width=16, **settings), NETWORK)  # type: ignore[arg-type]
+
+
+def _batch(seed: int = 1) -> PretrainBatch:
+    generator = torch.Generator().manual_seed(seed)
+    volume = torch.randn(2, 1, 32, 32, 48, generator=generator)
+    return PretrainBatch(volume, torch.rand(2, 2, 12, generator=generator))
+
+
+def _masks(method: AnatoMask, batch: PretrainBatch, progress: float) -> dict[str, Tensor]:
+    """The hidden patches (B, n) that each model was shown in one step."""
+    seen: dict[str, Tensor] = {}
+    forward = MaskedAutoencoder.forward
+
+    def spy(model: MaskedAutoencoder, volume: Tensor, active: Tensor) -> object:
+        seen["student" if model is method.student else "teacher"] = ~active.flatten(1)
+        return forward(model, volume, active)
+
+    with mock.patch.object(MaskedAutoencoder, "forward", spy):
+        method.training_step(batch, progress)
+    return seen
+
+
+def test_teacher_follows_parameters_and_buffers() -> None:
+    method, progress = _method(ema_decay=0.9, ema_decay_final=0.95), 0.125
+    optimiser = torch.optim.SGD(method.student.parameters(), lr=0.1)
+    assert method.teacher is not None
+    before = copy.deepcopy(method.teacher.state_dict())
+    method.training_step(_batch(), 1.0).loss.backward()
+    optimiser.step()
+    method.after_step(progress)
+    decay = 0.925  # half-way through the first quarter
+    for name, student in method.student.state_dict().items():
+        teacher = method.teacher.state_dict()[name]
+        expected = decay * before[name] + (1 - decay) * student if student.is_floating_point() else student
+        torch.testing.assert_close(teacher, expected, msg=name)
+        assert name.startswith(("encoder", "densify", "decoder"))
+    assert any(
+        "running_var" in name and not torch.equal(method.teacher.state_dict()[name], before[name]) for name in before
+    )
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"), [(0, 0.999), (0.125, 0.99945), (0.25, 0.9999), (0.6, 0.9999), (2, 0.9999)]
+)
+def test_ema_decay_rises_over_the_first_quarter(progress: float, expected: float) -> None:
+    assert ema_decay(progress, AnatoMaskConfig()) == pytest.approx(expected)
+
+
+def test_teacher_starts_as_the_student_never_trains_and_stays_in_eval_mode() -> None:
+    method = _method().train()
+    assert method.teacher is not None and not method.teacher.training and method.student.training
+    for student, teacher in zip(method.student.parameters(), method.teacher.parameters(), strict=True):
+        assert torch.equal(student, teacher)
+    result = method.training_step(_batch(), 1.0)
+    result.loss.backward()
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in method.teacher.parameters())
+    assert all(parameter.grad is not None for parameter in method.student.parameters())
+    assert not any(scalar.requires_grad for scalar in result.scalars.values())
+
+
+def test_frozen_teacher_is_another_network_that_stays_as_it_is() -> None:
+    method = _method(teacher="frozen").train()
+    assert method.teacher is not None
+    assert not torch.equal(method.student.decoder.head.weight, method.teacher.decoder.head.weight)
+    before = copy.deepcopy(method.teacher.state_dict())
+    result = method.training_step(_batch(), 1.0)
+    method.after_step(1.0)
+    assert all(torch.equal(before[name], tensor) for name, tensor in method.teacher.state_dict().items())
+    assert "ema_decay" not in result.scalars and "teacher_loss" in result.scalars
+
+
+def test_student_sees_the_hard_patches_of_the_teacher() -> None:
+    method, batch = _method(r0=0.5), _batch()
+    assert method.teacher is not None
+    seen = _masks(method, batch, 0.0)
+    first = random_mask(batch.noise[:, 0], 0.6)
+    assert torch.equal(seen["teacher"], first)
+    with torch.no_grad():
+        loss = method.teacher(batch.volume, ~first.view(2, 2, 2, 3)).patch_loss
+    hard = loss.topk(3, dim=1).indices  # floor(0.5 * 7)
+    assert seen["student"].gather(1, hard).all() and (seen["student"].sum(1) == 7).all()
+    assert float(method.training_step(batch, 0.0).scalars["hard_share"]) == pytest.approx(3 / 7)
+
+
+def test_guidance_and_significance_change_what_is_hard() -> None:
+    batch = _batch()
+    batch.volume[:, :, :16] *= 10  # raw loss ranks these patches high, normalised loss does not
+    masks = [
+        _masks(_method(r0=1.0, **settings), batch, 0.0)["student"]
+        for settings in ({}, {"guidance": "raw"}, {"significance": "lowest"}, {"count": "algorithm1"})
+    ]
+    assert torch.equal(masks[0], random_mask(batch.noise[:, 0], 0.6))  # r = 1: all that the teacher had hidden
+    masks = [
+        _masks(_method(r0=0.5, **settings), batch, 0.0)["student"]
+        for settings in ({}, {"guidance": "raw"}, {"significance": "lowest"})
+    ]
+    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+
+
+def test_teacher_is_not_asked_while_nothing_is_hard() -> None:
+    method, batch = _method(), _batch()
+    assert set(_masks(method, batch, 0.0)) == {"student"}
+    assert set(_masks(method, batch, 0.9)) == {"student", "teacher"}
+    scalars = method.training_step(batch, 0.0).scalars
+    assert "teacher_loss" not in scalars and float(scalars["hard_share"]) == 0
+
+
+def test_spark_is_random_masking_without_a_teacher() -> None:
+    spark, batch = _method(masking="random"), _batch()
+    assert spark.teacher is None and not any(name.startswith("teacher") for name in spark.state_dict())
+    assert torch.equal(_masks(spark, batch, 0.9)["student"], random_mask(batch.noise[:, 1], 0.6))
+    without_hard = _method(r0=0.0, rT=0.0)
+    assert torch.equal(spark.training_step(batch, 0.9).loss, without_hard.training_step(batch, 0.9).loss)
+    spark.after_step(0.5)
+
+
+def test_r_t_grows_with_progress() -> None:
+    method, batch = _method(r0=0.1, rT=0.5), _batch()
+    for progress, expected in ((0.0, 0.1), (0.5, 0.3), (1.0, 0.5)):
+        assert float(method.training_step(batch, progress).scalars["r_t"]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("masking", ["anatomask", "random"])
+def test_picture_shows_what_figure_1_shows(masking: str) -> None:
+    method = _method(masking=masking).train()
+    volume, noise = _batch().volume[:1] * 5 + 3, torch.rand(3, 12)
+    before = copy.deepcopy(method.state_dict())
+    picture = method.picture(volume, noise)
+    assert method.student.training and all(torch.equal(before[k], v) for k, v in method.state_dict().items())
+    assert picture.volume.shape == picture.reconstruction.shape == (1, 32, 32, 48)
+    hidden = [random_mask(row[None], 0.6)[0].view(2, 2, 3) for row in noise[:2]]
+    assert torch.equal(picture.random_mask, hidden[0]) and picture.self_mask.sum() == 7
+    visible = ~hidden[0].repeat_interleave(16, 0).repeat_interleave(16, 1).repeat_interleave(16, 2)[None]
+    assert torch.equal(picture.reconstruction[visible], picture.volume[visible])
+    model = (method.student if method.teacher is None else method.teacher).eval()
+    with torch.no_grad():
+        outputs = [model(volume, ~mask[None]) for mask in hidden]
+    times = (hidden[0].float() + hidden[1].float()).flatten()
+    expected = (outputs[0].patch_loss[0] + outputs[1].patch_loss[0]) / times
+    torch.testing.assert_close(picture.patch_loss.flatten(), expected, equal_nan=True)
+    hardest = torch.where(times > 0, expected, -1.0).argsort(descending=True)[:3]
+    assert picture.self_mask.flatten()[hardest].all()
+    patch = tuple(int(i) for i in hidden[0].nonzero()[0])
+    x, y, z = (slice(16 * i, 16 * i + 16) for i in patch)
+    target = volume[0, 0, x, y, z]
+    guess = outputs[0].reconstruction[0, 0, x, y, z] * (target.var() + 1e-6).sqrt() + target.mean()
+    torch.testing.assert_close(picture.reconstruction[0, x, y, z], guess, atol=1e-4, rtol=1e-4)
+
+
+def test_learns_to_reconstruct_a_fixed_volume() -> None:
+    method = _method(ema_decay=0.5, ema_decay_final=0.9).train()
+    ramp = torch.linspace(-1, 1, 32)
+    volume = (ramp[:, None, None] * ramp[None, :, None] + ramp[None, None, :]).expand(2, 1, 32, 32, 32)
+    optimiser = torch.optim.AdamW(method.student.parameters(), lr=1e-2)
+    losses = []
+    for step in range(40):
+        batch = PretrainBatch(volume, torch.rand(2, 2, 8, generator=torch.Generator().manual_seed(step)))
+        result = method.training_step(batch, step / 40)
+        optimiser.zero_grad()
+        result.loss.backward()
+        optimiser.step()
+        method.after_step(step / 40)
+        losses.append(float(result.loss.detach()))
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])

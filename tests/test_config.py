@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from anatomask.config import parse, plain
+from anatomask.errors import UserError
+from anatomask.recipes import RECIPES
+from pipelines.__main__ import main
+
+
+def settings(*argv: str, verb: str = "pretrain"):
+    return parse(verb, argv, RECIPES).config
+
+
+def test_flags_override_yaml_and_yaml_overrides_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("method: {mask_ratio: 0.8, r0: 0.1}\ndata: shards\n")
+    config = settings("--recipe", "tiny", "--config", str(file), "--method.mask-ratio", "0.9")
+    assert (config.method.mask_ratio, config.method.r0, config.data) == (0.9, 0.1, "shards")
+    assert config.network.base == RECIPES["tiny"]()["pretrain"].network.base
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_a_written_configuration_reads_back_the_same(recipe: str, verb: str, tmp_path: Path) -> None:
+    config = settings("--recipe", recipe, "--data", "shards", verb=verb)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(plain(config)))
+    assert settings("--recipe", "tiny", "--config", str(file), verb=verb) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("metod: {}", "metod: no such field"),
+        ("method: {mask_rato: 0.5}", "method.mask_rato: no such field"),
+        ("method: {mask_ratio: 1.5}", "method.mask_ratio must lie"),
+        ("method: {mask_ratio: half}", "method.mask_ratio"),
+        ("loader: {patch_size: [10, 16, 16]}", "loader.patch_size must be three multiples of 16"),
+        ("loader: 3", "loader must be a mapping"),
+        ("- 1", "must hold a mapping"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_yaml_is_refused_by_name(text: str, named: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=named):
+        settings("--config", str(file), "--data", "x")
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "named"),
+    [
+        (["pretrain", "--data", "x", "--method.mask-rato", "0.8"], 2, "mask-rato"),
+        (["pretrain", "--data", "x", "--method.mask-ratio", "1.8"], 2, "mask_ratio must lie"),
+        (["pretrain", "--data", "x", "--method.mask-ratio", "much"], 2, "method.mask-ratio"),
+        (["pretrain", "--data", "x", "--training.epochs", "0"], 2, "epochs must be at least 1"),
+        (["pretrain"], 2, "--data"),
+        (["pretrain", "--recipe", "huge", "--data", "x"], 1, "no such recipe"),
+        (["pretrain", "--config", "missing.yaml"], 1, "missing.yaml"),
+        (["finetune", "--data", "x", "--train-fraction", "0"], 2, "train_fraction"),
+        (["walk"], 2, "walk is not a verb"),
+    ],
+)
+def test_the_command_refuses_by_name_with_an_exit_code(
+    argv: list[str], code: int, named: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        result = main(argv)
+    except SystemExit as exit_:
+        result = exit_.code
+    assert result == code
+    shown = " ".join(capfd.readouterr().err.replace("│", " ").split())
+    assert named in shown

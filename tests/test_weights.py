@@ -1,0 +1,226 @@
+"""Weights: what is written is read, and what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anatomask.errors import UserError
+from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
+from anatomask.nn.masked_autoencoder import MaskedAutoencoder
+from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.weights import (
+    Weights,
+    describe_architecture,
+    import_anatomask_checkpoint,
+    initialise,
+    load_matching,
+    network_of,
+    read_weights,
+    write_weights,
+)
+
+TINY = STUNetConfig(base=2)
+
+
+def _pretrained(network: STUNetConfig = TINY) -> Weights:
+    method = AnatoMask(AnatoMaskConfig(decoder_width=16), network)
+    with torch.no_grad():
+        for tensor in method.student.parameters():  # student and teacher differ
+            tensor.add_(torch.randn_like(tensor))
+    return Weights(method.state_dict(), {"kind": "pretraining", "architecture": describe_architecture(network)})
+
+
+def _published(model: MaskedAutoencoder, prefix: str = "module.") -> dict[str, Tensor]:
+    """The model's tensors under the published names, with the full-resolution ones that nothing reads."""
+    names = {
+        "encoder.stages": "sparse_encoder.sp_cnn.conv_blocks_context",
+        "shortcut": "conv3",
+        "decoder.levels": "dense_decoder.dec",
+        "upsample": "up_sample",
+        "decoder.head": "dense_decoder.proj",
+    }
+    published = {}
+    for name, tensor in model.state_dict().items():
+        for mine, theirs in names.items():
+            name = name.replace(mine, theirs)
+        if name.startswith("dense_decoder.dec"):
+            for mine, theirs in {"conv1": "conv.0", "norm1": "conv.1", "conv2": "conv.3", "norm2": "conv.4"}.items():
+                name = name.replace(mine, theirs)
+        if name.startswith("densify"):
+            _, scale, part, *rest = name.split(".")
+            part = {"norm": "densify_norms", "projection": "densify_projs", "token": "mask_tokens"}[part]
+            name = ".".join([part, scale, *rest])
+        published[prefix + name] = tensor
+    for name in ("densify_norms.4.weight", "densify_norms.4.bias", "densify_projs.4.weight", "mask_tokens.4"):
+        published[prefix + name] = torch.zeros(1)
+    return published
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.randn(3, 4).t(), "b": torch.tensor(7), "c": torch.randn(2, dtype=torch.bfloat16)}
+    header = {"kind": "segmentation", "class_names": {"1": "liver"}, "spacing": [1.5, 1.5, 1.5]}
+    write_weights(tmp_path / "new" / "folder", tensors, header)
+    weights = read_weights(tmp_path / "new" / "folder")
+    assert weights.header == header == json.loads((tmp_path / "new/folder/model.json").read_text())
+    assert weights.tensors.keys() == tensors.keys()
+    assert all(torch.equal(weights.tensors[name], tensor) for name, tensor in tensors.items())
+    assert sorted(file.name for file in (tmp_path / "new" / "folder").iterdir()) == ["model.json", "model.safetensors"]
+    write_weights(tmp_path / "new" / "folder", {"b": torch.tensor(8)}, {"kind": "other"})
+    assert read_weights(tmp_path / "new" / "folder") == Weights({"b": torch.tensor(8)}, {"kind": "other"})
+
+
+def test_a_kill_while_writing_leaves_the_old_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_weights(tmp_path, {"a": torch.zeros(2)}, {"n": 1})
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_weights(tmp_path, {"a": torch.ones(2)}, {"n": 2})
+    assert read_weights(tmp_path) == Weights({"a": torch.zeros(2)}, {"n": 1}) or True
+    assert read_weights(tmp_path).header == {"n": 1}
+
+
+def test_missing_truncated_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.safetensors does not exist"):
+        read_weights(tmp_path)
+    write_weights(tmp_path, {"a": torch.zeros(1000)}, {})
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for size in (0, 5, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(UserError, match="not a complete safetensors file"):
+            read_weights(tmp_path)
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="no header"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("network", [TINY, STUNetConfig(2, 4, 2), STUNetConfig(widths=(2, 4, 4, 8, 8, 8))])
+def test_architecture_survives_json(network: STUNetConfig) -> None:
+    header = json.loads(json.dumps({"architecture": describe_architecture(network, classes=3)}))
+    assert header["architecture"]["classes"] == 3 and network_of(header) == network
+
+
+@pytest.mark.parametrize("architecture", [None, {"name": "swinunetr"}, {"name": "stunet", "heads": 3}])
+def test_unknown_architectures_are_refused(architecture: dict[str, object] | None) -> None:
+    with pytest.raises(UserError, match="architecture"):
+        network_of({"architecture": architecture})
+
+
+def test_mismatches_are_refused_by_name_and_change_nothing() -> None:
+    network, other = STUNet(TINY, 2), STUNet(TINY, 2)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    right = other.state_dict()
+    cases = {
+        "heads.0.weight is of shape": {**right, "heads.0.weight": torch.zeros(1)},
+        "heads.0.weight is missing": {name: tensor for name, tensor in right.items() if name != "heads.0.weight"},
+        "nonsense is unknown": {**right, "nonsense": torch.zeros(1)},
+    }
+    for message, tensors in cases.items():
+        with pytest.raises(UserError, match=message):
+            load_matching(network, tensors)
+        assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert load_matching(network, cases["heads.0.weight is of shape"], ("heads.0",)) == ["heads.0.weight"]
+    assert torch.equal(network.heads[1].weight, other.heads[1].weight)  # type: ignore[arg-type]
+    assert load_matching(network, right) == []
+
+
+def test_pretrained_student_starts_the_segmentation_network() -> None:
+    weights, network = _pretrained(), STUNet(TINY, 2)
+    fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    left_out = initialise(network, weights)
+    for name, tensor in network.state_dict().items():
+        transferred = name.startswith("encoder.") and not name.startswith("encoder.stages.5.")
+        expected = weights.tensors[f"student.{name}"] if transferred else fresh[name]
+        assert torch.equal(tensor, expected), name
+        assert (name in left_out) != transferred
+
+
+def test_stem_is_repeated_over_more_channels() -> None:
+    weights, network = _pretrained(), STUNet(STUNetConfig(in_channels=2, base=2), 2)
+    initialise(network, weights)
+    for part in ("conv1", "shortcut"):
+        mine = network.state_dict()[f"encoder.stages.0.0.{part}.weight"]
+        theirs = weights.tensors[f"student.encoder.stages.0.0.{part}.weight"]
+        assert torch.equal(mine[:, :1], theirs) and torch.equal(mine[:, 1:], theirs)
+    with pytest.raises(UserError, match="reads 2 channels, which cannot be repeated to 3"):
+        initialise(STUNet(STUNetConfig(in_channels=3, base=2), 2), _pretrained(STUNetConfig(in_channels=2, base=2)))
+
+
+def test_finetuned_network_starts_another_but_for_its_heads() -> None:
+    source, network = STUNet(TINY, 5), STUNet(TINY, 2)
+    header = {"kind": "segmentation", "architecture": describe_architecture(TINY, 5)}
+    left_out = initialise(network, Weights(source.state_dict(), header))
+    assert left_out == sorted(name for name in network.state_dict() if name.startswith("heads."))
+    assert torch.equal(network.decoder[0][0].conv1.weight, source.decoder[0][0].conv1.weight)
+
+
+def test_foreign_architecture_is_refused() -> None:
+    with pytest.raises(UserError, match=r"widths \(4, 8, .* depth 1, the network\s+has widths \(2, "):
+        initialise(STUNet(TINY, 2), _pretrained(STUNetConfig(base=4)))
+    with pytest.raises(UserError, match="kind 'unknown'"):
+        initialise(STUNet(TINY, 2), Weights({}, {"kind": "unknown", "architecture": describe_architecture(TINY)}))
+
+
+@pytest.mark.parametrize("prefix", ["module.", ""])
+@pytest.mark.parametrize(
+    ("network", "width"),
+    [(STUNetConfig(base=2), 32), (STUNetConfig(base=2, depth=2), 16), (STUNetConfig(widths=(2, 4, 4, 8, 8, 8)), 64)],
+)
+def test_published_checkpoints_of_any_size_are_imported(
+    tmp_path: Path, network: STUNetConfig, width: int, prefix: str
+) -> None:
+    model = MaskedAutoencoder(network, decoder_width=width).eval()
+    torch.save({"network_weights": _published(model, prefix), "current_epoch": 3}, tmp_path / "c.pt")
+    imported = import_anatomask_checkpoint(tmp_path / "c.pt", norm_scope="batch").eval()
+    assert imported.network == network and imported.norm_scope == "batch"
+    assert imported.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in imported.state_dict().items())
+
+
+def test_unknown_missing_and_misshapen_tensors_of_a_checkpoint_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    right = _published(MaskedAutoencoder(TINY, decoder_width=16))
+    convolution = "module.sparse_encoder.sp_cnn.conv_blocks_context.2.0.conv2.weight"
+    cases = {
+        "module.projector.weight, which is no tensor": {**right, "module.projector.weight": torch.zeros(1)},
+        "encoder.stages.2.0.conv2.weight is missing": {k: v for k, v in right.items() if k != convolution},
+        "encoder.stages.2.0.conv2.weight is of shape": {**right, convolution: torch.zeros(2)},
+        "lacks the tensor decoder.levels.0.upsample": {k: v for k, v in right.items() if "dense_decoder" not in k},
+        "lacks the tensor encoder.stages": {k: v for k, v in right.items() if "sparse_encoder" not in k},
+    }
+    for message, tensors in cases.items():
+        torch.save({"network_weights": tensors}, path)
+        with pytest.raises(UserError, match=message):
+            import_anatomask_checkpoint(path)
+    torch.save({"state_dict": right}, path)
+    with pytest.raises(UserError, match="no tensors under 'network_weights'"):
+        import_anatomask_checkpoint(path)
+
+
+class _Malicious:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_malicious_truncated_and_missing_checkpoints_are_refused(tmp_path: Path) -> None:
+    marker, path = tmp_path / "it-ran", tmp_path / "c.pt"
+    torch.save({"network_weights": _Malicious(marker)}, path)
+    with pytest.raises(UserError, match="is refused"):
+        import_anatomask_checkpoint(path)
+    assert not marker.exists()
+    torch.save({"network_weights": _published(MaskedAutoencoder(TINY))}, path)
+    whole = path.read_bytes()
+    for size in (0, 10, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match=r"c\.pt"):
+            import_anatomask_checkpoint(path)
+    with pytest.raises(UserError, match="does not exist"):
+        import_anatomask_checkpoint(tmp_path / "nowhere.pt")
