@@ -11,7 +11,6 @@ import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_from_to
 from rich.console import Console
-from rich.padding import Padding
 
 from anatomask.config import ReportConfig
 from anatomask.data.nifti import read_nifti
@@ -66,7 +65,7 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     console = Console()
     console.print(terminal_table(rows))
     for note in notes(rows):
-        console.print(Padding(note, (0, 0, 0, 1)), style="dim", markup=False, highlight=False)
+        console.print(note, style="dim", markup=False, highlight=False)
     paths = [Path(config.out) / "table.md", Path(config.out) / "table.csv"]
     for dataset, members in _by_dataset(runs).items():
         try:

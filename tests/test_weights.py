@@ -81,7 +81,7 @@ def test_a_kill_while_writing_leaves_the_old_weights(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         write_weights(tmp_path, {"a": torch.ones(2)}, {"n": 2})
-    assert read_weights(tmp_path) == Weights({"a": torch.zeros(2)}, {"n": 1}) or True
+    assert torch.equal(read_weights(tmp_path).tensors["a"], torch.zeros(2))
     assert read_weights(tmp_path).header == {"n": 1}
 
 
@@ -156,7 +156,8 @@ def test_finetuned_network_starts_another_but_for_its_heads() -> None:
     header = {"kind": "segmentation", "architecture": describe_architecture(TINY, 5)}
     left_out = initialise(network, Weights(source.state_dict(), header))
     assert left_out == sorted(name for name in network.state_dict() if name.startswith("heads."))
-    assert torch.equal(network.decoder[0][0].conv1.weight, source.decoder[0][0].conv1.weight)
+    trunk = {name: tensor for name, tensor in source.state_dict().items() if name not in left_out}
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in trunk.items())
 
 
 def test_foreign_architecture_is_refused() -> None:
@@ -169,7 +170,11 @@ def test_foreign_architecture_is_refused() -> None:
 @pytest.mark.parametrize("prefix", ["module.", ""])
 @pytest.mark.parametrize(
     ("network", "width"),
-    [(STUNetConfig(base=2), 32), (STUNetConfig(base=2, depth=2), 16), (STUNetConfig(widths=(2, 4, 4, 8, 8, 8)), 64)],
+    [
+        (STUNetConfig(base=2), 32),
+        (STUNetConfig(base=2, depth=2), 16),
+        (STUNetConfig(base=2, widths=(2, 4, 4, 8, 8, 8)), 64),
+    ],
 )
 def test_published_checkpoints_of_any_size_are_imported(
     tmp_path: Path, network: STUNetConfig, width: int, prefix: str

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -139,6 +140,8 @@ class PreparedDataset:
         Raises:
             UserError: a file is missing, damaged or of another format version.
         """
+        if "://" not in path:  # a relative path would mean another folder in a Ray worker
+            path = os.path.abspath(path)
         storage = Storage(path)
         for name in ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json"):
             if not storage.exists(name):

@@ -142,8 +142,11 @@ def _view(plane: np.ndarray) -> np.ndarray:
 
 
 def _body_crop(row: OverlayRow) -> tuple[slice, slice]:
-    """The box around the body and all labels, with a margin of two voxels; everything where nothing stands out."""
-    labelled = np.any([panel.label > 0 for panel in row.panels], axis=0)
+    """The box around the body and the first panel's labels, with a margin of two voxels.
+
+    Other panels do not widen it: a prediction that is wrong everywhere would shrink the body to a dot.
+    """
+    labelled = row.panels[0].label > 0
     threshold = BODY_HU if row.window == CT_WINDOW else row.window[0] + 0.1 * (row.window[1] - row.window[0])
     body = ndimage.binary_opening(row.image > threshold, iterations=2)
     parts, count = ndimage.label(body)

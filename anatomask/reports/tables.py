@@ -15,6 +15,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from anatomask.reports.paper import published_note
+
 METRICS = ("dsc", "nsd")
 TITLES = ("Method", "Initialisation", "Data set", "DSC [%]", "NSD [%]", "Cases")
 CAPTION = "Mean ± SD over cases; a case's score is the mean over the classes present in it."
@@ -54,13 +56,13 @@ class Row:
             dsc=(summary["dsc"]["mean"], summary["dsc"]["sd"]),
             nsd=(summary["nsd"]["mean"], summary["nsd"]["sd"]),
             nsd_tolerance_mm=summary.get("nsd_tolerance_mm", {}),
-            failed=len(summary.get("failed") or {}),
+            failed=len(dict(summary.get("failed", {}))),
         )
 
 
 def terminal_table(rows: Sequence[Row]) -> Table:
     """A rich table that fits 80 columns; the best of each data set is bold."""
-    table = Table(box=box.SIMPLE_HEAD, caption=CAPTION, caption_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in TITLES:
         numeric = title in TITLES[3:]
         table.add_column(title, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
@@ -84,7 +86,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
         ]
         names = [name.replace("|", "\\|") for name in _names(row, rows)]
         lines.append(f"| {' | '.join([*names, *scores, str(row.cases)])} |")
-    return "\n".join([*lines, "", " ".join([CAPTION, *notes(rows)]), ""])
+    return "\n".join([*lines, "", " ".join(notes(rows)), ""])
 
 
 def csv_table(rows: Sequence[Row]) -> str:
@@ -100,12 +102,12 @@ def csv_table(rows: Sequence[Row]) -> str:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """Sentences that a reader needs to trust the table: NSD tolerances, splits, and what makes rows incomparable."""
-    sentences = []
+    """What a reader needs to trust the table: how scores are averaged, NSD tolerances, what makes rows incomparable."""
+    sentences = [CAPTION]
     for dataset, members in _by_dataset(rows).items():
         tolerances = [_tolerance(rows[index].nsd_tolerance_mm) for index in members]
         sentences.append(f"{dataset}: NSD at {tolerances[0]}, split {rows[members[0]].split}.")
-        kinds = {
+        kinds: dict[str, set[Any]] = {
             "NSD tolerances": set(tolerances),
             "splits": {rows[index].split for index in members},
             "numbers of cases": {rows[index].cases for index in members},
@@ -114,6 +116,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         differing = [name for name, values in kinds.items() if len(values) > 1]
         if differing:
             sentences.append(f"{dataset}: runs differ in {', '.join(differing)}; compare with care.")
+    paper = (published_note(row.method, row.network, row.dataset) for row in rows)
+    sentences += dict.fromkeys(note for note in paper if note)
     failed = [f"{row.run} ({row.failed})" for row in rows if row.failed]
     if failed:
         sentences.append(f"Cases that could not be evaluated are left out: {', '.join(failed)}.")

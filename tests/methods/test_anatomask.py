@@ -105,19 +105,28 @@ def test_student_sees_the_hard_patches_of_the_teacher() -> None:
     assert float(method.training_step(batch, 0.0).scalars["hard_share"]) == pytest.approx(3 / 7)
 
 
-def test_guidance_and_significance_change_what_is_hard() -> None:
-    batch = _batch()
-    batch.volume[:, :, :16] *= 10  # raw loss ranks these patches high, normalised loss does not
-    masks = [
-        _masks(_method(r0=1.0, **settings), batch, 0.0)["student"]
-        for settings in ({}, {"guidance": "raw"}, {"significance": "lowest"}, {"count": "algorithm1"})
-    ]
-    assert torch.equal(masks[0], random_mask(batch.noise[:, 0], 0.6))  # r = 1: all that the teacher had hidden
-    masks = [
-        _masks(_method(r0=0.5, **settings), batch, 0.0)["student"]
-        for settings in ({}, {"guidance": "raw"}, {"significance": "lowest"})
-    ]
-    assert not torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
+@pytest.mark.parametrize("significance", ["highest", "lowest"])
+@pytest.mark.parametrize("guidance", ["normalised", "raw"])
+def test_guidance_and_significance_decide_what_is_hard(guidance: str, significance: str) -> None:
+    method, batch = _method(r0=0.5, guidance=guidance, significance=significance), _batch()
+    batch.volume[:, :, :16] *= 10  # raw loss ranks the first 6 patches high, normalised loss need not
+    assert method.teacher is not None
+    first = random_mask(batch.noise[:, 0], 0.6)
+    with torch.no_grad():
+        guess = method.teacher(batch.volume, ~first.view(2, 2, 2, 3))
+    loss = guess.patch_loss if guidance == "normalised" else guess.patch_loss_raw
+    loss = torch.where(first, loss if significance == "highest" else -loss, -torch.inf)
+    seen = _masks(method, batch, 0.0)["student"]
+    for sample in range(2):
+        hard = loss[sample].topk(3).indices
+        assert seen[sample, hard].all()
+        if guidance == "raw":
+            assert ((hard < 6) == (significance == "highest")).all()
+
+
+def test_algorithm_1_counts_more_hard_patches() -> None:
+    method, batch = _method(r0=0.5, count="algorithm1"), _batch()
+    assert float(method.training_step(batch, 0.0).scalars["hard_share"]) == pytest.approx(6 / 7)  # ceil(0.5 * 12)
 
 
 def test_teacher_is_not_asked_while_nothing_is_hard() -> None:
@@ -176,12 +185,12 @@ def test_learns_to_reconstruct_a_fixed_volume() -> None:
     volume = (ramp[:, None, None] * ramp[None, :, None] + ramp[None, None, :]).expand(2, 1, 32, 32, 32)
     optimiser = torch.optim.AdamW(method.student.parameters(), lr=1e-2)
     losses = []
-    for step in range(40):
+    for step in range(25):
         batch = PretrainBatch(volume, torch.rand(2, 2, 8, generator=torch.Generator().manual_seed(step)))
-        result = method.training_step(batch, step / 40)
+        result = method.training_step(batch, step / 25)
         optimiser.zero_grad()
         result.loss.backward()
         optimiser.step()
-        method.after_step(step / 40)
+        method.after_step(step / 25)
         losses.append(float(result.loss.detach()))
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.75 * sum(losses[:5])

@@ -171,10 +171,12 @@ def test_two_models_live_side_by_side() -> None:
     other = two(volume, second)
     assert torch.equal(one(volume, first).reconstruction, alone.reconstruction)
     (alone.loss + other.loss).backward()  # the backward of one does not see the mask of the other
-    gradient = one.encoder.stages[0][0].conv1.weight.grad.clone()
+    stem = one.get_parameter("encoder.stages.0.0.conv1.weight")
+    assert stem.grad is not None
+    gradient = stem.grad.clone()
     one.zero_grad()
     one(volume, first).loss.backward()
-    torch.testing.assert_close(gradient, one.encoder.stages[0][0].conv1.weight.grad)
+    torch.testing.assert_close(gradient, stem.grad)
 
 
 @pytest.mark.parametrize(

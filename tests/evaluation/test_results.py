@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import math
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anatomask.errors import UserError
+from anatomask.evaluation.results import CaseScore, case_means, check_summary, from_csv, mean_sd, summarise, to_csv
+
+FRACTIONS = st.one_of(st.floats(0, 1), st.just(math.nan))
+NAMES = st.text("abc,\" ;'ä_-", min_size=1, max_size=8)
+
+
+def score(case: str, class_id: int, dsc: float, nsd: float) -> CaseScore:
+    return CaseScore("run", "data", case, class_id, f"organ {class_id}", dsc, nsd, 0 if math.isnan(dsc) else 10)
+
+
+TABLE = [
+    score("a", 1, 0.9, 0.8),
+    score("a", 2, 0.5, 0.6),
+    score("b", 1, 0.4, 0.2),
+    score("b", 2, math.nan, math.nan),
+    score("c", 1, 0.0, 0.0),
+    score("c", 2, 1.0, 1.0),
+]
+
+
+def test_a_case_is_the_mean_over_its_classes_and_the_table_over_cases() -> None:
+    summary = summarise(TABLE)
+    cases = [0.7, 0.4, 0.5]
+    assert case_means(TABLE, "dsc") == pytest.approx({"a": 0.7, "b": 0.4, "c": 0.5})
+    assert summary["cases"] == 3
+    assert summary["dsc"] == pytest.approx({"mean": statistics.mean(cases), "sd": statistics.stdev(cases)})
+    assert summary["nsd"]["mean"] == pytest.approx((0.7 + 0.2 + 0.5) / 3)
+
+
+def test_a_class_is_the_mean_over_the_cases_that_hold_it() -> None:
+    classes = summarise(TABLE)["classes"]
+    assert list(classes) == ["organ 1", "organ 2"]
+    assert classes["organ 2"]["cases"] == 2
+    assert classes["organ 2"]["dsc"] == pytest.approx({"mean": 0.75, "sd": statistics.stdev([0.5, 1.0])})
+
+
+def test_a_case_without_any_class_is_not_counted() -> None:
+    summary = summarise([score("a", 1, 0.5, 0.5), score("empty", 1, math.nan, math.nan)])
+    assert summary["cases"] == 1
+    assert summary["dsc"] == {"mean": 0.5, "sd": None}
+
+
+def test_the_summary_is_strict_json_even_without_scores() -> None:
+    summary = summarise([score("empty", 1, math.nan, math.nan)])
+    assert mean_sd([]) == {"mean": None, "sd": None}
+    assert json.loads(json.dumps(summary, allow_nan=False))["dsc"]["mean"] is None
+
+
+SCORES = st.builds(CaseScore, NAMES, NAMES, NAMES, st.integers(1, 104), NAMES, FRACTIONS, FRACTIONS, st.integers(0))
+
+
+@given(st.lists(SCORES))
+def test_scores_survive_the_file(scores: list[CaseScore]) -> None:
+    read = from_csv(to_csv(scores), "cases.csv")
+    assert len(read) == len(scores)
+    for before, after in zip(scores, read, strict=True):
+        assert (after.run, after.case, after.class_id, after.class_name, after.voxels) == (
+            before.run,
+            before.case,
+            before.class_id,
+            before.class_name,
+            before.voxels,
+        )
+        assert (after.dsc, after.nsd) == pytest.approx((before.dsc, before.nsd), abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("text", ["run,case\na,b\n", to_csv(TABLE).replace("0.900000", "high"), to_csv(TABLE)[:-12]])
+def test_a_damaged_table_is_named(text: str) -> None:
+    with pytest.raises(UserError, match=r"somewhere/cases\.csv"):
+        from_csv(text, "somewhere/cases.csv")
+
+
+def test_a_summary_without_a_field_is_named() -> None:
+    with pytest.raises(UserError, match=r"x/summary\.json has no field 'dsc'"):
+        check_summary({"run": "r", "method": "m", "initialisation": "i", "dataset": "d", "cases": 1}, "x/summary.json")

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from anatomask.reports.figures import OverlayRow, Panel, best_slice, class_colours, overlay_figure
+
+NAMES = {1: "liver", 2: "spleen"}
+
+
+def body(shape: tuple[int, int]) -> np.ndarray:
+    image = np.full(shape, -1000, np.int16)
+    image[4:-4, 4:-4] = 40
+    return image
+
+
+def draw(tmp_path: Path, rows: list[OverlayRow], names: dict[int, str] = NAMES) -> np.ndarray:
+    path = tmp_path / "new" / "figure.png"
+    overlay_figure(rows, names, "What is shown.", path)
+    assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
+    return matplotlib.image.imread(path)[..., :3]
+
+
+def centre(picture: np.ndarray, colour: tuple[float, float, float]) -> np.ndarray:
+    """Mean (row, column) of the outline in this colour, left out the legend at the bottom."""
+    pixels = np.argwhere(np.abs(picture[: int(len(picture) * 0.8)] - np.asarray(colour)).max(axis=-1) < 0.05)
+    assert len(pixels)
+    return pixels.mean(axis=0)
+
+
+def test_the_patients_right_is_on_the_viewers_left_and_anterior_is_up(tmp_path: Path) -> None:
+    label = np.zeros((60, 50), np.uint8)
+    label[44:52, 36:44] = 1  # right (high index in RAS), anterior
+    label[10:18, 8:16] = 2  # left, posterior
+    picture = draw(tmp_path, [OverlayRow("case", body(label.shape), (1.0, 1.0), [Panel("Ground truth", "", label)])])
+    colours = class_colours(NAMES)
+    liver, spleen = (centre(picture, colours[class_id]) for class_id in (1, 2))
+    assert liver[1] < spleen[1]  # column
+    assert liver[0] < spleen[0]  # row, from the top
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 3.0), (2.5, 1.0)])
+def test_the_spacing_gives_the_aspect_ratio(tmp_path: Path, spacing: tuple[float, float]) -> None:
+    """A square of 30 mm stays square, whatever the voxels."""
+    right, anterior = spacing
+    shape = (int(90 / right), int(90 / anterior))
+    label = np.zeros(shape, np.uint8)
+    label[int(30 / right) : int(60 / right), int(30 / anterior) : int(60 / anterior)] = 1
+    picture = draw(tmp_path, [OverlayRow("case", body(shape), spacing, [Panel("Ground truth", "", label)])])
+    outline = np.argwhere(np.abs(picture[: int(len(picture) * 0.8)] - class_colours(NAMES)[1]).max(axis=-1) < 0.1)
+    height, width = np.ptp(outline, axis=0)
+    assert height / width == pytest.approx(1, abs=0.08)
+
+
+def test_a_wrong_prediction_is_seen_and_does_not_shrink_the_body(tmp_path: Path) -> None:
+    truth = np.zeros((60, 60), np.uint8)
+    truth[20:40, 20:40] = 1
+    image = np.full((60, 60), -1000, np.int16)
+    image[15:45, 15:45] = 40
+    everywhere = np.full_like(truth, 2)
+    sizes = []
+    for prediction in (truth, everywhere):
+        panels = [Panel("Ground truth", "", truth), Panel("net", "DSC 0.0 %", prediction)]
+        sizes.append(draw(tmp_path, [OverlayRow("case", image, (1.0, 1.0), panels)]).shape)
+    assert sizes[0][1] == sizes[1][1]
+    assert abs(sizes[0][0] - sizes[1][0]) < 60  # a second line of the legend at most
+
+
+def test_many_classes_rows_and_an_empty_slice(tmp_path: Path) -> None:
+    names = {class_id: f"structure {class_id}" for class_id in range(1, 105)}
+    colours = list(class_colours(names).values())
+    assert len(set(colours)) > 90
+    full = (np.arange(3600).reshape(60, 60) % 105).astype(np.uint8)
+    rows = [
+        OverlayRow("a", body((60, 60)), (1.0, 1.0), [Panel("Ground truth", "", full), Panel("x", "DSC 1.0 %", full)]),
+        OverlayRow(
+            "b", np.zeros((30, 40)), (1.0, 1.0), [Panel("", "", np.zeros((30, 40), np.uint8))] * 2, window=(0.0, 1.0)
+        ),
+    ]
+    assert draw(tmp_path, rows[1:], names).size
+    assert draw(tmp_path, [rows[0]], {1: "a", 2: "b"}).size
+
+
+def test_the_slice_shows_every_class_near_its_fullest() -> None:
+    label = np.zeros((20, 20, 10), np.uint8)
+    label[0:10, 0:10, 0:4] = 1  # large, but alone
+    label[0:9, 0:9, 4:8] = 1
+    label[15:18, 15:18, 5] = 2
+    assert best_slice(label) == 5
+    assert best_slice(np.zeros((4, 4, 6), np.uint8)) == 3
