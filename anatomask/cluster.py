@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
+import torch
 
 from anatomask.errors import UserError
 
@@ -71,7 +73,7 @@ def running(config: ClusterConfig) -> Iterator[None]:
         yield
         return
     local = config.address == "local"
-    options = {"dashboard_host": "127.0.0.1", "resources": {DRIVERS: 16}} if local else {}
+    options: dict[str, Any] = {"dashboard_host": "127.0.0.1", "resources": {DRIVERS: 16}} if local else {}
     try:
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
@@ -82,28 +84,59 @@ def running(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def training_resources(config: ClusterConfig, share: float = 1.0) -> TrainingResources:
-    """Fit a training into `share` of the cluster that is running, so that workers and readers all find a place.
+def training_resources(config: ClusterConfig) -> TrainingResources:
+    """Fit a training into the cluster that is running. Raises UserError as `divide` does."""
+    return divide(ray.cluster_resources(), config)
 
-    Two whole-CPU workers on two CPUs would leave none to read the data and wait for ever: so CPU workers reserve
-    half a CPU, and readers divide what is left.
+
+def trial_resources(config: ClusterConfig, concurrent: int) -> TrainingResources:
+    """Fit the trainings of `concurrent` trials of a sweep into the cluster that is running.
 
     Raises:
-        UserError: the cluster is too small; the fields to change are named.
+        UserError: as `divide` does; or the nodes do not offer the resource that the trials hold.
     """
     total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0) * share, total.get("GPU", 0.0) * share
+    if concurrent > total.get(DRIVERS, 0):
+        raise UserError(
+            f"{concurrent} trials at once need {concurrent} of the resource {DRIVERS}, and the cluster has "
+            f"{total.get(DRIVERS, 0):g}: start its nodes with ray start --resources='{{\"{DRIVERS}\": 16}}', "
+            "or lower --concurrent"
+        )
+    return divide(total, config, concurrent)
+
+
+def local_total() -> dict[str, float]:
+    """Resources of an embedded Ray on this machine, without starting it."""
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+
+
+def divide(total: Mapping[str, float], config: ClusterConfig, concurrent: int = 1) -> TrainingResources:
+    """Divide the resources `total` among `concurrent` trainings, so that their workers and readers all find a place.
+
+    Two whole-CPU workers on two CPUs would leave none to read the data and wait for ever: so CPU workers reserve
+    half a CPU, and readers divide what is left. Trials at once get a whole CPU each, which scoring needs.
+
+    Raises:
+        UserError: `total` is too small; the fields to change are named.
+    """
+    cpus, gpus = total.get("CPU", 0.0) / concurrent, total.get("GPU", 0.0)
+    several, fewer = (f"{concurrent} trials at once with ", "--concurrent or ") if concurrent > 1 else ("", "")
     gpu = gpus >= 1 if config.gpu is None else config.gpu
-    if gpu and config.workers > gpus:
-        raise UserError(f"--cluster.workers {config.workers} need as many GPUs, and there are {gpus:g}")
+    if gpu and concurrent * config.workers > gpus:
+        raise UserError(
+            f"{several}--cluster.workers {config.workers} need {concurrent * config.workers} GPUs, and there are "
+            f"{gpus:g}; lower {fewer}--cluster.workers"
+        )
+    if concurrent > 1 and cpus < 1:
+        raise UserError(f"{concurrent} trials at once do not fit on {concurrent * cpus:g} CPUs; lower --concurrent")
     worker_cpus = 1.0 if gpu and cpus >= 2 * config.workers else WORKER_CPUS
     readers = config.workers * config.readers
     left = cpus - config.workers * worker_cpus
     reader_cpus = min(1.0, int(100 * left / readers) / 100)
     if reader_cpus < 0.1:
         raise UserError(
-            f"{config.workers} workers with {config.readers} readers each do not fit on {cpus:g} CPUs; "
-            "lower --cluster.workers or --cluster.readers"
+            f"{several}{config.workers} workers with {config.readers} readers each do not fit on "
+            f"{concurrent * cpus:g} CPUs; lower {fewer}--cluster.workers or --cluster.readers"
         )
-    threads = config.threads or max(1, (os.cpu_count() or 1) // config.workers)
+    threads = config.threads or max(1, (os.cpu_count() or 1) // (concurrent * config.workers))
     return TrainingResources(config.workers, gpu, worker_cpus, config.readers, reader_cpus, threads)

@@ -18,10 +18,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from anatomask.cluster import ClusterConfig
-from anatomask.data.phantom import PhantomConfig
 from anatomask.data.preprocess import PreprocessConfig
-from anatomask.data.splits import SplitConfig
 from anatomask.data.samples import LoaderConfig
+from anatomask.data.splits import SplitConfig
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import InferenceConfig
 from anatomask.methods.anatomask import AnatoMaskConfig
@@ -133,6 +132,56 @@ class ReportConfig:
             raise ValueError(f"cases must be at least 1, not {self.cases}")
 
 
+SET_BY_SWEEP = {
+    "pretrain": ("data", "runs", "name", "cluster"),
+    "finetune": ("data", "init", "runs", "name", "cluster"),
+}
+"""Fields of the stages that a sweep fills in itself."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Many chains of pretraining, finetuning and scoring, one for each point of a space."""
+
+    space: str
+    """Which fields of the pretraining vary: the name of a file in tune_spaces."""
+    pretrain_data: str
+    """Prepared folder to pretrain on."""
+    finetune_data: tuple[str, ...]
+    """Prepared folders, each to be finetuned and scored on; a trial's value is the mean DSC over them."""
+    pretrain: PretrainConfig
+    """Pretraining of every trial, but for the fields that vary."""
+    finetune: FinetuneConfig
+    """Finetuning of every trial."""
+    runs: str = "runs"
+    """Folder of all runs; the trials' runs lie in the sweep's own folder."""
+    name: str = ""
+    """Name of the sweep; none: derived from the configuration."""
+    seed: int = 0
+    """Decides which points a free search draws. Trainings have seeds of their own, the same in every trial."""
+    trials: int = 20
+    """Trials of a free search; more of them continue the same sweep. A table has its rows, whatever stands here."""
+    concurrent: int = 1
+    """Trials at once."""
+    split: Literal["auto", "val", "test"] = "auto"
+    """Cases that trials are scored on; auto: val where it has labelled cases, so that test stays unseen, else test."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    """How trials are scored."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "concurrent"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.finetune_data == ():
+            raise ValueError("finetune_data must name at least one prepared folder")
+        for stage, names in SET_BY_SWEEP.items():
+            config = getattr(self, stage)
+            for name in names:
+                if getattr(config, name) != getattr(type(config)(data=""), name):
+                    raise ValueError(f"{stage}.{name} is set by the sweep; leave it out")
+
+
 DEFAULT_RECIPE = "paper-b"
 
 T = TypeVar("T")
@@ -214,6 +263,18 @@ def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "
         return dataclasses.replace(default, **values)  # type: ignore[type-var]
     except ValueError as error:
         raise UserError(f"{source}: {prefix}{error}") from error
+
+
+def overlay_dotted(default: T, fields: Mapping[str, Any], source: str) -> T:
+    """`default` with fields named by their dotted paths, as `{"method.mask_ratio": 0.8}`. Raises as `overlay` does."""
+    changes: dict[str, Any] = {}
+    for path, value in fields.items():
+        *sections, name = path.split(".")
+        section = changes
+        for key in sections:
+            section = section.setdefault(key, {})
+        section[name] = value
+    return overlay(default, changes, source)
 
 
 def plain(config: Any) -> dict[str, Any]:

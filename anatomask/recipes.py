@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 from tyro import MISSING
 
-from anatomask.config import EvaluateConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ReportConfig
+from anatomask.config import EvaluateConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ReportConfig, SweepConfig
 from anatomask.data.phantom import PhantomConfig
 from anatomask.data.preprocess import PreprocessConfig
 from anatomask.data.samples import LoaderConfig
@@ -24,8 +25,28 @@ from anatomask.training.optimiser import OptimiserConfig
 Recipe = Mapping[str, Any]
 
 
+def with_sweep(recipe: Callable[[], Recipe]) -> Callable[[], Recipe]:
+    """The recipe, with a sweep made of its stages."""
+
+    @wraps(recipe)
+    def complete() -> Recipe:
+        stages = recipe()
+        sweep = SweepConfig(
+            space=MISSING,
+            pretrain_data=MISSING,
+            finetune_data=MISSING,
+            pretrain=replace(stages["pretrain"], data=""),
+            finetune=replace(stages["finetune"], data=""),
+            inference=stages["evaluate"].inference,
+        )
+        return {**stages, "sweep": sweep}
+
+    return complete
+
+
+@with_sweep
 def paper_b() -> Recipe:
-    """STU-Net-B as published: 1000 epochs at 112x112x128 and 1.5 mm, batch 4, then 1000 epochs of 250 steps, batch 2."""
+    """STU-Net-B as published: 1000 epochs, 112x112x128 voxels of 1.5 mm, batch 4; then 1000 of 250 steps, batch 2."""
     network = STUNetConfig(base=32, depth=1)
     return {
         "phantom": PhantomConfig(out=MISSING),
@@ -44,11 +65,13 @@ def paper_b() -> Recipe:
     }
 
 
+@with_sweep
 def paper_l() -> Recipe:
     """STU-Net-L; all else as `paper-b`."""
     return _with_network(paper_b(), STUNetConfig(base=64, depth=2))
 
 
+@with_sweep
 def paper_h() -> Recipe:
     """STU-Net-H: lr 2e-5, weight decay 3e-5, 10 epochs of warm-up in pretraining; all else as `paper-b`."""
     recipe = _with_network(paper_b(), STUNetConfig(base=96, depth=3))
@@ -56,6 +79,7 @@ def paper_h() -> Recipe:
     return {**recipe, "pretrain": replace(recipe["pretrain"], optimiser=optimiser)}
 
 
+@with_sweep
 def spark() -> Recipe:
     """The SparK baseline of the paper at size B: random masks, no teacher, lr 2e-4."""
     recipe = paper_b()
@@ -67,6 +91,7 @@ def spark() -> Recipe:
     }
 
 
+@with_sweep
 def tiny() -> Recipe:
     """Minutes on two CPU cores: the smallest network that still finds organs in phantoms. For demos and tests."""
     network = STUNetConfig(base=8, depth=1)
@@ -96,6 +121,7 @@ def tiny() -> Recipe:
     }
 
 
+@with_sweep
 def small() -> Recipe:
     """Half an hour per training on two CPU cores, for real scans of low resolution (head and neck at 4x4x3 mm)."""
     network = STUNetConfig(base=8, depth=1)

@@ -22,7 +22,8 @@ VERBS = {
 def usage() -> str:
     """What the command can do, for `--help` and for an unknown verb."""
     verbs = "\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items())
-    return f"usage: anatomask <verb> [--recipe NAME] [--config FILE] [--dry-run] [--field VALUE …]\n\nverbs:\n{verbs}\n\n`anatomask <verb> --help` lists the fields of a verb."
+    usage_line = "usage: anatomask <verb> [--recipe NAME] [--config FILE] [--dry-run] [--field VALUE …]"
+    return f"{usage_line}\n\nverbs:\n{verbs}\n\n`anatomask <verb> --help` lists the fields of a verb."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Supervised finetuning, from pretrained weights or from scratch: `anatomask finetune`, or this file under `ray submit`."""
+"""Supervised finetuning from pretrained weights or from scratch: `anatomask finetune`, or this file in `ray submit`."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from anatomask.cluster import running
 from anatomask.config import PrepareConfig
+from anatomask.data.classes import select_classes
 from anatomask.data.datasets import RawCase, RawDataset, read_dataset
 from anatomask.data.fingerprint import Histogram
 from anatomask.data.preparation import (
@@ -123,7 +124,7 @@ def _look(config: PrepareConfig) -> Task:
     """
     source = Path(config.source).absolute()
     root = config.out if "://" in config.out else str(Path(config.out).absolute())
-    raw = read_dataset(source, config.dataset, config.split.fold)
+    raw = select_classes(read_dataset(source, config.dataset, config.split.fold), config.preprocess.classes)
     if Path(root).resolve().is_relative_to(source.resolve()):
         raise UserError(f"--out {config.out} lies inside the source {config.source}; choose a folder beside it")
     spacing = config.preprocess.spacing or raw.spacing or _median(readable_grids(raw.cases), config.source)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 import torch
 
 from anatomask.cluster import ClusterConfig, running
@@ -16,9 +15,9 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    """Leave torch no more threads than the smallest machine has cores."""
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+def one_thread() -> None:
+    """Small tensors gain nothing from more threads, and threads that spin on busy cores cost much."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -35,4 +34,3 @@ def ray_session() -> Iterator[None]:
     """An embedded Ray for all tests that need one."""
     with running(ClusterConfig()):
         yield
-    assert not ray.is_initialized()

@@ -1,0 +1,77 @@
+"""Spaces of `anatomask sweep`, one file each: which fields of `PretrainConfig` vary, named by their dotted paths.
+
+A file assigns `SPACE` a `Table`, whose every row is tried exactly once, or a `Search`, which draws as many points as
+the user asks for. `--space NAME` finds a file by its name; nothing else has to be edited.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+
+from anatomask.errors import UserError
+
+Point = Mapping[str, Any]
+"""Values of fields, for example {"method.mask_ratio": 0.8}."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows to be tried, each exactly once."""
+
+    rows: Mapping[str, Point]
+    """Name of each row, as the paper has it where it has one, and the values that it sets: the same fields in all."""
+    paper: str | None = None
+    """Number of the paper's table that has these rows."""
+
+    def suggest(self, trial: optuna.Trial) -> None:
+        """Tell Optuna the fields and their values; which row a trial is was fixed when it was enqueued."""
+        for field in next(iter(self.rows.values())):
+            trial.suggest_categorical(field, list(dict.fromkeys(row[field] for row in self.rows.values())))
+
+
+@dataclass(frozen=True)
+class Search:
+    """Points that Optuna draws, later ones where earlier ones scored well."""
+
+    suggest: Callable[[optuna.Trial], None]
+    """Asks the trial for a value of each field (`trial.suggest_float("method.mask_ratio", 0.5, 0.9)`)."""
+
+
+Space = Table | Search
+
+
+def grid(values: Mapping[str, Sequence[Any]], paper: str | None = None) -> Table:
+    """The table of all combinations of the fields' values."""
+    points = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
+    return Table({point_name(point): point for point in points}, paper)
+
+
+def point_name(point: Point) -> str:
+    """What a table of results calls a point: "mask_ratio=0.8; decoder=simple"."""
+    return "; ".join(f"{field.rpartition('.')[2]}={_shown(value)}" for field, value in point.items())
+
+
+def space_names() -> list[str]:
+    """The files in this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load_space(name: str) -> Space:
+    """The space of a file in this folder. Raises UserError, naming those that there are, when it has none."""
+    if name not in space_names():
+        raise UserError(f"--space {name}: no such file in tune_spaces; there are {', '.join(space_names())}")
+    space = getattr(importlib.import_module(f"{__name__}.{name}"), "SPACE", None)
+    if not isinstance(space, Table | Search):
+        raise UserError(f"tune_spaces/{name}.py must assign SPACE a Table or a Search")
+    return space
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""Augmentation for finetuning, after nnU-Net: rotation and scaling, noise, blur, brightness, contrast, gamma, mirroring."""
+"""Augmentation for finetuning, after nnU-Net: rotation, scale, noise, blur, brightness, contrast, gamma, mirroring."""
 
 from __future__ import annotations
 

@@ -167,6 +167,7 @@ def settings_of(source: str, info: DatasetInfo, split: Any) -> dict[str, Any]:
         "name": info.name,
         "channels": list(info.channel_names),
         "preprocess.spacing": list(info.spacing),
+        "preprocess.classes": list(info.class_names.values()),
         "preprocess.brick": info.brick,
         **{f"split.{field}": value for field, value in asdict(split).items()},
     }

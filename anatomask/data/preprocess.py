@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
+from anatomask.data.classes import refuse_unknown
 from anatomask.data.datasets.base import RawCase, RawLabel
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.nifti import open_nifti, read_nifti
@@ -27,6 +28,8 @@ class PreprocessConfig:
 
     spacing: tuple[float, float, float] | None = None
     """Target voxel size in mm (R, A, S); none: the data set's own, or the median of its scans."""
+    classes: tuple[str, ...] = ()
+    """Classes to keep, renumbered from 1 in this order, the others becoming background; none: all."""
     brick: int = 64
     """Edge in voxels of the cubes in which a volume is stored."""
 
@@ -144,10 +147,7 @@ def _read_images(paths: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray]:
 
 def _read_label(label: RawLabel, classes: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
     voxels, affine = label.read(label.path)
-    unknown = [value for value in np.unique(voxels).tolist() if value != 0 and value not in classes]
-    if unknown:
-        values = ", ".join(f"{value:g}" for value in unknown[:5])
-        raise UserError(f"{label.path} holds {values}, which the data set does not list; correct the label or the list")
+    refuse_unknown(label.path, voxels, classes)
     return voxels.astype(np.uint8), affine
 
 

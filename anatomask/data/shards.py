@@ -9,9 +9,9 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import blosc2
@@ -141,7 +141,7 @@ class PreparedDataset:
             UserError: a file is missing, damaged or of another format version.
         """
         if "://" not in path:  # a relative path would mean another folder in a Ray worker
-            path = os.path.abspath(path)
+            path = str(Path(path).absolute())
         storage = Storage(path)
         for name in ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json"):
             if not storage.exists(name):

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import ray.data
+from ray.data import ExecutionResources
 
 from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.shards import PreparedDataset
 
 SAMPLES_PER_TASK = 32
+
+BUFFER_BYTES = 512 * 2**20
+"""How far a worker's reading may run ahead: without a limit, a short run would be read whole at its start."""
 
 
 class SampleReader:
@@ -45,6 +49,7 @@ def stream_batches(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=BUFFER_BYTES)
     numbers = np.array_split(samples, range(SAMPLES_PER_TASK, len(samples), SAMPLES_PER_TASK))
     rows = ray.data.from_numpy(numbers).map_batches(
         SampleReader,

@@ -85,24 +85,17 @@ def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], c
             box = (column / columns + 0.004, top / total, 1 / columns - 0.008, height / total)
             axes = figure.add_axes(box)
             _draw(axes, row, panel, crop, colours)
-            title = f"{panel.title}\n{panel.score}" if index == 0 else panel.score
-            axes.set_title(title, fontsize=8.5, pad=3)
-            corners = [(0.02, 0.98, "left", "top", row.case)] if column == 0 else []
-            sides = [(0.02, 0.5, "left", "center", "R"), (0.98, 0.5, "right", "center", "L")]
-            for x, y, horizontal, vertical, text in corners + sides:
-                axes.text(x, y, text, transform=axes.transAxes, ha=horizontal, va=vertical, fontsize=7.5, color="white")
+            _annotate(axes, panel, row.case if column == 0 else "", show_title=index == 0)
     handles = [Patch(facecolor=colours[class_id], label=class_names[class_id]) for class_id in shown]
-    if handles:
-        anchor = (0.5, caption_height / total)
-        figure.legend(
-            handles=handles,
-            loc="lower center",
-            bbox_to_anchor=anchor,
-            ncols=per_line,
-            frameon=False,
-            fontsize=8.5,
-            handlelength=1.2,
-        )
+    figure.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, caption_height / total),
+        ncols=per_line,
+        frameon=False,
+        fontsize=8.5,
+        handlelength=1.2,
+    )
     figure.text(0.5, 0.5 * LINE_INCHES / total, "\n".join(lines), ha="center", va="bottom", fontsize=7.5, color="0.3")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -134,6 +127,17 @@ def _draw(axes: Axes, row: OverlayRow, panel: Panel, crop: tuple[slice, slice], 
     axes.set_ylim(extent[2:])
     axes.set_aspect("equal")
     axes.set_axis_off()
+
+
+def _annotate(axes: Axes, panel: Panel, case: str, *, show_title: bool) -> None:
+    """The score above the slice (below the title, in the first row), the case and the patient's sides in it."""
+    axes.set_title(f"{panel.title}\n{panel.score}" if show_title else panel.score, fontsize=8.5, pad=3)
+    for x, y, horizontal, vertical, text in (
+        (0.02, 0.98, "left", "top", case),
+        (0.02, 0.5, "left", "center", "R"),
+        (0.98, 0.5, "right", "center", "L"),
+    ):
+        axes.text(x, y, text, transform=axes.transAxes, ha=horizontal, va=vertical, fontsize=7.5, color="white")
 
 
 def _view(plane: np.ndarray) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,7 @@ class Checkpoints:
         task.save(temporary)
         save_file(_optimiser_tensors(task, optimiser), temporary / OPTIMISER)
         shutil.rmtree(self.folder / name, ignore_errors=True)
-        os.replace(temporary, self.folder / name)
+        temporary.rename(self.folder / name)
 
         index = self.index() | {"last": name, "step": step}
         if score is not None and score >= index.get("best_score", float("-inf")):
@@ -83,7 +82,7 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in one step: a temporary name, then a rename."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _optimiser_tensors(task: Task, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import Tensor, nn
+from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.training.recorder import Recorder
@@ -33,7 +34,8 @@ class FinetuningTask:
         torch.manual_seed(seed)
         self.network = STUNet(network, classes=int(header["architecture"]["classes"]))
         start(self.network)
-        self.network.to(device, memory_format=torch.channels_last_3d)
+        self.network.to(device)
+        convert_conv3d_weight_memory_format(self.network, torch.channels_last_3d)
         self.device = device
         self.header = header
         self.validation = validate

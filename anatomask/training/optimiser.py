@@ -48,7 +48,7 @@ def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimiserConfig)
 
 
 def learning_rate(epoch: int, epochs: int, config: OptimiserConfig) -> float:
-    """Learning rate of `epoch` (from 0): linear from `warmup_lr` to `lr`, then cosine to 0 over the remaining epochs."""
+    """Learning rate of `epoch` (from 0): linear from `warmup_lr` to `lr`, then cosine to 0 over the other epochs."""
     warmup = config.warmup_epochs
     if epoch < warmup:
         return config.warmup_lr + (config.lr - config.warmup_lr) * epoch / warmup

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
@@ -35,7 +36,8 @@ class PretrainingTask:
     ) -> None:
         """`header` describes the weights; `fixed_case` is the scan of which a picture is recorded."""
         torch.manual_seed(seed)
-        self.method = AnatoMask(method, network).to(device, memory_format=torch.channels_last_3d)
+        self.method = AnatoMask(method, network).to(device)
+        convert_conv3d_weight_memory_format(self.method, torch.channels_last_3d)
         self.header = header
         self.fixed_volume = central_crop(dataset, fixed_case, header["patch_size"]).to(device)
         patches = int(np.prod([edge // PATCH for edge in header["patch_size"]]))

@@ -18,8 +18,8 @@ import yaml
 from anatomask.errors import UserError
 from anatomask.training.checkpoints import write_text
 
-ELSEWHERE = ("name", "runs", "cluster")
-"""Fields that say where and under what name a run lives, not what it is."""
+ELSEWHERE = ("name", "runs", "cluster", "trials", "concurrent")
+"""Fields that say where, under what name and how far a run goes, not what it is."""
 
 PACKAGES = ("torch", "ray", "monai", "numpy", "pyarrow", "safetensors", "optuna", "anatomask")
 

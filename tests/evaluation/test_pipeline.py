@@ -83,7 +83,8 @@ def test_a_broken_case_is_listed_and_only_it_is_redone(
     assert evaluate.main(arguments(run)) == 0
     for name, time in finished.items():
         assert (run / "predictions" / name).stat().st_mtime_ns == time
-    rows = from_csv((run / "cases.csv").read_text(), "cases.csv")
+    table = (run / "cases.csv").read_text()
+    rows = from_csv(table, "cases.csv")
     assert [(row.case, row.class_id) for row in rows] == [(case, c) for case in "abc" for c in (1, 2)]
     for case in "abc":
         prediction, truth = nib.load(run / f"predictions/{case}.nii.gz"), dataset.original_label(case)
@@ -106,7 +107,7 @@ def test_a_broken_case_is_listed_and_only_it_is_redone(
     assert evaluate.main(["--run", str(run), "--inference.no-mirror", "--inference.overlap", "0.5"]) == 1
     error = " ".join(capsys.readouterr().err.split())
     assert "inference.overlap" in error and "--overwrite" in error
-    assert from_csv((run / "cases.csv").read_text(), "cases.csv") == rows
+    assert (run / "cases.csv").read_text() == table
 
 
 def test_weights_that_are_not_finite_fail_every_case(

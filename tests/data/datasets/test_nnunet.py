@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anatomask.data.datasets import read_dataset
+from anatomask.data.preprocess import prepare_case
+from anatomask.errors import UserError
+
+
+def rewrite(source: Path, **entries: Any) -> None:
+    path = source / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def test_cases_channels_and_classes(nnunet_source: Path) -> None:
+    raw = read_dataset(nnunet_source)
+    assert [(case.case, case.label is not None) for case in raw.cases] == [
+        *((case, True) for case in "abcd"),
+        ("u", False),
+    ]
+    assert raw.channel_names == ("CT",)
+    assert raw.schemes == ("ct",)
+    assert raw.class_names == {1: "left", 2: "right"}
+    assert raw.nsd_tolerance == {1: 3.0, 2: 3.0}
+    assert raw.spacing is None
+    assert raw.splits is None
+
+
+def test_a_given_fold_is_train_and_test(nnunet_source: Path) -> None:
+    folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}]
+    (nnunet_source / "splits_final.json").write_text(json.dumps(folds))
+    assert read_dataset(nnunet_source).splits == {"train": ("a", "b"), "val": (), "test": ("c",)}
+    assert read_dataset(nnunet_source, fold=1).splits == {"train": ("c",), "val": (), "test": ("a", "b")}
+    with pytest.raises(UserError, match=r"has 2 folds; --split\.fold 2"):
+        read_dataset(nnunet_source, fold=2)
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ('[{"train": ["zz"], "val": []}]', "names case zz"),
+        ('[{"train": ["a"], "val": ["a"]}]', "case a is in train and in val"),
+        ('[{"train": ["a"]}]', "lacks 'val'"),
+        ("[{", "not valid JSON"),
+    ],
+)
+def test_a_broken_split_is_refused(nnunet_source: Path, folds: str, message: str) -> None:
+    (nnunet_source / "splits_final.json").write_text(folds)
+    with pytest.raises(UserError, match=rf"splits_final\.json.*{message}"):
+        read_dataset(nnunet_source)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"labels": {"background": 0, "both": [1, 2]}}, "'both'"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "'ignore'"),
+        ({"labels": {"background": 0, "a": 1, "b": 1}}, "'b' has id 1"),
+        ({"labels": {"background": 0, "a": "one"}}, "'a' maps to 'one'"),
+        ({"file_ending": ".mha"}, r"file_ending \.mha"),
+    ],
+)
+def test_a_header_that_is_not_understood_is_refused(nnunet_source: Path, entries: dict[str, Any], message: str) -> None:
+    rewrite(nnunet_source, **entries)
+    with pytest.raises(UserError, match=rf"dataset\.json.*{message}"):
+        read_dataset(nnunet_source)
+
+
+def test_a_missing_channel_or_label_is_found_when_the_case_is_read(nnunet_source: Path) -> None:
+    (nnunet_source / "labelsTr" / "a.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"labelsTr/a\.nii\.gz is missing"):
+        prepare_case(read_dataset(nnunet_source).cases[0], ("ct",), {1, 2}, (2, 2, 2))
+    rewrite(nnunet_source, channel_names={"0": "CT", "1": "T2"})
+    raw = read_dataset(nnunet_source)
+    assert raw.schemes == ("ct", "zscore")
+    with pytest.raises(UserError, match=r"imagesTr/b_0001\.nii\.gz is missing"):
+        prepare_case(raw.cases[1], raw.schemes, {1, 2}, (2, 2, 2))
+
+
+def test_a_case_in_two_folders_is_refused(nnunet_source: Path) -> None:
+    folder = nnunet_source / "imagesTs"
+    folder.mkdir()
+    (nnunet_source / "imagesTr" / "a_0000.nii.gz").rename(folder / "b_0000.nii.gz")
+    with pytest.raises(UserError, match="case b lies in more than one"):
+        read_dataset(nnunet_source)

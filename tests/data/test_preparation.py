@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from anatomask.data.datasets import read_dataset
+from anatomask.data.datasets.base import RawDataset
+from anatomask.data.preparation import (
+    Outcome,
+    claim,
+    complete,
+    dataset_info,
+    fingerprint_cases,
+    finished_cases,
+    histograms_of,
+    prepare_and_write,
+    records_of,
+    settings_of,
+    unfinished_dataset,
+)
+from anatomask.data.records import DatasetInfo
+from anatomask.data.resampling import resample_label
+from anatomask.data.shards import PreparedDataset
+from anatomask.data.splits import SplitConfig, dataset_splits, keep
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError
+
+
+def prepare(root: Path, raw: RawDataset, info: DatasetInfo) -> tuple[PreparedDataset, list[Outcome]]:
+    """What the pipeline does, one case after the other."""
+    out = str(root)
+    outcomes = [prepare_and_write(out, info, case) for case in raw.cases]
+    splits = dataset_splits(raw, SplitConfig())
+    records = records_of(out, raw)
+    bare = unfinished_dataset(out, info, records, splits)
+    histograms = [histograms_of(bare, case) for case in fingerprint_cases(bare)]
+    complete(out, info, list(records.values()), keep(splits, set(records)), histograms, outcomes)
+    return PreparedDataset.open(out), outcomes
+
+
+def test_a_broken_case_is_listed_and_the_others_go_through(nnunet_source: Path, tmp_path: Path) -> None:
+    broken = nnunet_source / "imagesTr" / "b_0000.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:500])
+    raw = read_dataset(nnunet_source)
+    dataset, outcomes = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16))
+    assert {outcome.case: bool(outcome.reason) for outcome in outcomes} == {
+        "a": False, "b": True, "c": False, "d": False, "u": False
+    }  # fmt: skip
+    assert sorted(dataset.records) == ["a", "c", "d", "u"]
+    assert sorted(case for cases in dataset.splits.values() for case in cases) == ["a", "c", "d", "u"]
+    assert dataset.splits["unlabeled"] == ("u",)
+    (skipped,) = Storage(tmp_path / "out").read_json("skipped.json")
+    assert skipped["case"] == "b"
+    assert "b_0000.nii.gz is damaged" in skipped["reason"]
+
+
+def test_the_fingerprint_is_of_the_training_foreground(nnunet_source: Path, tmp_path: Path) -> None:
+    raw = read_dataset(nnunet_source)
+    dataset, _ = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16))
+    voxels = []
+    for case in dataset.splits["train"]:
+        image = nib.load(nnunet_source / "imagesTr" / f"{case}_0000.nii.gz").get_fdata()
+        voxels.append(image[nib.load(nnunet_source / "labelsTr" / f"{case}.nii.gz").get_fdata() > 0])
+    foreground = np.concatenate(voxels)
+    (channel,) = dataset.fingerprint.channels
+    assert channel.mean == pytest.approx(foreground.mean())
+    assert channel.std == pytest.approx(foreground.std())
+    assert channel.percentile_99_5 == pytest.approx(np.percentile(foreground, 99.5))
+
+
+def test_preparing_twice_gives_the_same_bytes(nnunet_source: Path, tmp_path: Path) -> None:
+    raw = read_dataset(nnunet_source)
+    info = dataset_info(raw, "boxes", (3.0, 3.0, 3.0), 16)
+    for name in ("one", "two"):
+        prepare(tmp_path / name, raw, info)
+    files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()}
+    assert len(files) == 5 + 5 + 4  # index, cases, originals
+    for path in files:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
+
+
+def test_a_folder_that_refuses_the_case_is_told_apart_from_a_broken_case(
+    nnunet_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Storage, path: str, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(Storage, "write", full)
+    raw = read_dataset(nnunet_source)
+    outcome = prepare_and_write(str(tmp_path / "out"), dataset_info(raw, "x", (2.0, 2.0, 3.0), 16), raw.cases[0])
+    assert outcome.write_error == errno.ENOSPC
+    assert not finished_cases(str(tmp_path / "out"))
+
+
+def test_another_setting_is_refused_by_name(nnunet_source: Path, tmp_path: Path) -> None:
+    root = str(tmp_path / "out")
+    raw = read_dataset(nnunet_source)
+    info = dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16)
+    settings = settings_of("source", info, SplitConfig())
+    claim(root, settings, overwrite=False)
+    claim(root, settings, overwrite=False)
+    prepare_and_write(root, info, raw.cases[0])
+    assert finished_cases(root) == {"a"}
+    other = settings_of("source", dataclasses.replace(info, spacing=(1.0, 1.0, 1.0)), SplitConfig(seed=3))
+    with pytest.raises(UserError, match=r"preprocess\.spacing was .* now .*split\.seed was 0, now 3.*--overwrite"):
+        claim(root, other, overwrite=False)
+    (tmp_path / "out" / "mine.txt").write_text("not ours")
+    claim(root, other, overwrite=True)
+    assert not finished_cases(root)
+    assert (tmp_path / "out" / "mine.txt").exists()
+
+
+def test_a_file_in_the_way_of_the_folder(nnunet_source: Path, tmp_path: Path) -> None:
+    raw = read_dataset(nnunet_source)
+    settings = settings_of("source", dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16), SplitConfig())
+    (tmp_path / "file").write_text("x")
+    for out in ("file", "file/deeper"):
+        with pytest.raises(UserError, match="cannot be made a folder"):
+            claim(str(tmp_path / out), settings, overwrite=False)
+
+
+def test_a_scan_smaller_than_the_patch_is_padded_when_read(nnunet_source: Path, tmp_path: Path) -> None:
+    raw = read_dataset(nnunet_source)
+    dataset, _ = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16))
+    image, label = dataset.read_crop("a", (-8, -8, -8), (32, 32, 32), label=True)
+    assert image.shape == (1, 32, 32, 32)
+    assert label is not None
+    assert (image[0, :8] == -1000).all()
+    assert label[8:24, 8:22, 8:20].any()
+
+
+def test_real_scans(real_data: Path, tmp_path: Path) -> None:
+    raw = read_dataset(real_data / "openkbp")
+    raw = dataclasses.replace(raw, cases=(raw.cases[0], raw.cases[-1]), splits=None)
+    dataset, outcomes = prepare(tmp_path / "kbp", raw, dataset_info(raw, "openkbp", (4.0, 4.0, 3.0), 64))
+    assert [outcome.reason for outcome in outcomes] == ["", ""]
+    labelled, unlabelled = (dataset.records[case.case] for case in raw.cases)
+    assert labelled.labelled
+    assert not unlabelled.labelled
+    image, label = dataset.read_volume(labelled.case, label=True)
+    assert label is not None
+    air = (image[0] < -500).mean()
+    assert 0.2 < air < 0.95
+    bone = image[0][label == 5]  # mandible
+    assert bone.mean() > 200
+    source = nib.load(raw.cases[0].images[0])
+    for c in (1, 3, 4, 5):  # the cord, 2, is no thicker than these voxels, and parts of it are lost
+        before = np.argwhere(np.asanyarray(dataset.original_label(labelled.case).dataobj) == c)
+        after = np.argwhere(label == c)
+        centres = [
+            nib.affines.apply_affine(affine, voxels).mean(0)
+            for affine, voxels in ((source.affine, before), (np.array(labelled.affine), after))
+        ]
+        assert np.linalg.norm(centres[0] - centres[1]) < 1.0
+
+
+def test_a_real_case_of_totalsegmentator(real_data: Path, tmp_path: Path) -> None:
+    raw = read_dataset(real_data / "totalsegmentator")
+    dataset, outcomes = prepare(tmp_path / "ts", raw, dataset_info(raw, "ts", (4.0, 4.0, 4.0), 64))
+    assert outcomes[0].reason == ""
+    image, label = dataset.read_volume("s0001", label=True)
+    assert label is not None
+    original = np.asanyarray(dataset.original_label("s0001").dataobj)
+    assert len(np.unique(original)) - 1 > 50
+    assert set(np.unique(label)) <= set(np.unique(original))
+    np.testing.assert_array_equal(label, resample_label(original, label.shape))  # the source is RAS already
+    liver = image[0][label == 5]
+    assert 0 < liver.mean() < 200

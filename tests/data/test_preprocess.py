@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel import orientations
+
+from anatomask.data.datasets.base import RawCase
+from anatomask.data.preprocess import PreprocessConfig, grid_of, median_spacing, prepare_case, to_stored_type
+from anatomask.errors import UserError
+
+Ct = Callable[..., tuple[np.ndarray, np.ndarray]]
+MakeRaw = Callable[..., RawCase]
+SPACING = (2.0, 2.0, 3.0)
+
+
+def turned(voxels: np.ndarray, affine: np.ndarray, axes: str) -> tuple[np.ndarray, np.ndarray]:
+    """The same scan with its axes in another order and direction."""
+    transform = orientations.ornt_transform(nib.io_orientation(affine), orientations.axcodes2ornt(axes))
+    return orientations.apply_orientation(voxels, transform), affine @ orientations.inv_ornt_aff(
+        transform, voxels.shape
+    )
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "PSR", "ILA"])
+def test_the_same_scan_is_prepared_alike_however_it_is_stored(axes: str, ct: Ct, raw_case: MakeRaw) -> None:
+    image, label = ct()
+    affine = nib.affines.from_matvec(np.diag(SPACING), [-10, 20, 5])
+    reference = prepare_case(raw_case(image, label, affine), ("ct",), {1, 2}, (3.0, 1.5, 2.0))
+    (image, stored), (label, _) = turned(image, affine, axes), turned(label, affine, axes)
+    result = prepare_case(raw_case(image, label, stored), ("ct",), {1, 2}, (3.0, 1.5, 2.0))
+    np.testing.assert_allclose(result.images[0], reference.images[0], atol=1)
+    np.testing.assert_array_equal(result.label, reference.label)
+    np.testing.assert_allclose(result.affine, reference.affine, atol=1e-6)
+    np.testing.assert_array_equal(result.original_label, label)
+    assert result.original_shape == image.shape
+
+
+def test_an_organ_stays_where_it_is_in_mm(raw_case: MakeRaw) -> None:
+    image = np.full((40, 36, 30), -1000, np.int16)
+    image[10:18, 20:30, 8:14] = 300
+    label = (image > 0).astype(np.uint8)
+    oblique = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, 0.05) @ np.diag([-1, 1.2, 2]), [30, -20, 4])
+    result = prepare_case(raw_case(image, label, oblique), ("ct",), {1}, (0.8, 0.8, 0.8))
+    assert result.label is not None
+    before = nib.affines.apply_affine(oblique, np.argwhere(label)).mean(0)
+    after = nib.affines.apply_affine(result.affine, np.argwhere(result.label)).mean(0)
+    np.testing.assert_allclose(after, before, atol=0.05)
+    assert nib.aff2axcodes(result.affine) == ("R", "A", "S")
+    assert result.images[0][result.label == 1].mean() > 200
+
+
+def test_ct_is_rounded_hu_and_all_else_half_precision(ct: Ct, raw_case: MakeRaw) -> None:
+    image, _ = ct()
+    assert prepare_case(raw_case(image), ("ct",), (), SPACING).images[0].dtype == np.int16
+    np.testing.assert_array_equal(prepare_case(raw_case(image), ("ct",), (), SPACING).images[0], image)
+    assert prepare_case(raw_case(image), ("zscore",), (), SPACING).images[0].dtype == np.float16
+    np.testing.assert_array_equal(
+        to_stored_type(np.array([-40000.0, -0.6, 1.4, 40000.0]), "ct"), np.array([-32768, -1, 1, 32767])
+    )
+
+
+def test_large_values_keep_their_z_scores() -> None:
+    volume = np.linspace(0, 3e6, 1000).reshape(10, 10, 10)
+    stored = to_stored_type(volume, "zscore").astype(np.float64)
+    assert np.isfinite(stored).all()
+    np.testing.assert_allclose(
+        (stored - stored.mean()) / stored.std(), (volume - volume.mean()) / volume.std(), atol=2e-3
+    )
+
+
+def test_a_scan_of_one_slice_goes_through(raw_case: MakeRaw) -> None:
+    image = np.zeros((9, 8, 1), np.int16)
+    assert prepare_case(raw_case(image), ("ct",), (), (1.0, 1.0, 3.0)).images[0].shape == (18, 16, 1)
+
+
+def test_a_trailing_axis_of_one_is_dropped(ct: Ct, raw_case: MakeRaw) -> None:
+    image, _ = ct()
+    assert prepare_case(raw_case(image[..., None]), ("ct",), (), SPACING).images[0].shape == image.shape
+
+
+def nan(image: np.ndarray) -> np.ndarray:
+    bad = image.astype(np.float32)
+    bad[0, 0, :3] = np.nan
+    return bad
+
+
+@pytest.mark.parametrize(
+    ("spoil_image", "spoil_label", "message"),
+    [
+        (nan, lambda label: label, r"_0000\.nii\.gz has 3 voxels that are NaN"),
+        (lambda image: np.stack([image] * 2, -1), lambda label: label, r"_0000\.nii\.gz has shape \(16, 14, 12, 2\)"),
+        (lambda image: image, lambda label: label[1:], r"case\.nii\.gz has shape \(15, 14, 12\), but"),
+        (lambda image: image, lambda label: label * 3, r"case\.nii\.gz holds 3, 6, which"),
+        (lambda image: image, lambda label: label + np.float32(0.5), r"case\.nii\.gz holds 0\.5, 1\.5, 2\.5"),
+        (lambda image: image, lambda label: nan(label), r"case\.nii\.gz has 3 voxels that are NaN"),
+    ],
+)
+def test_bad_voxels_are_refused_and_the_file_named(
+    spoil_image: Callable[[np.ndarray], np.ndarray],
+    spoil_label: Callable[[np.ndarray], np.ndarray],
+    message: str,
+    ct: Ct,
+    raw_case: MakeRaw,
+) -> None:
+    image, label = ct()
+    with pytest.raises(UserError, match=message):
+        prepare_case(raw_case(spoil_image(image), spoil_label(label)), ("ct",), {1, 2}, SPACING)
+
+
+def test_a_label_elsewhere_is_refused(ct: Ct, raw_case: MakeRaw) -> None:
+    image, label = ct()
+    affine = np.diag([*SPACING, 1.0])
+    shifted = affine.copy()
+    shifted[0, 3] = 50
+    with pytest.raises(UserError, match=r"50\.0 mm apart"):
+        prepare_case(raw_case(image, label, affine, shifted), ("ct",), {1, 2}, SPACING)
+    shifted[0, 3] = 0.5
+    prepare_case(raw_case(image, label, affine, shifted), ("ct",), {1, 2}, SPACING)
+
+
+@pytest.mark.parametrize("size", [200, 3000])
+def test_a_truncated_file_is_named(size: int, ct: Ct, raw_case: MakeRaw) -> None:
+    raw = raw_case(*ct((40, 40, 40)))
+    raw.images[0].write_bytes(raw.images[0].read_bytes()[:size])
+    with pytest.raises(UserError, match=r"_0000\.nii\.gz is damaged or cut off"):
+        prepare_case(raw, ("ct",), {1, 2}, SPACING)
+
+
+def test_files_that_are_missing_or_no_nifti_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.nii.gz"
+    with pytest.raises(UserError, match=r"x\.nii\.gz is missing"):
+        prepare_case(RawCase("x", "x", (path,)), ("ct",), (), SPACING)
+    path.write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"x\.nii\.gz cannot be read"):
+        prepare_case(RawCase("x", "x", (path,)), ("ct",), (), SPACING)
+
+
+def test_an_affine_without_inverse_is_refused(ct: Ct, raw_case: MakeRaw) -> None:
+    image, _ = ct()
+    raw = raw_case(image)
+    broken = nib.load(raw.images[0])
+    header = broken.header.copy()
+    header["sform_code"], header["srow_x"] = 1, 0
+    nib.save(nib.Nifti1Image(image, None, header), raw.images[0])
+    with pytest.raises(UserError, match="affine without inverse"):
+        prepare_case(raw, ("ct",), (), SPACING)
+
+
+def test_channels_on_two_grids_are_refused(ct: Ct, raw_case: MakeRaw) -> None:
+    first, second = raw_case(ct()[0], name="a"), raw_case(ct((16, 14, 13))[0], name="b")
+    raw = RawCase("both", "both", (*first.images, *second.images))
+    with pytest.raises(UserError, match=r"b_0000\.nii\.gz has shape"):
+        prepare_case(raw, ("ct", "ct"), (), SPACING)
+
+
+def test_grids_are_in_ras_order(raw_case: MakeRaw) -> None:
+    affine = np.array([[0, 0, -3.0, 0], [1.0, 0, 0, 0], [0, -2.0, 0, 0], [0, 0, 0, 1]])  # axes A, I, L
+    grid = grid_of(raw_case(np.zeros((4, 5, 6), np.int16), affine=affine).images[0])
+    assert grid.shape == (6, 4, 5)
+    assert grid.spacing == (3.0, 1.0, 2.0)
+    assert median_spacing([grid, grid]) == (3.0, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(("field", "value"), [("spacing", (1.0, 0.0, 1.0)), ("brick", 4)])
+def test_settings_out_of_range_are_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        PreprocessConfig(**{field: value})  # type: ignore[arg-type]

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from anatomask.data.resampling import (
+    resample_image,
+    resample_label,
+    resample_logits_to_label,
+    resampled_affine,
+    target_shape,
+)
+
+shapes = st.tuples(st.integers(1, 14), st.integers(1, 14), st.integers(1, 14))
+seeds = st.integers(0, 2**32 - 1)
+
+
+def zoom(volume: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+    """SciPy's own resampling in three dimensions, in float64."""
+    factors = np.divide(shape, volume.shape)
+    return ndimage.zoom(volume.astype(np.float64), factors, order=order, mode="nearest", grid_mode=True)
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes, shapes, seeds)
+def test_images_as_scipy_resamples_them(old: tuple[int, ...], new: tuple[int, ...], seed: int) -> None:
+    volume = np.random.default_rng(seed).uniform(-1000, 1000, old).astype(np.float32)
+    result = resample_image(volume, new)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, zoom(volume, new, 3).clip(volume.min(), volume.max()), atol=0.02)
+
+
+def test_a_smooth_scan_keeps_its_values_where_they_are() -> None:
+    def phantom(shape: tuple[int, ...]) -> np.ndarray:
+        axes = [(np.arange(n) + 0.5) / n for n in shape]
+        x, y, z = np.meshgrid(*axes, indexing="ij")
+        return 500 * np.sin(3 * x) + 300 * np.cos(4 * y) * z
+
+    inside = (slice(4, -4),) * 3
+    np.testing.assert_allclose(
+        resample_image(phantom((30, 24, 20)), (45, 36, 28))[inside], phantom((45, 36, 28))[inside], atol=0.5
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes, shapes, seeds, st.integers(1, 5))
+def test_each_voxel_goes_to_the_class_with_the_largest_share(
+    old: tuple[int, ...], new: tuple[int, ...], seed: int, classes: int
+) -> None:
+    ids = np.array([0, 1, 3, 104, 255])[:classes]
+    label = np.random.default_rng(seed).choice(ids, old).astype(np.uint8)
+    result = resample_label(label, new)
+    shares = np.stack([zoom(label == c, new, 1) for c in ids])
+    position = np.searchsorted(ids, result)
+    assert result.dtype == np.uint8
+    assert set(np.unique(result)) <= set(np.unique(label))
+    taken = np.take_along_axis(shares, position[None], 0)[0]
+    np.testing.assert_allclose(taken, shares.max(0), atol=1e-5)
+    clear = np.diff(np.sort(shares, axis=0)[-2:], axis=0)[0] > 1e-4 if classes > 1 else np.ones(new, bool)
+    np.testing.assert_array_equal(result[clear], ids[shares.argmax(0)][clear])
+
+
+def test_neighbouring_classes_are_not_mixed() -> None:
+    label = np.zeros((8, 8, 8), np.uint8)
+    label[:4], label[4:] = 1, 5
+    assert set(np.unique(resample_label(label, (23, 23, 23)))) == {1, 5}
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes, shapes, seeds)
+def test_logits_are_interpolated_before_the_class_is_chosen(
+    old: tuple[int, ...], new: tuple[int, ...], seed: int
+) -> None:
+    logits = np.random.default_rng(seed).normal(size=(4, *old)).astype(np.float32)
+    result = resample_logits_to_label(torch.from_numpy(logits), new)
+    scores = np.stack([zoom(channel, new, 1) for channel in logits])
+    taken = np.take_along_axis(scores, result.numpy()[None].astype(int), 0)[0]
+    assert result.dtype == torch.uint8
+    np.testing.assert_allclose(taken, scores.max(0), atol=1e-4)
+
+
+def test_logits_stay_as_they_are() -> None:
+    logits = torch.randn(3, 4, 4, 4)
+    before = logits.clone()
+    resample_logits_to_label(logits, (4, 4, 4))
+    assert torch.equal(logits, before)
+    with pytest.raises(ValueError, match="256"):
+        resample_logits_to_label(torch.zeros(257, 1, 1, 1), (1, 1, 1))
+
+
+def test_the_same_shape_changes_nothing() -> None:
+    rng = np.random.default_rng(0)
+    image, label = rng.normal(size=(5, 6, 7)).astype(np.float32), rng.integers(0, 9, (5, 6, 7)).astype(np.uint8)
+    np.testing.assert_array_equal(resample_image(image, image.shape), image)
+    np.testing.assert_array_equal(resample_label(label, label.shape), label)
+
+
+@given(shapes, shapes, seeds)
+def test_voxel_edges_stay_where_they_are(old: tuple[int, ...], new: tuple[int, ...], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    affine = np.eye(4)
+    affine[:3] = rng.normal(size=(3, 4))
+    resampled = resampled_affine(affine, old, new)
+    for corner in np.ndindex(2, 2, 2):
+        before = nib.affines.apply_affine(affine, np.multiply(corner, old) - 0.5)
+        after = nib.affines.apply_affine(resampled, np.multiply(corner, new) - 0.5)
+        np.testing.assert_allclose(before, after, atol=1e-9)
+
+
+def test_target_shape_keeps_the_extent_and_at_least_a_voxel() -> None:
+    assert target_shape((100, 50, 1), (1.0, 3.0, 0.1), (2.0, 1.5, 1.5)) == (50, 100, 1)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from anatomask.data.records import CaseRecord
+from anatomask.data.shards import PreparedDataset, read_record
+from anatomask.errors import UserError
+
+Make = Callable[..., PreparedDataset]
+RNG = np.random.default_rng(0)
+SHAPE = (37, 20, 33)
+IMAGE = RNG.integers(-1000, 1000, SHAPE).astype(np.int16)
+LABEL = (RNG.integers(0, 4, SHAPE) * (RNG.random(SHAPE) > 0.9)).astype(np.uint8)
+
+
+def expected_crop(volume: np.ndarray, origin: tuple[int, ...], size: tuple[int, ...], fill: float) -> np.ndarray:
+    """The crop voxel by voxel, by indexing."""
+    index = np.ix_(*(np.arange(o, o + s) for o, s in zip(origin, size, strict=True)))
+    inside = np.ones(size, bool)
+    for axis, positions in enumerate(index):
+        inside &= (positions >= 0) & (positions < volume.shape[axis])
+    clipped = tuple(positions.clip(0, n - 1) for positions, n in zip(index, volume.shape, strict=True))
+    return np.where(inside, volume[clipped], fill)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.tuples(*[st.integers(-45, 45)] * 3), st.tuples(*[st.integers(1, 50)] * 3), st.sampled_from([8, 16, 64]))
+def test_a_crop_is_the_volume_there_and_padding_elsewhere(
+    prepared: Make, origin: tuple[int, int, int], size: tuple[int, int, int], brick: int
+) -> None:
+    dataset = prepared(IMAGE, label=LABEL, brick=brick, root=f"bricks{brick}")
+    image, label = dataset.read_crop("one", origin, size, label=True)
+    assert image.dtype == np.int16
+    np.testing.assert_array_equal(image[0], expected_crop(IMAGE, origin, size, IMAGE.min()))
+    np.testing.assert_array_equal(label, expected_crop(LABEL, origin, size, 0))
+
+
+def test_volumes_of_two_types(prepared: Make) -> None:
+    pet = RNG.random(SHAPE).astype(np.float16)
+    dataset = prepared(IMAGE, pet)
+    image, label = dataset.read_volume("one", label=True)
+    assert image.dtype == np.float32
+    assert label is None
+    np.testing.assert_array_equal(image, np.stack([IMAGE.astype(np.float32), pet.astype(np.float32)]))
+
+
+def test_only_the_bricks_and_columns_that_are_needed_are_read(prepared: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = prepared(IMAGE, label=LABEL)
+    read = []
+    original = pq.ParquetFile.read_row_groups
+
+    def spy(self: pq.ParquetFile, rows: list[int], columns: list[str], **options: object) -> object:
+        read.append((rows, columns))
+        return original(self, rows, columns=columns, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", spy)
+    dataset.read_crop("one", (0, 0, 0), (16, 16, 16), label=False)
+    dataset.read_crop("one", (15, 0, 0), (2, 16, 16), label=True)
+    dataset.read_crop("one", (100, 0, 0), (2, 16, 16), label=True)
+    # 3 x 2 x 3 bricks of 16 voxels, the last axis fastest
+    assert read == [([0], ["image_0"]), ([0, 6], ["image_0", "label"])]
+
+
+def test_a_row_group_is_a_brick(prepared: Make) -> None:
+    dataset = prepared(IMAGE, label=LABEL)
+    assert pq.ParquetFile(f"{dataset.path}/cases/one.parquet").metadata.num_row_groups == 3 * 2 * 3
+
+
+def test_foreground_voxels_are_uniform_over_classes_then_voxels(prepared: Make) -> None:
+    label = np.zeros(SHAPE, np.uint8)
+    label[0, 0, :2] = 7  # two voxels against the ten of class 9, some in another brick
+    label[30, 10:20, 30] = 9
+    dataset = prepared(IMAGE, label=label)
+    rng = np.random.default_rng(1)
+    drawn = Counter(dataset.foreground_voxel("one", rng) for _ in range(600))
+    assert set(drawn) == set(map(tuple, np.argwhere(label).tolist()))
+    classes = Counter(int(label[voxel]) for voxel in drawn.elements())
+    assert classes[7] == pytest.approx(300, abs=70)
+    assert max(count for voxel, count in drawn.items() if label[voxel] == 9) < 60
+
+
+def test_nothing_labelled_has_no_foreground(prepared: Make) -> None:
+    rng = np.random.default_rng(0)
+    assert prepared(IMAGE).foreground_voxel("one", rng) is None
+    assert prepared(IMAGE, label=np.zeros(SHAPE, np.uint8), root="empty").foreground_voxel("one", rng) is None
+
+
+def test_normalisation_of_ct_and_of_anything_else(prepared: Make) -> None:
+    pet = np.where(RNG.random(SHAPE) > 0.5, RNG.random(SHAPE), 0).astype(np.float16)
+    dataset = prepared(IMAGE, pet, label=LABEL)
+    ct, other = dataset.normalisation("one")
+    foreground = IMAGE[LABEL > 0]
+    expected = [np.percentile(foreground, 0.5), np.percentile(foreground, 99.5), foreground.mean(), foreground.std()]
+    np.testing.assert_allclose(ct, expected, rtol=1e-5)
+    inside = pet[pet != 0].astype(np.float64)
+    np.testing.assert_allclose(other, [-np.inf, np.inf, inside.mean(), inside.std()], rtol=1e-5)
+
+
+def test_a_constant_image_is_not_divided_by_zero(prepared: Make) -> None:
+    dataset = prepared(np.ones((4, 4, 4), np.float16))
+    assert dataset.normalisation("one")[0, 3] > 0
+
+
+def test_records_round_trip_and_the_data_set_pickles(prepared: Make) -> None:
+    dataset = prepared(IMAGE, label=LABEL)
+    record = dataset.records["one"]
+    assert CaseRecord.from_json(record.to_json()) == record == read_record(dataset.path, "one")
+    counts = {c: sum(bricks.values()) for c, bricks in record.class_bricks.items()}
+    assert counts == {c: int((c == LABEL).sum()) for c in (1, 2, 3)}
+    again = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(again.read_volume("one", label=False)[0][0], IMAGE)
+    assert again.class_names == {1: "class1", 2: "class2", 3: "class3"}
+    assert again.nsd_tolerance == {1: 3.0, 2: 3.0, 3: 3.0}
+    assert again.splits == {"train": ("one",)}
+
+
+def test_the_label_on_the_source_grid(prepared: Make) -> None:
+    label = prepared(IMAGE, label=LABEL).original_label("one")
+    np.testing.assert_array_equal(np.asanyarray(label.dataobj), LABEL)
+    np.testing.assert_array_equal(label.affine, np.diag([2.0, 2.0, 3.0, 1.0]))
+    with pytest.raises(UserError, match="no label"):
+        prepared(IMAGE, root="bare").original_label("one")
+
+
+def test_what_is_missing_or_damaged_is_named(prepared: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere/dataset\.json is missing.*anatomask prepare"):
+        PreparedDataset.open(str(tmp_path / "nowhere"))
+    dataset = prepared(IMAGE)
+    with pytest.raises(UserError, match="no case 'two'"):
+        dataset.read_volume("two", label=False)
+    (tmp_path / "prepared" / "cases" / "one.parquet").write_bytes(b"PAR1 cut off")
+    with pytest.raises(UserError, match=r"one\.parquet is damaged"):
+        read_record(dataset.path, "one")
+    (tmp_path / "prepared" / "dataset.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="another format"):
+        PreparedDataset.open(dataset.path)

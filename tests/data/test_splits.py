@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anatomask.data.datasets.base import RawCase, RawDataset, RawLabel
+from anatomask.data.nifti import read_nifti
+from anatomask.data.splits import SplitConfig, dataset_splits, keep, patient_counts, split_patients
+
+cohorts = st.dictionaries(
+    st.text("abcdef0123456789", min_size=1, max_size=5), st.sampled_from("pqrstuvwxyz"), min_size=1
+)
+
+
+@given(cohorts, st.integers(0, 99))
+def test_every_case_once_and_no_patient_twice(patients: dict[str, str], seed: int) -> None:
+    config = SplitConfig(seed=seed)
+    splits = split_patients(patients, config)
+    assert sorted(case for cases in splits.values() for case in cases) == sorted(patients)
+    owners = [{patients[case] for case in cases} for cases in splits.values()]
+    assert sum(map(len, owners)) == len(set(patients.values()))
+    shuffled = list(patients.items())
+    random.Random(seed).shuffle(shuffled)
+    assert split_patients(dict(shuffled), config) == splits
+
+
+def test_the_seed_decides() -> None:
+    patients = {f"c{i}": f"p{i}" for i in range(50)}
+    assert split_patients(patients, SplitConfig(seed=1)) != split_patients(patients, SplitConfig(seed=2))
+
+
+@pytest.mark.parametrize(
+    ("patients", "expected"),
+    [(1204, (843, 120, 241)), (50, (35, 5, 10)), (12, (8, 1, 3)), (3, (1, 1, 1)), (2, (1, 0, 1)), (1, (1, 0, 0))],
+)
+def test_counts_of_the_paper_and_of_few_patients(patients: int, expected: tuple[int, int, int]) -> None:
+    assert patient_counts(patients, (0.7, 0.1, 0.2)) == expected
+
+
+def test_a_share_of_nothing_gets_nothing() -> None:
+    assert patient_counts(10, (0.8, 0.0, 0.2)) == (8, 0, 2)
+    assert patient_counts(3, (1.0, 0.0, 0.0)) == (3, 0, 0)
+
+
+def dataset(labelled: str, unlabelled: str, splits: dict[str, tuple[str, ...]] | None = None) -> RawDataset:
+    label = RawLabel(Path("label.nii"), read_nifti)
+    cases = [RawCase(c, c, (Path("x.nii"),), label) for c in labelled]
+    cases += [RawCase(c, c, (Path("x.nii"),)) for c in unlabelled]
+    return RawDataset("test", tuple(cases), ("CT",), ("ct",), {1: "one"}, {1: 3.0}, splits=splits)
+
+
+def test_cases_without_labels_stand_apart_unless_there_are_no_others() -> None:
+    mixed = dataset_splits(dataset("abcdefghij", "xyz"), SplitConfig())
+    assert mixed["unlabeled"] == ("x", "y", "z")
+    assert [len(mixed[name]) for name in ("train", "val", "test")] == [7, 1, 2]
+    bare = dataset_splits(dataset("", "abcdefghij"), SplitConfig())
+    assert [len(bare[name]) for name in ("train", "val", "test", "unlabeled")] == [7, 1, 2, 0]
+
+
+def test_a_given_split_wins() -> None:
+    given_split = {"train": ("a",), "val": (), "test": ("b",)}
+    assert dataset_splits(dataset("abc", "x", given_split), SplitConfig()) == {**given_split, "unlabeled": ("x",)}
+
+
+def test_keep_drops_what_was_skipped() -> None:
+    assert keep({"train": ("a", "b"), "test": ("c",)}, {"b", "c"}) == {"train": ("b",), "test": ("c",)}
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.2, -0.2, 0.0)])
+def test_shares_must_add_up(fractions: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="fractions"):
+        SplitConfig(fractions=fractions)

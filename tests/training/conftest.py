@@ -1,0 +1,62 @@
+"""A task small enough to see through: a line fitted to points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anatomask.training.recorder import Recorder
+from anatomask.weights import load_matching, read_weights, write_weights
+
+
+class LineTask:
+    """y = w x + b by least squares, with scores handed in."""
+
+    def __init__(self, scores: Iterator[float | None] | None = None) -> None:
+        torch.manual_seed(0)
+        self.line = nn.Linear(1, 1)
+        self.scores = scores or iter(lambda: None, 0)
+        self.progress: list[float] = []
+
+    def trainable(self) -> nn.Module:
+        return self.line
+
+    def step(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        self.progress.append(progress)
+        loss = (self.line(sample["x"]) - sample["y"]).square().mean()
+        extra = {"late": loss.detach()} if progress >= 0.5 else {}
+        return loss, extra
+
+    def after_step(self, progress: float) -> None:
+        pass
+
+    def validate(self, recorder: Recorder, step: int) -> float | None:
+        return next(self.scores)
+
+    def save(self, folder: Path) -> None:
+        write_weights(folder, self.line.state_dict(), {"kind": "line"})
+
+    def load(self, folder: Path) -> None:
+        load_matching(self.line, read_weights(folder).tensors)
+
+
+@pytest.fixture
+def line_task() -> Callable[..., LineTask]:
+    return LineTask
+
+
+@pytest.fixture
+def points() -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+    """Batches from update `start` on, a pure function of the update."""
+
+    def stream(start: int) -> Iterator[dict[str, np.ndarray]]:
+        for step in range(start, 1000):
+            x = np.random.default_rng(step).random((4, 1), dtype=np.float32)
+            yield {"x": x, "y": 3 * x + 1}
+
+    return stream

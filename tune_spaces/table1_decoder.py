@@ -1,0 +1,8 @@
+"""Table 1 of the paper: the simple and the hierarchical decoder, under random masks and under AnatoMask's.
+
+All else is equal in the four trials, learning rate included (the published SparK baseline took twice AnatoMask's).
+"""
+
+from tune_spaces import grid
+
+SPACE = grid({"method.decoder": ("simple", "hierarchical"), "method.masking": ("random", "anatomask")}, paper="1")
