@@ -140,10 +140,10 @@ def small() -> Recipe:
         "finetune": FinetuneConfig(
             data=MISSING,
             network=network,
-            loader=loader,
+            loader=replace(loader, foreground=0.66),
             optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=0),
             training=TrainingConfig(
-                epochs=28, steps_per_epoch=50, batch_size=2, checkpoint_every=100, validate_every=7
+                epochs=20, steps_per_epoch=50, batch_size=2, checkpoint_every=100, validate_every=5
             ),
         ),
         "evaluate": EvaluateConfig(run=MISSING),

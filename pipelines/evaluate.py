@@ -73,7 +73,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     cases = _cases(config, dataset)
     patch = weights.header["patch_size"]
     windows = sum(window_count(dataset.records[case].shape, patch, config.inference.overlap) for case in cases)
-    passes = 8 if config.inference.mirror else 1
+    passes = 2 ** len(mirror_axes(weights.header, config))
     voxels = max(math.prod(dataset.records[case].shape) for case in cases)
     parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     return [
@@ -114,6 +114,11 @@ def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:
     weights = read_network(source)
     dataset = PreparedDataset.open(_absolute(config.data or weights.header["data"]))
     return weights, match_dataset(weights.header, dataset, str(source))
+
+
+def mirror_axes(header: Mapping[str, Any], config: EvaluateConfig) -> list[int]:
+    """The axes to mirror in inference: those of the training, or none where the configuration says so."""
+    return list(header["mirror_axes"]) if config.inference.mirror else []
 
 
 def _absolute(path: str) -> str:
@@ -215,7 +220,8 @@ def _evaluate_case(job: Job, weights: Weights, case: str) -> None:
     device = torch.device("cuda" if job.gpu else "cpu")
     network = build_network(weights).to(device)
     patch_size = weights.header["patch_size"]
-    result = evaluate_case(network, job.dataset, case, patch_size, job.config.inference, device, job.run)
+    axes = mirror_axes(weights.header, job.config)
+    result = evaluate_case(network, job.dataset, case, patch_size, axes, job.config.inference, device, job.run)
     compressed = gzip.compress(result.prediction.to_bytes(), compresslevel=3, mtime=0)
     job.folder.write(f"{PREDICTIONS}/{case}.nii.gz", compressed)
     job.folder.write(f"{PREDICTIONS}/{case}.csv", to_csv(result.rows).encode())

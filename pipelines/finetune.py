@@ -14,10 +14,10 @@ from torch import nn
 
 from anatomask.cluster import running, training_resources
 from anatomask.config import FinetuneConfig, plain
-from anatomask.data.samples import FinetuningDraw, SampleSequence
+from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.inference import InferenceConfig, validation_dice
+from anatomask.evaluation.inference import validation_dice
 from anatomask.nn.stunet import STUNet
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.finetuning import FinetuningTask
@@ -50,11 +50,12 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
     check_channels(dataset, config.network.in_channels)
     train_cases, val_cases = select_labelled(dataset, config)
     source = None if config.init == SCRATCH else find_weights(config.init)
-    header = {
+    header: dict[str, Any] = {
         "format": 1,
         "kind": "segmentation",
         "architecture": describe_architecture(config.network, len(dataset.class_names)),
         "patch_size": list(config.loader.patch_size),
+        "mirror_axes": list(mirrored_axes(config.loader, dataset.class_names.values())),
         "spacing": list(dataset.spacing),
         "fingerprint": dataset.fingerprint.to_dict(),
         "class_names": {str(number): name for number, name in dataset.class_names.items()},
@@ -68,7 +69,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         run=run_folder(config.runs, config.name, "finetune", config.data, plain(config)),
         data=dataset.path,
         sequence=SampleSequence(train_cases, config.seed),
-        draw=FinetuningDraw(config.loader),
+        draw=FinetuningDraw(config.loader, tuple(header["mirror_axes"])),
         build_task=partial(
             FinetuningTask,
             config.network,
@@ -124,8 +125,7 @@ def validate(
     network: nn.Module, device: torch.device, *, dataset: PreparedDataset, cases: Sequence[str], config: FinetuneConfig
 ) -> Mapping[str, float]:
     """Mean DSC of each class that the validation cases hold, without mirroring."""
-    inference = InferenceConfig(overlap=config.inference.overlap, mirror=False, batch=config.inference.batch)
-    dice = validation_dice(network, dataset, cases, config.loader.patch_size, inference, device)
+    dice = validation_dice(network, dataset, cases, config.loader.patch_size, config.inference, device)
     return {dataset.class_names[number]: value for number, value in dice.items() if not math.isnan(value)}
 
 

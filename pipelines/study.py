@@ -97,6 +97,8 @@ class StudySearch(OptunaSearch):
     the seed, k and what is known by then, so that going on draws no earlier point again.
     """
 
+    _ot_study: Any
+
     def __init__(self, study: optuna.Study, space: Space, seed: int) -> None:
         self.study = study
         self.seed = seed

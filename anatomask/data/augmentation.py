@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,11 +21,14 @@ from monai.transforms import (
 ROTATION = math.radians(30)
 
 
-def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def augment(
+    image: np.ndarray, label: np.ndarray, mirror_axes: Sequence[int], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Randomly transform a normalised image (C, D, H, W) and its label (D, H, W) together, driven by `rng` alone.
 
     Rotation up to 30 degrees about each axis and scaling by 0.7 to 1.4 have probability 0.2, as in nnU-Net and the
-    published finetuning; the image is interpolated linearly and the label by nearest neighbour.
+    published finetuning; mirroring has 0.5 along each of `mirror_axes`. The image is interpolated linearly, the label
+    by nearest neighbour.
     """
     pipeline = Compose(
         [
@@ -41,7 +45,7 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> t
             RandScaleIntensityd("image", prob=0.15, factors=(-0.25, 0.25)),
             RandScaleIntensityFixedMeand("image", prob=0.15, factors=(-0.25, 0.25), preserve_range=True),
             RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
-            *(RandFlipd(["image", "label"], prob=0.5, spatial_axis=axis) for axis in range(3)),
+            *(RandFlipd(["image", "label"], prob=0.5, spatial_axis=axis) for axis in mirror_axes),
         ]
     ).set_random_state(seed=int(rng.integers(2**32)))
     moved = pipeline({"image": torch.from_numpy(image), "label": torch.from_numpy(label)[None].float()})

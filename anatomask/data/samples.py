@@ -7,7 +7,7 @@ a batch are the same question: which k comes next.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ class LoaderConfig:
     """Crop in voxels; multiples of 16."""
     foreground: float = 0.33
     """Share of finetuning crops that are centred on a voxel of a random class (pretraining never reads labels)."""
+    mirror_axes: tuple[int, ...] | None = None
+    """Axes (0 R, 1 A, 2 S) along which finetuning mirrors; none: all, but not R where class names tell the sides."""
     read_ahead: int = 2
     """Batches that are read ahead per worker."""
 
@@ -37,6 +39,8 @@ class LoaderConfig:
             raise ValueError(f"patch_size must be three multiples of {PATCH}, not {self.patch_size}")
         if not 0 <= self.foreground <= 1:
             raise ValueError(f"foreground must lie in [0, 1], not {self.foreground}")
+        if self.mirror_axes is not None and not set(self.mirror_axes) <= {0, 1, 2}:
+            raise ValueError(f"mirror_axes must be among 0, 1 and 2, not {self.mirror_axes}")
         if self.read_ahead < 1:
             raise ValueError(f"read_ahead must be at least 1, not {self.read_ahead}")
 
@@ -95,6 +99,7 @@ class FinetuningDraw:
     """Draws `image` (C, *patch_size) float16, normalised and augmented, and `label` (*patch_size) uint8."""
 
     loader: LoaderConfig
+    mirror_axes: tuple[int, ...]
 
     def __call__(self, dataset: PreparedDataset, case: str, rng: np.random.Generator) -> Sample:
         """One crop of `case`, centred on a voxel of a random class with probability `foreground`."""
@@ -105,8 +110,20 @@ class FinetuningDraw:
         assert label is not None, f"{case} has no label"
         low, high, mean, std = dataset.normalisation(case).T[:, :, None, None, None]
         normalised = (np.clip(image.astype(np.float32), low, high) - mean) / std
-        image, label = augment(normalised, label, rng)
+        image, label = augment(normalised, label, self.mirror_axes, rng)
         return {"image": image.astype(np.float16), "label": label}
+
+
+def mirrored_axes(loader: LoaderConfig, class_names: Iterable[str]) -> tuple[int, ...]:
+    """Axes along which finetuning may mirror.
+
+    Mirroring along R turns a right kidney into a left one under an unchanged label, so by default it is left out
+    where a class name holds "left" or "right" (as TotalSegmentator's own training does).
+    """
+    if loader.mirror_axes is not None:
+        return tuple(sorted(loader.mirror_axes))
+    sided = any(side in name.lower() for name in class_names for side in ("left", "right"))
+    return (1, 2) if sided else (0, 1, 2)
 
 
 def random_origin(shape: Sequence[int], size: Sequence[int], rng: np.random.Generator) -> tuple[int, int, int]:

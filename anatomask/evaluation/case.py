@@ -33,6 +33,7 @@ def evaluate_case(
     dataset: PreparedDataset,
     case: str,
     patch_size: Sequence[int],
+    mirror_axes: Sequence[int],
     config: InferenceConfig,
     device: torch.device,
     run: str,
@@ -42,7 +43,7 @@ def evaluate_case(
     Raises UserError when the case has no usable ground truth, or the network's output is not finite.
     """
     truth = _ground_truth(dataset, case)  # first: inference takes minutes, a broken label shows at once
-    prediction = predict_case(network, dataset, case, patch_size, config, device)
+    prediction = predict_case(network, dataset, case, patch_size, mirror_axes, config, device)
     spacing = nib.affines.voxel_sizes(prediction.affine)
     scores = score_classes(np.asarray(prediction.dataobj), truth, spacing, dataset.nsd_tolerance)
     rows = [

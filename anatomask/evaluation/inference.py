@@ -26,7 +26,7 @@ class InferenceConfig:
     overlap: float = 0.5
     """Share by which neighbouring windows overlap."""
     mirror: bool = True
-    """Average over all mirrorings of the three axes (8 times the work)."""
+    """Average over all mirrorings of the axes along which the training crops were mirrored."""
     batch: int = 2
     """Windows per forward pass."""
 
@@ -42,13 +42,14 @@ def predict_logits(
     dataset: PreparedDataset,
     case: str,
     patch_size: Sequence[int],
+    mirror_axes: Sequence[int],
     config: InferenceConfig,
     device: torch.device,
 ) -> Tensor:
     """Logits (classes + 1, D, H, W) of a whole case on its prepared grid.
 
     The network is called as an `STUNet` is, and put into eval mode for that. A scan smaller than `patch_size` voxels is
-    padded as training crops are.
+    padded as training crops are. The logits are averaged over all mirrorings of `mirror_axes` (0 R, 1 A, 2 S).
 
     Raises UserError when a logit is not finite.
     """
@@ -65,7 +66,7 @@ def predict_logits(
     network.eval()
     try:
         with torch.no_grad():
-            logits = inferer(volume[None], _mirrored(network) if config.mirror else _plain(network))[0]
+            logits = inferer(volume[None], _mirrored(network, mirror_axes))[0]
     finally:
         network.train(training)
     if not bool(torch.isfinite(logits).all()):
@@ -82,11 +83,12 @@ def predict_case(
     dataset: PreparedDataset,
     case: str,
     patch_size: Sequence[int],
+    mirror_axes: Sequence[int],
     config: InferenceConfig,
     device: torch.device,
 ) -> nib.Nifti1Image:
     """Label map (uint8) of a case on the grid and affine of its source file; see `predict_logits`."""
-    logits = predict_logits(network, dataset, case, patch_size, config, device)
+    logits = predict_logits(network, dataset, case, patch_size, mirror_axes, config, device)
     record = dataset.records[case]
     affine = np.asarray(record.original_affine)
     to_ras = orientations.io_orientation(affine)
@@ -105,13 +107,13 @@ def validation_dice(
     config: InferenceConfig,
     device: torch.device,
 ) -> dict[int, float]:
-    """Mean DSC of each class over `cases`, on the prepared grid: what a training run watches.
+    """Mean DSC of each class over `cases`, on the prepared grid and without mirroring: what a training run watches.
 
     NaN for a class that no case holds.
     """
     scores: dict[int, list[float]] = {class_id: [] for class_id in dataset.class_names}
     for case in cases:
-        logits = predict_logits(network, dataset, case, patch_size, config, device)
+        logits = predict_logits(network, dataset, case, patch_size, (), config, device)
         prediction = logits.argmax(0).to(torch.uint8).cpu().numpy()
         _, truth = dataset.read_volume(case, label=True)
         if truth is None:
@@ -138,24 +140,15 @@ def _normalise(voxels: Tensor, normalisation: np.ndarray) -> Tensor:
     return (voxels.float().clamp(low, high) - mean) / std
 
 
-def _plain(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Windows (B, C, d, h, w) to the network's logits (B, classes + 1, d, h, w) at full resolution."""
+def _mirrored(network: nn.Module, axes: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Windows (B, C, d, h, w) to logits (B, classes + 1, d, h, w), averaged over all mirrorings of `axes`."""
+    mirrorings = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
     def predict(windows: Tensor) -> Tensor:
-        return network(windows, deep_supervision=False)[0]
+        logits = []
+        for chosen in mirrorings:
+            dims = [axis + 2 for axis in chosen]
+            logits.append(network(windows.flip(dims), deep_supervision=False)[0].flip(dims))
+        return torch.stack(logits).mean(0)
 
     return predict
-
-
-def _mirrored(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Logits averaged over the 8 mirrorings of a window, as nnU-Net does."""
-    predict = _plain(network)
-    mirrorings = [axes for count in range(4) for axes in itertools.combinations((2, 3, 4), count)]
-
-    def mean_prediction(windows: Tensor) -> Tensor:
-        total = predict(windows)
-        for axes in mirrorings[1:]:
-            total = total + predict(windows.flip(axes)).flip(axes)
-        return total / len(mirrorings)
-
-    return mean_prediction

@@ -56,7 +56,7 @@ def test_the_prediction_lies_on_the_source_grid(
     """Flipped and permuted axes, anisotropic voxels, a volume that windows do not divide: the label comes back."""
     truth, spacing = blobs((30, 21, 25)), (1.5, 2.0, 4.0)
     dataset = make_dataset({"a": truth}, spacing, codes)
-    prediction = predict_case(IntensityNetwork(), dataset, "a", PATCH, InferenceConfig(mirror=mirror), CPU)
+    prediction = predict_case(IntensityNetwork(), dataset, "a", PATCH, (0, 1, 2) if mirror else (), PLAIN, CPU)
     source = oriented_image(truth, spacing, codes)
     assert prediction.get_data_dtype() == np.uint8
     np.testing.assert_allclose(prediction.affine, source.affine, atol=1e-4)
@@ -70,7 +70,7 @@ def test_the_prediction_is_resampled_to_the_source_spacing(
     truth, spacing = blobs((40, 33, 21)), (1.5, 2.0, 4.0)
     dataset = make_dataset({"a": truth}, spacing, codes, target=(2.5, 2.5, 2.5))
     assert dataset.records["a"].shape != truth.shape
-    prediction = predict_case(IntensityNetwork(), dataset, "a", PATCH, PLAIN, CPU)
+    prediction = predict_case(IntensityNetwork(), dataset, "a", PATCH, (), PLAIN, CPU)
     source = np.asarray(oriented_image(truth, spacing, codes).dataobj)
     assert prediction.shape == source.shape
     assert min(dice_scores(np.asarray(prediction.dataobj), source, (1,)).values()) > 0.95
@@ -88,7 +88,7 @@ def test_a_scan_smaller_than_the_patch_is_padded_as_in_training(make_dataset: Ma
     label = blobs((12, 20, 9))
     label[label == 0] = 1  # no background voxel: the minimum is 100
     dataset = make_dataset({"a": label})
-    logits = predict_logits(Recorder(), dataset, "a", PATCH, PLAIN, CPU)
+    logits = predict_logits(Recorder(), dataset, "a", PATCH, (), PLAIN, CPU)
     assert logits.shape == (3, 12, 20, 9)
     np.testing.assert_array_equal(logits.argmax(0).numpy(), label)
     assert all(window.shape[2:] == PATCH for window in seen)
@@ -97,9 +97,9 @@ def test_a_scan_smaller_than_the_patch_is_padded_as_in_training(make_dataset: Ma
 
 def test_mirroring_averages_over_all_axes(make_dataset: MakeDataset, blobs: Blobs) -> None:
     dataset = make_dataset({"a": blobs(PATCH)})
-    plain = predict_logits(LeftRightNetwork(), dataset, "a", PATCH, PLAIN, CPU)
+    plain = predict_logits(LeftRightNetwork(), dataset, "a", PATCH, (), PLAIN, CPU)
     assert float(plain[1].abs().max()) > 0.9
-    mirrored = predict_logits(LeftRightNetwork(), dataset, "a", PATCH, InferenceConfig(mirror=True), CPU)
+    mirrored = predict_logits(LeftRightNetwork(), dataset, "a", PATCH, (0,), PLAIN, CPU)
     assert float(mirrored[1].abs().max()) < 1e-5
 
 
@@ -113,7 +113,7 @@ def test_windows_are_normalised_on_the_device(make_dataset: MakeDataset, blobs: 
     object.__setattr__(channel, "percentile_99_5", 150.0)
     object.__setattr__(channel, "mean", 50.0)
     object.__setattr__(channel, "std", 25.0)
-    logits = predict_logits(Echo(), dataset, "a", PATCH, PLAIN, CPU)
+    logits = predict_logits(Echo(), dataset, "a", PATCH, (), PLAIN, CPU)
     image, _ = dataset.read_volume("a", label=False)
     expected = (np.clip(image.astype(float), -1000, 150) - 50) / 25
     np.testing.assert_allclose(logits.numpy(), expected, atol=1e-5)
@@ -126,7 +126,7 @@ def test_the_network_keeps_its_mode(make_dataset: MakeDataset, blobs: Blobs) -> 
             return super().forward(windows)
 
     network = Mode().train()
-    predict_logits(network, make_dataset({"a": blobs(PATCH)}), "a", PATCH, PLAIN, CPU)
+    predict_logits(network, make_dataset({"a": blobs(PATCH)}), "a", PATCH, (), PLAIN, CPU)
     assert network.training
 
 
@@ -136,7 +136,7 @@ def test_a_prediction_that_is_not_finite_names_the_case(make_dataset: MakeDatase
             return [torch.full((len(windows), 3, *windows.shape[2:]), math.nan)]
 
     with pytest.raises(UserError, match=r"case a: .*not finite"):
-        predict_logits(Broken(), make_dataset({"a": blobs(PATCH)}), "a", PATCH, PLAIN, CPU)
+        predict_logits(Broken(), make_dataset({"a": blobs(PATCH)}), "a", PATCH, (), PLAIN, CPU)
 
 
 def test_validation_is_the_mean_over_the_cases_that_hold_a_class(make_dataset: MakeDataset, blobs: Blobs) -> None:
@@ -173,7 +173,7 @@ def test_settings_out_of_range_are_named(field: str, value: float) -> None:
 
 def test_a_prediction_reads_back_as_nifti(make_dataset: MakeDataset, tmp_path: Path, blobs: Blobs) -> None:
     dataset = make_dataset({"a": blobs((18, 20, 17))}, (1.0, 2.0, 3.0), "LPS")
-    nib.save(predict_case(IntensityNetwork(), dataset, "a", PATCH, PLAIN, CPU), tmp_path / "p.nii.gz")
+    nib.save(predict_case(IntensityNetwork(), dataset, "a", PATCH, (), PLAIN, CPU), tmp_path / "p.nii.gz")
     truth = dataset.original_label("a")
     read = nib.load(tmp_path / "p.nii.gz")
     np.testing.assert_allclose(read.affine, truth.affine, atol=1e-4)

@@ -29,6 +29,7 @@ def header_for(dataset: PreparedDataset, **changes: Any) -> dict[str, Any]:
         "kind": "segmentation",
         "architecture": describe_architecture(CONFIG, 2),
         "patch_size": [32, 32, 32],
+        "mirror_axes": [0, 1, 2],
         "spacing": [2.0, 2.0, 2.0],
         "class_names": {"1": "liver", "2": "spleen"},
         "fingerprint": dataset.fingerprint.to_dict(),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import ray
 import torch
 
 from anatomask.data.shards import PreparedDataset
@@ -19,16 +18,7 @@ from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.weights import describe_architecture, write_weights
 from pipelines import evaluate, report
 
-pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(
-        address="local", num_cpus=2, object_store_memory=500 * 1024**2, dashboard_host="127.0.0.1", log_to_driver=False
-    )
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
 @pytest.fixture
@@ -47,6 +37,7 @@ def write_run(folder: Path, dataset: PreparedDataset, method: str = "AnatoMask",
         "kind": "segmentation",
         "architecture": describe_architecture(config, 2),
         "patch_size": [32, 32, 32],
+        "mirror_axes": [0, 1, 2],
         "spacing": list(dataset.spacing),
         "class_names": {"1": "liver", "2": "spleen"},
         "fingerprint": dataset.fingerprint.to_dict(),
@@ -155,7 +146,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
         (arguments(run, "--split", "val"), "--split may be test"),
         (arguments(run, "--data", str(tmp_path / "nowhere")), "nowhere/dataset.json is missing"),
         (arguments(missing), "runs/none"),
-        (arguments(run, "--cluster.threads", "64"), "cluster.threads: no node has 64 CPUs"),
+        (arguments(run, "--cluster.threads", "9999"), "cluster.threads: no node has 9999 CPUs"),
     ):
         assert evaluate.main(bad) == 1
         assert reason in " ".join(capsys.readouterr().err.split())
