@@ -11,6 +11,9 @@ from torch import Tensor
 from anatomask.methods.base import Picture
 from anatomask.nn.sparse import PATCH
 
+HIDDEN = "#9db4c0"
+"""Colour of patches that are hidden, or that have no value."""
+
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 
@@ -41,6 +44,7 @@ def reconstruction_figure(picture: Picture, spacing: Sequence[float]) -> Figure:
             shown = axes_of_plane.imshow(plane, origin="lower", aspect=in_plane[1] / in_plane[0], **style)
             if axis != 0:
                 axes_of_plane.invert_xaxis()
+            axes_of_plane.set_facecolor(HIDDEN)
             axes_of_plane.set_xticks([])
             axes_of_plane.set_yticks([])
             if number == 0:

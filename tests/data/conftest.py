@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 
 from anatomask.data.datasets.base import RawCase, RawLabel
-from anatomask.data.fingerprint import Fingerprint, case_histograms
 from anatomask.data.nifti import read_nifti
-from anatomask.data.records import DatasetInfo, PreparedCase
-from anatomask.data.shards import PreparedDataset, write_case, write_index
 
 
 def save(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> Path:
@@ -77,33 +74,3 @@ def nnunet_source(tmp_path: Path) -> Path:
 @pytest.fixture
 def ct() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     return body
-
-
-@pytest.fixture
-def prepared(tmp_path: Path) -> Callable[..., PreparedDataset]:
-    """Write volumes that are prepared already as a data set of one case, "one", and open it."""
-
-    def make(
-        *images: np.ndarray,
-        label: np.ndarray | None = None,
-        schemes: tuple[str, ...] = (),
-        brick: int = 16,
-        root: str = "prepared",
-    ) -> PreparedDataset:
-        path = str(tmp_path / root)
-        schemes = schemes or tuple("ct" if image.dtype == np.int16 else "zscore" for image in images)
-        names = tuple(f"channel{c}" for c in range(len(images)))
-        shape = images[0].shape
-        affine = np.diag([2.0, 2.0, 3.0, 1.0])
-        case = PreparedCase("one", "patient", images, schemes, label, affine, shape, affine, label)
-        record = write_case(path, case, brick)
-        classes = {} if label is None else {int(c): f"class{c}" for c in np.unique(label) if c}
-        info = DatasetInfo(
-            "test", "folder", names, schemes, classes, dict.fromkeys(classes, 3.0), (2.0, 2.0, 3.0), brick
-        )
-        histograms = [case_histograms(image[None], label, (s,))[0] for image, s in zip(images, schemes, strict=True)]
-        fingerprint = Fingerprint.from_histograms(names, schemes, histograms)
-        write_index(path, info, [record], {"train": ["one"]}, fingerprint)
-        return PreparedDataset.open(path)
-
-    return make

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from anatomask.training.recorder import Recorder
@@ -60,3 +61,25 @@ def points() -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
             yield {"x": x, "y": 3 * x + 1}
 
     return stream
+
+
+class Notes:
+    """A recorder that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+        self.figures: dict[str, Figure] = {}
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self.values |= values
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        self.figures[name] = figure
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anatomask.data.samples import LoaderConfig, PretrainingDraw
+from anatomask.data.shards import PreparedDataset
+from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.nn.stunet import STUNetConfig
+from anatomask.training.loop import to_device
+from anatomask.training.pretraining import PretrainingTask, flip, normalise
+
+CPU = torch.device("cpu")
+LOADER = LoaderConfig(patch_size=(32, 32, 32))
+HEADER = {"kind": "pretraining", "patch_size": [32, 32, 32], "spacing": [2.0, 2.0, 3.0]}
+
+
+@pytest.fixture
+def dataset(prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
+    rng = np.random.default_rng(0)
+    return prepared(rng.integers(-900, 900, (40, 36, 20)).astype(np.int16))
+
+
+def make(dataset: PreparedDataset, seed: int = 0, **settings: object) -> PretrainingTask:
+    method = AnatoMaskConfig(decoder_width=16, r0=0.5, ema_decay=0.5, **settings)  # type: ignore[arg-type]
+    return PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, "one", seed, CPU)
+
+
+def batch(dataset: PreparedDataset, size: int = 2) -> dict[str, torch.Tensor]:
+    drawn = [PretrainingDraw(LOADER)(dataset, "one", np.random.default_rng(k)) for k in range(size)]
+    return to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, CPU)
+
+
+def test_normalise_clips_and_scales_each_channel() -> None:
+    image = torch.tensor([-1000, 0, 50, 3000], dtype=torch.int16).view(1, 1, 1, 1, 4).expand(1, 2, 1, 1, 4)
+    settings = torch.tensor([[[-100.0, 100.0, 10.0, 5.0], [-torch.inf, torch.inf, 0.0, 1.0]]])
+    out = normalise(image, settings)
+    assert out[0, 0, 0, 0].tolist() == [-22.0, -2.0, 8.0, 18.0]
+    assert out[0, 1, 0, 0].tolist() == [-1000.0, 0.0, 50.0, 3000.0]
+
+
+def test_flip_mirrors_each_sample_on_its_own() -> None:
+    volume = torch.arange(2 * 2 * 3 * 4.0).view(2, 1, 2, 3, 4)
+    axes = torch.tensor([[True, False, True], [False, True, False]])
+    out = flip(volume, axes)
+    assert torch.equal(out[0], volume[0].flip(1, 3))
+    assert torch.equal(out[1], volume[1].flip(2))
+
+
+def test_a_step_trains_the_student_and_the_teacher_follows(dataset: PreparedDataset) -> None:
+    task = make(dataset)
+    teacher = task.method.teacher
+    assert teacher is not None
+    before = [parameter.clone() for parameter in teacher.parameters()]
+    optimiser = torch.optim.SGD(task.trainable().parameters(), lr=0.1)
+    loss, scalars = task.step(batch(dataset), 0.0)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in task.trainable().parameters())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    optimiser.step()
+    task.after_step(0.0)
+    assert {"r_t", "hard_share", "teacher_loss", "ema_decay"} <= set(scalars)
+    moved = [not torch.equal(old, new) for old, new in zip(before, teacher.parameters(), strict=True)]
+    assert any(moved)
+    for old, teacher_now, student in zip(before, teacher.parameters(), task.method.student.parameters(), strict=True):
+        assert torch.allclose(teacher_now, 0.5 * old + 0.5 * student, atol=1e-6)
+
+
+def test_the_seed_decides_the_weights_and_a_checkpoint_holds_both_networks(
+    dataset: PreparedDataset, tmp_path: Path
+) -> None:
+    first, again, other = make(dataset), make(dataset), make(dataset, seed=1)
+    state = first.method.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in again.method.state_dict().items())
+    assert any(not torch.equal(state[name], tensor) for name, tensor in other.method.state_dict().items())
+    first.save(tmp_path)
+    other.load(tmp_path)
+    assert all(torch.equal(state[name], tensor) for name, tensor in other.method.state_dict().items())
+
+
+@pytest.mark.parametrize("masking", ["anatomask", "random"])
+def test_validation_records_a_picture_and_leaves_training_as_it_was(
+    dataset: PreparedDataset, masking: str, notes
+) -> None:
+    task = make(dataset, masking=masking)
+    assert task.trainable().training
+    assert task.validate(notes, 1) is None
+    assert task.trainable().training
+    assert 0 < notes.values["val/patch_loss"] < 10
+    (figure,) = notes.figures.values()
+    titles = [axes.get_title() for axes in figure.axes[:5]]
+    assert titles == ["input", "random mask", "reconstruction", "patch loss (mean of two masks)", "self-mask"]
+    shown = figure.axes[1].images[0].get_array()
+    assert np.ma.getmaskarray(np.ma.masked_invalid(shown)).any()
+
+
+def test_labels_are_never_opened(prepared: Callable[..., PreparedDataset], monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet as pq
+
+    rng = np.random.default_rng(0)
+    image = rng.integers(-900, 900, (40, 36, 20)).astype(np.int16)
+    dataset = prepared(image, label=(image > 0).astype(np.uint8))
+    asked: list[list[str]] = []
+    read = pq.ParquetFile.read_row_groups
+
+    def spy(self: pq.ParquetFile, groups: list[int], columns: list[str], **options: bool) -> object:
+        asked.append(columns)
+        return read(self, groups, columns=columns, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", spy)
+    batch(dataset)
+    assert asked
+    assert {name for columns in asked for name in columns} == {"image_0"}
