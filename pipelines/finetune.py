@@ -20,7 +20,8 @@ from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
 from anatomask.nn.stunet import STUNet
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.finetuning import FinetuningTask
+from anatomask.training.estimate import cost_rows, step_cost
+from anatomask.training.finetuning import FinetuningTask, segmentation_loss
 from anatomask.training.ray_train import TrainingJob, fit
 from anatomask.training.recorder import METRICS
 from anatomask.training.run import open_run, run_folder
@@ -147,7 +148,13 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     job = build_job(config)
     dataset = PreparedDataset.open(config.data)
     train_cases, val_cases = select_labelled(dataset, config)
-    parameters = sum(p.numel() for p in STUNet(config.network, len(dataset.class_names)).parameters())
+    with torch.device("meta"):
+        network = STUNet(config.network, len(dataset.class_names))
+        share = max(1, config.training.batch_size // config.cluster.workers)
+        volume = torch.empty(share, config.network.in_channels, *config.loader.patch_size)
+        label = torch.empty(share, 1, *config.loader.patch_size, dtype=torch.uint8)
+    cost = step_cost(network, lambda: segmentation_loss(network(volume), label))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     return [
         ("run", str(job.run)),
         ("from", config.init),
@@ -155,6 +162,7 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
         ("classes", ", ".join(dataset.class_names.values())),
         ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
         ("parameters", f"{parameters / 1e6:.2f} M"),
+        *cost_rows(cost, job.total_steps, config.cluster.workers, config.training.precision),
     ]
 
 

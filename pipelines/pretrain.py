@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
+
+import torch
 
 from anatomask.cluster import running, training_resources
 from anatomask.config import PretrainConfig, plain
 from anatomask.data.samples import PretrainingDraw, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.nn.masked_autoencoder import MaskedAutoencoder
+from anatomask.methods.anatomask import AnatoMask
+from anatomask.methods.base import PretrainBatch
+from anatomask.nn.sparse import PATCH
 from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.estimate import cost_rows, step_cost
 from anatomask.training.pretraining import PretrainingTask
 from anatomask.training.ray_train import TrainingJob, fit
 from anatomask.training.recorder import METRICS
@@ -91,15 +97,24 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
 def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
     job = build_job(config)
-    model = MaskedAutoencoder(config.network, config.method.decoder, config.method.decoder_width)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    with torch.device("meta"):
+        method = AnatoMask(config.method, config.network)
+        share = max(1, config.training.batch_size // config.cluster.workers)
+        patches = math.prod(edge // PATCH for edge in config.loader.patch_size)
+        batch = PretrainBatch(
+            torch.empty(share, config.network.in_channels, *config.loader.patch_size), torch.empty(share, 2, patches)
+        )
+    cost = step_cost(method, lambda: method.training_step(batch, progress=1.0).loss)
+    parameters = sum(parameter.numel() for parameter in method.student.parameters())
+    encoder = sum(parameter.numel() for parameter in method.student.encoder.parameters())
     samples = job.total_steps * config.training.batch_size
     return [
         ("run", str(job.run)),
         ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)}) of {config.data}"),
         ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
         ("samples", f"{samples} crops of {'x'.join(map(str, config.loader.patch_size))} voxels"),
-        ("parameters", f"{parameters / 1e6:.2f} M"),
+        ("parameters", f"{parameters / 1e6:.2f} M, in the encoder {encoder / 1e6:.2f} M"),
+        *cost_rows(cost, job.total_steps, config.cluster.workers, config.training.precision),
     ]
 
 
