@@ -84,7 +84,7 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
     Raises:
         UserError: there is nothing of the kind.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # it is opened by workers, which run elsewhere
     if (folder / TENSORS).is_file():
         return folder
     index = folder / "checkpoints" / "index.json"

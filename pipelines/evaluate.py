@@ -191,7 +191,8 @@ def _evaluate(
         threads, gpu = _resources(config, len(cases))
         job = ray.put(Job(config, Path(config.run).absolute().name, folder, dataset, gpu, threads))
         shared = ray.put(weights)
-        task = _evaluate_case.options(num_cpus=threads, num_gpus=int(gpu))
+        # DEFAULT: inside a trial of a sweep, tasks would else be confined to the trial's reservation, which has no CPU.
+        task = _evaluate_case.options(num_cpus=threads, num_gpus=int(gpu), scheduling_strategy="DEFAULT")
         for case, error in _completed({task.remote(job, shared, case): case for case in cases}):
             if error is not None:
                 failures[case] = error

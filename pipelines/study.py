@@ -42,7 +42,6 @@ def open_study(folder: Path, space: Space) -> optuna.Study:
     Raises:
         UserError: the table is another one than when the sweep began.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = RDBStorage(f"sqlite:///{folder / 'study.db'}")
     study = optuna.create_study(
         storage=storage, study_name=folder.name, direction="maximize", load_if_exists=True, sampler=TPESampler()

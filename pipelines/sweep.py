@@ -12,14 +12,15 @@ failed ones are tried again. In the sweep's folder:
     study.db                 Optuna's study, which says how each trial ended
     000-mask_ratio=0.6/      the runs of a trial: pretrain, and finetune-<data set> for each data set
     sweep.csv                the table
-    tune/                    logs of Ray Tune, with what each trial printed
+    tune.log, tune/          what Ray Tune says, and what each trial printed
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ from pipelines.study import (
     trials_left,
 )
 from tune_spaces import Point, Space, Table, load_space
+
+TUNE_LOG = "tune.log"
 
 
 @dataclass(frozen=True)
@@ -128,19 +131,15 @@ def scored_split(data: str, split: str) -> str:
 
 
 def check(chain: Chain, space: Space) -> int:
-    """Build every stage of the chain once, and every row of a table, before anything is started.
+    """Build the stages of every row of a table, or of one point of a search, before anything is started.
 
     Returns the updates of one trial. Raises UserError for what cannot work.
     """
-    if isinstance(space, Table):
-        points = list(space.rows.values())
-    else:
-        trial = optuna.create_study().ask()
-        space.suggest(trial)
-        points = [trial.params]
-    jobs: list[TrainingJob] = [pretrain.build_job(chain.pretraining("", point)) for point in points][:1]
-    jobs += [finetune.build_job(chain.finetuning("", data, finetune.SCRATCH)) for data in chain.config.finetune_data]
-    return sum(job.total_steps for job in jobs)
+    pretrainings = [pretrain.build_job(chain.pretraining("", point)) for point in space.examples()]
+    finetunings = [
+        finetune.build_job(chain.finetuning("", data, finetune.SCRATCH)) for data in chain.config.finetune_data
+    ]
+    return pretrainings[0].total_steps + sum(job.total_steps for job in finetunings)
 
 
 def stage(config: SweepConfig, *, overwrite: bool) -> int:
@@ -174,9 +173,10 @@ def run_trials(chain: Chain, resources: TrainingResources, search: StudySearch, 
         scores = run_trial(chain, resources, point[TRIAL], fields)
         tune.report({METRIC: float(np.mean(list(scores.values()))), SCORES: scores})
 
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failure is reported at the end, in one message
     # A trial that held a CPU could leave none for the trainers that it starts.
     only_a_driver = tune.PlacementGroupFactory([{DRIVERS: 1}])
-    results = tune.Tuner(
+    tuner = tune.Tuner(
         tune.with_resources(trial, only_a_driver),
         tune_config=tune.TuneConfig(
             search_alg=search,
@@ -186,7 +186,9 @@ def run_trials(chain: Chain, resources: TrainingResources, search: StudySearch, 
             trial_dirname_creator=lambda trial: trial.config[TRIAL],
         ),
         run_config=tune.RunConfig(name="tune", storage_path=str(chain.folder), log_to_file=True, verbose=0),
-    ).fit()
+    )
+    with (chain.folder / TUNE_LOG).open("a") as log, redirect_stdout(log):
+        results = tuner.fit()
     ended = [results[index] for index in range(len(results))]
     return {str((result.config or {})[TRIAL]): _reason(result.error) for result in ended if result.error is not None}
 
@@ -302,6 +304,7 @@ def _reason(error: Exception) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return door.run("sweep", stage, plan, argv)
 
 

@@ -35,6 +35,10 @@ class Table:
         for field in next(iter(self.rows.values())):
             trial.suggest_categorical(field, list(dict.fromkeys(row[field] for row in self.rows.values())))
 
+    def examples(self) -> list[Point]:
+        """All rows."""
+        return list(self.rows.values())
+
 
 @dataclass(frozen=True)
 class Search:
@@ -42,6 +46,12 @@ class Search:
 
     suggest: Callable[[optuna.Trial], None]
     """Asks the trial for a value of each field (`trial.suggest_float("method.mask_ratio", 0.5, 0.9)`)."""
+
+    def examples(self) -> list[Point]:
+        """One point, to see that its fields exist."""
+        trial = optuna.create_study().ask()
+        self.suggest(trial)
+        return [trial.params]
 
 
 Space = Table | Search

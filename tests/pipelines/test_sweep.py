@@ -1,0 +1,339 @@
+"""Sweeps: their spaces, the arithmetic of resources, what a kill leaves, and one real sweep that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from anatomask.cluster import DRIVERS, ClusterConfig, divide
+from anatomask.config import PretrainConfig, overlay_dotted, parse, plain
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.recipes import RECIPES
+from anatomask.reports.sweeps import paper_ablation
+from pipelines.__main__ import main
+from pipelines.study import METRIC, TRIAL, StudySearch, latest_trials, open_study, trial_name, trials_left
+from pipelines.sweep import build_chain, check
+from tune_spaces import Search, Space, Table, grid, load_space, space_names
+
+REPOSITORY = Path(__file__).parents[2]
+RATIOS = grid({"method.mask_ratio": (0.6, 0.8, 0.9)})
+SETTINGS = ["--recipe", "tiny", "--space", "table3_mask_ratio", "--pretrain-data", "x", "--finetune-data", "y", "z"]
+
+
+# Spaces
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_every_point_of_a_space_is_a_valid_pretraining(name: str) -> None:
+    space = load_space(name)
+    if isinstance(space, Table):
+        points = list(space.rows.values())
+    else:
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        trials = [study.ask() for _ in range(50)]
+        for trial in trials:
+            space.suggest(trial)
+        points = [trial.params for trial in trials]
+    for point in points:
+        config = overlay_dotted(PretrainConfig(data="x"), point, name)
+        for field, value in point.items():
+            section, _, option = field.partition(".")
+            assert plain(config)[section][option] == value
+
+
+def test_the_tables_are_the_papers() -> None:
+    tables = [load_space(name) for name in space_names() if name.startswith("table")]
+    assert sorted(table.paper for table in tables) == ["1", "2", "3"]
+    for table in tables:
+        assert set(table.rows) == set(paper_ablation(table.paper))
+        points = [tuple(sorted(row.items())) for row in table.rows.values()]
+        assert len(set(points)) == len(points)
+    ratios = [row["method.mask_ratio"] for row in load_space("table3_mask_ratio").rows.values()]
+    assert ratios == [0.6, 0.8, 0.9]
+
+
+def test_the_search_varies_what_the_paper_studies() -> None:
+    trial = optuna.create_study().ask()
+    load_space("search").suggest(trial)
+    assert set(trial.params) == {"method.mask_ratio", "method.r0", "method.rT", "method.decoder"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "named"),
+    [
+        ([*SETTINGS, "--space", "table9"], 1, "--space table9: no such file in tune_spaces; there are search, table1"),
+        ([*SETTINGS, "--pretrain.data", "x"], 2, "pretrain.data is set by the sweep"),
+        ([*SETTINGS, "--finetune.init", "scratch2"], 2, "finetune.init is set by the sweep"),
+        ([*SETTINGS, "--pretrain.method.mask-ratio", "2"], 2, "mask_ratio must lie"),
+        ([*SETTINGS, "--concurrent", "0"], 2, "concurrent must be at least 1"),
+        (SETTINGS[:-3], 2, "--finetune-data"),
+        (SETTINGS, 1, "anatomask prepare"),
+    ],
+)
+def test_the_command_refuses_by_name(argv: list[str], code: int, named: str, capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        result = main(["sweep", *argv])
+    except SystemExit as exit_:
+        result = int(str(exit_.code))
+    assert result == code
+    assert named in " ".join(capfd.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_sweeps_its_own_stages(recipe: str) -> None:
+    argv = ["--recipe", recipe, *SETTINGS[2:], "--pretrain.method.decoder", "simple"]
+    config = parse("sweep", argv, RECIPES).config
+    stages = RECIPES[recipe]()
+    assert config.pretrain.network == stages["pretrain"].network
+    assert config.finetune.training == stages["finetune"].training
+    assert config.pretrain.method.decoder == "simple"
+    assert config.finetune_data == ("y", "z")
+
+
+# Resources
+
+
+@pytest.mark.parametrize(
+    ("total", "config", "concurrent", "named"),
+    [
+        ({"CPU": 2}, ClusterConfig(), 3, "3 trials at once do not fit on 2 CPUs; lower --concurrent"),
+        ({"CPU": 2}, ClusterConfig(workers=2), 2, "lower --concurrent or --cluster.workers"),
+        ({"CPU": 8, "GPU": 2}, ClusterConfig(), 3, "3 trials at once with --cluster.workers 1 need 3 GPUs"),
+        ({"CPU": 8, "GPU": 2}, ClusterConfig(workers=2), 2, "need 4 GPUs, and there are 2"),
+        ({"CPU": 1}, ClusterConfig(workers=2), 1, "lower --cluster.workers"),
+        ({"CPU": 8}, ClusterConfig(gpu=True), 1, "need 1 GPUs, and there are 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    total: dict[str, float], config: ClusterConfig, concurrent: int, named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        divide(total, config, concurrent)
+
+
+@given(
+    cpus=st.integers(1, 64),
+    gpus=st.integers(0, 8),
+    workers=st.integers(1, 4),
+    readers=st.integers(1, 4),
+    concurrent=st.integers(1, 8),
+)
+def test_trainings_at_once_never_take_more_than_there_is(
+    cpus: int, gpus: int, workers: int, readers: int, concurrent: int
+) -> None:
+    try:
+        each = divide({"CPU": cpus, "GPU": gpus}, ClusterConfig(workers=workers, readers=readers), concurrent)
+    except UserError:
+        return
+    taken = each.workers * (each.worker_cpus + each.readers * each.reader_cpus)
+    assert concurrent * taken <= cpus + 1e-9
+    assert each.reader_cpus >= 0.1
+    assert each.gpu == (gpus > 0)
+    assert not each.gpu or concurrent * each.workers <= gpus
+
+
+# What a kill leaves
+
+
+@contextmanager
+def study_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def point_of(suggested: dict) -> tuple:
+    return tuple(sorted((name, value) for name, value in suggested.items() if name != TRIAL))
+
+
+@settings(max_examples=15, deadline=None)
+@given(fates=st.lists(st.sampled_from(["complete", "fail", "kill", "stop"]), max_size=8))
+def test_every_row_is_completed_once_whatever_happens(fates: list[str]) -> None:
+    """A sweep of three rows, two at once, in which trials end, fail, are stopped, or the whole process is killed."""
+    with study_folder() as folder:
+        completed: list[tuple] = []
+        folders: dict[tuple, str] = {}
+        while True:
+            study = open_study(folder, RATIOS)  # a new process
+            if not trials_left(study, RATIOS, 1):
+                break
+            search = StudySearch(study, RATIOS, seed=0)
+            waiting = [f"t{k}" for k in range(trials_left(study, RATIOS, 1))]
+            running: list[tuple[str, dict]] = []
+            killed = False
+            while (waiting or running) and not killed:
+                while waiting and len(running) < 2:
+                    running.append((waiting[0], search.suggest(waiting.pop(0))))
+                identity, suggested = running.pop(0)
+                folders.setdefault(point_of(suggested), suggested[TRIAL])
+                assert folders[point_of(suggested)] == suggested[TRIAL]
+                fate = fates.pop(0) if fates else "complete"
+                if fate == "complete":
+                    search.on_trial_complete(identity, {METRIC: 0.5, "scores/a": 0.5})
+                    completed.append(point_of(suggested))
+                elif fate == "fail":
+                    search.on_trial_complete(identity, error=True)
+                elif fate == "stop":
+                    search.on_trial_complete(identity)
+                killed = fate == "kill"
+        rows = [tuple(row.items()) for row in RATIOS.rows.values()]
+        assert sorted(completed) == sorted(rows)
+        assert len(set(folders.values())) == 3
+        latest = latest_trials(study)
+        assert [trial.state for trial in latest] == [TrialState.COMPLETE] * 3
+        assert all(trial.user_attrs["scores"] == {"a": 0.5} for trial in latest)
+        assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+
+
+def test_a_search_that_is_interrupted_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
+    space = load_space("search")
+
+    def draw(folder: Path, trials: int, reopen: bool) -> list[dict]:
+        folder.mkdir(exist_ok=True)
+        drawn = []
+        search = StudySearch(open_study(folder, space), space, seed=3)
+        while trials_left(search.study, space, trials):
+            identity = f"t{len(drawn)}"
+            suggested = search.suggest(identity)
+            if reopen:  # killed after the suggestion, and gone on with
+                search = StudySearch(open_study(folder, space), space, seed=3)
+                assert search.suggest(identity) == suggested
+            search.on_trial_complete(identity, {METRIC: suggested["method.mask_ratio"]})
+            drawn.append(suggested)
+        return drawn
+
+    whole = draw(tmp_path / "whole", 13, reopen=False)
+    assert draw(tmp_path / "interrupted", 13, reopen=True) == whole
+    assert len({point_of(suggested) for suggested in whole}) == 13
+    more = draw(tmp_path / "whole", 15, reopen=False)
+    assert len(more) == 2
+    assert not {point_of(suggested) for suggested in more} & {point_of(suggested) for suggested in whole}
+
+
+def test_a_kill_amid_a_suggestion_leaves_a_trial_that_is_gone_on_with(tmp_path: Path) -> None:
+    def breaks_off(trial: optuna.Trial) -> None:
+        trial.suggest_float("method.mask_ratio", 0.4, 0.9)
+        raise KeyboardInterrupt
+
+    whole: Space = load_space("search")
+    with pytest.raises(KeyboardInterrupt):
+        StudySearch(open_study(tmp_path, whole), Search(breaks_off), seed=0).suggest("first")
+    study = open_study(tmp_path, whole)
+    drawn = study.trials[0].params["method.mask_ratio"]
+    suggested = StudySearch(study, whole, seed=0).suggest("second")
+    assert suggested["method.mask_ratio"] == drawn
+    assert len(suggested) == 5
+    assert len(study.trials) == 1
+
+
+def test_another_table_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    open_study(tmp_path, RATIOS)
+    with pytest.raises(UserError, match="other rows"):
+        open_study(tmp_path, grid({"method.mask_ratio": (0.5,)}))
+
+
+# The chain
+
+
+@pytest.fixture
+def labelled(prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
+    """A prepared data set whose only case is a training case."""
+    image = np.random.default_rng(0).integers(-200, 200, (20, 20, 20)).astype(np.int16)
+    return prepared(image, label=(image > 0).astype(np.uint8))
+
+
+def test_trials_are_scored_on_val_and_on_test_only_where_there_is_none(labelled: PreparedDataset) -> None:
+    splits = Path(labelled.path) / "splits.json"
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path]
+    for text, expected in [('{"val": ["one"], "test": ["one"]}', "val"), ('{"val": [], "test": ["one"]}', "test")]:
+        splits.write_text(text)
+        assert build_chain(parse("sweep", argv, RECIPES).config).splits == {labelled.path: expected}
+    with pytest.raises(UserError, match="--split val"):
+        build_chain(parse("sweep", [*argv, "--split", "val"], RECIPES).config)
+    with pytest.raises(UserError, match="two folders are named prepared"):
+        build_chain(parse("sweep", [*argv, labelled.path], RECIPES).config)
+
+
+def test_a_field_that_a_space_misnames_is_refused_before_anything_starts(labelled: PreparedDataset) -> None:
+    (Path(labelled.path) / "splits.json").write_text('{"train": ["one"], "unlabeled": [], "val": ["one"]}')
+    config = parse("sweep", [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path], RECIPES).config
+    assert check(build_chain(config), RATIOS) == 100 + 200
+    with pytest.raises(UserError, match=r"tune_spaces/table3_mask_ratio.py: method.mask_rato: no such field"):
+        check(build_chain(config), grid({"method.mask_rato": (0.6,)}))
+
+
+# A real sweep
+
+
+def start(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """The command in a session of its own, so that a kill takes all that it started and nothing else."""
+    command = [sys.executable, "-m", "pipelines", "sweep", *argv]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=REPOSITORY, start_new_session=True)
+
+
+def states(database: Path) -> list[str]:
+    if not database.exists():
+        return []
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        return [row[0] for row in connection.execute("select state from trials order by number")]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_sweep_goes_on_after_kill_9(tmp_path: Path) -> None:
+    scans, shards, runs = (tmp_path / name for name in ("scans", "shards", "runs"))
+    assert main(["phantom", "--out", str(scans), "--cases", "6", "--size", "32", "--spacing", "8"]) == 0
+    prepare = ["--preprocess.spacing", "8", "8", "8", "--preprocess.classes", "liver", "spleen"]
+    assert main(["prepare", "--recipe", "tiny", "--source", str(scans), "--out", str(shards), *prepare]) == 0
+    argv = ["--recipe", "tiny", "--space", "table3_mask_ratio", "--runs", str(runs), "--name", "ratios"]
+    argv += ["--pretrain-data", str(shards), "--finetune-data", str(shards), "--cluster.threads", "1"]
+    argv += ["--pretrain.method.decoder-width", "16"]
+    for stage in ("pretrain", "finetune"):
+        argv += [f"--{stage}.loader.patch-size", "32", "32", "32", f"--{stage}.network.base", "2"]
+        argv += [f"--{stage}.training.epochs", "1", f"--{stage}.training.steps-per-epoch", "2"]
+    sweep = runs / "ratios"
+
+    process = start(argv, tmp_path / "first.log")
+    # The second trial has pretrained: its finetuning is what the kill hits.
+    pretrained = sweep / "001-mask_ratio=0.8" / "pretrain" / "checkpoints" / "index.json"
+    while not pretrained.exists():
+        assert process.poll() is None, (tmp_path / "first.log").read_text()
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert states(sweep / "study.db") == ["COMPLETE", "RUNNING", "WAITING"]
+    finished = {path: path.stat().st_mtime_ns for path in (sweep / "000-mask_ratio=0.6").rglob("*") if path.is_file()}
+    finished[pretrained] = pretrained.stat().st_mtime_ns
+
+    process = start(argv, tmp_path / "second.log")
+    assert process.wait() == 0, (tmp_path / "second.log").read_text()
+    assert states(sweep / "study.db") == ["COMPLETE"] * 3
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    shown = (tmp_path / "second.log").read_text()
+    assert all(f"mask_ratio={ratio}" in shown for ratio in (0.6, 0.8, 0.9))
+    assert "84.3" in shown  # the paper's
+    lines = (sweep / "sweep.csv").read_text().splitlines()
+    assert len(lines) == 4
+    assert [line.split(",")[3] for line in lines[1:]] == ["0.6", "0.8", "0.9"]
+
+    before = sorted(path.stat().st_mtime_ns for path in sweep.rglob("checkpoints/index.json"))
+    assert start(argv, tmp_path / "third.log").wait() == 0  # nothing is left: no Ray, the table again
+    assert sorted(path.stat().st_mtime_ns for path in sweep.rglob("checkpoints/index.json")) == before
+    assert trial_name(latest_trials(open_study(sweep, load_space("table3_mask_ratio")))[0]) == "000-mask_ratio=0.6"
