@@ -46,6 +46,18 @@ class PrepareConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
+def check_training(training: TrainingConfig, optimiser: OptimiserConfig, cluster: ClusterConfig, seed: int) -> None:
+    """Raise ValueError where sections that are valid each on their own do not go together."""
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, not {seed}")
+    if training.batch_size % cluster.workers:
+        raise ValueError(f"training.batch_size {training.batch_size} must be a multiple of {cluster.workers} workers")
+    if optimiser.warmup_epochs >= training.epochs:
+        raise ValueError(
+            f"optimiser.warmup_epochs {optimiser.warmup_epochs} must be fewer than training.epochs {training.epochs}"
+        )
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Self-supervised pretraining of the encoder."""
@@ -66,6 +78,9 @@ class PretrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        check_training(self.training, self.optimiser, self.cluster, self.seed)
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction must lie in (0, 1], not {self.train_fraction}")
+        check_training(self.training, self.optimiser, self.cluster, self.seed)
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie in (0, 1), not {self.val_fraction}")
 
@@ -230,7 +246,7 @@ def read_yaml(path: str) -> Mapping[str, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"--config {path} must hold a mapping of fields")

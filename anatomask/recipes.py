@@ -50,7 +50,9 @@ def paper_b() -> Recipe:
     network = STUNetConfig(base=32, depth=1)
     return {
         "phantom": PhantomConfig(out=MISSING),
-        "prepare": PrepareConfig(source=MISSING, out=MISSING, preprocess=PreprocessConfig(spacing=(1.5, 1.5, 1.5))),
+        "prepare": PrepareConfig(
+            source=MISSING, out=MISSING, preprocess=PreprocessConfig(default_spacing=(1.5, 1.5, 1.5))
+        ),
         "pretrain": PretrainConfig(data=MISSING, network=network),
         "finetune": FinetuneConfig(
             data=MISSING,
@@ -99,7 +101,7 @@ def tiny() -> Recipe:
     return {
         "phantom": PhantomConfig(out=MISSING),
         "prepare": PrepareConfig(
-            source=MISSING, out=MISSING, preprocess=PreprocessConfig(spacing=(4.0, 4.0, 4.0), brick=32)
+            source=MISSING, out=MISSING, preprocess=PreprocessConfig(default_spacing=(4.0, 4.0, 4.0), brick=32)
         ),
         "pretrain": PretrainConfig(
             data=MISSING,
@@ -128,7 +130,9 @@ def small() -> Recipe:
     loader = LoaderConfig(patch_size=(64, 64, 64))
     return {
         "phantom": PhantomConfig(out=MISSING),
-        "prepare": PrepareConfig(source=MISSING, out=MISSING, preprocess=PreprocessConfig(spacing=(4.0, 4.0, 3.0))),
+        "prepare": PrepareConfig(
+            source=MISSING, out=MISSING, preprocess=PreprocessConfig(default_spacing=(4.0, 4.0, 3.0))
+        ),
         "pretrain": PretrainConfig(
             data=MISSING,
             network=network,

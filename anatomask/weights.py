@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anatomask.errors import UserError
+from anatomask.files import flush, write_text
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.sparse import NormScope
 from anatomask.nn.stunet import ENCODER_STRIDES, STUNet, STUNetConfig
@@ -47,13 +48,30 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[s
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(header, indent=1, sort_keys=True)
+    write_tensors(folder / TENSORS, tensors, {"format": "pt", "header": text})
+    write_text(folder / HEADER, text + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file in one step, readable to whom the process's umask lets read.
+
+    Raises:
+        OSError: as any write does (safetensors has an exception of its own for a full disk).
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    temporary = folder / f".{TENSORS}.{os.getpid()}"
-    save_file(plain, temporary, metadata={"format": "pt", "header": text})
-    temporary.replace(folder / TENSORS)
-    temporary = folder / f".{HEADER}.{os.getpid()}"
-    temporary.write_text(text + "\n")
-    temporary.replace(folder / HEADER)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.touch()  # safetensors makes private files: keep what the umask gives
+    mode = temporary.stat().st_mode
+    try:
+        save_file(plain, temporary, metadata=dict(metadata or {}))
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    temporary.chmod(mode)
+    flush(temporary)
+    temporary.replace(path)
 
 
 def read_weights(folder: Path) -> Weights:
@@ -90,7 +108,12 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
     index = folder / "checkpoints" / "index.json"
     if not index.is_file():
         raise UserError(f"{folder} is neither a run with checkpoints nor a folder with {TENSORS}: check the path")
-    names = json.loads(index.read_text())
+    try:
+        names = json.loads(index.read_text())
+    except ValueError as error:
+        raise UserError(f"{index} is damaged ({error}); begin the run anew with --overwrite") from error
+    if which == "best" and "best" not in names:
+        which = "last"  # no validation case had a score to choose by
     if which not in names:
         raise UserError(
             f"{folder} has no {which} checkpoint, only {', '.join(n for n in names if n in ('last', 'best'))}"

@@ -24,11 +24,15 @@ def commands(folder: str) -> list[tuple[str, list[str]]]:
     """The verbs of the chain and their arguments, as a user would type them."""
     tiny = ["--recipe", "tiny"]
     runs = f"{folder}/runs"
+    coarse = ["--preprocess.spacing", "4", "4", "4"]  # else the 1.5 mm of TotalSegmentator, whose layout phantoms have
     organs = ["--preprocess.classes", *ORGANS]
     init = ["--init", f"{runs}/pretrained"]
     return [
         ("phantom", [*tiny, "--out", f"{folder}/scans"]),
-        ("prepare", [*tiny, "--source", f"{folder}/scans", "--out", f"{folder}/shards", "--name", "phantoms", *organs]),
+        (
+            "prepare",
+            [*tiny, *coarse, "--source", f"{folder}/scans", "--out", f"{folder}/shards", "--name", "phantoms", *organs],
+        ),
         ("pretrain", [*tiny, "--data", f"{folder}/shards", "--runs", runs, "--name", "pretrained"]),
         ("finetune", [*tiny, "--data", f"{folder}/shards", "--runs", runs, "--name", "anatomask", *init]),
         ("finetune", [*tiny, "--data", f"{folder}/shards", "--runs", runs, "--name", "scratch"]),

@@ -17,8 +17,10 @@ from anatomask.recipes import RECIPES
 WRITE_ERRORS = {
     errno.ENOSPC: "no space is left on the device; free some or choose another folder",
     errno.EROFS: "the file system is read-only; choose another folder",
-    errno.EACCES: "permission denied; choose a folder that you may write",
-    errno.EPERM: "permission denied; choose a folder that you may write",
+    errno.EACCES: "permission denied; choose a folder that you may use",
+    errno.EPERM: "permission denied; choose a folder that you may use",
+    errno.ENOTDIR: "a file is in the way; choose another folder",
+    errno.EEXIST: "a file is in the way; choose another folder",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
 }
 

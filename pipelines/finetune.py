@@ -12,19 +12,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from anatomask.cluster import running, training_resources
 from anatomask.config import FinetuneConfig, plain
 from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
 from anatomask.nn.stunet import STUNet
-from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.estimate import cost_rows, step_cost
 from anatomask.training.finetuning import FinetuningTask, segmentation_loss
-from anatomask.training.ray_train import TrainingJob, fit
-from anatomask.training.recorder import METRICS
-from anatomask.training.run import open_run, run_folder
+from anatomask.training.ray_train import TrainingJob
+from anatomask.training.run import run_folder
 from anatomask.weights import (
     describe_architecture,
     find_weights,
@@ -34,8 +31,8 @@ from anatomask.weights import (
     require_same_size,
 )
 from pipelines.door import run
+from pipelines.jobs import data_digest, run_job, weights_digest
 from pipelines.pretrain import check_channels
-from pipelines.progress import following
 
 SCRATCH = "scratch"
 
@@ -50,7 +47,10 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
     dataset = PreparedDataset.open(config.data)
     check_channels(dataset, config.network.in_channels)
     train_cases, val_cases = select_labelled(dataset, config)
+    inputs = {f"--data {config.data}": data_digest(dataset.path)}
     source = None if config.init == SCRATCH else find_weights(config.init)
+    if source is not None:
+        inputs[f"--init {config.init}"] = weights_digest(source)
     header: dict[str, Any] = {
         "format": 1,
         "kind": "segmentation",
@@ -61,7 +61,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         "fingerprint": dataset.fingerprint.to_dict(),
         "class_names": {str(number): name for number, name in dataset.class_names.items()},
         "dataset": dataset.name,
-        "data": config.data,
+        "data": dataset.path,
         "train_fraction": config.train_fraction,
         "train_cases": len(train_cases),
         "initialisation": initialisation(config, source),
@@ -83,6 +83,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         training=config.training,
         optimiser=config.optimiser,
         seed=config.seed,
+        inputs=inputs,
     )
 
 
@@ -133,12 +134,7 @@ def validate(
 def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
     """Finetune, or go on with it."""
     job = build_job(config)
-    open_run(job.run, plain(config), overwrite=overwrite)
-    start = Checkpoints(job.run).step()
-    with running(config.cluster):
-        resources = training_resources(config.cluster)
-        with following(job.run / METRICS, job.total_steps, "finetune", start):
-            fit(job, resources, config.cluster.max_failures)
+    run_job(job, plain(config), config.cluster, "finetune", overwrite=overwrite)
     print(f"Finetuned weights: {job.run}\nScore them: anatomask evaluate --run {job.run}")
     return 0
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from anatomask.data.phantom import PhantomConfig, write_phantom
 from pipelines import door
+from pipelines.progress import progress_bar
 
 
 def stage(config: PhantomConfig, *, overwrite: bool) -> int:
     """Write all cases; those that an earlier run completed stay."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     scans = write_phantom(config, overwrite=overwrite)
-    with Progress(*columns) as progress:
-        bar = progress.add_task("Phantom scans", total=config.cases)
+    with progress_bar() as progress:
+        bar = progress.add_task("writing phantoms", total=config.cases, detail="scans")
         for _ in scans:
             progress.advance(bar)
     Console().print(f"{config.cases} scans in {config.out}", highlight=False, soft_wrap=True)

@@ -120,17 +120,26 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
 def _look(config: PrepareConfig) -> Task:
     """Read the source's layout and settle name, spacing and splits.
 
-    Raises UserError for a source that is missing, empty or unknown, or an output folder inside it.
+    Raises UserError for a source that is missing, empty or unknown, or that lies in the output folder or around it.
     """
     source = Path(config.source).absolute()
     root = config.out if "://" in config.out else str(Path(config.out).absolute())
     raw = select_classes(read_dataset(source, config.dataset, config.split.fold), config.preprocess.classes)
-    if Path(root).resolve().is_relative_to(source.resolve()):
-        raise UserError(f"--out {config.out} lies inside the source {config.source}; choose a folder beside it")
-    spacing = config.preprocess.spacing or raw.spacing or _median(readable_grids(raw.cases), config.source)
+    if "://" not in root:
+        _apart(source.resolve(), Path(root).resolve(), config)
+    wanted = config.preprocess
+    spacing = wanted.spacing or raw.spacing or wanted.default_spacing
+    spacing = spacing or _median(readable_grids(raw.cases), config.source)
     info = dataset_info(raw, config.name or source.resolve().name, spacing, config.preprocess.brick)
-    settings = settings_of(str(source.resolve()), info, config.split)
+    settings = settings_of(str(source.resolve()), raw, info, config.split)
     return Task(root, raw, info, dataset_splits(raw, config.split), settings)
+
+
+def _apart(source: Path, out: Path, config: PrepareConfig) -> None:
+    if out.is_relative_to(source):
+        raise UserError(f"--out {config.out} lies inside the source {config.source}; choose a folder beside it")
+    if source.is_relative_to(out):
+        raise UserError(f"the source {config.source} lies inside --out {config.out}; choose a folder beside it")
 
 
 def _median(grids: Sequence[Grid], source: str) -> tuple[float, float, float]:

@@ -8,7 +8,6 @@ from functools import partial
 
 import torch
 
-from anatomask.cluster import running, training_resources
 from anatomask.config import PretrainConfig, plain
 from anatomask.data.samples import PretrainingDraw, SampleSequence
 from anatomask.data.shards import PreparedDataset
@@ -16,15 +15,13 @@ from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask
 from anatomask.methods.base import PretrainBatch
 from anatomask.nn.sparse import PATCH
-from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.estimate import cost_rows, step_cost
 from anatomask.training.pretraining import PretrainingTask
-from anatomask.training.ray_train import TrainingJob, fit
-from anatomask.training.recorder import METRICS
-from anatomask.training.run import open_run, run_folder
+from anatomask.training.ray_train import TrainingJob
+from anatomask.training.run import run_folder
 from anatomask.weights import describe_architecture
 from pipelines.door import run
-from pipelines.progress import following
+from pipelines.jobs import data_digest, run_job
 
 
 def build_job(config: PretrainConfig) -> TrainingJob:
@@ -46,7 +43,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         "spacing": list(dataset.spacing),
         "fingerprint": dataset.fingerprint.to_dict(),
         "dataset": dataset.name,
-        "data": config.data,
+        "data": dataset.path,
     }
     return TrainingJob(
         run=run_folder(config.runs, config.name, "pretrain", config.data, plain(config)),
@@ -58,6 +55,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         training=config.training,
         optimiser=config.optimiser,
         seed=config.seed,
+        inputs={f"--data {config.data}": data_digest(dataset.path)},
     )
 
 
@@ -84,12 +82,7 @@ def check_channels(dataset: PreparedDataset, in_channels: int) -> None:
 def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     """Pretrain, or go on with it."""
     job = build_job(config)
-    open_run(job.run, plain(config), overwrite=overwrite)
-    start = Checkpoints(job.run).step()
-    with running(config.cluster):
-        resources = training_resources(config.cluster)
-        with following(job.run / METRICS, job.total_steps, "pretrain", start):
-            fit(job, resources, config.cluster.max_failures)
+    run_job(job, plain(config), config.cluster, "pretrain", overwrite=overwrite)
     print(f"Pretrained weights: {job.run}\nLook at them: tensorboard --logdir {job.run.parent}")
     return 0
 

@@ -37,8 +37,8 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
+from anatomask.files import write_text
 from anatomask.reports.sweeps import SweepRow, paper_ablation, sweep_csv, sweep_table
-from anatomask.training.checkpoints import write_text
 from anatomask.training.ray_train import TrainingJob, fit
 from anatomask.training.recorder import METRICS
 from anatomask.training.run import open_run, run_folder

@@ -39,7 +39,7 @@ def test_a_written_configuration_reads_back_the_same(recipe: str, verb: str, tmp
         ("method: {mask_rato: 0.5}", "method.mask_rato: no such field"),
         ("method: {mask_ratio: 1.5}", "method.mask_ratio must lie"),
         ("method: {mask_ratio: half}", "method.mask_ratio"),
-        ("loader: {patch_size: [10, 16, 16]}", "loader.patch_size must be three multiples of 16"),
+        ("loader: {patch_size: [10, 16, 16]}", "loader.patch_size must be three multiples of 16 from 32 on"),
         ("loader: 3", "loader must be a mapping"),
         ("- 1", "must hold a mapping"),
         ("a: [", "is not YAML"),

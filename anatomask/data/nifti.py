@@ -8,10 +8,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from anatomask.errors import UserError
 
-UNREADABLE = (ImageFileError, EOFError, OSError, ValueError, zlib.error)
+UNREADABLE = (
+    ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, MemoryError, zlib.error
+)  # fmt: skip
+"""What nibabel raises for files that are cut off or whose headers are nonsense (MemoryError: of impossible sizes)."""
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, or its name where it says nothing."""
+    return str(error) or type(error).__name__
 
 
 def open_nifti(path: Path) -> nib.Nifti1Image:
@@ -25,7 +34,7 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     try:
         image = nib.squeeze_image(nib.load(path))
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read ({error}); get it again or leave it out") from error
+        raise UserError(f"{path} cannot be read ({reason(error)}); get it again or leave it out") from error
     if image.ndim != 3 or min(image.shape) < 1:
         raise UserError(f"{path} has shape {image.shape}; one 3-D volume is expected, so split or drop the others")
     affine = image.affine
@@ -44,7 +53,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         voxels = np.asanyarray(image.dataobj)
     except UNREADABLE as error:
-        raise UserError(f"{path} is damaged or cut off ({error}); get it again or leave it out") from error
+        raise UserError(f"{path} is damaged or cut off ({reason(error)}); get it again or leave it out") from error
     if voxels.dtype.kind not in "biuf":
         raise UserError(f"{path} holds {voxels.dtype} voxels; one real number per voxel is expected")
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from anatomask.data.datasets.totalsegmentator import class_names
 from anatomask.data.phantom_anatomy import Painter, Patient
 from anatomask.data.phantom_atlas import BOTTOM, HALF_DEPTH, HALF_WIDTH, MIDDLE, TOP
 from anatomask.data.phantom_shapes import AIR, Canvas, correlated_noise, smooth_field
+from anatomask.data.splits import SplitConfig, split_patients
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 
@@ -204,13 +204,9 @@ def _nifti(array: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
 
 
 def _split(config: PhantomConfig) -> dict[str, str]:
-    """70/10/20 by a seeded shuffle; validation and test get a case each as soon as there are three."""
-    cases = case_names(config)
-    order = np.random.default_rng([config.seed, 2**31]).permutation(len(cases))
-    held_out = [max(int(len(cases) > 2), round(share * len(cases))) for share in (0.1, 0.2)]
-    names = ["val"] * held_out[0] + ["test"] * held_out[1]
-    names += ["train"] * (len(cases) - len(names))
-    return {cases[place]: name for place, name in zip(order, names, strict=True)}
+    """Case -> its split, drawn as any data set's."""
+    splits = split_patients({case: case for case in case_names(config)}, SplitConfig(seed=config.seed))
+    return {case: split for split, cases in splits.items() for case in cases}
 
 
 def _clear(storage: Storage) -> None:
@@ -225,10 +221,10 @@ def _check_folder(storage: Storage, settings: Mapping[str, Any]) -> None:
         if storage.exists(FOLDER):
             raise UserError(f"{storage.show(FOLDER)} is there and is no phantom; choose another --out")
         return
-    found = json.loads(storage.read(SETTINGS))
+    remedy = "choose another --out, or begin anew with --overwrite"
+    found = storage.read_json(SETTINGS, remedy)
+    if not isinstance(found, Mapping):
+        raise UserError(f"{storage.show(SETTINGS)} is damaged (no fields); {remedy}")
     for name, value in settings.items():
         if found.get(name) != value:
-            raise UserError(
-                f"{storage.root} holds a phantom with {name} {found.get(name)}, not {value}; "
-                "choose another --out, or begin anew with --overwrite"
-            )
+            raise UserError(f"{storage.root} holds a phantom with {name} {found.get(name)}, not {value}; {remedy}")

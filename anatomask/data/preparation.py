@@ -6,6 +6,8 @@ Nothing here knows how the cases are spread over machines; see `pipelines/prepar
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +23,8 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 
 SETTINGS = "prepare.json"
+SCANS = "scans"
+"""The entry of the settings that stands for the source's cases."""
 CONTENTS = ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json", "skipped.json", "cases", "originals")
 
 
@@ -61,27 +65,44 @@ def claim(root: str, settings: Mapping[str, Any], overwrite: bool) -> None:
     Args:
         root: output folder.
         settings: all that decides what is written, by field.
-        overwrite: delete what an earlier preparation wrote there.
+        overwrite: delete what an earlier preparation wrote there, and nothing in a folder that has none.
 
     Raises:
-        UserError: it holds a preparation with other settings (the fields are named), or is not a folder.
+        UserError: it holds a preparation with other settings (the fields are named) or of other scans, or files of
+            the same names that no preparation wrote, or is not a folder.
         OSError: it cannot be written.
     """
     storage = Storage(root)
-    if overwrite:
-        for name in (*CONTENTS, SETTINGS):
-            storage.clear(name)
     if storage.exists(SETTINGS):
-        before = storage.read_json(SETTINGS)
-        now = _as_json(settings)
-        changed = [name for name in now if before.get(name) != now[name]]
-        if changed:
-            fields = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
-            raise UserError(f"{root} was prepared with other settings: {fields}. Choose another --out, or --overwrite")
+        if overwrite:
+            for name in (*CONTENTS, SETTINGS):  # the settings last: they say that the rest may be deleted
+                storage.clear(name)
+        else:
+            _same_settings(storage, _as_json(settings))
+    elif foreign := [name for name in CONTENTS if storage.exists(name)]:
+        raise UserError(f"{storage.show(foreign[0])} is there, but no preparation wrote it; choose another --out")
     try:
         storage.write_json(SETTINGS, _as_json(settings))
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{root} cannot be made a folder ({error.strerror}); choose another --out") from error
+
+
+def _same_settings(storage: Storage, now: Mapping[str, Any]) -> None:
+    remedy = "choose another --out, or --overwrite"
+    before = storage.read_json(SETTINGS, remedy)
+    if not isinstance(before, Mapping):
+        raise UserError(f"{storage.show(SETTINGS)} is damaged (no fields); {remedy}")
+    changed = [name for name in now if name != SCANS and before.get(name) != now[name]]
+    if changed:
+        fields = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
+        raise UserError(
+            f"{storage.root} was prepared with other settings: {fields}. Choose another --out, or --overwrite"
+        )
+    if before.get(SCANS) != now.get(SCANS):
+        raise UserError(
+            f"{storage.root}: the scans of the source, or the split that comes with them, changed since, and cases of "
+            f"training and test would mix; {remedy}"
+        )
 
 
 def finished_cases(root: str) -> set[str]:
@@ -159,10 +180,13 @@ def dataset_info(raw: RawDataset, name: str, spacing: tuple[float, float, float]
     )
 
 
-def settings_of(source: str, info: DatasetInfo, split: Any) -> dict[str, Any]:
-    """All that decides what is written, by the field that the user knows."""
+def settings_of(source: str, raw: RawDataset, info: DatasetInfo, split: Any) -> dict[str, Any]:
+    """All that decides what is written, by the field that the user knows, and a digest of the cases themselves."""
+    cases = sorted((case.case, case.patient, case.label is not None, case.case in raw.held_back) for case in raw.cases)
+    given = {name: sorted(members) for name, members in (raw.splits or {}).items()}
     return {
         "source": source,
+        SCANS: hashlib.sha256(json.dumps([cases, given], sort_keys=True).encode()).hexdigest(),
         "dataset": info.reader,
         "name": info.name,
         "channels": list(info.channel_names),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
+from scipy import ndimage
 
 from anatomask.data.classes import refuse_unknown
 from anatomask.data.datasets.base import RawCase, RawLabel
@@ -27,15 +29,22 @@ class PreprocessConfig:
     """How a raw scan becomes a prepared volume."""
 
     spacing: tuple[float, float, float] | None = None
-    """Target voxel size in mm (R, A, S); none: the data set's own, or the median of its scans."""
+    """Target voxel size in mm (R, A, S); none: the data set's own, else default_spacing."""
+    default_spacing: tuple[float, float, float] | None = None
+    """The recipe's voxel size in mm, for data sets that have none of their own; none: the median of the scans."""
     classes: tuple[str, ...] = ()
     """Classes to keep, renumbered from 1 in this order, the others becoming background; none: all."""
     brick: int = 64
     """Edge in voxels of the cubes in which a volume is stored."""
 
     def __post_init__(self) -> None:
-        if self.spacing is not None and min(self.spacing) <= 0:
-            raise ValueError(f"spacing must be positive, in mm, not {self.spacing}")
+        for name in ("spacing", "default_spacing"):
+            value = getattr(self, name)
+            if value is not None and not all(0 < mm < math.inf for mm in value):
+                raise ValueError(f"{name} must be positive, in mm, not {value}")
+        twice = [name for name in self.classes if self.classes.count(name) > 1]
+        if twice:
+            raise ValueError(f"classes names {twice[0]} twice")
         if self.brick < 8:
             raise ValueError(f"brick must be at least 8 voxels, not {self.brick}")
 
@@ -79,7 +88,7 @@ def prepare_case(
         case=raw.case,
         patient=raw.patient,
         images=tuple(
-            to_stored_type(resample_image(volume, new_shape), scheme)
+            to_stored_type(_resample(volume, new_shape, scheme), scheme)
             for volume, scheme in zip(oriented, schemes, strict=True)
         ),
         schemes=tuple(schemes),
@@ -92,13 +101,28 @@ def prepare_case(
 
 
 def to_stored_type(volume: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """int16 HU for "ct"; else float16, halved until it fits, which a z-score does not see."""
+    """int16 HU for "ct"; else float16, scaled by the power of two that brings the peak just below `FLOAT16_SAFE`.
+
+    A z-score does not see the factor, and neither large nor tiny units lose precision.
+    """
     if scheme == "ct":
         limits = np.iinfo(np.int16)
         return np.clip(np.rint(volume), limits.min, limits.max).astype(np.int16)
     peak = float(np.abs(volume).max())
-    halvings = max(0, int(np.ceil(np.log2(peak / FLOAT16_SAFE)))) if peak > 0 else 0
-    return (volume / 2**halvings).astype(np.float16)
+    exponent = math.frexp(FLOAT16_SAFE)[1] - 1 - math.frexp(peak)[1]
+    return np.ldexp(volume.astype(np.float64), exponent).astype(np.float16)
+
+
+def _resample(volume: np.ndarray, shape: Sequence[int], scheme: Scheme) -> np.ndarray:
+    """The volume (float32) on its new grid; where background is 0 ("zscore"), it stays 0.
+
+    Splines ring: without that, half of the background would be counted as body.
+    """
+    result = resample_image(volume, shape)
+    if scheme == "zscore" and result.shape != volume.shape and not volume.all():
+        body = ndimage.binary_fill_holes(volume != 0)
+        result[resample_label(body.astype(np.uint8), shape) == 0] = 0
+    return result
 
 
 def grid_of(path: Path) -> Grid:

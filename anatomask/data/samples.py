@@ -35,8 +35,10 @@ class LoaderConfig:
     """Batches that are read ahead per worker."""
 
     def __post_init__(self) -> None:
-        if min(self.patch_size) < PATCH or any(size % PATCH for size in self.patch_size):
-            raise ValueError(f"patch_size must be three multiples of {PATCH}, not {self.patch_size}")
+        if min(self.patch_size) < 2 * PATCH or any(size % PATCH for size in self.patch_size):
+            raise ValueError(
+                f"patch_size must be three multiples of {PATCH} from {2 * PATCH} on, not {self.patch_size}"
+            )
         if not 0 <= self.foreground <= 1:
             raise ValueError(f"foreground must lie in [0, 1], not {self.foreground}")
         if self.mirror_axes is not None and not set(self.mirror_axes) <= {0, 1, 2}:

@@ -33,15 +33,23 @@ class SplitConfig:
 def dataset_splits(raw: RawDataset, config: SplitConfig) -> Splits:
     """Every case's split: the given one where the data brings it, else drawn by patient.
 
-    Cases without labels are "unlabeled" beside labelled ones; a data set that has no labels at all is drawn as if
-    it had.
+    Cases without labels are "unlabeled" beside labelled ones, for pretraining; those that the publisher holds back
+    for testing, and those of val and test patients, are "unlabeled_test", which nobody trains on. A data set that
+    has no labels at all is drawn as if it had.
     """
     labelled = {raw_case.case: raw_case.patient for raw_case in raw.cases if raw_case.label is not None}
     unlabelled = {raw_case.case: raw_case.patient for raw_case in raw.cases if raw_case.label is None}
     if not labelled:
-        return {**split_patients(unlabelled, config), "unlabeled": ()}
+        free = {case: patient for case, patient in unlabelled.items() if case not in raw.held_back}
+        return {**split_patients(free, config), "unlabeled": (), "unlabeled_test": tuple(sorted(raw.held_back))}
     splits = dict(raw.splits) if raw.splits is not None else split_patients(labelled, config)
-    return {**splits, "unlabeled": tuple(sorted(unlabelled))}
+    tested = {labelled[case] for split in ("val", "test") for case in splits[split]}
+    apart = {case for case, patient in unlabelled.items() if case in raw.held_back or patient in tested}
+    return {
+        **splits,
+        "unlabeled": tuple(sorted(unlabelled.keys() - apart)),
+        "unlabeled_test": tuple(sorted(apart)),
+    }
 
 
 def split_patients(patients: Mapping[str, str], config: SplitConfig) -> Splits:

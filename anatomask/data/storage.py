@@ -40,27 +40,39 @@ class Storage:
         return f"{self.root.rstrip('/')}/{path}"
 
     def exists(self, path: str) -> bool:
+        """Whether there is a file or folder. Raises OSError when the file system cannot tell."""
         return self.filesystem.get_file_info(self.locate(path)).type is not pafs.FileType.NotFound
 
     def names(self, folder: str, suffix: str) -> list[str]:
-        """Sorted names, without the suffix, of the files in a folder that end with it; empty if it is not there."""
+        """Sorted names, without the suffix, of the files in a folder that end with it; empty if it is not there.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
         found = self.filesystem.get_file_info(pafs.FileSelector(self.locate(folder), allow_not_found=True))
         return sorted(info.base_name.removesuffix(suffix) for info in found if info.base_name.endswith(suffix))
 
     def read(self, path: str) -> bytes:
+        """All bytes of a file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            OSError: it cannot be read.
+        """
         with self.filesystem.open_input_stream(self.locate(path), compression=None) as stream:
             return stream.read()
 
-    def read_json(self, path: str) -> Any:
+    def read_json(self, path: str, remedy: str = "run the command that wrote it with --overwrite") -> Any:
         """The parsed file.
 
         Raises:
-            UserError: it is not JSON.
+            UserError: it is not JSON; the message ends with `remedy`.
+            OSError: it is not there or cannot be read.
         """
         try:
             return json.loads(self.read(path))
         except ValueError as error:
-            raise UserError(f"{self.show(path)} is damaged ({error}); run `anatomask prepare --overwrite`") from error
+            raise UserError(f"{self.show(path)} is damaged ({error}); {remedy}") from error
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file atomically, with the folders that it needs.
@@ -84,10 +96,20 @@ class Storage:
             raise
 
     def write_json(self, path: str, value: Any) -> None:
+        """Write a value as JSON, indented, as `write` does.
+
+        Raises:
+            OSError: as `write`.
+            TypeError: the value is none that JSON has.
+        """
         self.write(path, (json.dumps(value, indent=1) + "\n").encode())
 
     def clear(self, path: str) -> None:
-        """Delete a file or a folder, if it is there."""
+        """Delete a file or a folder, if it is there.
+
+        Raises:
+            OSError: it cannot be deleted.
+        """
         kind = self.filesystem.get_file_info(self.locate(path)).type
         if kind is pafs.FileType.Directory:
             self.filesystem.delete_dir(self.locate(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 from ray.data import ExecutionResources
 
@@ -26,9 +27,9 @@ class SampleReader:
         self.draw = draw
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The samples whose numbers are in column `data`, stacked column by column."""
-        drawn = [self.draw(self.dataset, self.sequence.case(k), self.sequence.rng(k)) for k in rows["data"].tolist()]
-        return {"sample": rows["data"], **{name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}}
+        """The samples whose numbers are in column `sample`, stacked column by column."""
+        drawn = [self.draw(self.dataset, self.sequence.case(k), self.sequence.rng(k)) for k in rows["sample"].tolist()]
+        return {"sample": rows["sample"], **{name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}}
 
 
 def stream_batches(
@@ -51,7 +52,8 @@ def stream_batches(
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=BUFFER_BYTES)
     numbers = np.array_split(samples, range(SAMPLES_PER_TASK, len(samples), SAMPLES_PER_TASK))
-    rows = ray.data.from_numpy(numbers).map_batches(
+    # Put as they are: `from_numpy` would start a task of a whole CPU for each block, and wait for ever without one.
+    rows = ray.data.from_blocks([pa.table({"sample": block}) for block in numbers]).map_batches(
         SampleReader,
         fn_constructor_args=(path, sequence, draw),
         batch_size=batch_size,

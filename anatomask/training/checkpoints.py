@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from anatomask.errors import UserError
+from anatomask.files import flush, write_text
+from anatomask.weights import write_tensors
 
 if TYPE_CHECKING:
     from anatomask.training.loop import Task
@@ -33,7 +35,10 @@ class Checkpoints:
     def index(self) -> dict[str, Any]:
         """Names of the `last` and the `best` checkpoint, with their updates and the best score; empty at first."""
         path = self.folder / "index.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        try:
+            return dict(json.loads(path.read_text())) if path.exists() else {}
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); begin the run anew with --overwrite") from error
 
     def step(self) -> int:
         """Updates behind the last checkpoint; 0 when there is none."""
@@ -48,9 +53,10 @@ class Checkpoints:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         task.save(temporary)
-        save_file(_optimiser_tensors(task, optimiser), temporary / OPTIMISER)
+        write_tensors(temporary / OPTIMISER, _optimiser_tensors(task, optimiser))
         shutil.rmtree(self.folder / name, ignore_errors=True)
         temporary.rename(self.folder / name)
+        flush(self.folder)
 
         index = self.index() | {"last": name, "step": step}
         if score is not None and score >= index.get("best_score", float("-inf")):
@@ -78,16 +84,9 @@ class Checkpoints:
         return int(index["step"])
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step: a temporary name, then a rename."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def _optimiser_tensors(task: Task, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
-        f"{key}/{name}": value.contiguous()
+        f"{key}/{name}": value
         for name, parameter in task.trainable().named_parameters()
         for key, value in optimiser.state[parameter].items()
     }
@@ -98,4 +97,5 @@ def _load_optimiser(task: Task, optimiser: torch.optim.Optimizer, tensors: dict[
     for entry, tensor in tensors.items():
         key, name = entry.split("/", 1)
         parameter = parameters[name]
-        optimiser.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+        # In the parameter's own memory format, which the optimiser's fused loops want.
+        optimiser.state[parameter][key] = tensor if key == "step" else torch.empty_like(parameter.data).copy_(tensor)

@@ -33,11 +33,11 @@ class FinetuningTask:
         """`start` puts initial weights into the network; `validate` gives the DSC of each class on validation cases."""
         torch.manual_seed(seed)
         self.network = STUNet(network, classes=int(header["architecture"]["classes"]))
-        start(self.network)
+        fresh = list(start(self.network))
         self.network.to(device)
         convert_conv3d_weight_memory_format(self.network, torch.channels_last_3d)
         self.device = device
-        self.header = header
+        self.header = {**header, "not_transferred": fresh}
         self.validation = validate
         self.loss = segmentation_loss
 
@@ -46,7 +46,7 @@ class FinetuningTask:
         return self.network
 
     def step(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of one batch of normalised, augmented crops."""
+        """Loss of `image` (B, C, D, H, W) float16, normalised and augmented, and `label` (B, D, H, W) uint8."""
         logits = self.network(sample["image"].float().contiguous(memory_format=torch.channels_last_3d))
         return self.loss(logits, sample["label"][:, None]), {}
 
@@ -54,10 +54,15 @@ class FinetuningTask:
         """Nothing follows."""
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
-        """Record the DSC of each class on the validation cases; their mean chooses the best checkpoint."""
+        """Record the DSC of each class on the validation cases; their mean chooses the best checkpoint.
+
+        None where no validation case holds a class.
+        """
         self.network.eval()
         dice = self.validation(self.network, self.device)
         self.network.train()
+        if not dice:
+            return None
         score = sum(dice.values()) / len(dice)
         recorder.scalars(step, {"val/dice": score, **{f"val_dice/{name}": value for name, value in dice.items()}})
         return score

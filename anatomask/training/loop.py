@@ -164,9 +164,10 @@ class ScalarLog:
         for step, row in self.rows:
             scalars = {name: next(values) if isinstance(value, Tensor) else value for name, value in row.items()}
             scalars |= {"samples_per_second": rate, "wait": waiting}
-            if not np.isfinite(scalars["loss"]):
+            bad = [name for name in ("loss", "gradient_norm") if not np.isfinite(scalars[name])]
+            if bad:
                 raise UserError(
-                    f"the loss is {scalars['loss']} at update {step}. The last checkpoint is good: lower "
+                    f"the {bad[0]} is {scalars[bad[0]]} at update {step}. The last checkpoint is good: lower "
                     "--optimiser.lr (a new run), or look for extreme voxels in the data"
                 )
             self.recorder.scalars(step, {f"train/{name}": value for name, value in scalars.items()})

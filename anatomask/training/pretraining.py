@@ -49,7 +49,10 @@ class PretrainingTask:
         return self.method.student
 
     def step(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of one batch at `progress` = t/T, and the method's scalars."""
+        """Loss of one batch at `progress` = t/T, and the method's scalars.
+
+        `sample`: `image` (B, C, D, H, W) as stored, `normalisation` (B, C, 4), `flip` (B, 3) bool, `noise` (B, 2, n).
+        """
         volume = flip(normalise(sample["image"], sample["normalisation"]), sample["flip"])
         volume = volume.contiguous(memory_format=torch.channels_last_3d)
         result = self.method.training_step(PretrainBatch(volume, sample["noise"]), progress)
@@ -60,7 +63,7 @@ class PretrainingTask:
         self.method.after_step(progress)
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
-        """Record Fig. 1 for the fixed scan, and the loss under its first random mask."""
+        """Record Fig. 1 for the fixed scan, and its patch loss (mean over two random masks)."""
         picture = self.method.picture(self.fixed_volume, self.fixed_noise)
         recorder.scalars(step, {"val/patch_loss": float(picture.patch_loss.nanmean())})
         recorder.figure(step, "reconstruction", reconstruction_figure(picture, self.header["spacing"]))

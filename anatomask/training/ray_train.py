@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from torch import distributed, nn
@@ -39,6 +42,8 @@ class TrainingJob:
     training: TrainingConfig
     optimiser: OptimiserConfig
     seed: int
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Digests of what the run is made from, by the name under which a message would speak of it."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,6 +66,7 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
     """
     if Checkpoints(job.run).step() >= job.total_steps:
         return
+    callbacks: list[Any] = [GiveUpOnUserError()]
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job, "resources": resources},
@@ -69,16 +75,45 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
         ),
         torch_config=TorchConfig(backend="nccl" if resources.gpu else "gloo"),
         run_config=RunConfig(
-            name="ray", storage_path=str(job.run), failure_config=FailureConfig(max_failures=max_failures)
+            name="ray",
+            storage_path=str(job.run),
+            failure_config=FailureConfig(max_failures=max_failures),
+            callbacks=callbacks,
         ),
     )
     try:
-        trainer.fit()
+        with interruptible():
+            trainer.fit()
     except TrainingFailedError as error:
         cause = _cause(error)
         if isinstance(cause, UserError | OSError):
             raise cause from error
         raise
+
+
+class GiveUpOnUserError(UserCallback):
+    """A lost worker is worth another try; bad input and a full disk are not."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise what the user has to mend, which ends the run."""
+        for exception in worker_exceptions.values():
+            cause = _unwrapped(exception)
+            if isinstance(cause, UserError | OSError):
+                raise cause
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt again: Ray Train's handler ends the program with exit code 0, and stays."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        raise KeyboardInterrupt from end
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -117,14 +152,15 @@ def run_worker(config: dict[str, Any]) -> None:
         start=start,
         steps_per_epoch=job.steps_per_epoch,
         device=device,
-        synchronise=average_gradients if workers > 1 else lambda module: None,
+        synchronise=average_over_workers if workers > 1 else lambda module: None,
     )
     recorder.close()
 
 
-def average_gradients(module: nn.Module) -> None:
-    """Replace every gradient by its mean over the workers."""
+def average_over_workers(module: nn.Module) -> None:
+    """Replace every gradient, and every statistic that normalisation keeps, by its mean over the workers."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    gradients += [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
     flat /= distributed.get_world_size()
@@ -139,6 +175,11 @@ def _cause(error: TrainingFailedError) -> BaseException:
         cause = error.worker_failures[min(error.worker_failures)]
     elif isinstance(error, ControllerError):
         cause = error.controller_failure
+    return _unwrapped(cause)
+
+
+def _unwrapped(cause: BaseException) -> BaseException:
+    """The first error in a chain of Ray's wrappers that is the user's to mend, else the innermost."""
     while True:
         inner = getattr(cause, "cause", None) or getattr(cause, "_base_exc", None) or cause.__cause__
         if isinstance(cause, UserError | OSError) or not isinstance(inner, BaseException):

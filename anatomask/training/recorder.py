@@ -10,7 +10,7 @@ from typing import Protocol
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from anatomask.training.checkpoints import write_text
+from anatomask.files import write_text
 
 METRICS = "metrics.jsonl"
 
@@ -37,7 +37,7 @@ class RunRecorder:
         if metrics.exists():
             write_text(metrics, "".join(line for line in _whole_lines(metrics) if json.loads(line)["step"] <= step))
         self.metrics = metrics.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run), purge_step=step + 1 if step else None)
+        self.board = SummaryWriter(str(run), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values of an update."""
@@ -49,7 +49,9 @@ class RunRecorder:
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture, and keep its newest state as `pictures/<name>.png`."""
         (self.run / "pictures").mkdir(exist_ok=True)
-        figure.savefig(self.run / "pictures" / f"{name}.png", dpi=110)
+        temporary = self.run / "pictures" / f".{name}.png"
+        figure.savefig(temporary, dpi=110, format="png")
+        temporary.replace(self.run / "pictures" / f"{name}.png")
         self.board.add_figure(name, figure, step)
         self.board.flush()
 

@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import torch
 import yaml
 
 from anatomask.errors import UserError
-from anatomask.training.checkpoints import write_text
+from anatomask.files import write_text
 
-ELSEWHERE = ("name", "runs", "cluster", "trials", "concurrent")
-"""Fields that say where, under what name and how far a run goes, not what it is."""
+WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every")
+ELSEWHERE = ("name", "runs", "cluster", "trials", "concurrent", *WATCHED)
+"""Fields that say where, under what name, how far and how watched a run goes, not what it computes."""
 
 PACKAGES = ("torch", "ray", "monai", "numpy", "pyarrow", "safetensors", "optuna", "anatomask")
 
@@ -30,13 +31,15 @@ def run_folder(runs: str, name: str, verb: str, data: str, settings: Mapping[str
     return Path(runs).absolute() / (name or f"{verb}-{Path(data).name}-{digest}")
 
 
-def open_run(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Begin a run, or go on with it when it has the same settings.
+def open_run(
+    folder: Path, settings: Mapping[str, Any], *, overwrite: bool, inputs: Mapping[str, str] | None = None
+) -> None:
+    """Begin a run, or go on with it when it has the same settings and inputs.
 
-    Writes `config.yaml` (complete) and `environment.json`.
+    Writes `config.yaml` (complete), `environment.json`, and `inputs.json`: a digest of what each input held.
 
     Raises:
-        UserError: the folder holds another run; the differing fields are named.
+        UserError: the folder holds another run; the differing fields or inputs are named.
         OSError: the folder cannot be written.
     """
     if overwrite and folder.exists():
@@ -51,7 +54,16 @@ def open_run(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> N
                 f"{folder} holds a run with other settings: {'; '.join(changed)}. "
                 "Choose another --name, or --overwrite to begin anew"
             )
+    given = folder / "inputs.json"
+    if given.exists():
+        before = json.loads(given.read_text())
+        stale = [name for name, digest in (inputs or {}).items() if before.get(name, digest) != digest]
+        if stale:
+            raise UserError(
+                f"{' and '.join(stale)} changed since {folder} began: choose another --name, or --overwrite"
+            )
     folder.mkdir(parents=True, exist_ok=True)
+    write_text(given, json.dumps(dict(inputs or {}), indent=1))
     write_text(config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
     write_text(folder / "environment.json", json.dumps(environment(), indent=1))
 
@@ -82,7 +94,17 @@ def environment() -> dict[str, Any]:
 
 
 def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in ELSEWHERE}
+    return _without(settings, ELSEWHERE)
+
+
+def _without(settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Nested settings without the fields of those dotted names."""
+    kept = {name: value for name, value in settings.items() if name not in fields}
+    for field in fields:
+        section, _, rest = field.partition(".")
+        if rest and isinstance(kept.get(section), Mapping):
+            kept[section] = _without(kept[section], [rest])
+    return kept
 
 
 def _version(package: str) -> str | None:

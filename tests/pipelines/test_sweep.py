@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from anatomask.cluster import DRIVERS, ClusterConfig, divide
+from anatomask.cluster import ClusterConfig, divide
 from anatomask.config import PretrainConfig, overlay_dotted, parse, plain
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError

@@ -56,6 +56,8 @@ class RawDataset:
     """The data set's own target voxel size in mm; none: the median of its scans."""
     splits: Mapping[str, tuple[str, ...]] | None = None
     """The split that comes with the data, of labelled cases; none: drawn by patient."""
+    held_back: frozenset[str] = frozenset()
+    """Unlabelled cases that the publisher keeps for testing: nothing is trained on them."""
 
 
 @dataclass(frozen=True)
@@ -76,4 +78,5 @@ def stem(path: Path) -> str:
 
 
 def is_nifti(path: Path) -> bool:
+    """Whether it is a file with a NIfTI name; hidden ones (those of macOS, say) are not."""
     return path.name.endswith(NIFTI) and not path.name.startswith(".") and path.is_file()

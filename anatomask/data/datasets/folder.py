@@ -26,11 +26,15 @@ def looks_like_ct(voxels: np.ndarray) -> bool:
 
 
 def _matches(source: Path) -> bool:
-    return any(is_nifti(path) for path in source.rglob("*.nii*"))
+    return any(_visible(path, source) for path in source.rglob("*.nii*"))
+
+
+def _visible(path: Path, source: Path) -> bool:
+    return is_nifti(path) and not any(part.startswith(".") for part in path.relative_to(source).parts)
 
 
 def _read(source: Path, fold: int) -> RawDataset:
-    scans = sorted(path for path in source.rglob("*.nii*") if is_nifti(path))
+    scans = sorted(path for path in source.rglob("*.nii*") if _visible(path, source))
     cases = tuple(_case(path.relative_to(source), path) for path in scans)
     twice = [case for case, count in Counter(raw.case for raw in cases).items() if count > 1]
     if twice:

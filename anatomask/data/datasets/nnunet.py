@@ -1,45 +1,57 @@
 """nnU-Net's raw layout: `dataset.json`, `imagesTr/<case>_<channel>.nii.gz`, `labelsTr/<case>.nii.gz`.
 
-Images in `imagesUnlabeled/` and `imagesTs/` are cases without labels. `splits_final.json` beside them wins: a fold's
+Images in `imagesUnlabeled/` and `imagesTs/` are cases without labels; those of `imagesTs/` are held back: they go to
+the split "unlabeled_test", which nobody trains on unless told to. `splits_final.json` beside them wins: a fold's
 "val" cases are the ones that nnU-Net scores, so they become the test split here, and none is left for val.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anatomask.data.datasets.base import DEFAULT_NSD_TOLERANCE, NIFTI, RawCase, RawDataset, RawLabel, Reader
+from anatomask.data.datasets.base import (
+    DEFAULT_NSD_TOLERANCE,
+    NIFTI,
+    RawCase,
+    RawDataset,
+    RawLabel,
+    Reader,
+    is_nifti,
+)
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.nifti import read_nifti
 from anatomask.errors import UserError
 
-UNLABELLED_FOLDERS = ("imagesUnlabeled", "imagesTs")
+TRAINING, UNLABELLED, TEST = "imagesTr", "imagesUnlabeled", "imagesTs"
+LABELS = "labelsTr"
 
 
 def _matches(source: Path) -> bool:
-    return (source / "dataset.json").is_file() and (source / "imagesTr").is_dir()
+    return (source / "dataset.json").is_file() and (source / TRAINING).is_dir()
 
 
 def _read(source: Path, fold: int) -> RawDataset:
     path = source / "dataset.json"
     header = _json(path)
-    channels = _entry(header, "channel_names", path)
+    if not isinstance(header, Mapping):
+        raise UserError(f"{path} must hold a JSON object with channel_names and labels")
+    names = _channels(_entry(header, "channel_names", path), path)
     ending = header.get("file_ending", ".nii.gz")
     if ending not in NIFTI:
         raise UserError(f"{path}: file_ending {ending} is not read; convert the scans to .nii.gz")
     classes = _classes(_entry(header, "labels", path), path)
-    names = tuple(channels[key] for key in sorted(channels, key=int))
     labelled = [
-        RawCase(case, case, images, RawLabel(source / "labelsTr" / f"{case}{ending}", read_nifti))
-        for case, images in _images(source / "imagesTr", len(names), ending)
+        RawCase(case, case, _files(source / TRAINING, case, names, ending), RawLabel(label, read_nifti))
+        for case in sorted(_cases(source / TRAINING, ending) | _labels(source / LABELS, ending))
+        for label in [source / LABELS / f"{case}{ending}"]
     ]
     unlabelled = [
-        RawCase(case, case, images)
-        for folder in UNLABELLED_FOLDERS
-        for case, images in _images(source / folder, len(names), ending)
+        RawCase(case, case, _files(source / folder, case, names, ending))
+        for folder in (UNLABELLED, TEST)
+        for case in sorted(_cases(source / folder, ending))
     ]
     known = [raw.case for raw in labelled + unlabelled]
     if twice := {case for case in known if known.count(case) > 1}:
@@ -52,7 +64,17 @@ def _read(source: Path, fold: int) -> RawDataset:
         class_names=classes,
         nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
         splits=_given_split(source / "splits_final.json", fold, {raw.case for raw in labelled}),
+        held_back=frozenset(_cases(source / TEST, ending)),
     )
+
+
+def _channels(channels: Any, path: Path) -> tuple[str, ...]:
+    """The names in order of their numbers, which are those in the files' names."""
+    if not isinstance(channels, Mapping) or {str(key) for key in channels} != set(map(str, range(len(channels)))):
+        raise UserError(f'{path}: channel_names must map "0", "1", … to names, as in {{"0": "CT"}}, not {channels!r}')
+    if not channels:
+        raise UserError(f'{path}: channel_names is empty; name one channel at least, as in {{"0": "CT"}}')
+    return tuple(str(channels[str(c)]) for c in range(len(channels)))
 
 
 def _scheme(channel: str) -> Scheme:
@@ -60,7 +82,9 @@ def _scheme(channel: str) -> Scheme:
     return "ct" if channel.lower() == "ct" else "zscore"
 
 
-def _classes(labels: Mapping[str, Any], path: Path) -> dict[int, str]:
+def _classes(labels: Any, path: Path) -> dict[int, str]:
+    if not isinstance(labels, Mapping):
+        raise UserError(f'{path}: labels must map names to ids, as in {{"background": 0, "liver": 1}}, not {labels!r}')
     classes: dict[int, str] = {}
     for name, value in labels.items():
         if name == "ignore" or not isinstance(value, int | str):
@@ -76,30 +100,48 @@ def _classes(labels: Mapping[str, Any], path: Path) -> dict[int, str]:
     return dict(sorted(classes.items()))
 
 
-def _images(folder: Path, channels: int, ending: str) -> list[tuple[str, tuple[Path, ...]]]:
-    """Each case of a folder with a path per channel, there or not: reading a missing one names it."""
+def _cases(folder: Path, ending: str) -> set[str]:
+    """The cases of which a folder has an image."""
     files = folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")
-    cases = sorted({path.name.removesuffix(ending)[: -len("_0000")] for path in files})
-    return [(case, tuple(folder / f"{case}_{c:04d}{ending}" for c in range(channels))) for case in cases]
+    return {path.name.removesuffix(ending)[: -len("_0000")] for path in files if is_nifti(path)}
+
+
+def _labels(folder: Path, ending: str) -> set[str]:
+    """The cases of which a folder has a label."""
+    return {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}") if is_nifti(path)}
+
+
+def _files(folder: Path, case: str, channels: Sequence[str], ending: str) -> tuple[Path, ...]:
+    """A path per channel, there or not: reading a missing one names it."""
+    return tuple(folder / f"{case}_{c:04d}{ending}" for c in range(len(channels)))
 
 
 def _given_split(path: Path, fold: int, labelled: set[str]) -> dict[str, tuple[str, ...]] | None:
     if not path.is_file():
         return None
     folds = _json(path)
+    if not isinstance(folds, list) or not folds:
+        raise UserError(f'{path} must hold a list of folds, {{"train": [cases], "val": [cases]}} each; or remove it')
     if fold >= len(folds):
         raise UserError(f"{path} has {len(folds)} folds; --split.fold {fold} must be below that")
     splits = {
-        "train": tuple(_entry(folds[fold], "train", path)),
+        "train": _members(folds[fold], "train", path),
         "val": (),
-        "test": tuple(_entry(folds[fold], "val", path)),
+        "test": _members(folds[fold], "val", path),
     }
     for case in (*splits["train"], *splits["test"]):
         if case not in labelled:
-            raise UserError(f"{path} names case {case}, which is not in imagesTr")
+            raise UserError(f"{path} names case {case}, which is not in {TRAINING}")
     if both := set(splits["train"]) & set(splits["test"]):
         raise UserError(f"{path}: case {min(both)} is in train and in val of fold {fold}")
     return splits
+
+
+def _members(fold: Any, name: str, path: Path) -> tuple[str, ...]:
+    cases = _entry(fold, name, path)
+    if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+        raise UserError(f"{path}: {name!r} must be a list of cases, not {cases!r}")
+    return tuple(cases)
 
 
 def _json(path: Path) -> Any:

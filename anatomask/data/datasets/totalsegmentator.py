@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from anatomask.data.datasets.base import DEFAULT_NSD_TOLERANCE, RawCase, RawDataset, RawLabel, Reader
+from anatomask.data.datasets.base import DEFAULT_NSD_TOLERANCE, RawCase, RawDataset, RawLabel, Reader, is_nifti
 from anatomask.data.nifti import read_nifti
 from anatomask.errors import UserError
 
 SPACING = (1.5, 1.5, 1.5)
+SCAN, MASKS = "ct.nii.gz", "segmentations"
 
 
 def class_names() -> dict[int, str]:
@@ -36,7 +37,7 @@ def merge_masks(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     names = class_names()
     known = {f"{name}.nii.gz" for name in names.values()}
-    found = {path.name for path in folder.glob("*.nii.gz")}
+    found = {path.name for path in folder.glob("*.nii.gz") if is_nifti(path)}
     if found - known:
         raise UserError(f"{folder / min(found - known)} is not a class of TotalSegmentator v1")
     if known - found:
@@ -62,14 +63,25 @@ def _root(source: Path) -> Path:
 
 
 def _matches(source: Path) -> bool:
-    return any(_root(source).glob("*/ct.nii.gz"))
+    """Masks tell it from any other folder of patients with a ct.nii.gz each."""
+    folders = _folders(_root(source))
+    return any((folder / SCAN).is_file() for folder in folders) and any((folder / MASKS).is_dir() for folder in folders)
+
+
+def _folders(root: Path) -> list[Path]:
+    """A folder per case, with a scan or masks: one that has no scan is a case too, which reading it will name."""
+    return [
+        folder
+        for folder in sorted(root.iterdir())
+        if not folder.name.startswith(".") and ((folder / SCAN).is_file() or (folder / MASKS).is_dir())
+    ]
 
 
 def _read(source: Path, fold: int) -> RawDataset:
     names = class_names()
     return RawDataset(
         reader="totalsegmentator",
-        cases=tuple(_case(path.parent) for path in sorted(_root(source).glob("*/ct.nii.gz"))),
+        cases=tuple(map(_case, _folders(_root(source)))),
         channel_names=("CT",),
         schemes=("ct",),
         class_names=names,
@@ -79,9 +91,9 @@ def _read(source: Path, fold: int) -> RawDataset:
 
 
 def _case(folder: Path) -> RawCase:
-    masks = folder / "segmentations"
+    masks = folder / MASKS
     label = RawLabel(masks, merge_masks) if masks.is_dir() else None
-    return RawCase(folder.name, folder.name, (folder / "ct.nii.gz",), label)
+    return RawCase(folder.name, folder.name, (folder / SCAN,), label)
 
 
 READER = Reader(_matches, _read)
