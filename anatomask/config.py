@@ -196,6 +196,7 @@ class SweepConfig:
             for name in names:
                 if getattr(config, name) != getattr(type(config)(data=""), name):
                     raise ValueError(f"{stage}.{name} is set by the sweep; leave it out")
+            check_training(config.training, config.optimiser, self.cluster, self.seed)
 
 
 DEFAULT_RECIPE = "paper-b"

@@ -29,7 +29,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.case import evaluate_case
-from anatomask.evaluation.inference import window_count
+from anatomask.evaluation.inference import logits_bytes, window_count
 from anatomask.evaluation.network import build_network, match_dataset, read_network
 from anatomask.evaluation.results import (
     CASES_FILE,
@@ -40,6 +40,7 @@ from anatomask.evaluation.results import (
     summarise,
     to_csv,
 )
+from anatomask.reports.tables import percent
 from anatomask.training.run import differences
 from anatomask.weights import TENSORS, Weights, find_weights
 from pipelines import door
@@ -48,6 +49,9 @@ from pipelines.progress import progress_bar
 IDENTITY_FILE = "evaluation.json"
 CPUS_PER_CASE = 4
 """More threads than these hardly speed up a window; further cores take further cases."""
+TASK_BYTES = 2**30
+"""What a task takes besides a case's arrays: Python, PyTorch, MONAI and the activations of a window."""
+REMEDY = "--overwrite evaluates it anew"
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     patch = weights.header["patch_size"]
     windows = sum(window_count(dataset.records[case].shape, patch, config.inference.overlap) for case in cases)
     passes = 2 ** len(mirror_axes(weights.header, config))
-    voxels = max(math.prod(dataset.records[case].shape) for case in cases)
+    logits = max(logits_bytes(dataset.records[case].shape, len(dataset.class_names)) for case in cases)
     parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     return [
         ("run", config.run),
@@ -82,12 +86,21 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
         ("data", f"{dataset.name} ({dataset.path}), split {config.split}"),
         ("cases", f"{len(cases)}, of which {len(_finished(Storage(config.run), cases))} are finished"),
         ("windows", f"{windows} of {' × '.join(map(str, patch))} voxels, {passes} forward passes each"),
-        ("logits of the largest case", f"{4 * (len(dataset.class_names) + 1) * voxels / 2**30:.2f} GiB"),
+        ("logits of the largest case", f"{logits / 2**30:.2f} GiB"),
+        ("memory that each task reserves", f"{_memory(dataset, cases, patch)[0] / 2**30:.2f} GiB"),
     ]
 
 
 def stage(config: EvaluateConfig, *, overwrite: bool = False) -> int:
     """Evaluate what is not finished yet, then write the tables; returns 1 when a case failed."""
+    failures = score_run(config, overwrite=overwrite)
+    for case, reason in failures.items():
+        Console(stderr=True).print(f"{case}: {reason}", markup=False, highlight=False, style="red", soft_wrap=True)
+    return 1 if failures else 0
+
+
+def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, str]:
+    """Evaluate what is not finished yet, then write and print the tables; why each of the cases that failed did."""
     weights, dataset = _open(config)
     cases = _cases(config, dataset)
     folder = Storage(Path(config.run).absolute())
@@ -103,9 +116,7 @@ def stage(config: EvaluateConfig, *, overwrite: bool = False) -> int:
         folder.write_json(SUMMARY_FILE, summary)
         console.print(_verdict(summary), markup=False, highlight=False)
         console.print(f"{folder.show(SUMMARY_FILE)}, {CASES_FILE}, {PREDICTIONS}/", highlight=False, soft_wrap=True)
-    for case, reason in failures.items():
-        Console(stderr=True).print(f"{case}: {reason}", markup=False, highlight=False, style="red", soft_wrap=True)
-    return 1 if failures else 0
+    return failures
 
 
 def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:
@@ -162,11 +173,12 @@ def _claim(folder: Storage, identity: dict[str, Any], overwrite: bool) -> None:
     Raises UserError naming what differs when another evaluation lies there and `overwrite` is not set.
     """
     if folder.exists(IDENTITY_FILE) and not overwrite:
-        changed = differences(folder.read_json(IDENTITY_FILE), identity)
+        before = folder.read_json(IDENTITY_FILE, REMEDY)
+        if not isinstance(before, Mapping):
+            raise UserError(f"{folder.show(IDENTITY_FILE)} is damaged (no fields); {REMEDY}")
+        changed = differences(before, identity)
         if changed:
-            raise UserError(
-                f"{folder.root} was evaluated differently: {'; '.join(changed)}. --overwrite evaluates it anew"
-            )
+            raise UserError(f"{folder.root} was evaluated differently: {'; '.join(changed)}; {REMEDY}")
         return
     for name in (PREDICTIONS, CASES_FILE, SUMMARY_FILE):
         folder.clear(name)
@@ -179,7 +191,8 @@ def _finished(folder: Storage, cases: Sequence[str]) -> set[str]:
 
 def _read_scores(folder: Storage, case: str) -> list[CaseScore]:
     path = f"{PREDICTIONS}/{case}.csv"
-    return from_csv(folder.read(path).decode(), folder.show(path))
+    text = folder.read(path).decode(errors="replace")
+    return from_csv(text, folder.show(path), "delete that file to evaluate the case again, or --overwrite all")
 
 
 def _evaluate(
@@ -188,11 +201,12 @@ def _evaluate(
     """Evaluate the cases, one Ray task each; returns why each of those that failed did."""
     failures = {}
     with running(config.cluster):
-        threads, gpu = _resources(config, len(cases))
+        memory, largest = _memory(dataset, cases, weights.header["patch_size"])
+        threads, gpu = _resources(config, len(cases), memory, largest)
         job = ray.put(Job(config, Path(config.run).absolute().name, folder, dataset, gpu, threads))
         shared = ray.put(weights)
         # DEFAULT: inside a trial of a sweep, tasks would else be confined to the trial's reservation, which has no CPU.
-        task = _evaluate_case.options(num_cpus=threads, num_gpus=int(gpu), scheduling_strategy="DEFAULT")
+        task = _evaluate_case.options(num_cpus=threads, num_gpus=int(gpu), memory=memory, scheduling_strategy="DEFAULT")
         for case, error in _completed({task.remote(job, shared, case): case for case in cases}):
             if error is not None:
                 failures[case] = error
@@ -228,17 +242,40 @@ def _evaluate_case(job: Job, weights: Weights, case: str) -> None:
     job.folder.write(f"{PREDICTIONS}/{case}.csv", to_csv(result.rows).encode())
 
 
-def _resources(config: EvaluateConfig, cases: int) -> tuple[int, bool]:
+def _memory(dataset: PreparedDataset, cases: Sequence[str], patch_size: Sequence[int]) -> tuple[int, str]:
+    """Bytes of main memory that a task needs for the case that needs most, and which that is.
+
+    Per voxel of the prepared grid: logits, the sum of the windows' weights (4 bytes), and each channel as stored and
+    as float32 (6); per voxel of the source's: three scores and as many label maps while classes are compared (15).
+    """
+
+    def needed(case: str) -> int:
+        record = dataset.records[case]
+        padded = [max(extent, window) for extent, window in zip(record.shape, patch_size, strict=True)]
+        prepared = logits_bytes(padded, len(dataset.class_names)) + (4 + 6 * len(record.channels)) * math.prod(padded)
+        return TASK_BYTES + prepared + 15 * math.prod(record.original_shape)
+
+    return max((needed(case), case) for case in cases)
+
+
+def _resources(config: EvaluateConfig, cases: int, memory: int, largest_case: str) -> tuple[int, bool]:
     """CPU threads of a task, and whether it takes a GPU.
 
-    Raises UserError when no node has as much: Ray would wait for ever.
+    Raises UserError when no node has as much, or not the `memory` (bytes) of a task: Ray would wait for ever.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     gpu = gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
     if gpu and not gpus:
         raise UserError("cluster.gpu: the cluster has no GPU; leave the field out or set it to False")
-    largest = int(max(node.get("CPU", 0) for node in nodes if not gpu or node.get("GPU", 0)))
+    usable = [node for node in nodes if not gpu or node.get("GPU", 0)]
+    room = max(node.get("memory", 0) for node in usable)
+    if memory > room:
+        raise UserError(
+            f"case {largest_case} needs {memory / 2**30:.1f} GiB of memory to be evaluated, and no node has more than "
+            f"{room / 2**30:.1f} GiB for Ray; use a larger machine, or leave the case out of the split"
+        )
+    largest = int(max(node.get("CPU", 0) for node in usable))
     share = cpus // (gpus if gpu else cases)
     threads = config.cluster.threads or max(1, min(CPUS_PER_CASE, share, largest))
     if threads > largest:
@@ -295,8 +332,7 @@ def _source_name(run: str | None) -> str:
 def _verdict(summary: Mapping[str, Any]) -> str:
     parts = []
     for metric in ("dsc", "nsd"):
-        mean, sd = (summary[metric][name] for name in ("mean", "sd"))
-        parts.append(f"{metric.upper()} {100 * mean:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}") + " %")
+        parts.append(f"{metric.upper()} {percent(summary[metric]['mean'], summary[metric]['sd'])} %")
     parts.append(f"{summary['cases']} cases")
     if summary["failed"]:
         parts.append(f"{len(summary['failed'])} failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from anatomask.evaluation.results import (
     from_csv,
 )
 from anatomask.reports.figures import CT_WINDOW, OverlayRow, Panel, best_slice, overlay_figure
-from anatomask.reports.tables import Row, csv_table, markdown_table, notes, terminal_table
+from anatomask.reports.tables import Row, by_dataset, csv_table, markdown_table, notes, terminal_table
 from pipelines import door
 
 
@@ -58,7 +59,7 @@ def plan(config: ReportConfig) -> list[tuple[str, str]]:
 def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     """Write and print the table, then draw the figures. A report is always written anew."""
     runs = [_read_run(folder) for folder in config.runs]
-    rows = [Row.from_summary(run.summary) for run in runs]
+    rows = [Row.from_summary(run.summary, run.scores.keys()) for run in runs]
     out = Storage(Path(config.out).absolute())
     out.write("table.md", markdown_table(rows).encode())
     out.write("table.csv", csv_table(rows).encode())
@@ -82,20 +83,19 @@ def _read_run(folder: str) -> EvaluatedRun:
     for name in (SUMMARY_FILE, CASES_FILE):
         if not storage.exists(name):
             raise UserError(f"{folder}/{name} is missing; run `anatomask evaluate --run {folder}` first")
-    summary = check_summary(storage.read_json(SUMMARY_FILE), storage.show(SUMMARY_FILE))
-    scores = from_csv(storage.read(CASES_FILE).decode(), storage.show(CASES_FILE))
+    remedy = f"run `anatomask evaluate --run {folder} --overwrite`"
+    summary = check_summary(storage.read_json(SUMMARY_FILE, remedy), storage.show(SUMMARY_FILE))
+    scores = from_csv(storage.read(CASES_FILE).decode(errors="replace"), storage.show(CASES_FILE), remedy)
     return EvaluatedRun(Path(folder), summary, case_means(scores, "dsc"))
 
 
 def _by_dataset(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
-    members: dict[str, list[EvaluatedRun]] = {}
-    for run in runs:
-        members.setdefault(run.summary["dataset"], []).append(run)
-    return members
+    members = by_dataset([(run.summary["dataset"], run.summary["data"]) for run in runs])
+    return {dataset: [runs[index] for index in indices] for dataset, indices in members.items()}
 
 
 def _figure_path(config: ReportConfig, dataset: str) -> Path:
-    return Path(config.out) / f"overlays-{dataset.replace('/', '-').replace(' ', '-').lower()}.png"
+    return Path(config.out) / f"overlays-{re.sub('[^a-z0-9._-]+', '-', dataset.lower()).strip('-')}.png"
 
 
 def _draw(config: ReportConfig, name: str, runs: Sequence[EvaluatedRun]) -> Path:
@@ -138,7 +138,10 @@ def _overlay(dataset: PreparedDataset, case: str, runs: Sequence[EvaluatedRun]) 
     right, anterior, _ = nib.affines.voxel_sizes(truth.affine)
     panels = [Panel("Ground truth", "", labels[:, :, index])]
     for run, title in zip(runs, _titles(runs), strict=True):
-        voxels, affine = read_nifti(run.folder / PREDICTIONS / f"{case}.nii.gz")
+        path = run.folder / PREDICTIONS / f"{case}.nii.gz"
+        voxels, affine = read_nifti(path)
+        if sorted(voxels.shape) != sorted(labels.shape):
+            raise UserError(f"{path} has shape {voxels.shape}, the scan {labels.shape}; evaluate the run again")
         prediction = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
         score = f"DSC {100 * run.scores[case]:.1f} %"
         panels.append(Panel(title, score, np.asarray(prediction.dataobj)[:, :, index]))

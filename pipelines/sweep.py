@@ -135,6 +135,8 @@ def check(chain: Chain, space: Space) -> int:
 
     Returns the updates of one trial. Raises UserError for what cannot work.
     """
+    if chain.config.cluster.address == "local":
+        divide(local_total(), chain.config.cluster, chain.config.concurrent)
     pretrainings = [pretrain.build_job(chain.pretraining("", point)) for point in space.examples()]
     finetunings = [
         finetune.build_job(chain.finetuning("", data, finetune.SCRATCH)) for data in chain.config.finetune_data
@@ -203,8 +205,8 @@ def run_trial(chain: Chain, resources: TrainingResources, trial: str, point: Poi
     scores = {}
     for data in chain.config.finetune_data:
         run = _train(finetune.build_job, chain.finetuning(trial, data, str(pretrained)), resources)
-        if evaluate.stage(chain.evaluation(run, data)):
-            raise UserError(f"{run}: cases could not be scored; `anatomask evaluate --run {run}` says why")
+        for case, reason in evaluate.score_run(chain.evaluation(run, data)).items():
+            raise UserError(f"{run}: {case} could not be scored: {reason}")
         score = Storage(run).read_json(SUMMARY_FILE)["dsc"]["mean"]
         if score is None:
             raise UserError(f"{run}: no scored case holds any class")
@@ -214,7 +216,7 @@ def run_trial(chain: Chain, resources: TrainingResources, trial: str, point: Poi
 
 def _train(build_job: Callable[[Any], TrainingJob], config: Any, resources: TrainingResources) -> Path:
     job = build_job(config)
-    open_run(job.run, plain(config), overwrite=False)
+    open_run(job.run, plain(config), overwrite=False, inputs=job.inputs)
     fit(job, resources, config.cluster.max_failures)
     return job.run
 

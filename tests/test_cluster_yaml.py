@@ -36,11 +36,11 @@ def test_sweeps_find_their_drivers_and_trainings_their_workers(cluster: dict[str
 
 def test_the_repository_reaches_every_node_and_is_installed_with_exact_versions(cluster: dict[str, Any]) -> None:
     mounts = cluster["file_mounts"]
-    root = "/home/ubuntu/anatomask"
+    root = "/home/ubuntu/anatomask-src"
     for name in ("anatomask", "pipelines", "tune_spaces", "pyproject.toml", "constraints.txt", "LICENSE"):
         assert mounts[f"{root}/{name}"] == name and (ROOT / name).exists()
     setup = "\n".join(cluster["setup_commands"])
-    assert "-c constraints.txt" in setup and 'PATH="$HOME/anatomask/.venv/bin:$PATH"' in setup
+    assert "-c constraints.txt" in setup and 'PATH="$HOME/anatomask-src/.venv/bin:$PATH"' in setup
 
 
 def test_nothing_but_ssh_is_open(cluster: dict[str, Any]) -> None:

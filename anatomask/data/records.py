@@ -48,10 +48,17 @@ class CaseRecord:
     channels: tuple[ChannelRecord, ...]
 
     def to_json(self) -> str:
+        """One line of JSON."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> CaseRecord:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is not JSON, or a value is not of its kind.
+            KeyError, TypeError, AttributeError: a field is missing, unknown or of another structure.
+        """
         data = json.loads(text)
         data["class_bricks"] = {
             int(c): {int(index): count for index, count in bricks.items()} for c, bricks in data["class_bricks"].items()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import blosc2
 import nibabel as nib
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anatomask.data.fingerprint import Fingerprint, Scheme, body_voxels
+from anatomask.data.nifti import UNREADABLE, reason
 from anatomask.data.records import (
     CaseRecord,
     ChannelRecord,
@@ -34,6 +36,11 @@ from anatomask.errors import UserError
 
 FORMAT = 1
 METADATA_KEY = b"anatomask.case"
+REMEDY = "write it again with `anatomask prepare --overwrite`"
+UNDECODABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError)
+"""What pyarrow and Blosc2 raise for a Parquet file that is missing, cut off or damaged."""
+
+T = TypeVar("T")
 
 
 def case_path(case: str) -> str:
@@ -93,8 +100,8 @@ def read_record(root: str, case: str) -> CaseRecord:
     try:
         with storage.filesystem.open_input_file(storage.locate(case_path(case))) as file:
             return CaseRecord.from_json(pq.read_schema(file).metadata[METADATA_KEY])
-    except (pa.ArrowInvalid, KeyError, TypeError) as error:
-        raise UserError(f"{storage.show(case_path(case))} is damaged: {error}; delete it and prepare again") from error
+    except UNDECODABLE as error:
+        raise _damaged(storage, case, error) from error
 
 
 def write_index(
@@ -146,22 +153,14 @@ class PreparedDataset:
         for name in ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json"):
             if not storage.exists(name):
                 raise UserError(f"{storage.show(name)} is missing; write it with `anatomask prepare --out {path}`")
-        data = storage.read_json("dataset.json")
-        if data.pop("format", None) != FORMAT:
+        header = _parsed(storage, "dataset.json", json.loads)
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise UserError(f"{storage.show('dataset.json')} has another format version; run `anatomask prepare` again")
-        for name in ("channel_names", "schemes", "spacing"):
-            data[name] = tuple(data[name])
-        for name in ("class_names", "nsd_tolerance"):
-            data[name] = {int(c): value for c, value in data[name].items()}
-        records = [CaseRecord.from_json(line) for line in storage.read("cases.jsonl").splitlines()]
-        splits = storage.read_json("splits.json")
-        return cls(
-            path,
-            DatasetInfo(**data),
-            {record.case: record for record in records},
-            {name: tuple(cases) for name, cases in splits.items()},
-            Fingerprint.from_dict(storage.read_json("fingerprint.json")),
-        )
+        info = _parsed(storage, "dataset.json", _info)
+        records = _parsed(storage, "cases.jsonl", lambda text: [CaseRecord.from_json(x) for x in text.splitlines()])
+        fingerprint = _parsed(storage, "fingerprint.json", lambda text: Fingerprint.from_dict(json.loads(text)))
+        splits = _parsed(storage, "splits.json", lambda text: _splits(text, {record.case for record in records}))
+        return cls(path, info, {record.case: record for record in records}, splits, fingerprint)
 
     @property
     def name(self) -> str:
@@ -200,6 +199,9 @@ class PreparedDataset:
         Returns:
             image (C, d, h, w), of the channels' dtype if they agree, else float32; label (d, h, w) uint8 or None
             where the case has none or none was asked for.
+
+        Raises:
+            UserError: there is no such case, or its file is missing or damaged.
         """
         record = self._record(case)
         dtypes = {channel.dtype for channel in record.channels}
@@ -214,7 +216,11 @@ class PreparedDataset:
         return image, labels
 
     def read_volume(self, case: str, *, label: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """The whole case, as `read_crop`."""
+        """The whole case: image (C, D, H, W) and label (D, H, W), of the types that `read_crop` gives.
+
+        Raises:
+            UserError: as `read_crop`.
+        """
         return self.read_crop(case, (0, 0, 0), self._record(case).shape, label=label)
 
     def foreground_voxel(self, case: str, rng: np.random.Generator) -> tuple[int, int, int] | None:
@@ -251,11 +257,18 @@ class PreparedDataset:
         """The label map on the source's grid and affine.
 
         Raises:
-            UserError: the case is unlabelled.
+            UserError: the case is unlabelled, or the file is missing or damaged.
         """
         if not self._record(case).labelled:
             raise UserError(f"case {case} of {self.path} has no label")
-        return nib.Nifti1Image.from_bytes(gzip.decompress(self._storage.read(original_path(case))))
+        try:
+            image = nib.Nifti1Image.from_bytes(gzip.decompress(self._storage.read(original_path(case))))
+            return nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine, image.header)
+        except UNREADABLE as error:
+            raise UserError(
+                f"{self._storage.show(original_path(case))}, the ground truth of case {case}, cannot be read "
+                f"({reason(error)}); {REMEDY}"
+            ) from error
 
     def _record(self, case: str) -> CaseRecord:
         try:
@@ -273,9 +286,23 @@ class PreparedDataset:
         ]
         if not touched:
             return
-        with self._storage.filesystem.open_input_file(self._storage.locate(case_path(record.case))) as file:
-            reader = pq.ParquetFile(file)
-            table = reader.read_row_groups([index for index, _ in touched], columns=list(targets), use_threads=False)
+        try:
+            with self._storage.filesystem.open_input_file(self._storage.locate(case_path(record.case))) as file:
+                rows = [index for index, _ in touched]
+                table = pq.ParquetFile(file).read_row_groups(rows, columns=list(targets), use_threads=False)
+            self._copy(record, table, touched, origin, targets)
+        except UNDECODABLE as error:
+            raise _damaged(self._storage, record.case, error) from error
+
+    def _copy(
+        self,
+        record: CaseRecord,
+        table: pa.Table,
+        touched: Sequence[tuple[int, tuple[slice, slice, slice]]],
+        origin: Sequence[int],
+        targets: Mapping[str, np.ndarray],
+    ) -> None:
+        size = next(iter(targets.values())).shape
         for name, target in targets.items():
             dtype = "uint8" if name == "label" else record.channels[int(name.removeprefix("image_"))].dtype
             for (_, slab), packed in zip(touched, table.column(name), strict=True):
@@ -289,6 +316,38 @@ class PreparedDataset:
                     for h, o, part in zip(here, origin, slab, strict=True)
                 )
                 target[here] = block[there]
+
+
+def _damaged(storage: Storage, case: str, error: BaseException) -> UserError:
+    path = storage.show(case_path(case))
+    return UserError(f"{path} is damaged: {reason(error)}; delete it and run `anatomask prepare` again")
+
+
+def _parsed(storage: Storage, name: str, parse: Callable[[bytes], T]) -> T:
+    """A file of the index, parsed. Raises UserError naming it and what is wrong."""
+    try:
+        return parse(storage.read(name))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{storage.show(name)} is damaged ({type(error).__name__}: {error}); {REMEDY}") from error
+
+
+def _info(text: bytes) -> DatasetInfo:
+    data = json.loads(text)
+    del data["format"]
+    for name in ("channel_names", "schemes"):
+        data[name] = tuple(data[name])
+    data["spacing"] = triple(data["spacing"], float)
+    data["class_names"] = {int(c): str(value) for c, value in data["class_names"].items()}
+    data["nsd_tolerance"] = {int(c): float(value) for c, value in data["nsd_tolerance"].items()}
+    return DatasetInfo(**data)
+
+
+def _splits(text: bytes, known: set[str]) -> dict[str, tuple[str, ...]]:
+    splits = {name: tuple(cases) for name, cases in json.loads(text).items()}
+    for name, cases in splits.items():
+        if unknown := [case for case in cases if case not in known]:
+            raise ValueError(f"{name} names case {unknown[0]!r}, which was not prepared")
+    return splits
 
 
 def _bricks(shape: Sequence[int], brick: int) -> list[tuple[slice, slice, slice]]:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from anatomask.data.nifti import UNREADABLE
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import InferenceConfig, predict_case
@@ -55,12 +54,7 @@ def evaluate_case(
 
 
 def _ground_truth(dataset: PreparedDataset, case: str) -> np.ndarray:
-    try:
-        truth = np.asarray(dataset.original_label(case).dataobj)
-    except UNREADABLE as error:
-        raise UserError(
-            f"the ground truth of case {case} in {dataset.path} cannot be read ({error}); run `anatomask prepare` again"
-        ) from error
+    truth = np.asarray(dataset.original_label(case).dataobj)
     expected = dataset.records[case].original_shape
     if truth.shape != expected:
         raise UserError(

@@ -18,6 +18,9 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.metrics import dice_scores
 
+GPU_SHARE = 0.25
+"""Of a GPU's free memory, what the logits of a whole case may take there."""
+
 
 @dataclass(frozen=True)
 class InferenceConfig:
@@ -49,7 +52,8 @@ def predict_logits(
     """Logits (classes + 1, D, H, W) of a whole case on its prepared grid.
 
     The network is called as an `STUNet` is, and put into eval mode for that. A scan smaller than `patch_size` voxels is
-    padded as training crops are. The logits are averaged over all mirrorings of `mirror_axes` (0 R, 1 A, 2 S).
+    padded as training crops are. The logits are averaged over all mirrorings of `mirror_axes` (0 R, 1 A, 2 S). They
+    are on `device`, or on the CPU where they would fill too much of a GPU.
 
     Raises UserError when a logit is not finite.
     """
@@ -61,7 +65,10 @@ def predict_logits(
     before = [(outer - extent) // 2 for outer, extent in zip(padded, shape, strict=True)]
     voxels, _ = dataset.read_crop(case, [-margin for margin in before], padded, label=False)
     volume = _normalise(torch.from_numpy(voxels).to(device), dataset.normalisation(case))
-    inferer = SlidingWindowInferer(tuple(patch_size), config.batch, config.overlap, mode="gaussian")
+    stitched = _stitching_device(logits_bytes(padded, len(dataset.class_names)), device)
+    inferer = SlidingWindowInferer(
+        tuple(patch_size), config.batch, config.overlap, mode="gaussian", sw_device=device, device=stitched
+    )
     training = network.training
     network.eval()
     try:
@@ -69,7 +76,7 @@ def predict_logits(
             logits = inferer(volume[None], _mirrored(network, mirror_axes))[0]
     finally:
         network.train(training)
-    if not bool(torch.isfinite(logits).all()):
+    if not all(bool(torch.isfinite(scores).all()) for scores in logits):  # class by class: no mask of all of them
         raise UserError(
             f"case {case}: the network predicts values that are not finite; its weights or this scan are broken. "
             "Try the run's other checkpoint, or look at the training loss"
@@ -133,6 +140,21 @@ def window_count(shape: Sequence[int], patch_size: Sequence[int], overlap: float
     )
 
 
+def logits_bytes(shape: Sequence[int], classes: int) -> int:
+    """Memory of the logits (classes + 1, D, H, W), float32, of a volume of `shape` voxels."""
+    return 4 * (classes + 1) * math.prod(shape)
+
+
+def _stitching_device(needed: int, device: torch.device) -> torch.device:
+    """Where windows are put together: on the device, or on the CPU when that takes over a quarter of its free memory.
+
+    The rest is for the network's own activations, and for what resampling takes.
+    """
+    if device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0] * GPU_SHARE:
+        return torch.device("cpu")
+    return device
+
+
 def _normalise(voxels: Tensor, normalisation: np.ndarray) -> Tensor:
     """Voxels (C, D, H, W) to network input, with `normalisation` (C, 4) of low, high, mean and std."""
     columns = torch.from_numpy(normalisation).to(voxels.device)
@@ -145,10 +167,10 @@ def _mirrored(network: nn.Module, axes: Sequence[int]) -> Callable[[Tensor], Ten
     mirrorings = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
     def predict(windows: Tensor) -> Tensor:
-        logits = []
-        for chosen in mirrorings:
+        total = network(windows, deep_supervision=False)[0]
+        for chosen in mirrorings[1:]:  # the first is none
             dims = [axis + 2 for axis in chosen]
-            logits.append(network(windows.flip(dims), deep_supervision=False)[0].flip(dims))
-        return torch.stack(logits).mean(0)
+            total = total + network(windows.flip(dims), deep_supervision=False)[0].flip(dims)
+        return total / len(mirrorings)
 
     return predict

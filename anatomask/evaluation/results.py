@@ -46,8 +46,8 @@ def to_csv(scores: Iterable[CaseScore]) -> str:
     return text.getvalue()
 
 
-def from_csv(text: str, source: str) -> list[CaseScore]:
-    """Read what `to_csv` wrote; `source` names the file in messages.
+def from_csv(text: str, source: str, remedy: str = "evaluate the run again with --overwrite") -> list[CaseScore]:
+    """Read what `to_csv` wrote; `source` names the file in messages, which end with `remedy`.
 
     Raises UserError when a column is missing or a value does not parse.
     """
@@ -65,8 +65,8 @@ def from_csv(text: str, source: str) -> list[CaseScore]:
             )
             for row in csv.DictReader(io.StringIO(text))
         ]
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{source} is not a table of scores ({error}); evaluate the run again") from error
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{source} is not a table of scores ({error}); {remedy}") from error
 
 
 def case_means(scores: Iterable[CaseScore], metric: str) -> dict[str, float]:
@@ -111,9 +111,12 @@ def check_summary(summary: Any, source: str) -> Mapping[str, Any]:
 
     Raises UserError naming `source` and the field that is missing.
     """
-    for name in ("run", "method", "initialisation", "dataset", "cases", "dsc", "nsd"):
+    for name in ("run", "method", "initialisation", "dataset", "cases", "dsc", "nsd", "data"):
         if not isinstance(summary, Mapping) or name not in summary:
-            raise UserError(f"{source} has no field {name!r}; evaluate the run again")
+            raise UserError(f"{source} has no field {name!r}; evaluate the run again with --overwrite")
+    for name in ("dsc", "nsd"):
+        if not isinstance(summary[name], Mapping) or not {"mean", "sd"} <= summary[name].keys():
+            raise UserError(f"{source}: {name} lacks mean and sd; evaluate the run again with --overwrite")
     return summary
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,16 @@ class Row:
     nsd_tolerance_mm: Mapping[str, float]
     failed: int
     """Cases that could not be evaluated."""
+    data: str | None = None
+    """Folder of the prepared data: one name may stand for two of them."""
+    classes: frozenset[str] = frozenset()
+    """Names of the classes that were scored."""
+    case_names: frozenset[str] = frozenset()
+    """The cases that were scored."""
 
     @classmethod
-    def from_summary(cls, summary: Mapping[str, Any]) -> Row:
-        """The row of a run's `summary.json`."""
+    def from_summary(cls, summary: Mapping[str, Any], cases: Collection[str] = ()) -> Row:
+        """The row of a run's `summary.json`, which does not name the `cases`."""
         return cls(
             run=summary["run"],
             method=summary["method"],
@@ -57,6 +63,9 @@ class Row:
             nsd=(summary["nsd"]["mean"], summary["nsd"]["sd"]),
             nsd_tolerance_mm=summary.get("nsd_tolerance_mm", {}),
             failed=len(dict(summary.get("failed", {}))),
+            data=summary.get("data"),
+            classes=frozenset(summary.get("classes", ())),
+            case_names=frozenset(cases),
         )
 
 
@@ -69,7 +78,7 @@ def terminal_table(rows: Sequence[Row]) -> Table:
     best = best_runs(rows)
     for index, row in enumerate(rows):
         scores = [
-            Text(_percent(getattr(row, metric)), style="bold" if index in best[metric] else "") for metric in METRICS
+            Text(percent(*getattr(row, metric)), style="bold" if index in best[metric] else "") for metric in METRICS
         ]
         table.add_row(*map(Text, _names(row, rows)), *scores, str(row.cases))
     return table
@@ -81,7 +90,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     best = best_runs(rows)
     for index, row in enumerate(rows):
         scores = [
-            f"**{_percent(getattr(row, metric))}**" if index in best[metric] else _percent(getattr(row, metric))
+            f"**{percent(*getattr(row, metric))}**" if index in best[metric] else percent(*getattr(row, metric))
             for metric in METRICS
         ]
         names = [name.replace("|", "\\|") for name in _names(row, rows)]
@@ -104,16 +113,12 @@ def csv_table(rows: Sequence[Row]) -> str:
 def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader needs to trust the table: how scores are averaged, NSD tolerances, what makes rows incomparable."""
     sentences = [CAPTION]
-    for dataset, members in _by_dataset(rows).items():
-        tolerances = [_tolerance(rows[index].nsd_tolerance_mm) for index in members]
-        sentences.append(f"{dataset}: NSD at {tolerances[0]}, split {rows[members[0]].split}.")
-        kinds: dict[str, set[Any]] = {
-            "NSD tolerances": set(tolerances),
-            "splits": {rows[index].split for index in members},
-            "numbers of cases": {rows[index].cases for index in members},
-            "networks": {rows[index].network for index in members},
-        }
-        differing = [name for name, values in kinds.items() if len(values) > 1]
+    for dataset, members in by_dataset([(row.dataset, row.data) for row in rows]).items():
+        here = [rows[index] for index in members]
+        sentences.append(f"{dataset}: NSD at {_tolerance(here[0].nsd_tolerance_mm)}, split {here[0].split}.")
+        differing = _incomparable(here)
+        if len({row.network for row in here}) > 1:
+            differing.append("networks")
         if differing:
             sentences.append(f"{dataset}: runs differ in {', '.join(differing)}; compare with care.")
     paper = (published_note(row.method, row.network, row.dataset) for row in rows)
@@ -125,9 +130,14 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def best_runs(rows: Sequence[Row]) -> dict[str, set[int]]:
-    """Per metric, the indices of the rows that are best on their data set as shown; none where a row stands alone."""
+    """Per metric, the indices of the rows that are best on their data set as shown.
+
+    None where a row stands alone, or where the rows were not scored on the same cases, classes and tolerances.
+    """
     best: dict[str, set[int]] = {metric: set() for metric in METRICS}
-    for members in _by_dataset(rows).values():
+    for members in by_dataset([(row.dataset, row.data) for row in rows]).values():
+        if _incomparable([rows[index] for index in members]):
+            continue
         for metric in METRICS:
             means = {index: getattr(rows[index], metric)[0] for index in members}
             shown = {index: round(100 * mean, 1) for index, mean in means.items() if mean is not None}
@@ -136,11 +146,26 @@ def best_runs(rows: Sequence[Row]) -> dict[str, set[int]]:
     return best
 
 
-def _by_dataset(rows: Sequence[Row]) -> dict[str, list[int]]:
+def by_dataset(datasets: Sequence[tuple[str, str | None]]) -> dict[str, list[int]]:
+    """The positions of each data set, given as name and folder; the folder is told where two share a name."""
+    folders: dict[str, set[str | None]] = {}
+    for name, folder in datasets:
+        folders.setdefault(name, set()).add(folder)
     members: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        members.setdefault(row.dataset, []).append(index)
+    for index, (name, folder) in enumerate(datasets):
+        members.setdefault(name if len(folders[name]) == 1 else f"{name} ({folder})", []).append(index)
     return members
+
+
+def _incomparable(rows: Sequence[Row]) -> list[str]:
+    """In what the scoring of rows of one data set differs."""
+    kinds: dict[str, set[Any]] = {
+        "NSD tolerances": {_tolerance(row.nsd_tolerance_mm) for row in rows},
+        "splits": {row.split for row in rows},
+        "classes": {row.classes for row in rows},
+        "cases": {(row.cases, row.case_names) for row in rows},
+    }
+    return [name for name, values in kinds.items() if len(values) > 1]
 
 
 def _names(row: Row, rows: Iterable[Row]) -> tuple[str, str, str]:
@@ -151,8 +176,8 @@ def _names(row: Row, rows: Iterable[Row]) -> tuple[str, str, str]:
     return method, row.initialisation, row.dataset
 
 
-def _percent(score: tuple[float | None, float | None]) -> str:
-    mean, sd = score
+def percent(mean: float | None, sd: float | None) -> str:
+    """Mean and SD, as fractions, the way tables show them; "–" where there is none."""
     if mean is None:
         return "–"
     return f"{100 * mean:.1f}" if sd is None else f"{100 * mean:.1f} ± {100 * sd:.1f}"

@@ -144,3 +144,10 @@ def test_other_settings_and_foreign_folders_are_refused(folder: Path, tmp_path: 
 def test_values_out_of_range_are_refused_by_name(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         PhantomConfig(out="x", **{field: value})
+
+
+@pytest.mark.parametrize("text", ['{"cut', "[]"])
+def test_damaged_settings_are_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "phantom.json").write_text(text)
+    with pytest.raises(UserError, match=r"phantom\.json is damaged.*--overwrite"):
+        write_phantom(PhantomConfig(out=str(tmp_path)))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -101,12 +102,12 @@ def test_another_setting_is_refused_by_name(nnunet_source: Path, tmp_path: Path)
     root = str(tmp_path / "out")
     raw = read_dataset(nnunet_source)
     info = dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16)
-    settings = settings_of("source", info, SplitConfig())
+    settings = settings_of("source", raw, info, SplitConfig())
     claim(root, settings, overwrite=False)
     claim(root, settings, overwrite=False)
     prepare_and_write(root, info, raw.cases[0])
     assert finished_cases(root) == {"a"}
-    other = settings_of("source", dataclasses.replace(info, spacing=(1.0, 1.0, 1.0)), SplitConfig(seed=3))
+    other = settings_of("source", raw, dataclasses.replace(info, spacing=(1.0, 1.0, 1.0)), SplitConfig(seed=3))
     with pytest.raises(UserError, match=r"preprocess\.spacing was .* now .*split\.seed was 0, now 3.*--overwrite"):
         claim(root, other, overwrite=False)
     (tmp_path / "out" / "mine.txt").write_text("not ours")
@@ -117,7 +118,7 @@ def test_another_setting_is_refused_by_name(nnunet_source: Path, tmp_path: Path)
 
 def test_a_file_in_the_way_of_the_folder(nnunet_source: Path, tmp_path: Path) -> None:
     raw = read_dataset(nnunet_source)
-    settings = settings_of("source", dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16), SplitConfig())
+    settings = settings_of("source", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16), SplitConfig())
     (tmp_path / "file").write_text("x")
     for out in ("file", "file/deeper"):
         with pytest.raises(UserError, match="cannot be made a folder"):
@@ -171,3 +172,46 @@ def test_a_real_case_of_totalsegmentator(real_data: Path, tmp_path: Path) -> Non
     np.testing.assert_array_equal(label, resample_label(original, label.shape))  # the source is RAS already
     liver = image[0][label == 5]
     assert 0 < liver.mean() < 200
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["cases/scan.txt", "dataset.json"])
+def test_what_no_preparation_wrote_is_never_deleted(
+    name: str, overwrite: bool, nnunet_source: Path, tmp_path: Path
+) -> None:
+    raw = read_dataset(nnunet_source)
+    settings = settings_of("source", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16), SplitConfig())
+    foreign = tmp_path / "out" / name
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    with pytest.raises(UserError, match="no preparation wrote it; choose another --out"):
+        claim(str(tmp_path / "out"), settings, overwrite)
+    assert foreign.read_text() == "mine"
+    assert not (tmp_path / "out" / "prepare.json").exists()
+
+
+def test_other_scans_are_refused_for_the_split_would_be_drawn_anew(nnunet_source: Path, tmp_path: Path) -> None:
+    root = str(tmp_path / "out")
+
+    def settings() -> dict[str, object]:
+        raw = read_dataset(nnunet_source)
+        return settings_of("source", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16), SplitConfig())
+
+    claim(root, settings(), overwrite=False)
+    for folder in ("imagesTr", "labelsTr"):
+        for path in (nnunet_source / folder).glob("a*"):
+            shutil.copy(path, path.with_name(path.name.replace("a", "e", 1)))
+    with pytest.raises(UserError, match=r"scans of the source.* changed.*another --out, or --overwrite"):
+        claim(root, settings(), overwrite=False)
+    claim(root, settings(), overwrite=True)
+    claim(root, settings(), overwrite=False)
+    (nnunet_source / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    with pytest.raises(UserError, match="split that comes with them, changed"):
+        claim(root, settings(), overwrite=False)
+
+
+@pytest.mark.parametrize("text", ['{"cut', "[]"])
+def test_damaged_settings_are_refused_with_a_remedy(text: str, tmp_path: Path) -> None:
+    (tmp_path / "prepare.json").write_text(text)
+    with pytest.raises(UserError, match=r"prepare\.json is damaged.*choose another --out, or --overwrite"):
+        claim(str(tmp_path), {}, overwrite=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,16 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
+from anatomask.data.datasets import read_dataset
 from anatomask.data.datasets.base import RawCase
-from anatomask.data.preprocess import PreprocessConfig, grid_of, median_spacing, prepare_case, to_stored_type
+from anatomask.data.preprocess import (
+    PreprocessConfig,
+    grid_of,
+    median_spacing,
+    prepare_case,
+    readable_grids,
+    to_stored_type,
+)
 from anatomask.errors import UserError
 
 Ct = Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -70,6 +79,63 @@ def test_large_values_keep_their_z_scores() -> None:
     np.testing.assert_allclose(
         (stored - stored.mean()) / stored.std(), (volume - volume.mean()) / volume.std(), atol=2e-3
     )
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-30, 1.0, 3e7])
+def test_the_unit_costs_no_precision(unit: float) -> None:
+    volume = np.linspace(0.1, 1, 1000).reshape(10, 10, 10)
+    stored = to_stored_type((volume * unit).astype(np.float32), "zscore").astype(np.float64)
+    assert 16384 <= stored.max() < 32768
+    np.testing.assert_allclose(stored / stored.max(), volume, rtol=2e-3)
+    factor = np.log2(stored[-1, -1, -1] / unit)
+    assert abs(factor - round(factor)) < 1e-2
+    assert not to_stored_type(np.zeros((2, 2, 2)), "zscore").any()
+
+
+@pytest.mark.parametrize("spacing", [(1.3, 1.3, 1.7), (3.0, 3.0, 4.0)])
+def test_background_stays_zero_and_out_of_the_statistics(spacing: tuple[float, float, float], tmp_path: Path) -> None:
+    """Splines ring around the edge of the head; what they leave in the air is no body."""
+    rng = np.random.default_rng(0)
+    image = np.zeros((32, 30, 28), np.float32)
+    image[8:24, 8:22, 8:20] = rng.normal(1000, 50, (16, 14, 12))
+    image[12:15, 12:15, 12:15] = 0  # a hole that is no background
+    path = tmp_path / "mr.nii.gz"
+    nib.save(nib.Nifti1Image(image, np.diag([*SPACING, 1.0])), path)
+    prepared = prepare_case(RawCase("mr", "mr", (path,)), ("zscore",), (), spacing).images[0].astype(np.float64)
+    body = prepared[prepared != 0]
+    assert body.size / prepared.size == pytest.approx(16 * 14 * 12 / image.size, rel=0.15)
+    assert body.mean() > 0.9 * np.median(body)
+    same = prepare_case(RawCase("mr", "mr", (path,)), ("zscore",), (), SPACING).images[0].astype(np.float64)
+    np.testing.assert_allclose(same / same.max(), image / image.max(), atol=1e-3)
+
+
+HEADERS = {
+    "dtype code": (70, np.int16(999)),
+    "no dtype": (70, np.int16(0)),
+    "vox_offset": (108, np.float32(1e9)),
+    "vox_offset NaN": (108, np.float32(np.nan)),
+    "huge shape": (42, np.int16([32767, 32767, 32767])),
+    "negative shape": (42, np.int16(-4)),
+    "dimensions": (40, np.int16(99)),
+    "sform NaN": (280, np.float32(np.nan)),
+    "magic": (344, np.frombuffer(b"xxxx", np.int32)[0]),
+}
+
+
+@pytest.mark.parametrize("defect", HEADERS)
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_damaged_header_is_named(defect: str, ending: str, ct: Ct, tmp_path: Path) -> None:
+    offset, value = HEADERS[defect]
+    content = bytearray(nib.Nifti1Image(ct()[0], np.diag([*SPACING, 1.0])).to_bytes())
+    content[offset : offset + value.nbytes] = value.tobytes()
+    path = tmp_path / f"bad{ending}"
+    path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
+    raw = RawCase("bad", "bad", (path,))
+    with pytest.raises(UserError, match=rf"bad\{ending} "):
+        prepare_case(raw, ("ct",), (), SPACING)
+    assert len(readable_grids([raw])) <= 1
+    nib.save(nib.Nifti1Image(ct()[0], np.eye(4)), tmp_path / "good.nii.gz")
+    assert read_dataset(tmp_path, "folder").schemes == ("ct",)
 
 
 def test_a_scan_of_one_slice_goes_through(raw_case: MakeRaw) -> None:
@@ -165,7 +231,16 @@ def test_grids_are_in_ras_order(raw_case: MakeRaw) -> None:
     assert median_spacing([grid, grid]) == (3.0, 1.0, 2.0)
 
 
-@pytest.mark.parametrize(("field", "value"), [("spacing", (1.0, 0.0, 1.0)), ("brick", 4)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("spacing", (1.0, 0.0, 1.0)),
+        ("spacing", (1.0, float("nan"), 1.0)),
+        ("default_spacing", (1.0, -1.0, 1.0)),
+        ("classes", ("liver", "spleen", "liver")),
+        ("brick", 4),
+    ],
+)
 def test_settings_out_of_range_are_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         PreprocessConfig(**{field: value})  # type: ignore[arg-type]

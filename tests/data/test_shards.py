@@ -143,3 +143,64 @@ def test_what_is_missing_or_damaged_is_named(prepared: Make, tmp_path: Path) -> 
     (tmp_path / "prepared" / "dataset.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="another format"):
         PreparedDataset.open(dataset.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("dataset.json", '"spacing"', '"spicing"'),
+        ("dataset.json", '"class_names": {', '"class_names": [], "x": {'),
+        ("dataset.json", "2.0", '"wide"'),
+        ("cases.jsonl", '"shape"', '"form"'),
+        ("cases.jsonl", '"class_bricks":{', '"class_bricks":7,"x":{'),
+        ("cases.jsonl", '{"case"', '["case"'),
+        ("fingerprint.json", '"channels"', '"chunnels"'),
+        ("fingerprint.json", '"mean"', '"median"'),
+        ("splits.json", '"one"', '"two"'),
+        ("splits.json", '"one"', "1, 2"),
+        ("splits.json", "{", "[]"),
+    ],
+)
+def test_a_damaged_index_is_named(prepared: Make, name: str, old: str, new: str) -> None:
+    path = Path(prepared(IMAGE, label=LABEL).path) / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=rf"{name} is damaged .*anatomask prepare --overwrite"):
+        PreparedDataset.open(str(path.parent))
+
+
+def test_bytes_that_are_no_text_are_named(prepared: Make) -> None:
+    path = Path(prepared(IMAGE).path)
+    for name in ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json"):
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(b"\xff\xfe\x00" + whole)
+        with pytest.raises(UserError, match=f"{name} is damaged"):
+            PreparedDataset.open(str(path))
+        (path / name).write_bytes(whole)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _scramble(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[4:2000] = bytes(1996)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, _cut, _scramble])
+def test_a_shard_that_is_missing_or_damaged_is_named(prepared: Make, spoil: Callable[[Path], None]) -> None:
+    dataset = prepared(IMAGE, label=LABEL)
+    spoil(Path(dataset.path) / "cases" / "one.parquet")
+    with pytest.raises(UserError, match=r"cases/one\.parquet is damaged.*anatomask prepare"):
+        dataset.read_volume("one", label=True)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, _cut, _scramble, lambda path: path.write_bytes(b"no gzip")])
+def test_an_original_that_is_missing_or_damaged_is_named(prepared: Make, spoil: Callable[[Path], None]) -> None:
+    dataset = prepared(IMAGE, label=LABEL)
+    spoil(Path(dataset.path) / "originals" / "one.nii.gz")
+    with pytest.raises(UserError, match=r"originals/one\.nii\.gz, the ground truth of case one, cannot be read"):
+        dataset.original_label("one")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,20 @@ def test_cases_without_labels_stand_apart_unless_there_are_no_others() -> None:
 
 def test_a_given_split_wins() -> None:
     given_split = {"train": ("a",), "val": (), "test": ("b",)}
-    assert dataset_splits(dataset("abc", "x", given_split), SplitConfig()) == {**given_split, "unlabeled": ("x",)}
+    expected = {**given_split, "unlabeled": ("x",), "unlabeled_test": ()}
+    assert dataset_splits(dataset("abc", "x", given_split), SplitConfig()) == expected
+
+
+def test_nobody_trains_on_held_back_cases_nor_on_other_scans_of_tested_patients() -> None:
+    splits = {"train": ("a",), "val": ("b",), "test": ("c",)}
+    raw = dataset("abc", "vwxyz", splits)
+    patients = {"v": "a", "w": "b", "x": "c"}  # y and z have no labelled scan
+    cases = tuple(replace(case, patient=patients.get(case.case, case.patient)) for case in raw.cases)
+    result = dataset_splits(replace(raw, cases=cases, held_back=frozenset("z")), SplitConfig())
+    assert result == {**splits, "unlabeled": ("v", "y"), "unlabeled_test": ("w", "x", "z")}
+    bare = dataset_splits(replace(dataset("", "abcdz"), held_back=frozenset("z")), SplitConfig())
+    assert bare["unlabeled_test"] == ("z",)
+    assert "z" not in bare["train"] + bare["val"] + bare["test"]
 
 
 def test_keep_drops_what_was_skipped() -> None:

@@ -50,5 +50,5 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
 def test_damaged_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"cut')
-    with pytest.raises(UserError, match=r"a\.json is damaged"):
-        Storage(tmp_path).read_json("a.json")
+    with pytest.raises(UserError, match=r"a\.json is damaged.*; do this$"):
+        Storage(tmp_path).read_json("a.json", "do this")

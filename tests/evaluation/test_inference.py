@@ -16,6 +16,9 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import (
     InferenceConfig,
+    _mirrored,
+    _stitching_device,
+    logits_bytes,
     predict_case,
     predict_logits,
     validation_dice,
@@ -178,3 +181,58 @@ def test_a_prediction_reads_back_as_nifti(make_dataset: MakeDataset, tmp_path: P
     read = nib.load(tmp_path / "p.nii.gz")
     np.testing.assert_allclose(read.affine, truth.affine, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(read.dataobj), np.asarray(truth.dataobj))
+
+
+def test_logits_that_would_fill_the_gpu_are_put_together_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
+    gpu = torch.device("cuda:0")
+    assert _stitching_device(250, gpu) == gpu
+    assert _stitching_device(251, gpu) == CPU
+    assert _stitching_device(10**9, CPU) == CPU
+    assert logits_bytes((10, 20, 30), 104) == 4 * 105 * 6000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_device_of_the_logits_does_not_change_them(
+    make_dataset: MakeDataset, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Sharpen(nn.Module):
+        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+            return [torch.cat((windows, -windows, windows**2), 1)]
+
+    dataset, gpu = make_dataset({"a": blobs((30, 21, 25))}), torch.device("cuda")
+    there = predict_logits(Sharpen(), dataset, "a", PATCH, (0, 1, 2), PLAIN, gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
+    here = predict_logits(Sharpen(), dataset, "a", PATCH, (0, 1, 2), PLAIN, gpu)
+    assert (there.device.type, here.device.type) == ("cuda", "cpu")
+    torch.testing.assert_close(here, there.cpu())
+
+
+def test_one_class_that_is_not_finite_is_found(make_dataset: MakeDataset, blobs: Blobs) -> None:
+    class OneBadVoxel(IntensityNetwork):
+        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+            logits = super().forward(windows)[0]
+            logits[0, 2, 3, 3, 3] = math.inf
+            return [logits]
+
+    with pytest.raises(UserError, match="not finite"):
+        predict_logits(OneBadVoxel(), make_dataset({"a": blobs(PATCH)}), "a", PATCH, (), PLAIN, CPU)
+
+
+def test_mirrorings_are_summed_without_touching_the_windows() -> None:
+    """Against the mean over all eight, one at a time, of a network that sees left from right."""
+    torch.manual_seed(0)
+    layer = nn.Conv3d(1, 3, 3, padding=1)
+
+    class Net(nn.Module):
+        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+            return [layer(windows)]
+
+    windows = torch.randn(2, 1, 6, 5, 4)
+    before = windows.clone()
+    expected = torch.zeros(2, 3, 6, 5, 4)
+    for bits in range(8):
+        dims = [axis + 2 for axis in range(3) if bits >> axis & 1]
+        expected += layer(windows.flip(dims)).flip(dims) / 8
+    torch.testing.assert_close(_mirrored(Net(), (0, 1, 2))(windows), expected)
+    assert torch.equal(windows, before)

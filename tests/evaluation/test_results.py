@@ -84,3 +84,15 @@ def test_a_damaged_table_is_named(text: str) -> None:
 def test_a_summary_without_a_field_is_named() -> None:
     with pytest.raises(UserError, match=r"x/summary\.json has no field 'dsc'"):
         check_summary({"run": "r", "method": "m", "initialisation": "i", "dataset": "d", "cases": 1}, "x/summary.json")
+
+
+def test_a_summary_whose_scores_are_no_mean_and_sd_is_named() -> None:
+    names = ("run", "method", "initialisation", "dataset", "cases", "nsd", "data")
+    summary = {**dict.fromkeys(names, "x"), "dsc": 0.5}
+    with pytest.raises(UserError, match=r"x/summary\.json: dsc lacks mean and sd"):
+        check_summary(summary, "x/summary.json")
+
+
+def test_the_remedy_is_the_callers() -> None:
+    with pytest.raises(UserError, match=r"\); delete it$"):
+        from_csv("run\na\n", "x.csv", "delete it")

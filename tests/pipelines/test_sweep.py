@@ -82,6 +82,7 @@ def test_the_search_varies_what_the_paper_studies() -> None:
         ([*SETTINGS, "--finetune.init", "scratch2"], 2, "finetune.init is set by the sweep"),
         ([*SETTINGS, "--pretrain.method.mask-ratio", "2"], 2, "mask_ratio must lie"),
         ([*SETTINGS, "--concurrent", "0"], 2, "concurrent must be at least 1"),
+        ([*SETTINGS, "--cluster.workers", "3"], 2, "training.batch_size 2 must be a multiple of 3 workers"),
         (SETTINGS[:-3], 2, "--finetune-data"),
         (SETTINGS, 1, "anatomask prepare"),
     ],
@@ -161,7 +162,7 @@ def point_of(suggested: dict) -> tuple:
     return tuple(sorted((name, value) for name, value in suggested.items() if name != TRIAL))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(fates=st.lists(st.sampled_from(["complete", "fail", "kill", "stop"]), max_size=8))
 def test_every_row_is_completed_once_whatever_happens(fates: list[str]) -> None:
     """A sweep of three rows, two at once, in which trials end, fail, are stopped, or the whole process is killed."""
@@ -304,7 +305,7 @@ def test_a_sweep_goes_on_after_kill_9(tmp_path: Path) -> None:
     assert main(["prepare", "--recipe", "tiny", "--source", str(scans), "--out", str(shards), *prepare]) == 0
     argv = ["--recipe", "tiny", "--space", "table3_mask_ratio", "--runs", str(runs), "--name", "ratios"]
     argv += ["--pretrain-data", str(shards), "--finetune-data", str(shards), "--cluster.threads", "1"]
-    argv += ["--pretrain.method.decoder-width", "16"]
+    argv += ["--pretrain.method.decoder-width", "16", "--pretrain.optimiser.warmup-epochs", "0"]
     for stage in ("pretrain", "finetune"):
         argv += [f"--{stage}.loader.patch-size", "32", "32", "32", f"--{stage}.network.base", "2"]
         argv += [f"--{stage}.training.epochs", "1", f"--{stage}.training.steps-per-epoch", "2"]

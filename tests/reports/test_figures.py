@@ -73,15 +73,23 @@ def test_many_classes_rows_and_an_empty_slice(tmp_path: Path) -> None:
     names = {class_id: f"structure {class_id}" for class_id in range(1, 105)}
     colours = list(class_colours(names).values())
     assert len(set(colours)) > 90
-    full = (np.arange(3600).reshape(60, 60) % 105).astype(np.uint8)
+    full = np.zeros((60, 60), np.uint8)
+    blocks = {1: (10, 10), 52: (10, 35), 104: (35, 20)}
+    for class_id, (right, anterior) in blocks.items():
+        full[right : right + 12, anterior : anterior + 12] = class_id
     rows = [
         OverlayRow("a", body((60, 60)), (1.0, 1.0), [Panel("Ground truth", "", full), Panel("x", "DSC 1.0 %", full)]),
         OverlayRow(
             "b", np.zeros((30, 40)), (1.0, 1.0), [Panel("", "", np.zeros((30, 40), np.uint8))] * 2, window=(0.0, 1.0)
         ),
     ]
-    assert draw(tmp_path, rows[1:], names).size
-    assert draw(tmp_path, [rows[0]], {1: "a", 2: "b"}).size
+    picture = draw(tmp_path, rows, names)
+    assert len(picture) > len(draw(tmp_path, rows[:1], names))  # the empty slice has its own row
+    slices = picture[: int(0.4 * len(picture))]  # without the legend
+    for class_id, colour in class_colours(names).items():
+        near = [other for other in blocks if np.abs(np.subtract(colours[other - 1], colour)).max() < 0.15]
+        seen = (np.abs(slices - colour).max(axis=-1) < 0.02).sum()
+        assert seen > 100 if class_id in blocks else near or seen == 0, names[class_id]
 
 
 def test_the_slice_shows_every_class_near_its_fullest() -> None:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from anatomask.reports.paper import published, published_note
-from anatomask.reports.tables import Row, best_runs, csv_table, markdown_table, notes, terminal_table
+from anatomask.reports.tables import Row, best_runs, by_dataset, csv_table, markdown_table, notes, terminal_table
 
 
 def row(run: str, dsc: float | None, nsd: float | None = 0.5, **changes: Any) -> Row:
@@ -76,7 +77,7 @@ def test_the_csv_holds_fractions() -> None:
 def test_notes_tell_tolerances_and_what_differs() -> None:
     text = " ".join(notes([row("a", 0.5), row("b", 0.6, cases=9, failed={"s1": "corrupt"})]))
     assert "liver 5, spleen 3 mm" in text
-    assert "FLARE22: runs differ in numbers of cases" in text
+    assert "FLARE22: runs differ in cases" in text
     assert "b (1)" in text
     assert "differ" not in " ".join(notes([row("a", 0.5), row("b", 0.6), row("c", 0.6, dataset="x", cases=3)]))
 
@@ -100,3 +101,30 @@ def test_the_papers_numbers_stand_beside_the_same_method_network_and_data_set() 
 def test_one_tolerance_is_told_once(values: tuple[float, float]) -> None:
     tolerances = dict(zip(("liver", "spleen"), values, strict=True))
     assert f"NSD at {values[0]:g} mm" in " ".join(notes([row("a", 0.5, nsd_tolerance_mm=tolerances)]))
+
+
+def test_runs_that_were_scored_otherwise_are_told_and_none_is_best() -> None:
+    def with_cases(run: str, dsc: float, cases: str, **changes: Any) -> Row:
+        return replace(row(run, dsc, **changes), case_names=frozenset(cases))
+
+    same = [with_cases("a", 0.5, "xy"), with_cases("b", 0.6, "xy")]
+    assert best_runs(same)["dsc"] == {1}
+    assert "differ" not in " ".join(notes(same))
+    for other, what in (
+        (with_cases("b", 0.6, "xz"), "cases"),
+        (with_cases("b", 0.6, "xy", classes={"liver": {}}), "classes"),
+        (with_cases("b", 0.6, "xy", nsd_tolerance_mm={"liver": 1.0}), "NSD tolerances"),
+        (with_cases("b", 0.6, "xy", split="val"), "splits"),
+    ):
+        rows = [same[0], other]
+        assert best_runs(rows) == {"dsc": set(), "nsd": set()}
+        assert f"FLARE22: runs differ in {what}; compare with care." in notes(rows)
+        assert "**" not in markdown_table(rows)
+
+
+def test_two_folders_of_one_name_are_two_data_sets() -> None:
+    rows = [row("a", 0.5, data="/one"), row("b", 0.6, data="/two", cases=3)]
+    assert best_runs(rows) == {"dsc": set(), "nsd": set()}
+    text = " ".join(notes(rows))
+    assert "FLARE22 (/one): NSD" in text and "FLARE22 (/two): NSD" in text and "differ" not in text
+    assert by_dataset([("d", "/one"), ("e", "/x"), ("d", "/one")]) == {"d": [0, 2], "e": [1]}

@@ -23,6 +23,8 @@ def test_nested_scans_are_cases_of_their_patients(tmp_path: Path) -> None:
     save(tmp_path / "b.nii", CT)
     save(tmp_path / "p1" / "early" / "ct.nii.gz", CT)
     save(tmp_path / "p1" / "late" / "ct.nii.gz", CT)
+    save(tmp_path / ".trash" / "old.nii.gz", CT)
+    (tmp_path / "p1" / "late" / "._ct.nii.gz").write_bytes(b"of macOS")
     (tmp_path / "notes.txt").write_text("x")
     raw = read_dataset(tmp_path)
     assert [(case.case, case.patient) for case in raw.cases] == [

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from anatomask.config import PretrainConfig
 from anatomask.data.datasets import read_dataset
 from anatomask.data.preprocess import prepare_case
+from anatomask.data.splits import SplitConfig, dataset_splits
 from anatomask.errors import UserError
 
 
@@ -46,6 +49,10 @@ def test_a_given_fold_is_train_and_test(nnunet_source: Path) -> None:
         ('[{"train": ["a"], "val": ["a"]}]', "case a is in train and in val"),
         ('[{"train": ["a"]}]', "lacks 'val'"),
         ("[{", "not valid JSON"),
+        ("[]", "must hold a list of folds"),
+        ('{"train": [], "val": []}', "must hold a list of folds"),
+        ('[{"train": "a", "val": []}]', "'train' must be a list of cases"),
+        ('[{"train": [1], "val": []}]', "'train' must be a list of cases"),
     ],
 )
 def test_a_broken_split_is_refused(nnunet_source: Path, folds: str, message: str) -> None:
@@ -62,6 +69,11 @@ def test_a_broken_split_is_refused(nnunet_source: Path, folds: str, message: str
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "'b' has id 1"),
         ({"labels": {"background": 0, "a": "one"}}, "'a' maps to 'one'"),
         ({"file_ending": ".mha"}, r"file_ending \.mha"),
+        ({"labels": ["background", "left"]}, "labels must map names to ids"),
+        ({"channel_names": ["CT"]}, "channel_names must map"),
+        ({"channel_names": {"CT": "0"}}, "channel_names must map"),
+        ({"channel_names": {"1": "CT"}}, "channel_names must map"),
+        ({"channel_names": {}}, "channel_names is empty"),
     ],
 )
 def test_a_header_that_is_not_understood_is_refused(nnunet_source: Path, entries: dict[str, Any], message: str) -> None:
@@ -87,3 +99,29 @@ def test_a_case_in_two_folders_is_refused(nnunet_source: Path) -> None:
     (nnunet_source / "imagesTr" / "a_0000.nii.gz").rename(folder / "b_0000.nii.gz")
     with pytest.raises(UserError, match="case b lies in more than one"):
         read_dataset(nnunet_source)
+
+
+def test_a_header_that_is_a_list_is_refused(nnunet_source: Path) -> None:
+    (nnunet_source / "dataset.json").write_text("[]")
+    with pytest.raises(UserError, match=r"dataset\.json must hold a JSON object"):
+        read_dataset(nnunet_source)
+
+
+def test_images_for_testing_are_held_back(nnunet_source: Path) -> None:
+    (nnunet_source / "imagesTs").mkdir()
+    shutil.copy(nnunet_source / "imagesTr" / "a_0000.nii.gz", nnunet_source / "imagesTs" / "t_0000.nii.gz")
+    raw = read_dataset(nnunet_source)
+    assert raw.held_back == {"t"}
+    splits = dataset_splits(raw, SplitConfig())
+    assert (splits["unlabeled"], splits["unlabeled_test"]) == (("u",), ("t",))
+    assert not set(PretrainConfig(data="x").splits) & {"unlabeled_test", "test"}
+
+
+def test_a_label_without_image_is_a_case_that_fails_and_hidden_files_are_none(nnunet_source: Path) -> None:
+    (nnunet_source / "imagesTr" / "b_0000.nii.gz").unlink()
+    for folder in ("imagesTr", "labelsTr"):
+        (nnunet_source / folder / "._a_0000.nii.gz").write_bytes(b"of macOS")
+    raw = read_dataset(nnunet_source)
+    assert [case.case for case in raw.cases] == list("abcdu")
+    with pytest.raises(UserError, match=r"imagesTr/b_0000\.nii\.gz is missing"):
+        prepare_case(raw.cases[1], ("ct",), {1, 2}, (2, 2, 2))

@@ -8,6 +8,7 @@ import pytest
 
 from anatomask.data.datasets import read_dataset
 from anatomask.data.datasets.totalsegmentator import class_names, merge_masks
+from anatomask.data.preprocess import prepare_case
 from anatomask.errors import UserError
 
 AFFINE = np.diag([1.5, 1.5, 1.5, 1.0])
@@ -71,3 +72,20 @@ def test_masks_that_are_missing_unknown_or_not_binary(case: Path) -> None:
     (masks / "liver.nii.gz").unlink()
     with pytest.raises(UserError, match=r"liver\.nii\.gz is missing \(1 of 104"):
         merge_masks(masks)
+
+
+def test_masks_without_a_scan_are_a_case_that_fails(case: Path) -> None:
+    (case.parent / "s0003" / "segmentations").mkdir(parents=True)
+    save(case.parent / ".s0004" / "ct.nii.gz", np.zeros((4, 4, 4), np.int16))
+    (case / "segmentations" / "._liver.nii.gz").write_bytes(b"of macOS")
+    raw = read_dataset(case.parent)
+    assert [one.case for one in raw.cases] == ["s0001", "s0003"]
+    assert merge_masks(case / "segmentations")[0].any()
+    with pytest.raises(UserError, match=r"s0003/ct\.nii\.gz is missing"):
+        prepare_case(raw.cases[1], ("ct",), class_names(), raw.spacing)
+
+
+def test_scans_without_any_masks_are_a_plain_folder(tmp_path: Path) -> None:
+    save(tmp_path / "patient1" / "ct.nii.gz", np.zeros((4, 4, 4), np.int16))
+    raw = read_dataset(tmp_path)
+    assert (raw.reader, raw.spacing, raw.class_names) == ("folder", None, {})
