@@ -112,7 +112,8 @@ class StudySearch(OptunaSearch):
         taken = {trial.number for trial in self._ot_trials.values()}
         left = [trial for trial in running if trial.number not in taken]
         number = left[0].number if left else len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = TPESampler(seed=int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        self.study.sampler = TPESampler(seed=seed, constant_liar=True)
         if left:
             self._ot_trials[trial_id] = optuna.Trial(self.study, left[0]._trial_id)
         point = super().suggest(trial_id) or {}

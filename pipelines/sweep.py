@@ -12,7 +12,7 @@ failed ones are tried again. In the sweep's folder:
     study.db                 Optuna's study, which says how each trial ended
     000-mask_ratio=0.6/      the runs of a trial: pretrain, and finetune-<data set> for each data set
     sweep.csv                the table
-    tune.log, tune/          what Ray Tune says, and what each trial printed
+    tune.log, tune/          what Ray Tune says and keeps; the traceback of a trial that failed
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def run_trials(chain: Chain, resources: TrainingResources, search: StudySearch, 
             trial_name_creator=lambda trial: trial.config[TRIAL],
             trial_dirname_creator=lambda trial: trial.config[TRIAL],
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(chain.folder), log_to_file=True, verbose=0),
+        run_config=tune.RunConfig(name="tune", storage_path=str(chain.folder), verbose=0),
     )
     with (chain.folder / TUNE_LOG).open("a") as log, redirect_stdout(log):
         results = tuner.fit()
@@ -275,15 +275,20 @@ def _shown_resources(config: SweepConfig) -> str:
 
 @contextmanager
 def following_trials(chain: Chain, trials: int, updates: int) -> Iterator[None]:
-    """While trials run (elsewhere), show the updates that they have made."""
+    """While trials run (elsewhere), show the updates that they have made and the networks that are scored."""
     stop = threading.Event()
+    networks = trials * len(chain.config.finetune_data)
+
+    def show() -> None:
+        scored = len(list(chain.folder.glob(f"[0-9]*/*/{SUMMARY_FILE}")))
+        progress.update(bar, completed=updates_made(chain.folder), detail=f"{scored}/{networks} scored")
 
     def follow() -> None:
         while not stop.wait(POLL_SECONDS):
-            progress.update(bar, completed=updates_made(chain.folder), detail=f"{trials} trials")
+            show()
 
     with progress_bar() as progress:
-        bar = progress.add_task("sweep", total=trials * updates, detail=f"{trials} trials")
+        bar = progress.add_task("sweep", total=trials * updates, detail="")
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         try:
@@ -291,6 +296,7 @@ def following_trials(chain: Chain, trials: int, updates: int) -> Iterator[None]:
         finally:
             stop.set()
             thread.join()
+            show()
 
 
 def updates_made(folder: Path) -> int:

@@ -19,8 +19,8 @@ UNREADABLE = (
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, or its name where it says nothing."""
-    return str(error) or type(error).__name__
+    """What an error says, on one line, or its name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def open_nifti(path: Path) -> nib.Nifti1Image:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -8,6 +11,8 @@ import numpy as np
 import pytest
 
 from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Storage
+from pipelines.__main__ import main as anatomask
 from pipelines.prepare import main
 
 
@@ -74,7 +79,105 @@ def test_folders_that_cannot_be(source: Path, tmp_path: Path, capsys: pytest.Cap
         ((tmp_path / "nowhere", tmp_path / "out"), "is not a folder"),
         ((tmp_path / "empty", tmp_path / "out"), "holds no scans"),
         ((source, source / "out"), "lies inside the source"),
+        ((source, source), "lies inside the source"),
+        ((source, tmp_path), "lies inside --out"),
         ((source, tmp_path / "file"), "cannot be made a folder"),
     ):
         assert main(["--source", str(folders[0]), "--out", str(folders[1])]) == 1
         assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_an_address_is_no_folder_below_the_source(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(source)
+    assert main(["--source", str(source), "--out", f"file://{tmp_path}/out", "--dry-run"]) == 0
+    assert f"file://{tmp_path}/out"[:40] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("layout", ["totalsegmentator", "folder"])
+def test_the_spacing_is_the_users_else_the_data_sets_else_the_recipes(
+    layout: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if layout == "totalsegmentator":
+        (tmp_path / "ts" / "s1" / "segmentations").mkdir(parents=True)
+        source = shutil.copy(source / "a.nii.gz", tmp_path / "ts" / "s1" / "ct.nii.gz").parents[1]
+    argv = ["--recipe", "tiny", "--source", str(source), "--out", str(tmp_path / "out"), "--dry-run"]
+    own = {"totalsegmentator": "1.5 × 1.5 × 1.5 mm", "folder": "4 × 4 × 4 mm"}[layout]
+    for extra, expected in (([], own), (["--preprocess.spacing", "3", "2", "5"], "3 × 2 × 5 mm")):
+        assert main([*argv, *extra]) == 0
+        assert expected in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_every_defect_of_a_scan_is_listed_and_the_good_ones_go_through(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_session: None
+) -> None:
+    source, out = tmp_path / "Dataset007_Bad", tmp_path / "out"
+    (source / "imagesTr").mkdir(parents=True)
+    (source / "labelsTr").mkdir()
+    header = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+    (source / "dataset.json").write_text(json.dumps(header))
+    rng = np.random.default_rng(0)
+    image = rng.integers(-1000, 1000, (20, 18, 16)).astype(np.int16)
+    label = (image > 0).astype(np.uint8)
+    nan = image.astype(np.float32)
+    nan[0, 0, :2] = np.nan
+    cases = {
+        "good1": (image, label), "good2": (image + 1, label), "cut": (image, label), "shape": (image, label[1:]),
+        "value": (image, label * 9), "time": (np.stack([image] * 2, -1), label), "nan": (nan, label),
+    }  # fmt: skip
+    for case, (voxels, truth) in cases.items():
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), source / "imagesTr" / f"{case}_0000.nii.gz")
+        nib.save(nib.Nifti1Image(truth, np.eye(4)), source / "labelsTr" / f"{case}.nii.gz")
+    cut = source / "imagesTr" / "cut_0000.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:2000])
+
+    assert (
+        anatomask(["prepare", "--source", str(source), "--out", str(out), "--preprocess.spacing", "1", "1", "1"]) == 1
+    )
+    shown = capsys.readouterr()
+    told = "".join(character for character in shown.err if not character.isspace() and character not in "│┃")
+    for message in (
+        "cut_0000.nii.gz is damaged or cut off",
+        "shape.nii.gz has shape (19, 18, 16)",
+        "value.nii.gz holds 9, which the data set does not list",
+        "time_0000.nii.gz has shape (20, 18, 16, 2)",
+        "nan_0000.nii.gz has 2 voxels that are NaN",
+    ):
+        assert message.replace(" ", "") in told
+    assert "Traceback" not in shown.err + shown.out
+    dataset = PreparedDataset.open(str(out))
+    assert sorted(dataset.records) == ["good1", "good2"]
+    np.testing.assert_array_equal(dataset.read_volume("good1", label=False)[0][0], image)
+    skipped = json.loads((out / "skipped.json").read_text())
+    assert sorted(row["case"] for row in skipped) == ["cut", "nan", "shape", "time", "value"]
+
+
+@pytest.mark.parametrize(("code", "message"), [(errno.EROFS, "is read-only"), (errno.ENOSPC, "no space is left")])
+def test_a_folder_that_cannot_be_written_is_named(
+    code: int,
+    message: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(self: Storage, path: str, data: bytes) -> None:
+        raise OSError(code, os.strerror(code), self.show(path))
+
+    monkeypatch.setattr(Storage, "write", refuse)
+    for verb, more in (("prepare", ["--source", str(source)]), ("phantom", ["--cases", "1"])):
+        assert anatomask([verb, *more, "--out", str(tmp_path / "out")]) == 1
+        shown = capsys.readouterr()
+        assert f"anatomask {verb}: {tmp_path / 'out'}" in shown.err and message in shown.err
+        assert "Traceback" not in shown.err
+
+
+def test_a_class_that_is_named_twice_is_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("preprocess: {classes: [liver, liver]}")
+    assert anatomask(["prepare", "--config", str(file), "--source", str(source), "--out", str(tmp_path / "out")]) == 1
+    assert "preprocess.classes names liver twice" in capsys.readouterr().err

@@ -85,11 +85,12 @@ def test_many_classes_rows_and_an_empty_slice(tmp_path: Path) -> None:
     ]
     picture = draw(tmp_path, rows, names)
     assert len(picture) > len(draw(tmp_path, rows[:1], names))  # the empty slice has its own row
-    slices = picture[: int(0.4 * len(picture))]  # without the legend
-    for class_id, colour in class_colours(names).items():
+    slices = picture[: int(0.4 * len(picture)) : 2]  # without the legend
+    for class_id in {*blocks, *range(5, 104, 10)}:
+        colour = colours[class_id - 1]
         near = [other for other in blocks if np.abs(np.subtract(colours[other - 1], colour)).max() < 0.15]
         seen = (np.abs(slices - colour).max(axis=-1) < 0.02).sum()
-        assert seen > 100 if class_id in blocks else near or seen == 0, names[class_id]
+        assert seen > 50 if class_id in blocks else near or seen == 0, names[class_id]
 
 
 def test_the_slice_shows_every_class_near_its_fullest() -> None:
