@@ -22,7 +22,7 @@ ROTATION = math.radians(30)
 
 
 def augment(
-    image: np.ndarray, label: np.ndarray, mirror_axes: Sequence[int], rng: np.random.Generator
+    image: torch.Tensor, label: np.ndarray, mirror_axes: Sequence[int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Randomly transform a normalised image (C, D, H, W) and its label (D, H, W) together, driven by `rng` alone.
 
@@ -48,5 +48,5 @@ def augment(
             *(RandFlipd(["image", "label"], prob=0.5, spatial_axis=axis) for axis in mirror_axes),
         ]
     ).set_random_state(seed=int(rng.integers(2**32)))
-    moved = pipeline({"image": torch.from_numpy(image), "label": torch.from_numpy(label)[None].float()})
+    moved = pipeline({"image": image, "label": torch.from_numpy(label)[None].float()})
     return np.asarray(moved["image"], dtype=np.float32), np.asarray(moved["label"][0]).round().astype(np.uint8)

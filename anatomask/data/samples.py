@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from anatomask.data.augmentation import augment
+from anatomask.data.normalisation import normalise
 from anatomask.data.shards import PreparedDataset
 
 PATCH = 16
@@ -110,8 +112,7 @@ class FinetuningDraw:
         origin = random_origin(shape, size, rng) if centre is None else centred_origin(centre, shape, size)
         image, label = dataset.read_crop(case, origin, size, label=True)
         assert label is not None, f"{case} has no label"
-        low, high, mean, std = dataset.normalisation(case).T[:, :, None, None, None]
-        normalised = (np.clip(image.astype(np.float32), low, high) - mean) / std
+        normalised = normalise(torch.from_numpy(image), torch.from_numpy(dataset.normalisation(case)))
         image, label = augment(normalised, label, self.mirror_axes, rng)
         return {"image": image.astype(np.float16), "label": label}
 

@@ -13,6 +13,7 @@ import torch
 from nibabel import orientations
 from torch import Tensor, nn
 
+from anatomask.data.normalisation import normalise
 from anatomask.data.resampling import resample_logits_to_label
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
@@ -64,7 +65,7 @@ def predict_logits(
     padded = [max(extent, window) for extent, window in zip(shape, patch_size, strict=True)]
     before = [(outer - extent) // 2 for outer, extent in zip(padded, shape, strict=True)]
     voxels, _ = dataset.read_crop(case, [-margin for margin in before], padded, label=False)
-    volume = _normalise(torch.from_numpy(voxels).to(device), dataset.normalisation(case))
+    volume = normalise(torch.from_numpy(voxels).to(device), torch.from_numpy(dataset.normalisation(case)).to(device))
     stitched = _stitching_device(logits_bytes(padded, len(dataset.class_names)), device)
     inferer = SlidingWindowInferer(
         tuple(patch_size), config.batch, config.overlap, mode="gaussian", sw_device=device, device=stitched
@@ -153,13 +154,6 @@ def _stitching_device(needed: int, device: torch.device) -> torch.device:
     if device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0] * GPU_SHARE:
         return torch.device("cpu")
     return device
-
-
-def _normalise(voxels: Tensor, normalisation: np.ndarray) -> Tensor:
-    """Voxels (C, D, H, W) to network input, with `normalisation` (C, 4) of low, high, mean and std."""
-    columns = torch.from_numpy(normalisation).to(voxels.device)
-    low, high, mean, std = columns.T[..., None, None, None]
-    return (voxels.float().clamp(low, high) - mean) / std
 
 
 def _mirrored(network: nn.Module, axes: Sequence[int]) -> Callable[[Tensor], Tensor]:

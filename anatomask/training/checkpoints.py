@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,10 +13,8 @@ from safetensors.torch import load_file
 
 from anatomask.errors import UserError
 from anatomask.files import flush, write_text
+from anatomask.training.task import Task
 from anatomask.weights import write_tensors
-
-if TYPE_CHECKING:
-    from anatomask.training.loop import Task
 
 OPTIMISER = "optimiser.safetensors"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from anatomask.errors import UserError
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.optimiser import OptimiserConfig, learning_rate
 from anatomask.training.recorder import Recorder
+from anatomask.training.task import Task
 
 
 @dataclass(frozen=True)
@@ -46,28 +47,6 @@ class TrainingConfig:
     def updates_per_epoch(self, cases: int) -> int:
         """Updates per epoch for a data set of `cases` cases."""
         return self.steps_per_epoch or max(1, cases // self.batch_size)
-
-
-class Task(Protocol):
-    """What the loop trains: a network, its loss, and what is worth knowing about it."""
-
-    def trainable(self) -> nn.Module:
-        """The module whose parameters are updated."""
-
-    def step(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of one batch, and scalars to record (on the device, detached). `progress` is t/T."""
-
-    def after_step(self, progress: float) -> None:
-        """Whatever follows an update (EMA)."""
-
-    def validate(self, recorder: Recorder, step: int) -> float | None:
-        """Record scalars and pictures; the score by which the best checkpoint is chosen, if there is one."""
-
-    def save(self, folder: Any) -> None:
-        """Write the weights into a checkpoint folder."""
-
-    def load(self, folder: Any) -> None:
-        """Read the weights of a checkpoint folder that `save` wrote."""
 
 
 def train(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 
+from anatomask.data.normalisation import normalise
+from anatomask.data.samples import centred_origin
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.base import PretrainBatch
@@ -80,15 +82,10 @@ class PretrainingTask:
 
 def central_crop(dataset: PreparedDataset, case: str, size: tuple[int, int, int]) -> Tensor:
     """The middle of a case, normalised: (1, C, *size)."""
-    origin = [(extent - edge) // 2 for extent, edge in zip(dataset.records[case].shape, size, strict=True)]
+    shape = dataset.records[case].shape
+    origin = centred_origin([extent // 2 for extent in shape], shape, size)
     image, _ = dataset.read_crop(case, origin, size, label=False)
     return normalise(torch.from_numpy(image)[None], torch.from_numpy(dataset.normalisation(case))[None])
-
-
-def normalise(image: Tensor, normalisation: Tensor) -> Tensor:
-    """(clamp(x, low, high) - mean) / std for stored voxels (B, C, D, H, W) and (B, C, 4) of low, high, mean, std."""
-    low, high, mean, std = normalisation[..., None, None, None].unbind(2)
-    return (image.float().clamp(low, high) - mean) / std
 
 
 def flip(volume: Tensor, axes: Tensor) -> Tensor:

@@ -22,9 +22,10 @@ from anatomask.data.samples import Draw, LoaderConfig, SampleSequence, worker_sa
 from anatomask.data.stream import stream_batches
 from anatomask.errors import UserError
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.loop import Task, TrainingConfig, train
+from anatomask.training.loop import TrainingConfig, train
 from anatomask.training.optimiser import OptimiserConfig, build_optimiser
 from anatomask.training.recorder import RunRecorder, SilentRecorder
+from anatomask.training.task import Task
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,16 @@
+"""From stored voxels to what a network reads: on the device, because shards hold voxels as they were scanned."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def normalise(voxels: Tensor, normalisation: Tensor) -> Tensor:
+    """(clamp(x, low, high) - mean) / std, channel by channel, in float32.
+
+    Args:
+        voxels: (…, C, D, H, W) as stored (HU for CT).
+        normalisation: (…, C, 4) low, high, mean and std, from `PreparedDataset.normalisation`.
+    """
+    low, high, mean, std = normalisation[..., None, None, None].unbind(-4)
+    return (voxels.float().clamp(low, high) - mean) / std
