@@ -106,7 +106,7 @@ def tiny() -> Recipe:
         "pretrain": PretrainConfig(
             data=MISSING,
             network=network,
-            method=AnatoMaskConfig(decoder_width=64, ema_decay=0.9, ema_decay_final=0.99),
+            method=AnatoMaskConfig(decoder_width=64, ema_decay=0.8, ema_decay_final=0.9),
             loader=loader,
             optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=1),
             training=TrainingConfig(epochs=10, steps_per_epoch=10, batch_size=2, checkpoint_every=50, validate_every=5),
@@ -114,9 +114,9 @@ def tiny() -> Recipe:
         "finetune": FinetuneConfig(
             data=MISSING,
             network=network,
-            loader=loader,
-            optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=0),
-            training=TrainingConfig(epochs=10, steps_per_epoch=20, batch_size=2, checkpoint_every=50, validate_every=5),
+            loader=replace(loader, foreground=0.8),
+            optimiser=OptimiserConfig(lr=3e-3, warmup_epochs=0),
+            training=TrainingConfig(epochs=12, steps_per_epoch=20, batch_size=2, checkpoint_every=50, validate_every=6),
         ),
         "evaluate": EvaluateConfig(run=MISSING, inference=InferenceConfig(mirror=False)),
         "report": ReportConfig(runs=MISSING),

@@ -17,7 +17,7 @@ from pipelines import evaluate, finetune, phantom, prepare, pretrain, report
 
 FOLDER = "demo"
 
-ORGANS = ("lung_upper_lobe_left", "lung_upper_lobe_right", "liver", "spleen", "kidney_left", "kidney_right", "aorta")
+ORGANS = ("liver", "spleen", "stomach", "aorta")
 
 
 def commands(folder: str) -> list[tuple[str, list[str]]]:

@@ -29,7 +29,7 @@ SETTINGS = [
         "--training.steps-per-epoch",
         "4",
     ],
-    *["--training.checkpoint-every", "3", "--training.log-every", "1", "--cluster.threads", "1"],
+    *["--training.checkpoint-every", "3", "--training.log-every", "1", "--cluster.threads", "1", "--splits", "train"],
 ]
 
 
