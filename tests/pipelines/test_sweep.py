@@ -272,8 +272,11 @@ def test_trials_are_scored_on_val_and_on_test_only_where_there_is_none(labelled:
 
 def test_a_field_that_a_space_misnames_is_refused_before_anything_starts(labelled: PreparedDataset) -> None:
     (Path(labelled.path) / "splits.json").write_text('{"train": ["one"], "unlabeled": [], "val": ["one"]}')
-    config = parse("sweep", [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path], RECIPES).config
-    assert check(build_chain(config), RATIOS) == 100 + 200
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path]
+    for stage, epochs, steps in (("pretrain", 3, 5), ("finetune", 4, 2)):
+        argv += [f"--{stage}.training.epochs", str(epochs), f"--{stage}.training.steps-per-epoch", str(steps)]
+    config = parse("sweep", argv, RECIPES).config
+    assert check(build_chain(config), RATIOS) == 3 * 5 + 4 * 2
     with pytest.raises(UserError, match=r"tune_spaces/table3_mask_ratio.py: method.mask_rato: no such field"):
         check(build_chain(config), grid({"method.mask_rato": (0.6,)}))
 
