@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 POLL_SECONDS = 0.5
 
@@ -30,29 +30,38 @@ def progress_bar() -> Progress:
 
 
 @contextmanager
+def polling(show: Callable[[], None]) -> Iterator[None]:
+    """Call `show` every half second in the background, and once more at the end."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(POLL_SECONDS):
+            show()
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        show()
+
+
+@contextmanager
 def following(metrics: Path, total: int, description: str, start: int) -> Iterator[None]:
     """While a training runs (elsewhere), show the progress that it writes to `metrics.jsonl`."""
-    stop = threading.Event()
-    with progress_bar() as progress:
-        task = progress.add_task(f"{description}: starting", total=total, completed=start, detail="")
-        thread = threading.Thread(target=_follow, args=(metrics, description, progress, task, stop), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
 
-
-def _follow(metrics: Path, description: str, progress: Progress, task: TaskID, stop: threading.Event) -> None:
-    while True:
-        finished = stop.wait(POLL_SECONDS)
+    def show() -> None:
         row = last_row(metrics)
-        if row is not None and "train/loss" in row:
+        if row is not None:
             detail = f"loss {row['train/loss']:.3f} {row['train/samples_per_second']:.1f}/s"
             progress.update(task, completed=row["step"], description=description, detail=detail)
-        if finished:
-            return
+
+    with progress_bar() as progress:
+        task = progress.add_task(f"{description}: starting", total=total, completed=start, detail="")
+        with polling(show):
+            yield
 
 
 def last_row(metrics: Path) -> dict[str, float] | None:

@@ -18,7 +18,6 @@ failed ones are tried again. In the sweep's folder:
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -43,7 +42,7 @@ from anatomask.training.ray_train import TrainingJob, fit
 from anatomask.training.recorder import METRICS
 from anatomask.training.run import open_run, run_folder
 from pipelines import door, evaluate, finetune, pretrain
-from pipelines.progress import POLL_SECONDS, last_row, progress_bar
+from pipelines.progress import last_row, polling, progress_bar
 from pipelines.study import (
     METRIC,
     SCORES,
@@ -276,27 +275,16 @@ def _shown_resources(config: SweepConfig) -> str:
 @contextmanager
 def following_trials(chain: Chain, trials: int, updates: int) -> Iterator[None]:
     """While trials run (elsewhere), show the updates that they have made and the networks that are scored."""
-    stop = threading.Event()
     networks = trials * len(chain.config.finetune_data)
 
     def show() -> None:
         scored = len(list(chain.folder.glob(f"[0-9]*/*/{SUMMARY_FILE}")))
         progress.update(bar, completed=updates_made(chain.folder), detail=f"{scored}/{networks} scored")
 
-    def follow() -> None:
-        while not stop.wait(POLL_SECONDS):
-            show()
-
     with progress_bar() as progress:
         bar = progress.add_task("sweep", total=trials * updates, detail="")
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
+        with polling(show):
             yield
-        finally:
-            stop.set()
-            thread.join()
-            show()
 
 
 def updates_made(folder: Path) -> int:
