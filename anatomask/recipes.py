@@ -18,7 +18,7 @@ from anatomask.data.preprocess import PreprocessConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.evaluation.inference import InferenceConfig
 from anatomask.methods.anatomask import AnatoMaskConfig
-from anatomask.nn.stunet import STUNetConfig
+from anatomask.nn.stunet import SIZES, STUNetConfig
 from anatomask.training.loop import TrainingConfig
 from anatomask.training.optimiser import OptimiserConfig
 
@@ -47,7 +47,7 @@ def with_sweep(recipe: Callable[[], Recipe]) -> Callable[[], Recipe]:
 @with_sweep
 def paper_b() -> Recipe:
     """STU-Net-B as published: 1000 epochs, 112x112x128 voxels of 1.5 mm, batch 4; then 1000 of 250 steps, batch 2."""
-    network = STUNetConfig(base=32, depth=1)
+    network = SIZES["b"]
     return {
         "phantom": PhantomConfig(out=MISSING),
         "prepare": PrepareConfig(
@@ -70,13 +70,13 @@ def paper_b() -> Recipe:
 @with_sweep
 def paper_l() -> Recipe:
     """STU-Net-L; all else as `paper-b`."""
-    return _with_network(paper_b(), STUNetConfig(base=64, depth=2))
+    return _with_network(paper_b(), SIZES["l"])
 
 
 @with_sweep
 def paper_h() -> Recipe:
     """STU-Net-H: lr 2e-5, weight decay 3e-5, 10 epochs of warm-up in pretraining; all else as `paper-b`."""
-    recipe = _with_network(paper_b(), STUNetConfig(base=96, depth=3))
+    recipe = _with_network(paper_b(), SIZES["h"])
     optimiser = OptimiserConfig(lr=2e-5, weight_decay=3e-5, warmup_epochs=10)
     return {**recipe, "pretrain": replace(recipe["pretrain"], optimiser=optimiser)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -14,7 +15,9 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask
 from anatomask.methods.base import PretrainBatch
+from anatomask.nn.backends import choose_backend
 from anatomask.nn.sparse import PATCH
+from anatomask.nn.submanifold import require_spconv
 from anatomask.training.estimate import cost_rows, step_cost
 from anatomask.training.pretraining import PretrainingTask
 from anatomask.training.ray_train import TrainingJob
@@ -22,6 +25,23 @@ from anatomask.training.run import run_folder
 from anatomask.weights import describe_architecture
 from pipelines.door import run
 from pipelines.jobs import data_digest, run_job
+
+
+def resolved(config: PretrainConfig) -> PretrainConfig:
+    """The configuration with what it leaves open decided, once for the run: its sparse backend.
+
+    Raises:
+        UserError: the backend that it asks for is not installed.
+    """
+    backend = config.method.sparse_backend
+    if backend == "auto":
+        return replace(config, method=replace(config.method, sparse_backend=choose_backend(config.method.mask_ratio)))
+    if backend == "spconv":
+        try:
+            require_spconv()
+        except ModuleNotFoundError as error:
+            raise UserError(f"--method.sparse-backend spconv: {error}") from error
+    return config
 
 
 def build_job(config: PretrainConfig) -> TrainingJob:
@@ -81,6 +101,7 @@ def check_channels(dataset: PreparedDataset, in_channels: int) -> None:
 
 def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     """Pretrain, or go on with it."""
+    config = resolved(config)
     job = build_job(config)
     run_job(job, plain(config), config.cluster, "pretrain", overwrite=overwrite)
     print(f"Pretrained weights: {job.run}\nLook at them: tensorboard --logdir {job.run.parent}")
@@ -89,6 +110,7 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
 
 def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
+    config = resolved(config)
     job = build_job(config)
     with torch.device("meta"):
         method = AnatoMask(config.method, config.network)
@@ -106,6 +128,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
         ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)}) of {config.data}"),
         ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
         ("samples", f"{samples} crops of {'x'.join(map(str, config.loader.patch_size))} voxels"),
+        ("sparse backend", config.method.sparse_backend),
         ("parameters", f"{parameters / 1e6:.2f} M, in the encoder {encoder / 1e6:.2f} M"),
         *cost_rows(cost, job.total_steps, config.cluster.workers, config.training.precision),
     ]

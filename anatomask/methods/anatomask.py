@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from anatomask import masking
 from anatomask.methods.base import Picture, PretrainBatch, StepResult
+from anatomask.nn.backends import BackendName, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder, MaskedReconstruction, patch_statistics
 from anatomask.nn.sparse import PATCH, expand_active
 from anatomask.nn.stunet import STUNetConfig
@@ -40,6 +41,8 @@ class AnatoMaskConfig:
     """Reconstruction decoder (Table 1)."""
     decoder_width: int | None = None
     """Width of the decoder's deepest level; none: that of the encoder's fifth stage (16 x base)."""
+    sparse_backend: BackendName = "auto"
+    """How the sparse encoder computes; the results are the same. auto: the fastest, written to the run's config."""
     ema_decay: float = 0.999
     """EMA decay of the teacher at the first step."""
     ema_decay_final: float = 0.9999
@@ -76,12 +79,14 @@ class AnatoMask(nn.Module):
         if config.masking == "anatomask":
             self.teacher = self._build() if config.teacher == "frozen" else copy.deepcopy(self.student)
             self.teacher.requires_grad_(False).eval()
+        chosen = config.sparse_backend
+        self.set_sparse_backend(choose_backend(config.mask_ratio) if chosen == "auto" else chosen)
 
     def _build(self) -> MaskedAutoencoder:
         return MaskedAutoencoder(self.network, self.config.decoder, self.config.decoder_width)
 
     def set_sparse_backend(self, name: str) -> None:
-        """Choose how both sparse encoders compute; ValueError if unknown."""
+        """Choose how both sparse encoders compute; raises as `MaskedAutoencoder.set_sparse_backend`."""
         for model in (self.student, self.teacher):
             if model is not None:
                 model.set_sparse_backend(name)
@@ -163,7 +168,8 @@ class AnatoMask(nn.Module):
 
     def _reconstruct(self, model: MaskedAutoencoder, volume: Tensor, hidden: Tensor) -> MaskedReconstruction:
         grid = [side // PATCH for side in volume.shape[2:]]
-        return model(volume, ~hidden.view(len(hidden), *grid))
+        visible = hidden.shape[1] - masking.num_hidden(hidden.shape[1], self.config.mask_ratio)
+        return model(volume, ~hidden.view(len(hidden), *grid), visible)
 
     def _guidance(self, guess: MaskedReconstruction) -> Tensor:
         return guess.patch_loss if self.config.guidance == "normalised" else guess.patch_loss_raw

@@ -5,15 +5,18 @@ The architecture of SparK (Tian et al., ICLR 2023) in 3D, as AnatoMask's publish
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from anatomask.nn.backends import BACKENDS
 from anatomask.nn.decoders import DECODERS, DecoderName
-from anatomask.nn.sparse import BACKENDS, PATCH, NormScope, check_active, expand_active, masked_instance_norm
+from anatomask.nn.sparse import PATCH, NormScope, SparseMap, check_active
 from anatomask.nn.stunet import ENCODER_STRIDES, STUNetConfig, STUNetEncoder
+from anatomask.nn.submanifold import require_spconv
 
 _TARGET_EPS = 1e-6
 _VOXELS = (3, 5, 7)
@@ -93,11 +96,9 @@ class Densify(nn.Module):
         if kernel > 1 or in_channels != channels:
             self.projection = nn.Conv3d(in_channels, channels, kernel, padding=kernel // 2)
 
-    def forward(self, x: Tensor, active: Tensor, scope: NormScope) -> Tensor:
-        """(B, in_channels, D, H, W) and the patch grid (B, d, h, w) to (B, channels, D, H, W)."""
-        mask = expand_active(active, x.shape[2] // active.shape[1])
-        normalised = masked_instance_norm(x, mask, self.norm, scope)
-        return self.projection(torch.where(mask, normalised, self.token))
+    def forward(self, encoded: SparseMap) -> Tensor:
+        """One of the encoder's maps to (B, channels, D, H, W)."""
+        return self.projection(encoded.densify(self.norm, self.token))
 
 
 class MaskedAutoencoder(nn.Module):
@@ -125,9 +126,16 @@ class MaskedAutoencoder(nn.Module):
         )
 
     def set_sparse_backend(self, name: str) -> None:
-        """Choose how the sparse encoder computes; weights and results stay the same. ValueError if unknown."""
+        """Choose how the sparse encoder computes (`dense`, `blocks`, `spconv`); weights and results stay the same.
+
+        Raises:
+            ValueError: there is none of that name.
+            ModuleNotFoundError: it is not installed; the message names the remedy.
+        """
         if name not in BACKENDS:
             raise ValueError(f"sparse backend must be one of {', '.join(BACKENDS)}, not {name}")
+        if name == "spconv":
+            require_spconv()
         self.sparse_backend = name
 
     def encode(self, volume: Tensor, active: Tensor) -> list[Tensor]:
@@ -137,11 +145,17 @@ class MaskedAutoencoder(nn.Module):
             volume: (B, C, D, H, W) float, normalised; sides are multiples of 16.
             active: (B, D/16, H/16, W/16) bool, True = visible.
         """
-        check_active(volume, active)
-        return BACKENDS[self.sparse_backend](self.encoder, volume, active, self.norm_scope)
+        return [encoded.dense() for encoded in self._encode(volume, active, None)]
 
-    def forward(self, volume: Tensor, active: Tensor) -> MaskedReconstruction:
-        """Reconstruct `volume` (B, C, D, H, W) from its `active` patches (B, D/16, H/16, W/16)."""
-        deepest_first = reversed(self.encode(volume, active))
-        filled = [densify(x, active, self.norm_scope) for densify, x in zip(self.densify, deepest_first, strict=False)]
+    def forward(self, volume: Tensor, active: Tensor, visible: int | None = None) -> MaskedReconstruction:
+        """Reconstruct `volume` (B, C, D, H, W) from its `active` patches (B, D/16, H/16, W/16).
+
+        Every sample has `visible` active patches; where that is not said, it is counted, which waits for the device.
+        """
+        deepest_first = reversed(self._encode(volume, active, visible))
+        filled = [densify(encoded) for densify, encoded in zip(self.densify, deepest_first, strict=False)]
         return MaskedReconstruction(volume, active, self.decoder(filled))
+
+    def _encode(self, volume: Tensor, active: Tensor, visible: int | None) -> Sequence[SparseMap]:
+        check_active(volume, active)
+        return BACKENDS[self.sparse_backend](self.encoder, volume, active, self.norm_scope, visible)

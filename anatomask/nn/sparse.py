@@ -1,13 +1,12 @@
-"""Sparse (submanifold) encoding: hidden patches are neither read nor counted.
+"""Sparse (submanifold) encoding, and its reference backend: hidden patches are neither read nor counted.
 
-A backend is a function of an encoder, a volume and its active patches. All give the same five maps from the same
-weights; they differ in what they compute. The mask is an argument throughout, so models share nothing.
+The mask is an argument throughout, so models share nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,19 @@ PATCH = 16
 NormScope = Literal["sample", "batch"]
 """Whether InstanceNorm's statistics are each sample's own, or pooled over the batch as in the published code."""
 
-SparseEncode = Callable[[STUNetEncoder, Tensor, Tensor, NormScope], list[Tensor]]
-"""A backend: (encoder, volume (B, C, D, H, W), active (B, d, h, w), scope) to one map per stage, zero where hidden."""
+
+class SparseMap(Protocol):
+    """One of the encoder's maps, in whatever form a backend holds it."""
+
+    @property
+    def values(self) -> Tensor:
+        """The numbers that are held."""
+
+    def dense(self) -> Tensor:
+        """(B, C, D, H, W), zero where hidden."""
+
+    def densify(self, norm: nn.InstanceNorm3d, token: Tensor) -> Tensor:
+        """(B, C, D, H, W), normalised over the active voxels; hidden ones are `token` (1, C, 1, 1, 1)."""
 
 
 def check_active(volume: Tensor, active: Tensor) -> None:
@@ -73,17 +83,32 @@ def _dense_block(block: ResidualBlock, x: Tensor, mask: Tensor, scope: NormScope
     return functional.leaky_relu(output, NEGATIVE_SLOPE) * mask
 
 
-def encode_dense(encoder: STUNetEncoder, volume: Tensor, active: Tensor, scope: NormScope) -> list[Tensor]:
+@dataclass(frozen=True)
+class MaskedMap:
+    """A map whose hidden voxels are there, and zero."""
+
+    values: Tensor
+    mask: Tensor
+    scope: NormScope
+
+    def dense(self) -> Tensor:
+        """As it is."""
+        return self.values
+
+    def densify(self, norm: nn.InstanceNorm3d, token: Tensor) -> Tensor:
+        """Normalised over the active voxels; hidden ones are `token`."""
+        return torch.where(self.mask, masked_instance_norm(self.values, self.mask, norm, self.scope), token)
+
+
+def encode_dense(
+    encoder: STUNetEncoder, volume: Tensor, active: Tensor, scope: NormScope, visible: int | None
+) -> list[MaskedMap]:
     """The reference backend: ordinary convolutions, their results masked."""
     x = volume.masked_fill(~expand_active(active, PATCH), 0)  # a product would let hidden NaNs through
-    maps: list[Tensor] = []
+    maps: list[MaskedMap] = []
     for stage, stride in zip(encoder.stages, ENCODER_STRIDES, strict=True):
-        mask = expand_active(active, PATCH // stride).to(volume.dtype)
+        mask = expand_active(active, PATCH // stride)
         for block in stage:  # type: ignore[attr-defined]
-            x = _dense_block(block, x, mask, scope)
-        maps.append(x)
+            x = _dense_block(block, x, mask.to(volume.dtype), scope)
+        maps.append(MaskedMap(x, mask, scope))
     return maps
-
-
-BACKENDS: dict[str, SparseEncode] = {"dense": encode_dense}
-"""Sparse backends by name. A new one is a function of its own file and a line here."""

@@ -18,7 +18,7 @@ NEGATIVE_SLOPE = 0.01
 
 @dataclass(frozen=True)
 class STUNetConfig:
-    """Size of an STU-Net. S, B, L, H of the paper are (base, depth) = (16, 1), (32, 1), (64, 2), (96, 3)."""
+    """Size of an STU-Net."""
 
     in_channels: int = 1
     """Image channels: 1 for CT, 2 for PET/CT."""
@@ -40,6 +40,15 @@ class STUNetConfig:
     def stage_widths(self) -> tuple[int, ...]:
         """Widths of the six stages."""
         return self.widths or tuple(self.base * factor for factor in (1, 2, 4, 8, 16, 16))
+
+
+SIZES = {
+    "s": STUNetConfig(base=16, depth=1),
+    "b": STUNetConfig(base=32, depth=1),
+    "l": STUNetConfig(base=64, depth=2),
+    "h": STUNetConfig(base=96, depth=3),
+}
+"""The published sizes."""
 
 
 class ResidualBlock(nn.Module):

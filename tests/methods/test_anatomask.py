@@ -34,9 +34,10 @@ def _masks(method: AnatoMask, batch: PretrainBatch, progress: float) -> dict[str
     seen: dict[str, Tensor] = {}
     forward = MaskedAutoencoder.forward
 
-    def spy(model: MaskedAutoencoder, volume: Tensor, active: Tensor) -> object:
+    def spy(model: MaskedAutoencoder, volume: Tensor, active: Tensor, visible: int) -> object:
+        assert (active.flatten(1).sum(1) == visible).all()
         seen["student" if model is method.student else "teacher"] = ~active.flatten(1)
-        return forward(model, volume, active)
+        return forward(model, volume, active, visible)
 
     with mock.patch.object(MaskedAutoencoder, "forward", spy):
         method.training_step(batch, progress)

@@ -32,7 +32,9 @@ def chain(data: str, runs: Path, out: Path) -> None:
 
 def check_run(run: Path) -> None:
     """Everything that a training run leaves."""
-    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["epochs"] == 2
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["training"]["epochs"] == 2
+    assert config.get("method", {}).get("sparse_backend") in (None, "blocks")  # finetuning has none
     assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
     assert list(run.glob("events.*"))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

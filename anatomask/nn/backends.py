@@ -1,0 +1,37 @@
+"""Sparse backends by name, and which one wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from anatomask.nn.blocks import encode_blocks
+from anatomask.nn.sparse import NormScope, SparseMap, encode_dense
+from anatomask.nn.stunet import STUNetEncoder
+from anatomask.nn.submanifold import encode_spconv
+
+SparseEncode = Callable[[STUNetEncoder, Tensor, Tensor, NormScope, int | None], Sequence[SparseMap]]
+"""A backend: (encoder, volume (B, C, D, H, W), active (B, d, h, w), scope, visible) to one map per stage.
+
+All give the same five maps from the same weights; they differ in what they compute. `visible` is the number of active
+patches of each sample, where it is known.
+"""
+
+BACKENDS: dict[str, SparseEncode] = {"dense": encode_dense, "blocks": encode_blocks, "spconv": encode_spconv}
+"""A new one is a function of its own file and a line here."""
+
+BackendName = Literal["auto", "dense", "blocks", "spconv"]
+"""What a configuration may ask for."""
+
+LARGEST_SHARE_FOR_BLOCKS = 0.8
+"""Share of visible patches up to which `blocks` is the faster one: see docs/results/speed.md."""
+
+
+def choose_backend(mask_ratio: float) -> Literal["dense", "blocks"]:
+    """The backend that wins when a share `mask_ratio` of the patches is hidden.
+
+    It depends on nothing else, so that the same run computes the same on every start.
+    """
+    return "blocks" if 1 - mask_ratio <= LARGEST_SHARE_FOR_BLOCKS else "dense"

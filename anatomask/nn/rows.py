@@ -1,0 +1,283 @@
+"""Active voxels as rows: what the sparse backends compute on.
+
+A batch's active blocks are gathered into rows (B, K·e³, C): K blocks per sample in raster order, each of e³ voxels in
+raster order, where e = 16 / stride is the edge of a block at the resolution in question. Every sample has the same
+number of rows: where one has fewer active blocks than another, the last slots are unused and hold anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from anatomask.nn.sparse import PATCH, NormScope
+from anatomask.nn.stunet import ENCODER_STRIDES, NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
+
+Convolve = Callable[[Tensor, nn.Conv3d, "ActiveBlocks", int], Tensor]
+"""(rows (B, K·e³, C), 3x3x3 convolution, blocks, e) to rows of the convolution's resolution.
+
+It leaves the bias out: an InstanceNorm follows, which takes it away again.
+"""
+
+
+@dataclass(frozen=True)
+class ActiveBlocks:
+    """Which blocks of a batch are active, and the tables that find their voxels."""
+
+    batch: int
+    grid: tuple[int, int, int]
+    """Patches along D, H, W."""
+    patches: Tensor
+    """(B, K): the patch in each slot, an index into the sample's grid in raster order."""
+    used: Tensor | None
+    """(B, K, 1, 1) bool: whether a slot is in use; None: all are."""
+    neighbours: Tensor
+    """(B·K, 27): the slot of each of a block's 3x3x3 neighbours, B·K where that is hidden or outside."""
+    _tables: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, active: Tensor, visible: int | None = None) -> ActiveBlocks:
+        """The blocks of `active` (B, d, h, w) bool.
+
+        `visible` is the number of active patches of every sample. Where it is not known, the device is asked, which
+        waits for it.
+        """
+        batch, d, h, w = active.shape
+        flat = active.flatten(1)
+        slots = int(flat.sum(1).max()) if visible is None else visible
+        patches = flat.int().argsort(dim=1, descending=True, stable=True)[:, :slots]
+        used = flat.gather(1, patches)
+        regular = visible is not None or bool(used.all())
+
+        number = torch.arange(batch * slots, device=active.device).view(batch, slots)
+        number = number.masked_fill(~used, batch * slots)
+        slot = torch.full_like(flat, batch * slots, dtype=torch.long).scatter(1, patches, number)
+        slot = functional.pad(slot.view(batch, d, h, w), (1,) * 6, value=batch * slots)
+        around = slot.unfold(1, 3, 1).unfold(2, 3, 1).unfold(3, 3, 1).reshape(batch, d * h * w, 27)
+        neighbours = around.gather(1, patches[..., None].expand(batch, slots, 27))
+        neighbours = neighbours.masked_fill(~used[..., None], batch * slots)
+        return cls(
+            batch, (d, h, w), patches, None if regular else used[..., None, None], neighbours.view(batch * slots, 27)
+        )
+
+    @property
+    def slots(self) -> int:
+        """K."""
+        return self.patches.shape[1]
+
+    def table(self, edge: int, *axes: tuple[int, int, int]) -> Tensor:
+        """Rows of the voxels at given places relative to every block, for `index_select`.
+
+        Args:
+            edge: e.
+            axes: ranges (start, stop, step), summed up: coordinates along each of D, H, W relative to the block's first
+                voxel. They may lie outside it, by one block at most.
+
+        Returns:
+            (B·K · number³,) int32; B·K·e³ (a row of zeros) for voxels that are not active.
+        """
+        if (edge, axes) not in self._tables:
+            device = self.patches.device
+            coordinate = torch.zeros(1, dtype=torch.long, device=device)
+            for axis in axes:
+                coordinate = coordinate[..., None] + torch.arange(*axis, device=device)
+            coordinate = coordinate.squeeze(0)
+            block, voxel = torch.div(coordinate, edge, rounding_mode="floor") + 1, coordinate % edge
+            slot = self.neighbours.index_select(1, _outer(block, 3).flatten())
+            row = (slot * edge**3 + _outer(voxel, edge).flatten()).clamp_max(len(self.neighbours) * edge**3)
+            self._tables[edge, axes] = row.flatten().int()
+        return self._tables[edge, axes]
+
+    def coordinates(self, edge: int) -> Tensor:
+        """Sample, D, H and W of every row at the resolution of blocks of `edge` voxels: (B·K·e³, 4) int32."""
+        _, h, w = self.grid
+        device = self.patches.device
+        sample = torch.arange(self.batch, device=device)[:, None].expand_as(self.patches)
+        block = torch.stack((sample, self.patches // (h * w), self.patches // w % h, self.patches % w), -1)
+        axis = torch.arange(edge, device=device)
+        voxel = functional.pad(torch.cartesian_prod(axis, axis, axis).view(-1, 3), (1, 0))
+        scale = torch.tensor([1, edge, edge, edge], device=device)
+        return (block.view(-1, 1, 4) * scale + voxel).view(-1, 4).int().contiguous()
+
+    def rows(self, volume: Tensor) -> Tensor:
+        """The active voxels of (B, C, D, H, W): (B, K·16³, C). Hidden ones are not read."""
+        d, h, w = self.grid
+        patches = volume.view(self.batch, -1, d, PATCH, h, PATCH, w, PATCH).permute(0, 2, 4, 6, 3, 5, 7, 1)
+        chosen = patches.reshape(self.batch * d * h * w, -1).index_select(0, self._flat_patches())
+        return chosen.view(self.batch, -1, volume.shape[1])
+
+    def scatter(self, rows: Tensor, fill: Tensor) -> Tensor:
+        """Rows (B, K·e³, C) back into a volume (B, C, d·e, h·e, w·e), whose other voxels are `fill` (C,)."""
+        (d, h, w), channels = self.grid, rows.shape[2]
+        blocks = rows.reshape(self.batch, self.slots, -1, channels)
+        if self.used is not None:
+            blocks = torch.where(self.used, blocks, fill)
+        canvas = fill.to(rows.dtype).expand(self.batch * d * h * w, blocks.shape[2], channels)
+        canvas = canvas.index_copy(0, self._flat_patches(), blocks.flatten(0, 1))
+        edge = round(blocks.shape[2] ** (1 / 3))
+        volume = canvas.view(self.batch, d, h, w, edge, edge, edge, channels).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        return volume.reshape(self.batch, d * edge, h * edge, w * edge, channels).permute(0, 4, 1, 2, 3)
+
+    def _flat_patches(self) -> Tensor:
+        d, h, w = self.grid
+        first = torch.arange(self.batch, device=self.patches.device)[:, None] * (d * h * w)
+        return (self.patches + first).flatten()
+
+
+def _outer(axis: Tensor, base: int) -> Tensor:
+    """Numbers of voxels whose coordinates along D, H, W are `axis`, in the raster order of a cube of edge `base`.
+
+    `axis` is (w,), or (o, t) for o places with t taps each: then (o, o, o, t, t, t).
+    """
+    if axis.dim() == 1:
+        return (axis[:, None, None] * base + axis[:, None]) * base + axis
+    d, h, w = axis[:, None, None, :, None, None], axis[None, :, None, None, :, None], axis[None, None, :, None, None, :]
+    return (d * base + h) * base + w
+
+
+class _NormActivation(torch.autograd.Function):
+    """InstanceNorm over rows, plus a skip connection, then leaky ReLU: one node that keeps what backward needs only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        cancelled: Tensor | None,
+        skip: Tensor | None,
+        used: Tensor | None,
+        eps: float,
+        slope: float,
+        pooled: bool,
+    ) -> Tensor:
+        """x (B, K, e³, C); statistics over K and e³, and over B if `pooled`. A slope of 1 is no activation.
+
+        `cancelled` is the bias of the convolution before: the norm takes it away, so it is not added to begin with,
+        and its gradient is exactly zero.
+        """
+        dims = (0, 1, 2) if pooled else (1, 2)
+        wide = _widened(x)
+        if used is None:
+            count: Tensor | int = x.shape[1] * x.shape[2] * (x.shape[0] if pooled else 1)
+        else:
+            count = (used.sum(dims, keepdim=True) * x.shape[2]).clamp_min(1)
+            wide = torch.where(used, wide, 0)
+        mean = wide.sum(dims, keepdim=True) / count
+        centred = wide - mean if used is None else torch.where(used, wide - mean, 0)
+        deviation = torch.rsqrt((centred * centred).sum(dims, keepdim=True) / count + eps)
+        y = centred.mul_(deviation * weight).add_(bias)
+        if skip is not None:
+            y.add_(skip)
+        if slope != 1:
+            functional.leaky_relu_(y, slope)
+        y = y.to(x.dtype)
+        ctx.save_for_backward(x, weight, cancelled, used, mean, deviation, y if slope != 1 else None)
+        ctx.slope, ctx.dims, ctx.count, ctx.skips = slope, dims, count, skip is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, cancelled, used, mean, deviation, y = ctx.saved_tensors
+        (grad,) = grads
+        if ctx.slope != 1:
+            grad = torch.ops.aten.leaky_relu_backward(grad, y, ctx.slope, True)
+        wide = _widened(grad)
+        standard = (_widened(x) - mean) * deviation
+        if used is not None:
+            wide, standard = torch.where(used, wide, 0), torch.where(used, standard, 0)
+        bias_sum = wide.sum(ctx.dims, keepdim=True)
+        weight_sum = (wide * standard).sum(ctx.dims, keepdim=True)
+        into = (wide - bias_sum / ctx.count).addcmul_(standard, weight_sum / -ctx.count).mul_(deviation * weight)
+        if used is not None:
+            into = torch.where(used, into, 0)
+        per_channel = (weight_sum.flatten(0, 2).sum(0), bias_sum.flatten(0, 2).sum(0))
+        no_bias = None if cancelled is None else torch.zeros_like(cancelled)
+        return into.to(x.dtype), *per_channel, no_bias, grad if ctx.skips else None, None, None, None, None
+
+
+def _widened(x: Tensor) -> Tensor:
+    """In float32 at least: statistics in half precision would be useless."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def norm_activation(
+    rows: Tensor,
+    norm: nn.InstanceNorm3d,
+    blocks: ActiveBlocks,
+    scope: NormScope,
+    cancelled: Tensor | None = None,
+    skip: Tensor | None = None,
+    slope: float = NEGATIVE_SLOPE,
+) -> Tensor:
+    """InstanceNorm of rows (B, K·e³, C) over the active voxels, plus `skip`, then leaky ReLU (none if `slope` is 1).
+
+    `cancelled` is the bias of the convolution that made the rows, which left it out.
+    """
+    per_block = (blocks.batch, blocks.slots, -1, rows.shape[2])
+    skip = None if skip is None else skip.view(per_block)
+    pooled = scope == "batch"
+    y = _NormActivation.apply(
+        rows.view(per_block), norm.weight, norm.bias, cancelled, skip, blocks.used, norm.eps, slope, pooled
+    )
+    return y.view_as(rows)
+
+
+@dataclass(frozen=True)
+class RowMap:
+    """One of the encoder's maps, as rows."""
+
+    values: Tensor
+    """(B, K·e³, C)."""
+    blocks: ActiveBlocks
+    scope: NormScope
+
+    def dense(self) -> Tensor:
+        """(B, C, D, H, W), zero where hidden."""
+        return self.blocks.scatter(self.values, self.values.new_zeros(self.values.shape[2]))
+
+    def densify(self, norm: nn.InstanceNorm3d, token: Tensor) -> Tensor:
+        """(B, C, D, H, W), normalised over the active voxels; hidden ones are `token` (1, C, 1, 1, 1)."""
+        rows = norm_activation(self.values, norm, self.blocks, self.scope, slope=1)
+        return self.blocks.scatter(rows, token.flatten())
+
+
+def encode_rows(
+    encoder: STUNetEncoder, volume: Tensor, blocks: ActiveBlocks, scope: NormScope, convolve: Convolve
+) -> list[RowMap]:
+    """The encoder on active voxels alone; `convolve` does the 3x3x3 convolutions, the rest is the same for all."""
+    x = blocks.rows(volume)
+    maps: list[RowMap] = []
+    for stage, stride in zip(encoder.stages, ENCODER_STRIDES, strict=True):
+        for block in stage:  # type: ignore[attr-defined]
+            x = _residual_block(block, x, blocks, PATCH // stride * block.conv1.stride[0], scope, convolve)
+        maps.append(RowMap(x, blocks, scope))
+    return maps
+
+
+def _residual_block(
+    block: ResidualBlock, x: Tensor, blocks: ActiveBlocks, edge: int, scope: NormScope, convolve: Convolve
+) -> Tensor:
+    """A residual block of STU-Net on rows of blocks of `edge` voxels."""
+    stride, conv1, conv2 = block.conv1.stride[0], block.conv1, block.conv2
+    hidden = norm_activation(convolve(x, conv1, blocks, edge), block.norm1, blocks, scope, conv1.bias)
+    skip = x if block.shortcut is None else _pointwise(x, block.shortcut, edge)
+    return norm_activation(
+        convolve(hidden, conv2, blocks, edge // stride), block.norm2, blocks, scope, conv2.bias, skip
+    )
+
+
+def _pointwise(x: Tensor, convolution: nn.Conv3d, edge: int) -> Tensor:
+    """A 1x1x1 convolution of rows, of every second voxel along each axis where its stride is 2."""
+    stride = convolution.stride[0]
+    if stride == 2:
+        pairs = x.view(-1, edge // 2, 2, edge // 2, 2, edge // 2, 2, x.shape[2])
+        x = pairs[:, :, 0, :, 0, :, 0].reshape(x.shape[0], -1, x.shape[2])
+    return functional.linear(x, convolution.weight.flatten(1), convolution.bias)

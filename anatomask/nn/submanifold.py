@@ -1,0 +1,83 @@
+"""The backend `spconv`: spconv's submanifold convolutions, from the extra `anatomask[spconv]`.
+
+Always in float32: spconv knows no bfloat16, and half precision overflows without loss scaling.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from anatomask.nn.rows import ActiveBlocks, RowMap, encode_rows
+from anatomask.nn.sparse import NormScope
+from anatomask.nn.stunet import STUNetEncoder
+
+_TAPS = (-1, 2, 1)
+
+
+def encode_spconv(
+    encoder: STUNetEncoder, volume: Tensor, active: Tensor, scope: NormScope, visible: int | None
+) -> list[RowMap]:
+    """Only active voxels are computed."""
+    return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), scope, convolve)
+
+
+def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int) -> Tensor:
+    """A 3x3x3 convolution of stride 1 or 2 on rows of blocks of `edge` voxels, without its bias."""
+    spconv, stride = require_spconv(), convolution.stride[0]
+    features = _unused_zeroed(x.float(), blocks)
+    weight = convolution.weight.float().permute(0, 2, 3, 4, 1).contiguous()
+    with torch.autocast(x.device.type, enabled=False):
+        if stride == 1:
+            coordinates = blocks.coordinates(edge)
+            shape = [side * edge for side in blocks.grid]
+            _, pairs, counts = spconv.ops.get_indice_pairs(
+                coordinates, blocks.batch, shape, spconv.native, [3] * 3, [1] * 3, [1] * 3, [1] * 3, [0] * 3, subm=True
+            )
+            run = spconv.functional.indice_subm_conv
+        else:
+            pairs, counts = _strided_pairs(blocks, edge)
+            run = spconv.functional.indice_conv
+        rows = blocks.batch * blocks.slots * (edge // stride) ** 3
+        out = run(features.flatten(0, 1).contiguous(), weight, pairs, counts, rows, spconv.native)
+    return out.view(blocks.batch, -1, out.shape[1])
+
+
+def require_spconv() -> SimpleNamespace:
+    """The parts of spconv that are used.
+
+    On a machine without CUDA its backward asks for a CUDA stream: it is given none.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message names the remedy.
+    """
+    try:
+        import spconv.pytorch.functional as functional
+        from spconv.core import ConvAlgo
+        from spconv.pytorch import ops
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("the backend spconv needs spconv: pip install 'anatomask[spconv]'") from error
+    if not torch.cuda.is_available():
+        ops.get_current_stream = lambda: 0
+    return SimpleNamespace(ops=ops, functional=functional, native=ConvAlgo.Native)
+
+
+def _unused_zeroed(x: Tensor, blocks: ActiveBlocks) -> Tensor:
+    """Rows in unused slots hold anything; spconv would hand it to their neighbours."""
+    if blocks.used is None:
+        return x
+    return torch.where(blocks.used, x.view(blocks.batch, blocks.slots, -1, x.shape[2]), 0).view_as(x)
+
+
+def _strided_pairs(blocks: ActiveBlocks, edge: int) -> tuple[Tensor, Tensor]:
+    """For each tap of a convolution of stride 2, which row it reads for which output row: (2, 27, rows), and how many.
+
+    spconv's own pairs reach every voxel that a tap touches; submanifold outputs are those of active patches alone.
+    """
+    table = blocks.table(edge, (0, edge, 2), _TAPS).view(-1, 27).t()
+    present = table < blocks.batch * blocks.slots * edge**3
+    outputs = present.int().argsort(dim=1, descending=True, stable=True)
+    pairs = torch.stack((table.gather(1, outputs), outputs.int()))
+    return pairs.contiguous(), present.sum(1).int()

@@ -1,0 +1,121 @@
+"""What the benchmarks share: timing side by side, a table, and one JSON object as the last line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from anatomask.nn.stunet import SIZES
+
+
+def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
+    """Median seconds of each candidate, called in turn `rounds` times after one warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds + 1):
+        for name, candidate in candidates.items():
+            took = timed(candidate, device)
+            if turn:
+                seconds[name].append(took)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def timed(candidate: Callable[[], object], device: str) -> float:
+    """Seconds of one call, the device's work included."""
+    synchronise(device)
+    start = time.perf_counter()
+    candidate()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: str) -> None:
+    """Wait for a GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory_gib(make: Callable[[], Callable[[], object]], device: str) -> tuple[Callable[[], object], float | None]:
+    """What `make` builds, and the peak GPU memory of building and calling it once, apart from what was there before."""
+    if device != "cuda":
+        return make(), None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    built = make()
+    built()
+    torch.cuda.synchronize()
+    return built, (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def matrix_peak(dtype: torch.dtype, device: str) -> float:
+    """FLOP/s that a product of two large square matrices reaches: the best of 10."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a @ b
+    return 2 * size**3 / min(timed(lambda: a @ b, device) for _ in range(10))
+
+
+def machine(device: str) -> dict[str, object]:
+    """What the figures were measured on."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.machine()
+
+
+def report(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], result: Mapping[str, object]) -> None:
+    """Print the table, then `result` as one line of JSON."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(title)
+    for first, *others in cells:
+        print("  ".join([first.ljust(widths[0]), *(o.rjust(w) for o, w in zip(others, widths[1:], strict=True))]))
+    print(json.dumps(result))
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags that the benchmarks of networks share, with the device's defaults filled in."""
+    parser.add_argument("--quick", action="store_true", help="size S, few rounds: within a minute")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["b"], help="the ratios are the first's")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--patch", nargs=3, type=int, help="default: 64 64 64 on CPU, 112 112 128 on GPU")
+    parser.add_argument("--batch", type=int, help="default: 1 on CPU, 4 on GPU")
+    parser.add_argument("--mask-ratio", type=float, default=0.6)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on CPU, bfloat16 on GPU")
+    parser.add_argument("--compile", action="store_true", help="compile what is torch's own")
+    parser.add_argument("--threads", type=int, help="default: torch's")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    gpu = arguments.device == "cuda"
+    arguments.patch = arguments.patch or ([112, 112, 128] if gpu else [64, 64, 64])
+    arguments.batch = arguments.batch or (4 if gpu else 1)
+    arguments.dtype = arguments.dtype or ("bfloat16" if gpu else "float32")
+    if arguments.quick:
+        arguments.sizes, arguments.rounds = ["s"], 3
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    return arguments
+
+
+def setting(arguments: argparse.Namespace) -> str:
+    """What was measured, for a table's title."""
+    compiled = ", compiled" if arguments.compile else ""
+    return (
+        f"{'x'.join(map(str, arguments.patch))}, batch {arguments.batch}, γ = {arguments.mask_ratio}, "
+        f"{arguments.device} {arguments.dtype}{compiled}"
+    )

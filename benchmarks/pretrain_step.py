@@ -1,0 +1,168 @@
+"""How long a whole pretraining step takes: `python benchmarks/pretrain_step.py [--quick]`.
+
+Teacher, masking, student, backward, clipping, AdamW and EMA at t/T = 1/2, on a random volume: ours with each backend,
+and the published way (`published.py`). All in turn in one run; first, their losses from the same weights and masks are
+compared. The last line is JSON; `step_over_published` is the published way's seconds over ours with `blocks`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from measure import interleaved, machine, matrix_peak, parse, peak_memory_gib, report, setting
+from published import PublishedStep
+from torch import Tensor, nn
+from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
+from torch.utils.flop_counter import FlopCounterMode
+
+from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
+from anatomask.methods.base import PretrainBatch
+from anatomask.nn.backends import BACKENDS
+from anatomask.nn.sparse import PATCH
+from anatomask.nn.stunet import SIZES, STUNetConfig
+from anatomask.training.optimiser import OptimiserConfig, build_optimiser
+
+PROGRESS = 0.5
+Step = Callable[[], None]
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parse(argparse.ArgumentParser(description=__doc__))
+    peak = matrix_peak(getattr(torch, arguments.dtype), arguments.device)
+    sizes = {size: measure(arguments, size, peak) for size in arguments.sizes}
+    rows = [
+        [
+            f"{size.upper()} {name}",
+            f"{1e3 * seconds:.0f}",
+            f"{found['seconds']['published'] / seconds:.2f}",
+            f"{arguments.batch / seconds:.2f}",
+            f"{100 * found['share_of_peak'][name]:.0f} %" if name in found["share_of_peak"] else "-",
+            f"{found['peak_memory_gib'][name]:.1f}" if found["peak_memory_gib"][name] else "-",
+        ]
+        for size, found in sizes.items()
+        for name, seconds in found["seconds"].items()
+    ]
+    first = next(iter(sizes.values()))
+    ours = "blocks compiled" if arguments.compile else "blocks"
+    result: dict[str, object] = {
+        "step_over_published": first["seconds"]["published"] / first["seconds"][ours],
+        "samples_per_second": arguments.batch / first["seconds"][ours],
+        "share_of_peak": first["share_of_peak"][ours],
+        "peak_memory_gib": first["peak_memory_gib"][ours],
+        "sizes": sizes,
+        "matrix_product_tflops": peak / 1e12,
+        "arguments": vars(arguments),
+        "machine": machine(arguments.device),
+    }
+    header = ["", "ms", "published/it", "samples/s", "of matrix peak", "peak GiB"]
+    report(f"Pretraining step, {setting(arguments)}", header, rows, result)
+
+
+def measure(arguments: argparse.Namespace, size: str, peak: float) -> dict[str, dict[str, Any]]:
+    """By way of computing: seconds, the share of the FLOP/s of a matrix product that it reaches, peak memory."""
+    network, batch = SIZES[size], random_batch(arguments)
+    check_same_loss(network, batch)
+    ways = {"published": partial(published_step, network, batch, arguments)}
+    ways |= {name: partial(our_step, name, network, batch, arguments) for name in BACKENDS}
+    if not find_spec("spconv"):
+        del ways["spconv"]
+    if arguments.compile:
+        ways |= {
+            f"{name} compiled": partial(our_step, name, network, batch, arguments, compiled=True)
+            for name in ("dense", "blocks")
+        }
+    steps, memory = {}, {}
+    for name, make in ways.items():
+        steps[name], memory[name] = peak_memory_gib(make, arguments.device)
+    # spconv's products are not torch's: they cannot be counted. Compiled, the work is the same.
+    gflop = {name: counted(steps[name]) / 1e9 for name in ("published", "dense", "blocks")}
+    gflop |= {name: gflop[name.removesuffix(" compiled")] for name in steps if name.endswith("compiled")}
+    seconds = interleaved(steps, arguments.rounds, arguments.device)
+    return {
+        "seconds": seconds,
+        "gflop": gflop,
+        "share_of_peak": {name: 1e9 * work / seconds[name] / peak for name, work in gflop.items()},
+        "peak_memory_gib": memory,
+    }
+
+
+def random_batch(arguments: argparse.Namespace) -> PretrainBatch:
+    """A batch as the training task makes it: channels last."""
+    patches = 1
+    for edge in arguments.patch:
+        patches *= edge // PATCH
+    volume = torch.randn(arguments.batch, 1, *arguments.patch, device=arguments.device)
+    noise = torch.rand(arguments.batch, 2, patches, device=arguments.device)
+    return PretrainBatch(volume.contiguous(memory_format=torch.channels_last_3d), noise)
+
+
+def check_same_loss(network: STUNetConfig, batch: PretrainBatch) -> None:
+    """Stop unless the published way and ours give the same loss, from the same weights, with norms over the batch."""
+    published = PublishedStep(AnatoMaskConfig(), network)
+    ours = AnatoMask(AnatoMaskConfig(), network)
+    ours.student.load_state_dict(published.student.model.state_dict())
+    ours.teacher.load_state_dict(published.teacher.model.state_dict())
+    for model in (ours.student, ours.teacher):
+        model.norm_scope = "batch"
+    on_host = PretrainBatch(batch.volume[:1, :, :32, :32, :48].cpu(), batch.noise[:1, :, :12].cpu())
+    theirs, mine = published.loss(on_host, PROGRESS), ours.training_step(on_host, PROGRESS).loss
+    if not torch.allclose(theirs, mine, rtol=1e-4):
+        raise SystemExit(f"the published way's loss is {theirs:.6f}, ours {mine:.6f}: they do not compute the same")
+
+
+def published_step(network: STUNetConfig, batch: PretrainBatch, arguments: argparse.Namespace) -> Step:
+    """The published way: contiguous memory."""
+    method = PublishedStep(AnatoMaskConfig(), network)
+    method.student.to(arguments.device)
+    method.teacher.to(arguments.device)
+    contiguous = PretrainBatch(batch.volume.contiguous(), batch.noise)
+    return whole_step(partial(method.loss, contiguous, PROGRESS), method.student, method.after_step, arguments)
+
+
+def our_step(
+    backend: str, network: STUNetConfig, batch: PretrainBatch, arguments: argparse.Namespace, compiled: bool = False
+) -> Step:
+    """`AnatoMask`, prepared as the training task prepares it."""
+    method = AnatoMask(AnatoMaskConfig(), network).to(arguments.device)
+    convert_conv3d_weight_memory_format(method, torch.channels_last_3d)
+    method.set_sparse_backend(backend)
+    if compiled:
+        method.student.compile()
+        method.teacher.compile()
+    return whole_step(lambda: method.training_step(batch, PROGRESS).loss, method.student, method.after_step, arguments)
+
+
+def whole_step(
+    loss: Callable[[], Tensor], student: nn.Module, after: Callable[[float], None], arguments: argparse.Namespace
+) -> Step:
+    """Forward, backward, clipping, AdamW, EMA."""
+    config = OptimiserConfig()
+    optimiser = build_optimiser(student.parameters(), config)
+
+    def step() -> None:
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
+            value = loss()
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), config.clip)
+        optimiser.step()
+        after(PROGRESS)
+
+    return step
+
+
+def counted(step: Step) -> int:
+    """FLOPs of one call."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""All sparse backends compute the same, forward and backward, from the same weights."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from anatomask.nn.backends import BACKENDS
+from anatomask.nn.masked_autoencoder import MaskedAutoencoder
+from anatomask.nn.rows import ActiveBlocks
+from anatomask.nn.sparse import NormScope, expand_active
+from anatomask.nn.stunet import STUNetConfig
+
+SPARSE = [name for name in BACKENDS if name != "dense"]
+GRIDS = st.tuples(*[st.integers(1, 3)] * 3)
+
+
+def _masks(batch: int, grid: tuple[int, ...], share: float, seed: int) -> Tensor:
+    """Random; a sample has at least one active patch."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(batch, *grid, generator=generator).flatten(1)
+    return ((noise < share) | (noise == noise.amin(1, keepdim=True))).view(batch, *grid)
+
+
+def _model(network: STUNetConfig, decoder: str = "simple", scope: NormScope = "sample") -> MaskedAutoencoder:
+    """Random affine parameters and biases: fresh ones are ones and zeros, which hide mistakes."""
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(network, decoder, 16, scope)  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, mean=0.5)
+    return model
+
+
+def _everything(
+    model: MaskedAutoencoder, backend: str, volume: Tensor, active: Tensor, upstream: list[Tensor]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The five maps, and the gradients of every encoder parameter for given gradients of the maps."""
+    model.set_sparse_backend(backend)
+    maps = model.encode(volume, active)
+    parameters = dict(model.encoder.named_parameters())
+    gradients = torch.autograd.grad(
+        sum((x * g).sum() for x, g in zip(maps, upstream, strict=True)),  # type: ignore[arg-type]
+        list(parameters.values()),
+    )
+    return [x.detach() for x in maps], dict(zip(parameters, gradients, strict=True))
+
+
+def _upstream(batch: int, grid: tuple[int, ...], widths: tuple[int, ...]) -> list[Tensor]:
+    edges = (16, 8, 4, 2, 1)
+    return [torch.randn(batch, w, *(n * e for n in grid)) for w, e in zip(widths, edges, strict=True)]
+
+
+def _assert_same(
+    mine: tuple[list[Tensor], dict[str, Tensor]], reference: tuple[list[Tensor], dict[str, Tensor]], tolerance: float
+) -> None:
+    for stage, (x, expected) in enumerate(zip(mine[0], reference[0], strict=True)):
+        assert (x - expected).abs().max() <= tolerance * (1 + expected.abs().max()), f"map of stage {stage}"
+    for name, expected in reference[1].items():
+        x, scale = mine[1][name], expected.abs().max()
+        if ".conv" in name and name.endswith("bias"):  # exactly zero: what the reference has there is rounding
+            scale = torch.stack([g.abs().max() for n, g in reference[1].items() if "weight" in n]).max()
+        assert (x - expected).abs().max() <= tolerance * (1 + scale), name
+
+
+@pytest.mark.parametrize("backend", SPARSE)
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    grid=GRIDS,
+    share=st.floats(0.1, 0.9),
+    scope=st.sampled_from(["sample", "batch"]),
+    depth=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_same_maps_and_gradients_as_dense(
+    backend: str, batch: int, grid: tuple[int, int, int], share: float, scope: NormScope, depth: int, seed: int
+) -> None:
+    """In float64, where rounding cannot hide a mistake (spconv: float32), samples with differing numbers of patches."""
+    dtype, tolerance = (torch.float32, 2e-3) if backend == "spconv" else (torch.float64, 1e-9)
+    network = STUNetConfig(in_channels=2, base=4, depth=depth)
+    model = _model(network, scope=scope).to(dtype)
+    volume = torch.randn(batch, 2, *(16 * n for n in grid), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    active = _masks(batch, grid, share, seed)
+    upstream = [x.to(dtype) for x in _upstream(batch, grid, model.encoder.widths)]
+    if min(active.flatten(1).sum(1)) == 1:  # one voxel at stride 16 has no variance: 1/sqrt(eps) amplifies rounding
+        tolerance *= 100
+    reference = _everything(model, "dense", volume, active, upstream)
+    _assert_same(_everything(model, backend, volume, active, upstream), reference, tolerance)
+
+
+@pytest.mark.parametrize("backend", SPARSE)
+@pytest.mark.parametrize("decoder", ["simple", "hierarchical"])
+def test_same_reconstruction_loss_and_gradients_in_float32(backend: str, decoder: str) -> None:
+    model = _model(STUNetConfig(base=4), decoder)
+    active = torch.stack([_masks(1, (3, 2, 4), 0.4, seed)[0] for seed in (1, 2)])
+    active[:, 0, 0, 0] = active[:, -1, -1, -1] = True  # active patches touch the border
+    volume = torch.randn(2, 1, 48, 32, 64)
+    results = []
+    for name in ("dense", backend):
+        model.set_sparse_backend(name)
+        model.zero_grad()
+        out = model(volume, active)
+        out.loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results.append((out, gradients))
+    (expected, theirs), (got, mine) = results
+    torch.testing.assert_close(got.reconstruction, expected.reconstruction, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(got.patch_loss, expected.patch_loss, rtol=1e-4, atol=1e-5)
+    assert mine.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hidden_voxels_are_not_read(backend: str) -> None:
+    """Not even where samples differ in how many patches they show, and what is hidden is NaN."""
+    model = _model(STUNetConfig(base=4))
+    model.set_sparse_backend(backend)
+    active = _masks(2, (2, 2, 3), 0.5, 3)
+    active[1] = False
+    active[1, 0, 0, 0] = True
+    volume = torch.randn(2, 1, 32, 32, 48)
+    other = torch.where(expand_active(active, 16), volume, torch.nan)
+    for a, b in zip(model.encode(volume, active), model.encode(other, active), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(model(volume, active).reconstruction, model(other, active).reconstruction)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_published_implementation_agrees(golden: Any, backend: str) -> None:
+    from anatomask.weights import import_anatomask_checkpoint
+
+    numbers = np.load(golden / "b1_depth1.npz")
+    model = import_anatomask_checkpoint(golden / "b1_depth1_checkpoint.pt").eval()
+    model.set_sparse_backend(backend)
+    volume, active = torch.from_numpy(numbers["input"]), torch.from_numpy(numbers["active"])[:, 0]
+    names = ["reconstruction_eval", *(f"encoder_stage{stage}_eval" for stage in range(5))]
+    with torch.no_grad():
+        results = [model(volume, active).reconstruction, *model.encode(volume, active)]
+    for name, mine in zip(names, results, strict=True):
+        assert np.abs(mine.numpy() - numbers[name]).max() / np.abs(numbers[name]).max() < 1e-4, name
+
+
+@pytest.mark.parametrize("backend", SPARSE)
+def test_a_known_number_of_visible_patches_changes_nothing(backend: str) -> None:
+    model = _model(STUNetConfig(base=4))
+    model.set_sparse_backend(backend)
+    active = torch.stack([torch.arange(8).roll(3 * i).view(2, 2, 2) < 3 for i in range(3)])
+    volume = torch.randn(3, 1, 32, 32, 32)
+    assert torch.equal(model(volume, active, 3).reconstruction, model(volume, active).reconstruction)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    grid=GRIDS,
+    share=st.floats(0.1, 0.9),
+    edge=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 99),
+)
+def test_tables_name_the_neighbouring_voxels(
+    batch: int, grid: tuple[int, int, int], share: float, edge: int, seed: int
+) -> None:
+    """Against a padded volume in which each active voxel holds its row's number, looked up one by one."""
+    active = _masks(batch, grid, share, seed)
+    blocks = ActiveBlocks.of(active)
+    rows = batch * blocks.slots * edge**3
+    numbers = torch.arange(rows, dtype=torch.float64).view(batch, -1, 1)
+    volume = blocks.scatter(numbers, torch.tensor([float(rows)], dtype=torch.float64))
+    padded = nn.functional.pad(volume, (edge,) * 6, value=rows)[:, 0]
+    table = blocks.table(edge, (-1, edge + 1, 1)).view(batch, blocks.slots, edge + 2, edge + 2, edge + 2)
+    for sample in range(batch):
+        for slot, patch in enumerate(active[sample].nonzero().tolist()):
+            x, y, z = (slice(edge * (p + 1) - 1, edge * (p + 2) + 1) for p in patch)
+            assert torch.equal(table[sample, slot].double(), padded[sample, x, y, z])
+    coordinates = blocks.coordinates(edge).view(batch, blocks.slots, -1, 4)
+    for sample in range(batch):
+        used = int(active[sample].sum())
+        where = coordinates[sample, :used].reshape(-1, 4).long()
+        found = volume[where[:, 0], 0, where[:, 1], where[:, 2], where[:, 3]]
+        assert torch.equal(found, numbers[sample, : used * edge**3, 0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_checkpointing_changes_nothing(backend: str) -> None:
+    model = _model(STUNetConfig(base=4))
+    model.set_sparse_backend(backend)
+    volume, active = torch.randn(2, 1, 32, 32, 32), _masks(2, (2, 2, 2), 0.5, 4)
+    gradients = []
+    for wrapped in (False, True):
+        model.zero_grad()
+        call = (lambda v, a: checkpoint(lambda: model(v, a).loss, use_reentrant=False)) if wrapped else (
+            lambda v, a: model(v, a).loss
+        )  # fmt: skip
+        call(volume, active).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast(backend: str) -> None:
+    """bfloat16 keeps 8 bits: the loss is near that of float32, the gradients point the same way.
+
+    Of stages 1 to 3: on a CPU, torch 2.13 gives wrong bfloat16 weight gradients for volumes of a few voxels.
+    """
+    model = _model(STUNetConfig(base=16), "hierarchical")
+    model.set_sparse_backend(backend)
+    volume, active = torch.randn(2, 1, 32, 32, 48), _masks(2, (2, 2, 3), 0.5, 5)
+    results = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = model(volume, active).loss
+        loss.backward()
+        gradients = {
+            n: p.grad.double().flatten() for n, p in model.encoder.stages[:3].named_parameters() if p.dim() > 1
+        }
+        assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
+        results.append((loss.item(), gradients))
+    (expected, reference), (got, gradients) = results
+    assert got == pytest.approx(expected, rel=0.02)
+    for name, gradient in gradients.items():
+        assert nn.functional.cosine_similarity(gradient, reference[name], dim=0) > 0.9, name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("backend", ["dense", "blocks"])
+def test_compiled_model_computes_the_same(backend: str) -> None:
+    model = _model(STUNetConfig(base=4))
+    model.set_sparse_backend(backend)
+    compiled = copy.deepcopy(model)
+    compiled.compile()
+    for seed in (6, 7):  # the second mask runs what was compiled for the first
+        volume, active = (
+            torch.randn(2, 1, 32, 32, 32),
+            torch.arange(8).roll(seed).view(2, 2, 2)[None].expand(2, 2, 2, 2) < 3,
+        )
+        losses = []
+        for each in (model, compiled):
+            each.zero_grad()
+            out = each(volume, active, 3)
+            out.loss.backward()
+            losses.append(out.loss.detach())
+        torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+        for (name, mine), theirs in zip(compiled.named_parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("backend", SPARSE)
+def test_two_models_in_one_process(backend: str) -> None:
+    one, two = _model(STUNetConfig(base=4)), _model(STUNetConfig(base=4, depth=2))
+    one.set_sparse_backend(backend)
+    two.set_sparse_backend(backend)
+    volume, first, second = torch.randn(1, 1, 32, 32, 32), _masks(1, (2, 2, 2), 0.3, 8), _masks(1, (2, 2, 2), 0.7, 9)
+    alone = one(volume, first).loss
+    other = two(volume, second).loss
+    (alone + other).backward()
+    stem = one.get_parameter("encoder.stages.0.0.conv1.weight")
+    assert stem.grad is not None
+    together = stem.grad.clone()
+    one.zero_grad()
+    one(volume, first).loss.backward()
+    assert torch.equal(together, stem.grad)
+
+
+def test_without_spconv_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def missing(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("spconv"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name="spconv")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    model = _model(STUNetConfig(base=4))
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'anatomask\[spconv\]'"):
+        model.set_sparse_backend("spconv")
