@@ -100,9 +100,10 @@ def _read_header(path: Path) -> dict[str, Any]:
             text = (file.metadata() or {}).get("header")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}): copy or train it again") from error
-    if text is None:
-        raise UserError(f"{path} has no header that says what it is: it was not written by anatomask")
-    return dict(json.loads(text))
+    try:
+        return dict(json.loads(text or ""))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} has no header that says what it is: it was not written by anatomask") from error
 
 
 def find_weights(path: str | Path, which: str = "last") -> Path:

@@ -30,12 +30,12 @@ def plan(config: ImportWeightsConfig) -> list[tuple[str, str]]:
 def stage(config: ImportWeightsConfig, *, overwrite: bool) -> int:
     """Write the folder, and say what was transferred and what was not."""
     folder = Path(config.output)
-    weights = read_file(config)
     check_folder(folder, overwrite)
-    write_weights(folder, weights.tensors, weights.header)
+    weights = read_file(config)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for title, text in describe(weights):
         console.print(f"{title}: {text}")
+    write_weights(folder, weights.tensors, weights.header)
     console.print(f"Finetune from it: anatomask finetune --init {folder} {_flags(weights)}")
     return 0
 
@@ -73,8 +73,10 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 def describe(weights: Weights) -> list[tuple[str, str]]:
     """What was read: titles and texts, a row for each tensor that was not transferred."""
     header = weights.header
-    network, kind = network_of(header), header["kind"]
-    what = "pretrained encoder" if kind == "pretraining" else "segmentation network"
+    network, kind = network_of(header), str(header.get("kind"))
+    what = {"pretraining": "pretrained encoder", "segmentation": "segmentation network"}.get(kind)
+    if what is None:
+        raise UserError(f"weights of kind {kind!r} cannot start a finetuning")
     return [
         ("read", header.get("imported", {}).get("form", "weights of anatomask")),
         (what, f"{len(weights.tensors)} tensors; widths {network.stage_widths}, depth {network.depth}"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from anatomask.errors import UserError
@@ -144,6 +145,19 @@ def test_what_cannot_be_is_refused_by_name(
         code = int(str(exit_.code))
     assert code in (1, 2)
     assert named in " ".join(capfd.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("header", "named"),
+    [("{}", "architecture None"), ("[1]", "has no header"), ("{", "has no header"), (None, "has no header")],
+)
+def test_a_safetensors_file_of_somebody_else_is_refused(
+    tmp_path: Path, header: str | None, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, folder = tmp_path / "x.safetensors", tmp_path / "w"
+    save_file({"a": torch.zeros(1)}, file, metadata=None if header is None else {"header": header})
+    assert main(["import-weights", str(file), "--output", str(folder)]) == 1
+    assert named in " ".join(capsys.readouterr().err.split()) and not folder.exists()
 
 
 def test_nothing_is_replaced_unasked(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
