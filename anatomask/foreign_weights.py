@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from anatomask.errors import UserError
-from anatomask.matching import describe_faults, find_faults, is_named, load_matching
+from anatomask.matching import describe_faults, find_faults, is_named
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.sparse import NormScope
 from anatomask.nn.stunet import ENCODER_STRIDES, STAGE_STRIDES, STUNet, STUNetConfig, STUNetEncoder
@@ -162,30 +162,20 @@ def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sampl
         norm_scope: whether InstanceNorm's statistics are per sample, or over the batch as in that code.
 
     Raises:
-        UserError: the file cannot be read safely, or holds a tensor that is not known, by name.
+        UserError: as `read_foreign_weights`, or the file holds no such network.
     """
-    published = _load(Path(path)).get("network_weights")
-    if not isinstance(published, dict) or not all(map(_is_plain, published.values())):
-        raise UserError(f"{path} has no tensors under 'network_weights': not a checkpoint of the published code")
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in published.items():
-        if re.match(AUTOENCODER.unread, _strip(name)):
-            continue
-        native = AUTOENCODER.ours(_strip(name))
-        if native is None:
-            raise UserError(f"{path} holds {name}, which is no tensor of the published AnatoMask network")
-        tensors[native] = tensor
-    network = _infer_network(tensors, len(ENCODER_STRIDES), path)
-    width = tensors.get(_DECODER_WIDTH)
-    if width is None:
-        raise UserError(f"{path} lacks the tensor {_DECODER_WIDTH}: not a complete AnatoMask checkpoint")
-    model = _autoencoder(network, width, path, norm_scope)
-    load_matching(model, tensors)
+    foreign = read_foreign_weights(path)
+    upsample = foreign.tensors.get(_DECODER_WIDTH)
+    if foreign.form is not AUTOENCODER or upsample is None:
+        raise UserError(f"{path} ({foreign.form.title}) has no decoder dense_decoder.dec: not a complete checkpoint")
+    model = _autoencoder(foreign.network, upsample, path, norm_scope)
+    model.load_state_dict(foreign.tensors)
     return model
 
 
 _DECODER_WIDTH = "decoder.levels.0.upsample.weight"
 _MAKE_NUMBER: Any = np.float64(0).__reduce__()[0]
+"""What a pickle calls to make a numpy number of its type and its bytes."""
 _PLAIN_NUMBERS: list[Any] = [
     *((_MAKE_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # in numpy 1, in numpy 2
     np.dtype,
