@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 import yaml
@@ -23,6 +23,7 @@ from anatomask.data.samples import LoaderConfig
 from anatomask.data.splits import SplitConfig
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import InferenceConfig
+from anatomask.exporting import ExportFormat
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.training.loop import TrainingConfig
@@ -146,6 +147,43 @@ class ReportConfig:
     def __post_init__(self) -> None:
         if self.cases < 1:
             raise ValueError(f"cases must be at least 1, not {self.cases}")
+
+
+@dataclass(frozen=True)
+class ExportWeightsConfig:
+    """Weights of a run in a file that other programs load."""
+
+    run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+    """Folder of a run, or of weights."""
+    format: ExportFormat
+    """nnunet: for nnU-Net's STU-Net trainers; stunet: as STU-Net's released weights; monai: a plain state dict;
+    safetensors: ours, with its description."""
+    output: str = ""
+    """File to write, or a folder for it; none: the folder `exported` of the run."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Which weights of a run; best is last where no validation chose one."""
+    in_channels: int | None = None
+    """Repeat the stem's weights, unscaled, over so many image channels; none: as they are."""
+
+    def __post_init__(self) -> None:
+        if self.in_channels is not None and self.in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, not {self.in_channels}")
+
+
+@dataclass(frozen=True)
+class ImportWeightsConfig:
+    """Weights that others have published, made into a folder that `finetune --init` reads."""
+
+    file: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
+    """A checkpoint of the published AnatoMask or SparK-3D code, STU-Net's weights, or a file of export-weights."""
+    output: str
+    """Folder to write."""
+    allow_missing: tuple[str, ...] = ()
+    """Tensors that need not match: names, their beginnings up to a dot (dense_decoder), or patterns."""
+    method: str = "AnatoMask"
+    """What tables call the pretraining of these weights; a whole network is called after its data set."""
+    dataset: str = "unknown data"
+    """What tables call the data set that these weights were trained on."""
 
 
 SET_BY_SWEEP = {

@@ -12,7 +12,16 @@ from typing import Any
 
 from tyro import MISSING
 
-from anatomask.config import EvaluateConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ReportConfig, SweepConfig
+from anatomask.config import (
+    EvaluateConfig,
+    ExportWeightsConfig,
+    FinetuneConfig,
+    ImportWeightsConfig,
+    PrepareConfig,
+    PretrainConfig,
+    ReportConfig,
+    SweepConfig,
+)
 from anatomask.data.phantom import PhantomConfig
 from anatomask.data.preprocess import PreprocessConfig
 from anatomask.data.samples import LoaderConfig
@@ -64,6 +73,8 @@ def paper_b() -> Recipe:
         ),
         "evaluate": EvaluateConfig(run=MISSING),
         "report": ReportConfig(runs=MISSING),
+        "export-weights": ExportWeightsConfig(run=MISSING, format=MISSING),
+        "import-weights": ImportWeightsConfig(file=MISSING, output=MISSING),
     }
 
 
@@ -120,6 +131,8 @@ def tiny() -> Recipe:
         ),
         "evaluate": EvaluateConfig(run=MISSING, inference=InferenceConfig(mirror=False)),
         "report": ReportConfig(runs=MISSING),
+        "export-weights": ExportWeightsConfig(run=MISSING, format=MISSING),
+        "import-weights": ImportWeightsConfig(file=MISSING, output=MISSING),
     }
 
 
@@ -152,6 +165,8 @@ def small() -> Recipe:
         ),
         "evaluate": EvaluateConfig(run=MISSING),
         "report": ReportConfig(runs=MISSING),
+        "export-weights": ExportWeightsConfig(run=MISSING, format=MISSING),
+        "import-weights": ImportWeightsConfig(file=MISSING, output=MISSING),
     }
 
 

@@ -1,30 +1,27 @@
-"""Weights and their self-describing header: write, read, match, and import what others have published.
+"""Weights and their self-describing header: write them, read them, and start a network from them.
 
-Ours are safetensors and JSON. A `.pt` from elsewhere is read with `weights_only=True` or not at all.
+Ours are safetensors and JSON; `foreign_weights.py` reads those of others.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 import os
-import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from anatomask.errors import UserError
 from anatomask.files import flush, write_text
-from anatomask.nn.masked_autoencoder import MaskedAutoencoder
-from anatomask.nn.sparse import NormScope
+from anatomask.foreign_weights import import_anatomask_checkpoint as import_anatomask_checkpoint
+from anatomask.matching import load_matching as load_matching
 from anatomask.nn.stunet import ENCODER_STRIDES, STUNet, STUNetConfig
 
 TENSORS = "model.safetensors"
@@ -47,9 +44,13 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[s
     at which a kill leaves weights that are described by another header. `model.json` is its readable copy.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(header, indent=1, sort_keys=True)
-    write_tensors(folder / TENSORS, tensors, {"format": "pt", "header": text})
-    write_text(folder / HEADER, text + "\n")
+    write_described(folder / TENSORS, tensors, header)
+    write_text(folder / HEADER, _to_json(header) + "\n")
+
+
+def write_described(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write one safetensors file with its header inside. Raises as `write_tensors`."""
+    write_tensors(path, tensors, {"format": "pt", "header": _to_json(header)})
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -76,14 +77,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_weights(folder: Path) -> Weights:
     """What `write_weights` wrote, on the CPU. UserError if it is missing, broken, or not ours."""
-    header = read_header(folder)
-    with safe_open(Path(folder) / TENSORS, framework="pt") as file:
-        return Weights({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118 - not a mapping
+    return read_described(Path(folder) / TENSORS)
 
 
 def read_header(folder: Path) -> dict[str, Any]:
     """The header of weights without their tensors. UserError as `read_weights`."""
-    path = Path(folder) / TENSORS
+    return _read_header(Path(folder) / TENSORS)
+
+
+def read_described(path: Path) -> Weights:
+    """What `write_described` wrote, on the CPU. UserError as `read_weights`."""
+    header = _read_header(path)
+    with safe_open(path, framework="pt") as file:
+        return Weights({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118 - not a mapping
+
+
+def _read_header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the folder of a checkpoint ({TENSORS} and {HEADER})")
     try:
@@ -91,9 +100,10 @@ def read_header(folder: Path) -> dict[str, Any]:
             text = (file.metadata() or {}).get("header")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}): copy or train it again") from error
-    if text is None:
-        raise UserError(f"{path} has no header that says what it is: it was not written by anatomask")
-    return dict(json.loads(text))
+    try:
+        return dict(json.loads(text or ""))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} has no header that says what it is: it was not written by anatomask") from error
 
 
 def find_weights(path: str | Path, which: str = "last") -> Path:
@@ -142,39 +152,12 @@ def network_of(header: Mapping[str, Any]) -> STUNetConfig:
         raise UserError(f"the header's architecture cannot be read: {error}") from error
 
 
-def load_matching(module: nn.Module, tensors: Mapping[str, Tensor], allow_missing: Sequence[str] = ()) -> list[str]:
-    """Copy `tensors` into `module` by name, all of them or none.
-
-    Args:
-        module: its parameters and buffers are overwritten in place.
-        tensors: by the module's own names.
-        allow_missing: names, prefixes that end at a dot, or patterns (`heads.*`) that need not match.
-
-    Returns:
-        What was not transferred although allowed, sorted.
+def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
+    """The student's encoder, stages 1 to 5, of a pretraining checkpoint, under a segmentation network's names.
 
     Raises:
-        UserError: naming the tensors that are missing, unknown or of another shape.
+        UserError: there is none, or its stem cannot be repeated to `in_channels`.
     """
-    own = module.state_dict()
-    faults = {name: "missing" for name in own if name not in tensors}
-    faults |= {name: "unknown" for name in tensors if name not in own}
-    for name in own.keys() & tensors.keys():
-        if own[name].shape != tensors[name].shape:
-            faults[name] = f"of shape {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
-    refused = {name: fault for name, fault in sorted(faults.items()) if not _matches(name, allow_missing)}
-    if refused:
-        some = "; ".join(f"{name} is {fault}" for name, fault in list(refused.items())[:4])
-        more = f" and {len(refused) - 4} more" if len(refused) > 4 else ""
-        raise UserError(f"the weights do not fit the network: {some}{more}. Are they of another architecture?")
-    with torch.no_grad():
-        for name in own.keys() & tensors.keys() - faults.keys():
-            own[name].copy_(tensors[name])
-    return sorted(faults)
-
-
-def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
-    """The student's encoder, stages 1 to 5, of a pretraining checkpoint, under a segmentation network's names."""
     prefix = "student.encoder."
     encoder = {
         name.removeprefix("student."): tensor for name, tensor in weights.tensors.items() if name.startswith(prefix)
@@ -214,104 +197,20 @@ def initialise(network: STUNet, weights: Weights) -> list[str]:
     """Start a segmentation network from a pretrained encoder, or from another one's weights but the output heads.
 
     Returns what was not transferred. UserError if the architectures differ or the kind of weights is unknown.
+    What the header calls `missing` was so when the weights were imported, by the user's leave.
     """
     mine = network.config
     require_same_size(weights.header, mine)
     kind = weights.header.get("kind")
+    missing = tuple(weights.header.get("missing", ()))
     if kind == "pretraining":
-        fresh = (f"encoder.stages.{len(ENCODER_STRIDES)}", "upsample", "decoder", "heads")
+        fresh = (f"encoder.stages.{len(ENCODER_STRIDES)}", "upsample", "decoder", "heads", *missing)
         return load_matching(network, encoder_tensors(weights, mine.in_channels), fresh)
     if kind == "segmentation":
         trunk = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("heads.")}
-        return load_matching(network, repeat_stem(trunk, mine.in_channels), ("heads",))
+        return load_matching(network, repeat_stem(trunk, mine.in_channels), ("heads", *missing))
     raise UserError(f"weights of kind {kind!r} cannot start a segmentation network")
 
 
-def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sample") -> MaskedAutoencoder:
-    """A pretraining network from a checkpoint in the published AnatoMask (SparK-3D) format; sizes are inferred.
-
-    Args:
-        path: the `.pt` file; `network_weights` inside, with or without the prefix `module.`.
-        norm_scope: whether InstanceNorm's statistics are per sample, or over the batch as in that code.
-
-    Raises:
-        UserError: the file cannot be read safely, or holds a tensor that is not known, by name.
-    """
-    published = _read_pt(Path(path), "network_weights")
-    tensors = {native: tensor for name, tensor in published.items() if (native := _native_name(name, path)) is not None}
-    try:
-        network = _infer_network(tensors)
-        width = tensors["decoder.levels.0.upsample.weight"].shape[0]
-        model = MaskedAutoencoder(network, "hierarchical", width, norm_scope)
-    except KeyError as error:
-        raise UserError(f"{path} lacks the tensor {error.args[0]}: not a complete AnatoMask checkpoint") from error
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    load_matching(model, tensors)
-    return model
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(name == p or name.startswith(f"{p}.") or fnmatch.fnmatchcase(name, p) for p in patterns)
-
-
-def _read_pt(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors under `key` of a `.pt` file, read without running anything that it contains."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: it holds more than plain tensors, or is no PyTorch file") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as a PyTorch file (truncated?): {error}") from error
-    tensors = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise UserError(f"{path} has no tensors under {key!r}: not a checkpoint of the published code")
-    return tensors
-
-
-_RENAMES: tuple[tuple[str, str], ...] = (
-    (r"sparse_encoder\.sp_cnn\.conv_blocks_context\.(\d+)\.(\d+)\.conv3\.", r"encoder.stages.\1.\2.shortcut."),
-    (r"sparse_encoder\.sp_cnn\.conv_blocks_context\.(\d+)\.(\d+)\.", r"encoder.stages.\1.\2."),
-    (r"dense_decoder\.dec\.(\d+)\.up_sample\.", r"decoder.levels.\1.upsample."),
-    (r"dense_decoder\.dec\.(\d+)\.conv\.0\.", r"decoder.levels.\1.conv1."),
-    (r"dense_decoder\.dec\.(\d+)\.conv\.1\.", r"decoder.levels.\1.norm1."),
-    (r"dense_decoder\.dec\.(\d+)\.conv\.3\.", r"decoder.levels.\1.conv2."),
-    (r"dense_decoder\.dec\.(\d+)\.conv\.4\.", r"decoder.levels.\1.norm2."),
-    (r"dense_decoder\.proj\.", r"decoder.head."),
-    (r"densify_norms\.(\d+)\.", r"densify.\1.norm."),
-    (r"densify_projs\.(\d+)\.", r"densify.\1.projection."),
-    (r"mask_tokens\.(\d+)$", r"densify.\1.token"),
-)
-"""Names of the published code to ours."""
-
-_UNREAD = re.compile(r"(densify_norms|densify_projs|mask_tokens)\.4(\.|$)")
-"""The projection at full resolution, which that code computes and nothing reads."""
-
-
-def _native_name(published: str, path: str | Path) -> str | None:
-    """Our name for a tensor of the published code; None for those that nothing reads."""
-    name = published.removeprefix("module.")
-    if _UNREAD.match(name):
-        return None
-    for pattern, replacement in _RENAMES:
-        renamed, found = re.subn(rf"^{pattern}", replacement, name)
-        if found:
-            return renamed
-    raise UserError(f"{path} holds {published}, which is no tensor of the published AnatoMask network")
-
-
-def _infer_network(tensors: Mapping[str, Tensor]) -> STUNetConfig:
-    """Channels, widths and depth from the encoder's shapes. KeyError or ValueError if they are not an STU-Net's."""
-    blocks = {(int(m[1]), int(m[2])) for name in tensors if (m := re.match(r"encoder\.stages\.(\d+)\.(\d+)\.", name))}
-    depths = {max((b for s, b in blocks if s == stage), default=-1) + 1 for stage in range(len(ENCODER_STRIDES))}
-    stems = [tensors[f"encoder.stages.{stage}.0.conv1.weight"] for stage in range(len(ENCODER_STRIDES))]
-    if len(depths) != 1:
-        raise ValueError(f"stages of different depth ({sorted(depths)}) are no STU-Net")
-    widths = [stem.shape[0] for stem in stems]
-    regular = STUNetConfig(in_channels=stems[0].shape[1], base=widths[0], depth=depths.pop())
-    if list(regular.stage_widths[: len(widths)]) == widths:
-        return regular
-    a, b, c, d, e = widths
-    return dataclasses.replace(regular, widths=(a, b, c, d, e, e))
+def _to_json(header: Mapping[str, Any]) -> str:
+    return json.dumps(header, indent=1, sort_keys=True)

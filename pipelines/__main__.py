@@ -16,12 +16,14 @@ VERBS = {
     "evaluate": "score a finetuned run: DSC and NSD",
     "report": "put evaluated runs into one table and figure",
     "sweep": "run many chains of pretraining and finetuning with Ray Tune",
+    "export-weights": "write a run's weights for nnU-Net, STU-Net's code or MONAI",
+    "import-weights": "read published weights, to finetune from them",
 }
 
 
 def usage() -> str:
     """What the command can do, for `--help` and for an unknown verb."""
-    verbs = "\n".join(f"  {verb:<10} {what}" for verb, what in VERBS.items())
+    verbs = "\n".join(f"  {verb:<14} {what}" for verb, what in VERBS.items())
     usage_line = "usage: anatomask <verb> [--recipe NAME] [--config FILE] [--dry-run] [--field VALUE …]"
     return f"{usage_line}\n\nverbs:\n{verbs}\n\n`anatomask <verb> --help` lists the fields of a verb."
 
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] not in VERBS:
         print(f"anatomask: {arguments[0]} is not a verb\n\n{usage()}", file=sys.stderr)
         return 2
-    return int(importlib.import_module(f"pipelines.{arguments[0]}").main(arguments[1:]))
+    return int(importlib.import_module(f"pipelines.{arguments[0].replace('-', '_')}").main(arguments[1:]))
 
 
 if __name__ == "__main__":

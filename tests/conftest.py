@@ -34,6 +34,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden() -> Path:
+    """Numbers of the published implementation and its checkpoint, beside the real scans; skips without them."""
+    folder = Path(os.environ.get("ANATOMASK_REAL_DATA", REPOSITORY.parent / "shared" / "data")).parent / "golden"
+    if not (folder / "b1_depth1.npz").is_file():
+        pytest.skip(f"the published implementation's numbers are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """An embedded Ray for all tests that need one."""
     with running(ClusterConfig()):

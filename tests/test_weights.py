@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
-from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.weights import (
     Weights,
     describe_architecture,
-    import_anatomask_checkpoint,
     initialise,
     load_matching,
     network_of,
@@ -35,32 +31,6 @@ def _pretrained(network: STUNetConfig = TINY) -> Weights:
         for tensor in method.student.parameters():  # student and teacher differ
             tensor.add_(torch.randn_like(tensor))
     return Weights(method.state_dict(), {"kind": "pretraining", "architecture": describe_architecture(network)})
-
-
-def _published(model: MaskedAutoencoder, prefix: str = "module.") -> dict[str, Tensor]:
-    """The model's tensors under the published names, with the full-resolution ones that nothing reads."""
-    names = {
-        "encoder.stages": "sparse_encoder.sp_cnn.conv_blocks_context",
-        "shortcut": "conv3",
-        "decoder.levels": "dense_decoder.dec",
-        "upsample": "up_sample",
-        "decoder.head": "dense_decoder.proj",
-    }
-    published = {}
-    for name, tensor in model.state_dict().items():
-        for mine, theirs in names.items():
-            name = name.replace(mine, theirs)
-        if name.startswith("dense_decoder.dec"):
-            for mine, theirs in {"conv1": "conv.0", "norm1": "conv.1", "conv2": "conv.3", "norm2": "conv.4"}.items():
-                name = name.replace(mine, theirs)
-        if name.startswith("densify"):
-            _, scale, part, *rest = name.split(".")
-            part = {"norm": "densify_norms", "projection": "densify_projs", "token": "mask_tokens"}[part]
-            name = ".".join([part, scale, *rest])
-        published[prefix + name] = tensor
-    for name in ("densify_norms.4.weight", "densify_norms.4.bias", "densify_projs.4.weight", "mask_tokens.4"):
-        published[prefix + name] = torch.zeros(1)
-    return published
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -165,67 +135,3 @@ def test_foreign_architecture_is_refused() -> None:
         initialise(STUNet(TINY, 2), _pretrained(STUNetConfig(base=4)))
     with pytest.raises(UserError, match="kind 'unknown'"):
         initialise(STUNet(TINY, 2), Weights({}, {"kind": "unknown", "architecture": describe_architecture(TINY)}))
-
-
-@pytest.mark.parametrize("prefix", ["module.", ""])
-@pytest.mark.parametrize(
-    ("network", "width"),
-    [
-        (STUNetConfig(base=2), 32),
-        (STUNetConfig(base=2, depth=2), 16),
-        (STUNetConfig(base=2, widths=(2, 4, 4, 8, 8, 8)), 64),
-    ],
-)
-def test_published_checkpoints_of_any_size_are_imported(
-    tmp_path: Path, network: STUNetConfig, width: int, prefix: str
-) -> None:
-    model = MaskedAutoencoder(network, decoder_width=width).eval()
-    torch.save({"network_weights": _published(model, prefix), "current_epoch": 3}, tmp_path / "c.pt")
-    imported = import_anatomask_checkpoint(tmp_path / "c.pt", norm_scope="batch").eval()
-    assert imported.network == network and imported.norm_scope == "batch"
-    assert imported.state_dict().keys() == model.state_dict().keys()
-    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in imported.state_dict().items())
-
-
-def test_unknown_missing_and_misshapen_tensors_of_a_checkpoint_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "c.pt"
-    right = _published(MaskedAutoencoder(TINY, decoder_width=16))
-    convolution = "module.sparse_encoder.sp_cnn.conv_blocks_context.2.0.conv2.weight"
-    cases = {
-        "module.projector.weight, which is no tensor": {**right, "module.projector.weight": torch.zeros(1)},
-        "encoder.stages.2.0.conv2.weight is missing": {k: v for k, v in right.items() if k != convolution},
-        "encoder.stages.2.0.conv2.weight is of shape": {**right, convolution: torch.zeros(2)},
-        "lacks the tensor decoder.levels.0.upsample": {k: v for k, v in right.items() if "dense_decoder" not in k},
-        "lacks the tensor encoder.stages": {k: v for k, v in right.items() if "sparse_encoder" not in k},
-    }
-    for message, tensors in cases.items():
-        torch.save({"network_weights": tensors}, path)
-        with pytest.raises(UserError, match=message):
-            import_anatomask_checkpoint(path)
-    torch.save({"state_dict": right}, path)
-    with pytest.raises(UserError, match="no tensors under 'network_weights'"):
-        import_anatomask_checkpoint(path)
-
-
-class _Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.marker),)
-
-
-def test_malicious_truncated_and_missing_checkpoints_are_refused(tmp_path: Path) -> None:
-    marker, path = tmp_path / "it-ran", tmp_path / "c.pt"
-    torch.save({"network_weights": _Malicious(marker)}, path)
-    with pytest.raises(UserError, match="is refused"):
-        import_anatomask_checkpoint(path)
-    assert not marker.exists()
-    torch.save({"network_weights": _published(MaskedAutoencoder(TINY))}, path)
-    whole = path.read_bytes()
-    for size in (0, 10, len(whole) // 2):
-        path.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"c\.pt"):
-            import_anatomask_checkpoint(path)
-    with pytest.raises(UserError, match="does not exist"):
-        import_anatomask_checkpoint(tmp_path / "nowhere.pt")

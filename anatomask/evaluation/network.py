@@ -32,6 +32,8 @@ def read_network(folder: Path) -> Weights:
     if kind != "segmentation":
         raise UserError(f"{folder} holds {kind} weights, not a segmentation network; run `anatomask finetune` first")
     network_of(weights.header)
+    if "fingerprint" not in weights.header:
+        raise UserError(f"{folder} does not say how its data were normalised (imported?); finetune from it with --init")
     return weights
 
 

@@ -1,0 +1,62 @@
+"""Which tensors fit a network, by name and shape; what does not is refused unless it was named."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from anatomask.errors import UserError
+
+
+def find_faults(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """What keeps `tensors` from being those of the state `own`: the fault of each name, nothing where they fit."""
+    faults = {name: "missing" for name in own if name not in tensors}
+    faults |= {name: "unknown" for name in tensors if name not in own}
+    for name in own.keys() & tensors.keys():
+        mine, given = own[name], tensors[name]
+        if mine.shape != given.shape:
+            faults[name] = f"of shape {tuple(given.shape)}, not {tuple(mine.shape)}"
+        elif mine.is_floating_point() != given.is_floating_point():
+            faults[name] = f"of type {given.dtype}, not {mine.dtype}"
+    return faults
+
+
+def is_named(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of `patterns` means `name`: itself, a prefix of it that ends at a dot, or a pattern (`heads.*`)."""
+    return any(name == p or name.startswith(f"{p}.") or fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def describe_faults(faults: Mapping[str, str]) -> str:
+    """The first four of `faults` in one line, and how many there are besides."""
+    some = "; ".join(f"{name} is {fault}" for name, fault in sorted(faults.items())[:4])
+    return some + (f" and {len(faults) - 4} more" if len(faults) > 4 else "")
+
+
+def load_matching(module: nn.Module, tensors: Mapping[str, Tensor], allow_missing: Sequence[str] = ()) -> list[str]:
+    """Copy `tensors` into `module` by name, all of them or none.
+
+    Args:
+        module: its parameters and buffers are overwritten in place.
+        tensors: by the module's own names.
+        allow_missing: names, prefixes that end at a dot, or patterns (`heads.*`) that need not match.
+
+    Returns:
+        What was not transferred although allowed, sorted.
+
+    Raises:
+        UserError: naming the tensors that are missing, unknown or of another shape.
+    """
+    own = module.state_dict()
+    faults = find_faults(own, tensors)
+    refused = {name: fault for name, fault in faults.items() if not is_named(name, allow_missing)}
+    if refused:
+        raise UserError(
+            f"the weights do not fit the network: {describe_faults(refused)}. Are they of another architecture?"
+        )
+    with torch.no_grad():
+        for name in own.keys() & tensors.keys() - faults.keys():
+            own[name].copy_(tensors[name])
+    return sorted(faults)
