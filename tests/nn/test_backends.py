@@ -61,20 +61,21 @@ def _upstream(batch: int, grid: tuple[int, ...], widths: tuple[int, ...]) -> lis
     return [torch.randn(batch, w, *(n * e for n in grid)) for w, e in zip(widths, edges, strict=True)]
 
 
-def _assert_same(
-    mine: tuple[list[Tensor], dict[str, Tensor]], reference: tuple[list[Tensor], dict[str, Tensor]], tolerance: float
-) -> None:
-    for stage, (x, expected) in enumerate(zip(mine[0], reference[0], strict=True)):
-        assert (x - expected).abs().max() <= tolerance * (1 + expected.abs().max()), f"map of stage {stage}"
+def _error(mine: tuple[list[Tensor], dict[str, Tensor]], reference: tuple[list[Tensor], dict[str, Tensor]]) -> float:
+    """Largest difference of a map or gradient, relative to what that tensor holds.
+
+    Biases before a norm have a gradient of exactly zero, of which the reference keeps rounding: relative to the others.
+    """
+    largest = max(float(gradient.abs().max()) for gradient in reference[1].values())
+    errors = [float((x - y).abs().max() / (1 + y.abs().max())) for x, y in zip(mine[0], reference[0], strict=True)]
     for name, expected in reference[1].items():
-        x, scale = mine[1][name], expected.abs().max()
-        if ".conv" in name and name.endswith("bias"):  # exactly zero: what the reference has there is rounding
-            scale = torch.stack([g.abs().max() for n, g in reference[1].items() if "weight" in n]).max()
-        assert (x - expected).abs().max() <= tolerance * (1 + scale), name
+        scale = largest if ".conv" in name and name.endswith("bias") else float(expected.abs().max())
+        errors.append(float((mine[1][name] - expected).abs().max()) / (1 + scale))
+    return max(errors)
 
 
 @pytest.mark.parametrize("backend", SPARSE)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 3),
     grid=GRIDS,
@@ -86,17 +87,20 @@ def _assert_same(
 def test_same_maps_and_gradients_as_dense(
     backend: str, batch: int, grid: tuple[int, int, int], share: float, scope: NormScope, depth: int, seed: int
 ) -> None:
-    """In float64, where rounding cannot hide a mistake (spconv: float32), samples with differing numbers of patches."""
-    dtype, tolerance = (torch.float32, 2e-3) if backend == "spconv" else (torch.float64, 1e-9)
-    network = STUNetConfig(in_channels=2, base=4, depth=depth)
-    model = _model(network, scope=scope).to(dtype)
-    volume = torch.randn(batch, 2, *(16 * n for n in grid), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    """In float64, where rounding cannot hide a mistake. spconv, which knows float32 alone: as near as dense is there.
+
+    Samples differ in how many patches they show.
+    """
+    model = _model(STUNetConfig(in_channels=2, base=4, depth=depth), scope=scope).double()
+    volume = torch.randn(batch, 2, *(16 * n for n in grid), generator=torch.Generator().manual_seed(seed)).double()
     active = _masks(batch, grid, share, seed)
-    upstream = [x.to(dtype) for x in _upstream(batch, grid, model.encoder.widths)]
-    if min(active.flatten(1).sum(1)) == 1:  # one voxel at stride 16 has no variance: 1/sqrt(eps) amplifies rounding
-        tolerance *= 100
+    upstream = [x.double() for x in _upstream(batch, grid, model.encoder.widths)]
     reference = _everything(model, "dense", volume, active, upstream)
-    _assert_same(_everything(model, backend, volume, active, upstream), reference, tolerance)
+    tolerance = 1e-7  # one voxel at stride 16 has no variance: 1/sqrt(eps) amplifies
+    if backend == "spconv":
+        model, volume, upstream = model.float(), volume.float(), [x.float() for x in upstream]
+        tolerance = 1e-4 + 20 * _error(_everything(model, "dense", volume, active, upstream), reference)
+    assert _error(_everything(model, backend, volume, active, upstream), reference) <= tolerance
 
 
 @pytest.mark.parametrize("backend", SPARSE)
