@@ -27,7 +27,9 @@ from anatomask.nn.stunet import SIZES
 
 def main() -> None:
     """Measure and print."""
-    arguments = parse(argparse.ArgumentParser(description=__doc__))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", action="store_true", help="print where the time goes")
+    arguments = parse(parser)
     sizes = {size: measure(arguments, size) for size in arguments.sizes}
     rows = [
         [
@@ -98,12 +100,39 @@ def measure(arguments: argparse.Namespace, size: str) -> dict[str, dict[str, Any
         both[name], memory[name] = peak_memory_gib(
             lambda encode=encode: partial(run, encode, inputs, arguments.dtype, backward=True), device
         )
+    if arguments.profile:
+        for name, call in both.items():
+            call()
+            print_profile(f"{size.upper()} {name}", call)
     return {
         "forward_s": interleaved(forward, arguments.rounds, device),
         "both_s": interleaved(both, arguments.rounds, device),
         "gflop": gflop,
         "peak_memory_gib": memory,
     }
+
+
+KINDS = {
+    "convolutions": ("convolution", "conv3d", "slow_conv", "conv_transpose", "conv_depthwise", "cudnn", "mkldnn"),
+    "matrix products": ("mm", "addmm", "bmm", "linear"),
+    "gathering": ("index_select", "index_copy", "gather", "index"),
+    "copies": ("copy_", "clone", "contiguous", "fill_", "zero_", "constant_pad_nd"),
+}
+
+
+def print_profile(name: str, call: Callable[[], None]) -> None:
+    """Where the time of one call goes, in percent of all operators' own time."""
+    with torch.profiler.profile() as profiler:
+        call()
+    spent = dict.fromkeys([*KINDS, "norms, activations, sums"], 0.0)
+    for event in profiler.key_averages():
+        own = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+        operator = event.key.removeprefix("aten::")
+        kind = next((kind for kind, names in KINDS.items() if any(n in operator for n in names)), None)
+        spent[kind or "norms, activations, sums"] += own
+    total = sum(spent.values())
+    shares = ", ".join(f"{kind} {100 * own / total:.0f} %" for kind, own in spent.items())
+    print(f"{name}, forward and backward: {total / 1e3:.0f} ms: {shares}")
 
 
 def values(model: MaskedAutoencoder, backend: str, volume: Tensor, active: Tensor, visible: int) -> list[Tensor]:

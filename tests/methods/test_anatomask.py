@@ -195,3 +195,14 @@ def test_learns_to_reconstruct_a_fixed_volume() -> None:
         method.after_step(step / 25)
         losses.append(float(result.loss.detach()))
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("backend", ["dense", "blocks"])
+def test_a_step_never_asks_the_device(backend: str) -> None:
+    """On the meta device, where there is nothing to read, whatever waits for a value fails."""
+    with torch.device("meta"):
+        method = AnatoMask(AnatoMaskConfig(decoder_width=16, sparse_backend=backend), NETWORK)  # type: ignore[arg-type]
+        batch = PretrainBatch(torch.empty(3, 1, 32, 32, 48), torch.empty(3, 2, 12))
+    method.training_step(batch, progress=0.9).loss.backward()
+    method.after_step(0.9)
+    assert all(parameter.grad is not None for parameter in method.student.parameters())
