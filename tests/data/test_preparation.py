@@ -149,7 +149,7 @@ def test_real_scans(real_data: Path, tmp_path: Path) -> None:
     assert 0.2 < air < 0.95
     bone = image[0][label == 5]  # mandible
     assert bone.mean() > 200
-    source = nib.load(raw.cases[0].images[0])
+    source = nib.load(raw.cases[0].images[0].path)
     for c in (1, 3, 4, 5):  # the cord, 2, is no thicker than these voxels, and parts of it are lost
         before = np.argwhere(np.asanyarray(dataset.original_label(labelled.case).dataobj) == c)
         after = np.argwhere(label == c)

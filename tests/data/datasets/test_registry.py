@@ -20,15 +20,22 @@ def test_missing_empty_and_unknown_folders(tmp_path: Path, nnunet_source: Path) 
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no scans"):
         read_dataset(tmp_path / "empty")
-    with pytest.raises(UserError, match="may be auto, totalsegmentator, nnunet, folder"):
-        read_dataset(nnunet_source, "dicom")
+    with pytest.raises(UserError, match=r"may be auto, totalsegmentator, .*, folder, npz, dicom"):
+        read_dataset(nnunet_source, "nifti")
     with pytest.raises(UserError, match="does not have the layout totalsegmentator; it looks like nnunet"):
         read_dataset(nnunet_source, "totalsegmentator")
 
 
 @pytest.mark.parametrize(
     ("folder", "reader", "labelled", "unlabelled"),
-    [("openkbp", "nnunet", 115, 88), ("totalsegmentator", "totalsegmentator", 1, 0), ("scans", "folder", 0, None)],
+    [
+        ("openkbp", "nnunet", 115, 88),
+        ("totalsegmentator", "totalsegmentator", 1, 0),
+        ("flare22", "flare22", 1, 0),
+        ("amos22", "amos22", 2, 0),
+        ("autopet2", "autopet2", 4, 0),
+        ("scans", "folder", 0, None),
+    ],
 )
 def test_real_layouts(real_data: Path, folder: str, reader: str, labelled: int, unlabelled: int | None) -> None:
     raw = read_dataset(real_data / folder)
