@@ -249,3 +249,28 @@ def test_grids_are_in_ras_order(raw_case: MakeRaw) -> None:
 def test_settings_out_of_range_are_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         PreprocessConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_what_has_a_unit_keeps_it_and_what_is_normalised_stays(tmp_path: Path) -> None:
+    image = np.linspace(-3, 40, 1000).reshape(10, 10, 10).astype(np.float32)
+    np.testing.assert_array_equal(to_stored_type(image, "quantitative"), image.astype(np.float16))
+    np.testing.assert_array_equal(to_stored_type(image, "none"), image.astype(np.float16))
+    image[0, 0, 0] = 1e6
+    path = tmp_path / "pet.nii.gz"
+    nib.save(nib.Nifti1Image(image, np.eye(4)), path)
+    raw = RawCase("pet", "pet", (nifti_image(path),))
+    for scheme in ("quantitative", "none"):
+        with pytest.raises(UserError, match=rf"pet\.nii\.gz has values beyond ±65504, which normalisation {scheme}"):
+            prepare_case(raw, (scheme,), (), (1, 1, 1))  # type: ignore[arg-type]
+    prepare_case(raw, ("zscore",), (), (1, 1, 1))
+
+
+@pytest.mark.parametrize("cut", ["checksum", "end"])
+def test_a_compressed_file_is_read_to_its_checksum(cut: str, ct: Ct, raw_case: MakeRaw) -> None:
+    raw = raw_case(ct((40, 40, 40))[0])
+    path = raw.images[0].path
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 0xFF
+    path.write_bytes(content if cut == "checksum" else content[:-4])
+    with pytest.raises(UserError, match=r"_0000\.nii\.gz is damaged or cut off"):
+        prepare_case(raw, ("ct",), (), SPACING)

@@ -22,6 +22,7 @@ from nibabel import orientations
 from anatomask.data.arrays import b2nd_shape, finite, npz_names, npz_shape, read_b2nd, read_npz
 from anatomask.data.datasets.base import (
     DEFAULT_NSD_TOLERANCE,
+    NIFTI,
     RawCase,
     RawDataset,
     RawImage,
@@ -37,7 +38,7 @@ from anatomask.errors import UserError
 
 HEADER, TRUTH = "dataset.json", "gt_segmentations"
 NOT_PLANS = {HEADER, "dataset_fingerprint.json", SPLITS}
-READERS = {"SimpleITKIO": False, "NibabelIO": False, "NibabelIOWithReorient": True}
+READERS = {"SimpleITKIO": False, "NibabelIO": False, "SimpleITKIOWithReorient": True, "NibabelIOWithReorient": True}
 """nnU-Net's image readers of which the axes are known, and whether they turn the scan to RAS."""
 SEGMENTATION = "_seg"
 NORMALISED: Scheme = "none"
@@ -197,8 +198,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def _truth(source: Path, case: str) -> Path | None:
-    path = source / TRUTH / f"{case}.nii.gz"
-    return path if path.is_file() else None
+    paths = (source / TRUTH / f"{case}{ending}" for ending in NIFTI)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _case(source: Path, chosen: Configuration, case: str, channels: int) -> RawCase:
