@@ -14,16 +14,11 @@ from anatomask.data.nifti import reason
 from anatomask.errors import UserError
 
 UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    NotImplementedError,
-    zipfile.BadZipFile,
+    OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError, zipfile.BadZipFile,
     zlib.error,
-)
-"""What NumPy, zipfile and Blosc2 raise for files that are cut off, damaged, or hold Python objects."""
+)  # fmt: skip
+"""What NumPy, zipfile and Blosc2 raise for files that are cut off, damaged (MemoryError: an impossible size), or hold
+Python objects."""
 
 
 def npz_names(path: Path) -> set[str]:

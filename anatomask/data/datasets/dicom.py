@@ -250,9 +250,10 @@ def _geometry(path: Path) -> Any:
         numbers = [*header.ImagePositionPatient, *header.ImageOrientationPatient, *header.PixelSpacing]
         good = len(numbers) == 11 and np.isfinite(np.array(numbers, float)).all() and min(header.PixelSpacing) > 0
         axes = np.array(header.ImageOrientationPatient, float).reshape(2, 3) if good else np.zeros((2, 3))
+        good = good and min(int(header.Rows), int(header.Columns)) > 0 and bool(header.SOPInstanceUID)
     except UNREADABLE as error:
         raise UserError(f"{path} does not say where its slice lies ({reason(error)}); leave the series out") from error
-    if not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2):
+    if not good or not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2):
         raise UserError(f"{path} does not say where its slice lies (position, orientation, spacing); leave it out")
     return header
 

@@ -132,6 +132,8 @@ def only(raw: RawDataset) -> Any:
         (lambda files, at: change(files[5], ImageOrientationPatient=[1, 0, 0, 0, 0, 1]), "has ImageOrientationPatient"),
         (lambda files, at: change(files[5], ImagePositionPatient=None), "does not say where its slice lies"),
         (lambda files, at: change(files[5], PixelSpacing=[0, 0]), "does not say where its slice lies"),
+        (lambda files, at: change(files[5], Columns=None), "does not say where its slice lies"),
+        (lambda files, at: change(files[5], SOPInstanceUID=None), "does not say where its slice lies"),
         (lambda files, at: change(files[5], NumberOfFrames=8), "holds many frames"),
         (lambda files, at: change(files[5], SamplesPerPixel=3), "colour picture"),
         (lambda files, at: change(files[5], RescaleIntercept=None), "its HU are unknown"),
