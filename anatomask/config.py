@@ -18,6 +18,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from anatomask.cluster import ClusterConfig
+from anatomask.data.datasets.base import ReaderConfig
 from anatomask.data.preprocess import PreprocessConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.splits import SplitConfig
@@ -39,9 +40,10 @@ class PrepareConfig:
     out: str
     """Folder for the shards."""
     dataset: str = "auto"
-    """Layout of the source: totalsegmentator, nnunet, folder; auto looks."""
+    """Layout of the source, as in docs/datasets.md; auto looks."""
     name: str = ""
     """Name of the data set in tables; none: the source folder's."""
+    reader: ReaderConfig = field(default_factory=ReaderConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

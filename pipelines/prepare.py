@@ -31,6 +31,7 @@ from anatomask.data.datasets import RawCase, RawDataset, read_dataset
 from anatomask.data.fingerprint import Histogram
 from anatomask.data.preparation import (
     Outcome,
+    choose_schemes,
     claim,
     complete,
     dataset_info,
@@ -84,6 +85,7 @@ def plan(config: PrepareConfig) -> list[tuple[str, str]]:
         ("cases", f"{len(task.raw.cases)}, of which {labelled} have labels"),
         ("finished", f"{len(finished_cases(task.root) & {raw.case for raw in task.raw.cases})}"),
         ("channels", ", ".join(map(" as ".join, zip(task.raw.channel_names, task.raw.schemes, strict=True)))),
+        *(("note", remark) for remark in task.raw.remarks),
         ("classes", str(len(task.raw.class_names))),
         ("splits", _sizes(task.splits)),
         ("spacing", " × ".join(f"{mm:g}" for mm in task.info.spacing) + " mm"),
@@ -124,14 +126,15 @@ def _look(config: PrepareConfig) -> Task:
     """
     source = Path(config.source).absolute()
     root = config.out if "://" in config.out else str(Path(config.out).absolute())
-    raw = select_classes(read_dataset(source, config.dataset, config.split.fold), config.preprocess.classes)
+    raw = read_dataset(source, config.dataset, config.split.fold, config.reader)
+    raw = choose_schemes(select_classes(raw, config.preprocess.classes), config.preprocess.normalisation)
     if "://" not in root:
         _apart(source.resolve(), Path(root).resolve(), config)
     wanted = config.preprocess
     spacing = wanted.spacing or raw.spacing or wanted.default_spacing
     spacing = spacing or _median(readable_grids(raw.cases), config.source)
     info = dataset_info(raw, config.name or source.resolve().name, spacing, config.preprocess.brick)
-    settings = settings_of(str(source.resolve()), raw, info, config.split)
+    settings = settings_of(str(source.resolve()), raw, info, config.split, config.reader)
     return Task(root, raw, info, dataset_splits(raw, config.split), settings)
 
 
@@ -217,6 +220,8 @@ def _show_result(
     table.add_row("splits", _sizes(keep(task.splits, set(records))))
     table.add_row("spacing", " × ".join(f"{mm:g}" for mm in task.info.spacing) + " mm")
     table.add_row("voxels", f"{voxels / 1e6:.1f} million")
+    for remark in task.raw.remarks:
+        table.add_row("note", remark)
     table.add_row("time", f"{seconds:.0f} s")
     Console().print(table)
     if len(written) < len(outcomes):

@@ -11,7 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-Scheme = Literal["ct", "zscore"]
+Scheme = Literal["ct", "quantitative", "zscore", "none"]
+"""What a channel's values are, and so how they are stored and normalised:
+
+- ct: HU, stored whole; clipped and z-scored by the data set's fingerprint.
+- quantitative: another unit that means the same in every scan (SUV, a T1 map); as ct, but stored as half floats.
+- zscore: in no unit; each scan by its own mean and deviation.
+- none: normalised already.
+"""
 
 BODY_HU = -500
 """Above this a CT voxel is counted as body (air and lung are not) where nothing is labelled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,10 @@ UNREADABLE = (
     ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, MemoryError, zlib.error
 )  # fmt: skip
 """What nibabel raises for files that are cut off or whose headers are nonsense (MemoryError: of impossible sizes)."""
+
+
+BLOCK = 1 << 20
+"""Bytes read at once where a file is only checked."""
 
 
 def reason(error: BaseException) -> str:
@@ -43,6 +48,17 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     return image
 
 
+def nifti_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
+    """The shape (D, H, W) and the affine (4, 4) of a 3-D scan, from its header alone.
+
+    Raises:
+        UserError: as `open_nifti`.
+    """
+    image = open_nifti(path)
+    a, b, c = image.shape
+    return (a, b, c), image.affine
+
+
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The voxels (D, H, W), as stored or scaled to float, and the affine (4, 4) of a 3-D scan.
 
@@ -51,7 +67,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     image = open_nifti(path)
     try:
-        voxels = np.asanyarray(image.dataobj)
+        voxels = _read_checked(path, image) if path.name.endswith(".gz") else np.asanyarray(image.dataobj)
     except UNREADABLE as error:
         raise UserError(f"{path} is damaged or cut off ({reason(error)}); get it again or leave it out") from error
     if voxels.dtype.kind not in "biuf":
@@ -60,3 +76,12 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         bad = int(voxels.size - np.isfinite(voxels).sum())
         raise UserError(f"{path} has {bad} voxels that are NaN or infinite; repair it or leave it out")
     return voxels, image.affine
+
+
+def _read_checked(path: Path, image: nib.Nifti1Image) -> np.ndarray:
+    """The voxels of a compressed file, read to its end: the checksum comes last, and nibabel stops before it."""
+    with gzip.open(path) as stream:
+        voxels = np.asanyarray(type(image).from_stream(stream).dataobj).reshape(image.shape)
+        while stream.read(BLOCK):
+            pass
+    return voxels

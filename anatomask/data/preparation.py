@@ -10,11 +10,11 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from anatomask.data.datasets.base import RawCase, RawDataset
-from anatomask.data.fingerprint import Fingerprint, Histogram, case_histograms
+from anatomask.data.datasets.base import RawCase, RawDataset, ReaderConfig
+from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme, case_histograms
 from anatomask.data.preprocess import prepare_case
 from anatomask.data.records import CaseRecord, DatasetInfo
 from anatomask.data.shards import PreparedDataset, read_record, write_case, write_index
@@ -49,7 +49,7 @@ def prepare_and_write(root: str, info: DatasetInfo, raw: RawCase) -> Outcome:
     except UserError as error:
         return Outcome(raw.case, str(error))
     except Exception as error:  # whatever else a broken file makes its library do: the other cases go on
-        return Outcome(raw.case, f"{raw.images[0]}: {type(error).__name__}: {error}")
+        return Outcome(raw.case, f"{raw.images[0].path}: {type(error).__name__}: {error}")
     try:
         record = write_case(root, prepared, info.brick)
     except OSError as error:
@@ -180,7 +180,32 @@ def dataset_info(raw: RawDataset, name: str, spacing: tuple[float, float, float]
     )
 
 
-def settings_of(source: str, raw: RawDataset, info: DatasetInfo, split: Any) -> dict[str, Any]:
+def choose_schemes(raw: RawDataset, schemes: Sequence[Scheme]) -> RawDataset:
+    """The data set with these normalisation schemes, one per channel, for the reader's; unchanged when there are none.
+
+    Raises:
+        UserError: they are not as many as the channels, or "ct" is chosen for a channel that whole HU would destroy.
+    """
+    if not schemes:
+        return raw
+    if len(schemes) != len(raw.channel_names):
+        channels = ", ".join(raw.channel_names)
+        raise UserError(
+            f"--preprocess.normalisation names {len(schemes)} schemes, but {raw.reader} has {len(raw.channel_names)} "
+            f"channels ({channels}); name one per channel"
+        )
+    for channel, own, chosen in zip(raw.channel_names, raw.schemes, schemes, strict=True):
+        if chosen == "ct" and own in ("quantitative", "none"):
+            raise UserError(
+                f"--preprocess.normalisation ct rounds channel {channel} of {raw.reader} to whole HU, which it is not "
+                "in; choose quantitative, zscore or none"
+            )
+    return replace(raw, schemes=tuple(schemes))
+
+
+def settings_of(
+    source: str, raw: RawDataset, info: DatasetInfo, split: Any, reader: ReaderConfig | None = None
+) -> dict[str, Any]:
     """All that decides what is written, by the field that the user knows, and a digest of the cases themselves."""
     cases = sorted((case.case, case.patient, case.label is not None, case.case in raw.held_back) for case in raw.cases)
     given = {name: sorted(members) for name, members in (raw.splits or {}).items()}
@@ -191,7 +216,9 @@ def settings_of(source: str, raw: RawDataset, info: DatasetInfo, split: Any) -> 
         "name": info.name,
         "channels": list(info.channel_names),
         "preprocess.spacing": list(info.spacing),
+        "preprocess.normalisation": list(info.schemes),
         "preprocess.classes": list(info.class_names.values()),
         "preprocess.brick": info.brick,
         **{f"split.{field}": value for field, value in asdict(split).items()},
+        **{f"reader.{field}": value for field, value in asdict(reader or ReaderConfig()).items()},
     }

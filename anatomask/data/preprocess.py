@@ -13,15 +13,15 @@ from nibabel import orientations
 from scipy import ndimage
 
 from anatomask.data.classes import refuse_unknown
-from anatomask.data.datasets.base import RawCase, RawLabel
+from anatomask.data.datasets.base import RawCase, RawImage, RawLabel
 from anatomask.data.fingerprint import Scheme
-from anatomask.data.nifti import open_nifti, read_nifti
 from anatomask.data.records import PreparedCase, triple
 from anatomask.data.resampling import resample_image, resample_label, resampled_affine, target_shape
 from anatomask.errors import UserError
 
 FLOAT16_SAFE = 32768.0
 """Below the largest float16 (65504), with room for the sums that statistics need."""
+HALF_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,9 @@ class PreprocessConfig:
     """Target voxel size in mm (R, A, S); none: the data set's own, else default_spacing."""
     default_spacing: tuple[float, float, float] | None = None
     """The recipe's voxel size in mm, for data sets that have none of their own; none: the median of the scans."""
+    normalisation: tuple[Scheme, ...] = ()
+    """Scheme per channel: ct (whole HU) and quantitative (any other unit) clip and z-score by the data set, zscore by
+    the scan, none not at all; none given: what the data set's reader chooses."""
     classes: tuple[str, ...] = ()
     """Classes to keep, renumbered from 1 in this order, the others becoming background; none: all."""
     brick: int = 64
@@ -64,20 +67,22 @@ def prepare_case(
 
     Args:
         raw: the case's files.
-        schemes: per channel; "ct" is stored as int16 HU, "zscore" as float16.
+        schemes: per channel; "ct" is stored as int16 HU, every other as float16.
         classes: ids that the label may hold besides 0.
         spacing: target in mm (R, A, S).
 
     Raises:
-        UserError: a file is missing, damaged, not 3-D or not finite, the files' grids differ, or the label holds a
-            value that is not a class. The message names the file.
+        UserError: a file is missing, damaged, not 3-D or not finite, the files' grids differ, values are too large
+            for their scheme, or the label holds a value that is not a class. The message names the file.
     """
     volumes, affine = _read_images(raw.images)
     original_shape = volumes[0].shape
     label = None
     if raw.label is not None:
         label, label_affine = _read_label(raw.label, classes)
-        _same_grid(raw.label.path, label.shape, label_affine, raw.images[0], original_shape, affine)
+        _same_grid(raw.label.path, label.shape, label_affine, raw.images[0].path, original_shape, affine)
+    for image, volume, scheme in zip(raw.images, volumes, schemes, strict=True):
+        _fits(image.path, volume, scheme)
 
     to_ras = nib.io_orientation(affine)
     ras_affine = affine @ orientations.inv_ornt_aff(to_ras, original_shape)
@@ -101,42 +106,45 @@ def prepare_case(
 
 
 def to_stored_type(volume: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """int16 HU for "ct"; else float16, scaled by the power of two that brings the peak just below `FLOAT16_SAFE`.
+    """int16 HU for "ct"; else float16.
 
-    A z-score does not see the factor, and neither large nor tiny units lose precision.
+    For "zscore" it is scaled by the power of two that brings the peak just below `FLOAT16_SAFE`: a z-score does not
+    see the factor, and neither large nor tiny units lose precision.
     """
     if scheme == "ct":
         limits = np.iinfo(np.int16)
         return np.clip(np.rint(volume), limits.min, limits.max).astype(np.int16)
+    if scheme != "zscore":
+        return volume.astype(np.float16)
     peak = float(np.abs(volume).max())
     exponent = math.frexp(FLOAT16_SAFE)[1] - 1 - math.frexp(peak)[1]
     return np.ldexp(volume.astype(np.float64), exponent).astype(np.float16)
 
 
 def _resample(volume: np.ndarray, shape: Sequence[int], scheme: Scheme) -> np.ndarray:
-    """The volume (float32) on its new grid; where background is 0 ("zscore"), it stays 0.
+    """The volume (float32) on its new grid; where background is 0 (all but "ct"), it stays 0.
 
     Splines ring: without that, half of the background would be counted as body.
     """
     result = resample_image(volume, shape)
-    if scheme == "zscore" and result.shape != volume.shape and not volume.all():
+    if scheme != "ct" and result.shape != volume.shape and not volume.all():
         body = ndimage.binary_fill_holes(volume != 0)
         result[resample_label(body.astype(np.uint8), shape) == 0] = 0
     return result
 
 
-def grid_of(path: Path) -> Grid:
-    """A scan's grid from its header alone.
+def grid_of(image: RawImage) -> Grid:
+    """A scan's grid, without reading its voxels.
 
     Raises:
-        UserError: as `open_nifti`.
+        UserError: as `RawImage.grid`.
     """
-    image = open_nifti(path)
-    to_ras = nib.io_orientation(image.affine)
-    ras_affine = image.affine @ orientations.inv_ornt_aff(to_ras, image.shape)
+    stored_shape, affine = image.grid(image.path)
+    to_ras = nib.io_orientation(affine)
+    ras_affine = affine @ orientations.inv_ornt_aff(to_ras, stored_shape)
     shape = [0, 0, 0]
     for axis, (ras_axis, _) in enumerate(to_ras):
-        shape[int(ras_axis)] = image.shape[axis]
+        shape[int(ras_axis)] = stored_shape[axis]
     return Grid(triple(shape, int), triple(nib.affines.voxel_sizes(ras_affine), float))
 
 
@@ -156,17 +164,26 @@ def median_spacing(grids: Sequence[Grid]) -> tuple[float, float, float]:
     return triple(np.median([grid.spacing for grid in grids], axis=0).round(3), float)
 
 
-def _read_images(paths: Sequence[Path]) -> tuple[list[np.ndarray], np.ndarray]:
+def _read_images(images: Sequence[RawImage]) -> tuple[list[np.ndarray], np.ndarray]:
     volumes: list[np.ndarray] = []
     affine = np.eye(4)
-    for path in paths:
-        volume, own = read_nifti(path)
+    for image in images:
+        volume, own = image.read(image.path)
         if not volumes:
             affine = own
         else:
-            _same_grid(path, volume.shape, own, paths[0], volumes[0].shape, affine)
+            _same_grid(image.path, volume.shape, own, images[0].path, volumes[0].shape, affine)
         volumes.append(volume)
     return volumes, affine
+
+
+def _fits(path: Path, volume: np.ndarray, scheme: Scheme) -> None:
+    """Refuse values that half floats cannot hold where no factor may be applied."""
+    if scheme in ("quantitative", "none") and float(np.abs(volume).max()) > HALF_MAX:
+        raise UserError(
+            f"{path} has values beyond ±{HALF_MAX:g}, which normalisation {scheme} cannot keep; "
+            "choose zscore for this channel (--preprocess.normalisation)"
+        )
 
 
 def _read_label(label: RawLabel, classes: Collection[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -241,16 +241,19 @@ class PreparedDataset:
     def normalisation(self, case: str) -> np.ndarray:
         """(C, 4) float32: low, high, mean, std per channel. The device computes (clamp(x, low, high) - mean) / std.
 
-        "ct" uses the data set's fingerprint; "zscore" does not clip and uses the case's own mean and std.
+        "ct" and "quantitative" use the data set's fingerprint; "zscore" does not clip and uses the case's own mean and
+        std; "none" changes nothing.
         """
         rows = []
         for scheme, channel, own in zip(
             self.info.schemes, self.fingerprint.channels, self._record(case).channels, strict=True
         ):
-            if scheme == "ct":
+            if scheme in ("ct", "quantitative"):
                 rows.append((channel.percentile_00_5, channel.percentile_99_5, channel.mean, max(channel.std, 1e-8)))
-            else:
+            elif scheme == "zscore":
                 rows.append((-np.inf, np.inf, own.mean, max(own.std, 1e-8)))
+            else:
+                rows.append((-np.inf, np.inf, 0.0, 1.0))
         return np.array(rows, np.float32)
 
     def original_label(self, case: str) -> nib.Nifti1Image:

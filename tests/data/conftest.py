@@ -10,8 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from anatomask.data.datasets.base import RawCase, RawLabel
-from anatomask.data.nifti import read_nifti
+from anatomask.data.datasets.base import RawCase, nifti_image, nifti_label
 
 
 def save(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> Path:
@@ -46,8 +45,8 @@ def raw_case(tmp_path: Path) -> Callable[..., RawCase]:
         target = None
         if label is not None:
             own = affine if label_affine is None else label_affine
-            target = RawLabel(save(tmp_path / "raw" / f"{name}.nii.gz", label, own), read_nifti)
-        return RawCase(name, name, (source,), target)
+            target = nifti_label(save(tmp_path / "raw" / f"{name}.nii.gz", label, own))
+        return RawCase(name, name, (nifti_image(source),), target)
 
     return make
 

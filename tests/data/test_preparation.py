@@ -8,11 +8,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from anatomask.data.datasets import read_dataset
 from anatomask.data.datasets.base import RawDataset
+from anatomask.data.normalisation import normalise
 from anatomask.data.preparation import (
     Outcome,
+    choose_schemes,
     claim,
     complete,
     dataset_info,
@@ -149,7 +152,7 @@ def test_real_scans(real_data: Path, tmp_path: Path) -> None:
     assert 0.2 < air < 0.95
     bone = image[0][label == 5]  # mandible
     assert bone.mean() > 200
-    source = nib.load(raw.cases[0].images[0])
+    source = nib.load(raw.cases[0].images[0].path)
     for c in (1, 3, 4, 5):  # the cord, 2, is no thicker than these voxels, and parts of it are lost
         before = np.argwhere(np.asanyarray(dataset.original_label(labelled.case).dataobj) == c)
         after = np.argwhere(label == c)
@@ -215,3 +218,48 @@ def test_damaged_settings_are_refused_with_a_remedy(text: str, tmp_path: Path) -
     (tmp_path / "prepare.json").write_text(text)
     with pytest.raises(UserError, match=r"prepare\.json is damaged.*choose another --out, or --overwrite"):
         claim(str(tmp_path), {}, overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("folder", "dtypes"),
+    [
+        ("totalsegmentator", ["int16"]),
+        ("flare22", ["int16"]),
+        ("amos22", ["float16"]),
+        ("autopet2", ["int16", "float16"]),
+    ],
+)
+def test_each_real_data_set_is_prepared_and_normalised(
+    folder: str, dtypes: list[str], real_data: Path, tmp_path: Path
+) -> None:
+    raw = read_dataset(real_data / folder)
+    dataset, outcomes = prepare(tmp_path / "out", raw, dataset_info(raw, folder, (6.0, 6.0, 6.0), 64))
+    assert [outcome.reason for outcome in outcomes] == [""] * len(raw.cases)
+    fitted = dataset.splits["train"] or tuple(dataset.records)
+    for case in dataset.records:
+        image, label = dataset.read_volume(case, label=True)
+        assert [channel.dtype for channel in dataset.records[case].channels] == dtypes
+        assert label is not None and label.any()
+        normalised = normalise(torch.from_numpy(image)[None], torch.from_numpy(dataset.normalisation(case))[None])[0]
+        assert torch.isfinite(normalised).all()
+        for channel, scheme in zip(normalised, dataset.info.schemes, strict=True):
+            inside = channel.numpy()[label > 0] if scheme != "zscore" else channel.numpy()[image[0] != 0]
+            if scheme == "zscore":
+                assert abs(inside.mean()) < 0.01 and abs(inside.std() - 1) < 0.01
+            elif case in fitted and len(fitted) == 1:
+                assert abs(inside.mean()) < 0.1 and 0.5 < inside.std() < 1.1  # clipping takes the tails
+
+
+def test_schemes_are_chosen_per_channel(real_data: Path) -> None:
+    raw = read_dataset(real_data / "autopet2")
+    assert choose_schemes(raw, ()) is raw
+    assert choose_schemes(raw, ("ct", "zscore")).schemes == ("ct", "zscore")
+    with pytest.raises(UserError, match=r"--preprocess\.normalisation names 1 schemes, but autopet2 has 2 channels"):
+        choose_schemes(raw, ("ct",))
+    with pytest.raises(UserError, match=r"rounds channel SUV of autopet2 to whole HU"):
+        choose_schemes(raw, ("ct", "ct"))
+    settings = [
+        settings_of("source", one, dataset_info(one, "x", (2.0, 2.0, 3.0), 16), SplitConfig())
+        for one in (raw, choose_schemes(raw, ("ct", "zscore")))
+    ]
+    assert {name for name in settings[0] if settings[0][name] != settings[1][name]} == {"preprocess.normalisation"}

@@ -10,7 +10,7 @@ import pytest
 from nibabel import orientations
 
 from anatomask.data.datasets import read_dataset
-from anatomask.data.datasets.base import RawCase
+from anatomask.data.datasets.base import RawCase, nifti_image
 from anatomask.data.preprocess import (
     PreprocessConfig,
     grid_of,
@@ -101,11 +101,15 @@ def test_background_stays_zero_and_out_of_the_statistics(spacing: tuple[float, f
     image[12:15, 12:15, 12:15] = 0  # a hole that is no background
     path = tmp_path / "mr.nii.gz"
     nib.save(nib.Nifti1Image(image, np.diag([*SPACING, 1.0])), path)
-    prepared = prepare_case(RawCase("mr", "mr", (path,)), ("zscore",), (), spacing).images[0].astype(np.float64)
+    prepared = (
+        prepare_case(RawCase("mr", "mr", (nifti_image(path),)), ("zscore",), (), spacing).images[0].astype(np.float64)
+    )
     body = prepared[prepared != 0]
     assert body.size / prepared.size == pytest.approx(16 * 14 * 12 / image.size, rel=0.15)
     assert body.mean() > 0.9 * np.median(body)
-    same = prepare_case(RawCase("mr", "mr", (path,)), ("zscore",), (), SPACING).images[0].astype(np.float64)
+    same = (
+        prepare_case(RawCase("mr", "mr", (nifti_image(path),)), ("zscore",), (), SPACING).images[0].astype(np.float64)
+    )
     np.testing.assert_allclose(same / same.max(), image / image.max(), atol=1e-3)
 
 
@@ -130,7 +134,7 @@ def test_a_damaged_header_is_named(defect: str, ending: str, ct: Ct, tmp_path: P
     content[offset : offset + value.nbytes] = value.tobytes()
     path = tmp_path / f"bad{ending}"
     path.write_bytes(gzip.compress(content) if ending == ".nii.gz" else content)
-    raw = RawCase("bad", "bad", (path,))
+    raw = RawCase("bad", "bad", (nifti_image(path),))
     with pytest.raises(UserError, match=rf"bad\{ending} "):
         prepare_case(raw, ("ct",), (), SPACING)
     assert len(readable_grids([raw])) <= 1
@@ -191,7 +195,8 @@ def test_a_label_elsewhere_is_refused(ct: Ct, raw_case: MakeRaw) -> None:
 @pytest.mark.parametrize("size", [200, 3000])
 def test_a_truncated_file_is_named(size: int, ct: Ct, raw_case: MakeRaw) -> None:
     raw = raw_case(*ct((40, 40, 40)))
-    raw.images[0].write_bytes(raw.images[0].read_bytes()[:size])
+    path = raw.images[0].path
+    path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match=r"_0000\.nii\.gz is damaged or cut off"):
         prepare_case(raw, ("ct",), {1, 2}, SPACING)
 
@@ -199,19 +204,19 @@ def test_a_truncated_file_is_named(size: int, ct: Ct, raw_case: MakeRaw) -> None
 def test_files_that_are_missing_or_no_nifti_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.nii.gz"
     with pytest.raises(UserError, match=r"x\.nii\.gz is missing"):
-        prepare_case(RawCase("x", "x", (path,)), ("ct",), (), SPACING)
+        prepare_case(RawCase("x", "x", (nifti_image(path),)), ("ct",), (), SPACING)
     path.write_bytes(b"hello")
     with pytest.raises(UserError, match=r"x\.nii\.gz cannot be read"):
-        prepare_case(RawCase("x", "x", (path,)), ("ct",), (), SPACING)
+        prepare_case(RawCase("x", "x", (nifti_image(path),)), ("ct",), (), SPACING)
 
 
 def test_an_affine_without_inverse_is_refused(ct: Ct, raw_case: MakeRaw) -> None:
     image, _ = ct()
     raw = raw_case(image)
-    broken = nib.load(raw.images[0])
+    broken = nib.load(raw.images[0].path)
     header = broken.header.copy()
     header["sform_code"], header["srow_x"] = 1, 0
-    nib.save(nib.Nifti1Image(image, None, header), raw.images[0])
+    nib.save(nib.Nifti1Image(image, None, header), raw.images[0].path)
     with pytest.raises(UserError, match="affine without inverse"):
         prepare_case(raw, ("ct",), (), SPACING)
 
@@ -244,3 +249,28 @@ def test_grids_are_in_ras_order(raw_case: MakeRaw) -> None:
 def test_settings_out_of_range_are_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         PreprocessConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_what_has_a_unit_keeps_it_and_what_is_normalised_stays(tmp_path: Path) -> None:
+    image = np.linspace(-3, 40, 1000).reshape(10, 10, 10).astype(np.float32)
+    np.testing.assert_array_equal(to_stored_type(image, "quantitative"), image.astype(np.float16))
+    np.testing.assert_array_equal(to_stored_type(image, "none"), image.astype(np.float16))
+    image[0, 0, 0] = 1e6
+    path = tmp_path / "pet.nii.gz"
+    nib.save(nib.Nifti1Image(image, np.eye(4)), path)
+    raw = RawCase("pet", "pet", (nifti_image(path),))
+    for scheme in ("quantitative", "none"):
+        with pytest.raises(UserError, match=rf"pet\.nii\.gz has values beyond ±65504, which normalisation {scheme}"):
+            prepare_case(raw, (scheme,), (), (1, 1, 1))  # type: ignore[arg-type]
+    prepare_case(raw, ("zscore",), (), (1, 1, 1))
+
+
+@pytest.mark.parametrize("cut", ["checksum", "end"])
+def test_a_compressed_file_is_read_to_its_checksum(cut: str, ct: Ct, raw_case: MakeRaw) -> None:
+    raw = raw_case(ct((40, 40, 40))[0])
+    path = raw.images[0].path
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 0xFF
+    path.write_bytes(content if cut == "checksum" else content[:-4])
+    with pytest.raises(UserError, match=r"_0000\.nii\.gz is damaged or cut off"):
+        prepare_case(raw, ("ct",), (), SPACING)

@@ -204,3 +204,12 @@ def test_an_original_that_is_missing_or_damaged_is_named(prepared: Make, spoil: 
     spoil(Path(dataset.path) / "originals" / "one.nii.gz")
     with pytest.raises(UserError, match=r"originals/one\.nii\.gz, the ground truth of case one, cannot be read"):
         dataset.original_label("one")
+
+
+def test_normalisation_by_unit_and_none_at_all(prepared: Make) -> None:
+    suv = np.linspace(0, 20, 512).reshape(8, 8, 8).astype(np.float16)
+    dataset = prepared(suv, suv, schemes=("quantitative", "none"))
+    unit, none = dataset.normalisation("one")
+    body = suv[suv != 0].astype(np.float64)
+    assert unit == pytest.approx([*np.percentile(body, [0.5, 99.5]), body.mean(), body.std()], rel=1e-3)
+    assert none.tolist() == [-np.inf, np.inf, 0.0, 1.0]

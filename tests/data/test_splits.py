@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anatomask.data.datasets.base import RawCase, RawDataset, RawLabel
-from anatomask.data.nifti import read_nifti
+from anatomask.data.datasets.base import RawCase, RawDataset, nifti_image, nifti_label
 from anatomask.data.splits import SplitConfig, dataset_splits, keep, patient_counts, split_patients
 
 cohorts = st.dictionaries(
@@ -48,9 +47,9 @@ def test_a_share_of_nothing_gets_nothing() -> None:
 
 
 def dataset(labelled: str, unlabelled: str, splits: dict[str, tuple[str, ...]] | None = None) -> RawDataset:
-    label = RawLabel(Path("label.nii"), read_nifti)
-    cases = [RawCase(c, c, (Path("x.nii"),), label) for c in labelled]
-    cases += [RawCase(c, c, (Path("x.nii"),)) for c in unlabelled]
+    label = nifti_label(Path("label.nii"))
+    cases = [RawCase(c, c, (nifti_image(Path("x.nii")),), label) for c in labelled]
+    cases += [RawCase(c, c, (nifti_image(Path("x.nii")),)) for c in unlabelled]
     return RawDataset("test", tuple(cases), ("CT",), ("ct",), {1: "one"}, {1: 3.0}, splits=splits)
 
 

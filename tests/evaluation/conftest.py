@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
-from anatomask.data.datasets.base import RawCase, RawLabel
+from anatomask.data.datasets.base import RawCase, nifti_image, nifti_label
 from anatomask.data.fingerprint import ChannelFingerprint, Fingerprint
-from anatomask.data.nifti import read_nifti
 from anatomask.data.preprocess import prepare_case
 from anatomask.data.records import DatasetInfo
 from anatomask.data.shards import PreparedDataset, write_case, write_index
@@ -66,7 +65,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., PreparedDataset]:
             image_path, label_path = tmp_path / f"{case}.nii.gz", tmp_path / f"{case}-label.nii.gz"
             nib.save(_oriented_image(label.astype(np.int16) * 100, spacing, codes), image_path)
             nib.save(_oriented_image(label, spacing, codes), label_path)
-            raw = RawCase(case, case, (image_path,), RawLabel(label_path, read_nifti))
+            raw = RawCase(case, case, (nifti_image(image_path),), nifti_label(label_path))
             records.append(write_case(root, prepare_case(raw, ["ct"], list(CLASSES), target), brick=32))
         tolerance = dict.fromkeys(CLASSES, 3.0)
         info = DatasetInfo(name, "folder", ("CT",), ("ct",), CLASSES, tolerance, target, 32)

@@ -181,3 +181,19 @@ def test_a_class_that_is_named_twice_is_refused(
     file.write_text("preprocess: {classes: [liver, liver]}")
     assert anatomask(["prepare", "--config", str(file), "--source", str(source), "--out", str(tmp_path / "out")]) == 1
     assert "preprocess.classes names liver twice" in capsys.readouterr().err
+
+
+def test_options_of_the_reader_and_schemes_reach_the_plan(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out"), "--dry-run"]
+    amos = ["prepare", "--source", str(real_data / "amos22"), *out]
+    assert anatomask([*amos, "--reader.modality", "ct", "--preprocess.normalisation", "ct"]) == 0
+    shown = capsys.readouterr().out
+    assert "CT as ct" in shown and "1, of which 1" in shown
+    assert anatomask([*amos, "--reader.positives-only"]) == 1
+    assert "does not apply to amos22, only to autopet2" in capsys.readouterr().err
+    pet = ["prepare", "--source", str(real_data / "autopet2"), *out]
+    assert anatomask([*pet, "--reader.positives-only", "--preprocess.normalisation", "ct", "zscore"]) == 0
+    shown = capsys.readouterr().out
+    assert "CTres as ct, SUV as zscore" in shown and "0 studies without lesions left out" in shown

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import fields, replace
 from pathlib import Path
 
-from anatomask.data.datasets import folder, nnunet, totalsegmentator
-from anatomask.data.datasets.base import RawCase, RawDataset, RawLabel, Reader
+from anatomask.data.datasets import (
+    amos22,
+    autopet2,
+    dicom,
+    flare22,
+    folder,
+    nnunet,
+    nnunet_preprocessed,
+    npz,
+    totalsegmentator,
+)
+from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, RawLabel, Reader, ReaderConfig
 from anatomask.errors import UserError
 
 READERS: dict[str, Reader] = {
     "totalsegmentator": totalsegmentator.READER,
+    "totalsegmentator_v2": totalsegmentator.READER_V2,
+    "flare22": flare22.READER,
+    "amos22": amos22.READER,
+    "autopet2": autopet2.READER,
     "nnunet": nnunet.READER,
+    "nnunet_preprocessed": nnunet_preprocessed.READER,
     "folder": folder.READER,
+    "npz": npz.READER,
+    "dicom": dicom.READER,
 }
 """In the order in which `detect` asks them."""
 
@@ -27,31 +46,77 @@ def detect(source: Path) -> str:
     for name, reader in READERS.items():
         if reader.matches(source):
             return name
-    raise UserError(f"{source} holds no scans (.nii or .nii.gz) in a layout that is known: {', '.join(READERS)}")
+    raise UserError(f"{source} holds no scans (NIfTI, NPZ or DICOM) in a layout that is known: {', '.join(READERS)}")
 
 
-def read_dataset(source: Path, dataset: str = "auto", fold: int = 0) -> RawDataset:
+def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: ReaderConfig | None = None) -> RawDataset:
     """The data set in a folder.
 
     Args:
         source: the folder as downloaded.
         dataset: a key of `READERS`, or "auto".
         fold: of a given `splits_final.json`.
+        options: what is read of it; none: all.
 
     Raises:
-        UserError: the folder is missing or empty, the layout is unknown or broken.
+        UserError: the folder is missing or empty, the layout is unknown or broken, an option does not apply to it.
     """
-    found = detect(source)
-    if dataset == "auto":
-        dataset = found
-    if dataset not in READERS:
+    options = options or ReaderConfig()
+    if dataset != "auto" and dataset not in READERS:
         raise UserError(f"--dataset {dataset} is unknown; it may be auto, {', '.join(READERS)}")
-    if not READERS[dataset].matches(source):
-        raise UserError(f"{source} does not have the layout {dataset}; it looks like {found}")
-    raw = READERS[dataset].read(source, fold)
+    if dataset == "auto" or not source.is_dir():
+        dataset = detect(source)
+    elif not READERS[dataset].matches(source):
+        raise UserError(f"{source} does not have the layout {dataset}; it looks like {detect(source)}")
+    _refuse_foreign(dataset, options)
+    raw = READERS[dataset].read(source, fold, options)
     if not raw.cases:
         raise UserError(f"{source} holds no scans")
-    return raw
+    twice = [case for case, count in Counter(raw.case for raw in raw.cases).items() if count > 1]
+    if twice:
+        raise UserError(f"{source}: two scans would both be case {twice[0]!r}; rename one of them")
+    return _listed(raw, Path(options.cases)) if options.cases else raw
 
 
-__all__ = ["READERS", "RawCase", "RawDataset", "RawLabel", "Reader", "detect", "read_dataset"]
+def _refuse_foreign(dataset: str, options: ReaderConfig) -> None:
+    """Raise UserError for an option that is set and that the layout's reader does not heed."""
+    for field in fields(options):
+        foreign = field.name not in READERS[dataset].options | {"cases"}
+        if foreign and getattr(options, field.name) != field.default:
+            heeding = ", ".join(name for name, reader in READERS.items() if field.name in reader.options)
+            flag = f"--reader.{field.name.replace('_', '-')}"
+            raise UserError(f"{flag} does not apply to {dataset}, only to {heeding}; leave it out")
+
+
+def _listed(raw: RawDataset, path: Path) -> RawDataset:
+    """The data set with those cases only that the file names, line by line."""
+    try:
+        wanted = set(path.read_text(encoding="utf-8").split("\n")) - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--reader.cases {path} cannot be read as text ({error})") from error
+    wanted = {line.strip() for line in wanted} - {""}
+    known = {case.case for case in raw.cases}
+    if not wanted:
+        raise UserError(f"--reader.cases {path} names no case; write one per line")
+    if wanted - known:
+        raise UserError(f"--reader.cases {path} names {min(wanted - known)!r}; the cases are like {min(known)!r}")
+    splits = raw.splits and {name: tuple(case for case in raw.splits[name] if case in wanted) for name in raw.splits}
+    return replace(
+        raw,
+        cases=tuple(case for case in raw.cases if case.case in wanted),
+        splits=splits,
+        held_back=raw.held_back & wanted,
+    )
+
+
+__all__ = [
+    "READERS",
+    "RawCase",
+    "RawDataset",
+    "RawImage",
+    "RawLabel",
+    "Reader",
+    "ReaderConfig",
+    "detect",
+    "read_dataset",
+]

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from anatomask.data.fingerprint import Scheme
+from anatomask.data.nifti import nifti_grid, read_nifti
 from anatomask.errors import UserError
 
 DEFAULT_NSD_TOLERANCE = 3.0
 """In mm, for data sets that publish none."""
 
 NIFTI = (".nii.gz", ".nii")
+
+ReadVolume = Callable[[Path], tuple[np.ndarray, np.ndarray]]
+"""Of a path: voxels (D, H, W) and the affine (4, 4) to RAS mm. Raises UserError, naming the path."""
+ReadGrid = Callable[[Path], tuple[tuple[int, int, int], np.ndarray]]
+"""Of a path: shape (D, H, W) and the affine (4, 4) to RAS mm, without reading voxels. Raises UserError."""
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """Where one channel of a case comes from, and how it is read."""
+
+    path: Path
+    """A file or a folder; messages name it."""
+    read: ReadVolume
+    """All real voxels, finite."""
+    grid: ReadGrid
 
 
 @dataclass(frozen=True)
@@ -23,8 +42,8 @@ class RawLabel:
 
     path: Path
     """A file or a folder; messages name it."""
-    read: Callable[[Path], tuple[np.ndarray, np.ndarray]]
-    """Of the path: whole numbers (D, H, W) on the images' grid, and the affine (4, 4). Raises UserError."""
+    read: ReadVolume
+    """Whole numbers on the images' grid."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +52,8 @@ class RawCase:
 
     case: str
     patient: str
-    images: tuple[Path, ...]
-    """One NIfTI file per channel."""
+    images: tuple[RawImage, ...]
+    """One per channel, all on one grid."""
     label: RawLabel | None = None
     """None: unlabelled."""
 
@@ -47,7 +66,7 @@ class RawDataset:
     cases: tuple[RawCase, ...]
     channel_names: tuple[str, ...]
     schemes: tuple[Scheme, ...]
-    """Per channel: "ct" (HU) or "zscore" (anything else)."""
+    """Per channel: what its values are and how they are normalised."""
     class_names: Mapping[int, str]
     """1 … K, without background; empty without labels."""
     nsd_tolerance: Mapping[int, float]
@@ -58,6 +77,22 @@ class RawDataset:
     """The split that comes with the data, of labelled cases; none: drawn by patient."""
     held_back: frozenset[str] = frozenset()
     """Unlabelled cases that the publisher keeps for testing: nothing is trained on them."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of this folder: what was left out or had to be assumed."""
+
+
+@dataclass(frozen=True)
+class ReaderConfig:
+    """What is read of the source. But for `cases`, a field that means nothing in the source's layout is refused."""
+
+    cases: str = ""
+    """A text file with the name of a case per line: these alone are prepared. Any layout."""
+    modality: Literal["all", "ct", "mr", "pet"] = "all"
+    """Scans to take where a source mixes modalities: amos22 (ct is the challenge's task 1, all its task 2), dicom."""
+    positives_only: bool = False
+    """Leave out studies whose label is empty: autopet2."""
+    configuration: str = "3d_fullres"
+    """Which configuration of the plans, or folder of preprocessed files: nnunet_preprocessed."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +100,20 @@ class Reader:
     """A layout: whether a folder has it, and the data set in such a folder."""
 
     matches: Callable[[Path], bool]
-    read: Callable[[Path, int], RawDataset]
-    """Of the source folder and the fold of a given split. Raises UserError where the layout is broken."""
+    read: Callable[[Path, int, ReaderConfig], RawDataset]
+    """Of the source folder, the fold of a given split and the options. Raises UserError where the layout is broken."""
+    options: frozenset[str] = frozenset()
+    """The fields of `ReaderConfig`, besides `cases`, that it heeds."""
+
+
+def nifti_image(path: Path) -> RawImage:
+    """A channel that is a NIfTI file."""
+    return RawImage(path, read_nifti, nifti_grid)
+
+
+def nifti_label(path: Path) -> RawLabel:
+    """A label map that is a NIfTI file."""
+    return RawLabel(path, read_nifti)
 
 
 def stem(path: Path) -> str:
@@ -80,3 +127,18 @@ def stem(path: Path) -> str:
 def is_nifti(path: Path) -> bool:
     """Whether it is a file with a NIfTI name; hidden ones (those of macOS, say) are not."""
     return path.name.endswith(NIFTI) and not path.name.startswith(".") and path.is_file()
+
+
+def is_visible(path: Path, source: Path) -> bool:
+    """Whether neither the path nor a folder between it and the source is hidden."""
+    return not any(part.startswith(".") for part in path.relative_to(source).parts)
+
+
+def case_name(*parts: str) -> str:
+    """The parts as one name that is safe as a file's on any system: letters, digits, `.`, `-` and `_`."""
+    return "_".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
+
+
+def inner_folder(source: Path, name: str) -> Path:
+    """The folder of that name in the source if there is one, else the source: archives unpack either way."""
+    return source / name if (source / name).is_dir() else source

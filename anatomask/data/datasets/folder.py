@@ -6,13 +6,22 @@ as "MR", which is normalised scan by scan.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from anatomask.data.datasets.base import RawCase, RawDataset, Reader, is_nifti, stem
-from anatomask.data.nifti import read_nifti
+from anatomask.data.datasets.base import (
+    RawCase,
+    RawDataset,
+    RawImage,
+    Reader,
+    ReaderConfig,
+    is_nifti,
+    is_visible,
+    nifti_image,
+    stem,
+)
 from anatomask.errors import UserError
 
 LOOKED_AT = 8
@@ -25,21 +34,25 @@ def looks_like_ct(voxels: np.ndarray) -> bool:
     return bool(np.mean(voxels < AIR_HU) >= 1e-3)
 
 
+def all_ct(images: Sequence[RawImage]) -> bool:
+    """Whether those that are looked at, and can be read, all look like CT; False if none can be read."""
+    verdicts = []
+    for i in np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)):
+        try:
+            verdicts.append(looks_like_ct(images[i].read(images[i].path)[0]))
+        except UserError:
+            continue  # it will be listed with its reason when its turn comes
+    return bool(verdicts) and all(verdicts)
+
+
 def _matches(source: Path) -> bool:
-    return any(_visible(path, source) for path in source.rglob("*.nii*"))
+    return any(is_nifti(path) and is_visible(path, source) for path in source.rglob("*.nii*"))
 
 
-def _visible(path: Path, source: Path) -> bool:
-    return is_nifti(path) and not any(part.startswith(".") for part in path.relative_to(source).parts)
-
-
-def _read(source: Path, fold: int) -> RawDataset:
-    scans = sorted(path for path in source.rglob("*.nii*") if _visible(path, source))
+def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
+    scans = sorted(path for path in source.rglob("*.nii*") if is_nifti(path) and is_visible(path, source))
     cases = tuple(_case(path.relative_to(source), path) for path in scans)
-    twice = [case for case, count in Counter(raw.case for raw in cases).items() if count > 1]
-    if twice:
-        raise UserError(f"{source}: two scans would both be case {twice[0]!r}; rename one of them")
-    ct = _all_ct([scans[i] for i in np.unique(np.linspace(0, len(scans) - 1, LOOKED_AT).round().astype(int))])
+    ct = all_ct([raw.images[0] for raw in cases])
     return RawDataset(
         reader="folder",
         cases=cases,
@@ -53,17 +66,7 @@ def _read(source: Path, fold: int) -> RawDataset:
 def _case(relative: Path, path: Path) -> RawCase:
     """A scan in a subfolder belongs to the patient that the topmost subfolder is named after."""
     case = "_".join((*relative.parent.parts, stem(relative)))
-    return RawCase(case, relative.parts[0] if len(relative.parts) > 1 else case, (path,))
-
-
-def _all_ct(scans: list[Path]) -> bool:
-    verdicts = []
-    for path in scans:
-        try:
-            verdicts.append(looks_like_ct(read_nifti(path)[0]))
-        except UserError:
-            continue  # it will be listed with its reason when its turn comes
-    return bool(verdicts) and all(verdicts)
+    return RawCase(case, relative.parts[0] if len(relative.parts) > 1 else case, (nifti_image(path),))
 
 
 READER = Reader(_matches, _read)

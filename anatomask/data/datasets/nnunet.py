@@ -17,39 +17,55 @@ from anatomask.data.datasets.base import (
     NIFTI,
     RawCase,
     RawDataset,
-    RawLabel,
+    RawImage,
     Reader,
+    ReaderConfig,
     is_nifti,
+    nifti_image,
+    nifti_label,
 )
 from anatomask.data.fingerprint import Scheme
-from anatomask.data.nifti import read_nifti
 from anatomask.errors import UserError
 
 TRAINING, UNLABELLED, TEST = "imagesTr", "imagesUnlabeled", "imagesTs"
 LABELS = "labelsTr"
+SPLITS = "splits_final.json"
 
 
 def _matches(source: Path) -> bool:
     return (source / "dataset.json").is_file() and (source / TRAINING).is_dir()
 
 
-def _read(source: Path, fold: int) -> RawDataset:
-    path = source / "dataset.json"
-    header = _json(path)
+def read_header(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...], dict[int, str]]:
+    """A `dataset.json`: all its entries, the names of the channels, and the classes 1 … K.
+
+    Raises:
+        UserError: it is not JSON, or lacks or misstates the channels or the labels.
+    """
+    header = read_json(path)
     if not isinstance(header, Mapping):
         raise UserError(f"{path} must hold a JSON object with channel_names and labels")
-    names = _channels(_entry(header, "channel_names", path), path)
+    channels = _channels(entry_of(header, "channel_names", path), path)
+    return header, channels, _classes(entry_of(header, "labels", path), path)
+
+
+def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
+    path = source / "dataset.json"
+    header, names, classes = read_header(path)
     ending = header.get("file_ending", ".nii.gz")
     if ending not in NIFTI:
         raise UserError(f"{path}: file_ending {ending} is not read; convert the scans to .nii.gz")
-    classes = _classes(_entry(header, "labels", path), path)
     labelled = [
-        RawCase(case, case, _files(source / TRAINING, case, names, ending), RawLabel(label, read_nifti))
+        RawCase(
+            case,
+            case,
+            _images(source / TRAINING, case, names, ending),
+            nifti_label(source / LABELS / f"{case}{ending}"),
+        )
         for case in sorted(_cases(source / TRAINING, ending) | _labels(source / LABELS, ending))
-        for label in [source / LABELS / f"{case}{ending}"]
     ]
     unlabelled = [
-        RawCase(case, case, _files(source / folder, case, names, ending))
+        RawCase(case, case, _images(source / folder, case, names, ending))
         for folder in (UNLABELLED, TEST)
         for case in sorted(_cases(source / folder, ending))
     ]
@@ -60,10 +76,10 @@ def _read(source: Path, fold: int) -> RawDataset:
         reader="nnunet",
         cases=tuple(labelled + unlabelled),
         channel_names=names,
-        schemes=tuple(_scheme(name) for name in names),
+        schemes=tuple(map(scheme_of, names)),
         class_names=classes,
         nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
-        splits=_given_split(source / "splits_final.json", fold, {raw.case for raw in labelled}),
+        splits=given_split(source / SPLITS, fold, {raw.case for raw in labelled}),
         held_back=frozenset(_cases(source / TEST, ending)),
     )
 
@@ -77,9 +93,10 @@ def _channels(channels: Any, path: Path) -> tuple[str, ...]:
     return tuple(str(channels[str(c)]) for c in range(len(channels)))
 
 
-def _scheme(channel: str) -> Scheme:
-    """As nnU-Net decides: a channel that is called CT is in HU, every other is normalised case by case."""
-    return "ct" if channel.lower() == "ct" else "zscore"
+def scheme_of(channel: str) -> Scheme:
+    """As nnU-Net decides: "CT" is in HU, "noNorm" is left as it is, every other channel is normalised by case."""
+    schemes: dict[str, Scheme] = {"ct": "ct", "nonorm": "none"}
+    return schemes.get(channel.lower(), "zscore")
 
 
 def _classes(labels: Any, path: Path) -> dict[int, str]:
@@ -111,15 +128,20 @@ def _labels(folder: Path, ending: str) -> set[str]:
     return {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}") if is_nifti(path)}
 
 
-def _files(folder: Path, case: str, channels: Sequence[str], ending: str) -> tuple[Path, ...]:
-    """A path per channel, there or not: reading a missing one names it."""
-    return tuple(folder / f"{case}_{c:04d}{ending}" for c in range(len(channels)))
+def _images(folder: Path, case: str, channels: Sequence[str], ending: str) -> tuple[RawImage, ...]:
+    """An image per channel, there or not: reading a missing one names it."""
+    return tuple(nifti_image(folder / f"{case}_{c:04d}{ending}") for c in range(len(channels)))
 
 
-def _given_split(path: Path, fold: int, labelled: set[str]) -> dict[str, tuple[str, ...]] | None:
+def given_split(path: Path, fold: int, labelled: set[str]) -> dict[str, tuple[str, ...]] | None:
+    """One fold of a `splits_final.json`, its "val" as test; none if there is no such file.
+
+    Raises:
+        UserError: the file is broken, has no such fold, or names a case that is not labelled.
+    """
     if not path.is_file():
         return None
-    folds = _json(path)
+    folds = read_json(path)
     if not isinstance(folds, list) or not folds:
         raise UserError(f'{path} must hold a list of folds, {{"train": [cases], "val": [cases]}} each; or remove it')
     if fold >= len(folds):
@@ -131,27 +153,29 @@ def _given_split(path: Path, fold: int, labelled: set[str]) -> dict[str, tuple[s
     }
     for case in (*splits["train"], *splits["test"]):
         if case not in labelled:
-            raise UserError(f"{path} names case {case}, which is not in {TRAINING}")
+            raise UserError(f"{path} names case {case}, which is not among the labelled cases of the source")
     if both := set(splits["train"]) & set(splits["test"]):
         raise UserError(f"{path}: case {min(both)} is in train and in val of fold {fold}")
     return splits
 
 
 def _members(fold: Any, name: str, path: Path) -> tuple[str, ...]:
-    cases = _entry(fold, name, path)
+    cases = entry_of(fold, name, path)
     if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
         raise UserError(f"{path}: {name!r} must be a list of cases, not {cases!r}")
     return tuple(cases)
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The parsed file. Raises UserError where it is not JSON."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 
 
-def _entry(data: Any, key: str, path: Path) -> Any:
+def entry_of(data: Any, key: str, path: Path) -> Any:
+    """An entry of the object that `path` holds. Raises UserError where it lacks it."""
     try:
         return data[key]
     except (KeyError, TypeError):

@@ -1,45 +1,62 @@
-"""TotalSegmentator v1: `sXXXX/ct.nii.gz` and 104 binary masks in `sXXXX/segmentations/`.
+"""TotalSegmentator: `sXXXX/ct.nii.gz` and one binary mask per class in `sXXXX/segmentations/`; v1 has 104, v2 117.
 
-The masks overlap here and there; they are merged in the order of their ids, later wins. The official split of
-`meta.csv` is not used: the paper divides all cases 70/10/20.
+The masks overlap here and there; they are merged in the order of their ids, later wins. The split in `meta.csv` is
+used for v2. That of v1 is not: the paper divides all its cases 70/10/20.
 """
 
 from __future__ import annotations
 
 import csv
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from anatomask.data.datasets.base import DEFAULT_NSD_TOLERANCE, RawCase, RawDataset, RawLabel, Reader, is_nifti
+from anatomask.data.datasets.base import (
+    DEFAULT_NSD_TOLERANCE,
+    RawCase,
+    RawDataset,
+    RawLabel,
+    Reader,
+    is_nifti,
+    nifti_image,
+)
 from anatomask.data.nifti import read_nifti
 from anatomask.errors import UserError
 
+Version = Literal["v1", "v2"]
+
 SPACING = (1.5, 1.5, 1.5)
-SCAN, MASKS = "ct.nii.gz", "segmentations"
+SCAN, MASKS, META = "ct.nii.gz", "segmentations", "meta.csv"
+FOLDERS = ("Totalsegmentator_dataset", "Totalsegmentator_dataset_v201", "Totalsegmentator_dataset_v2")
+"""The archives' own, where unpacking made one."""
+DAMAGED = "s0864"
+"""Its scan is damaged in the published archive of v1."""
 
 
-def class_names() -> dict[int, str]:
+def class_names(version: Version = "v1") -> dict[int, str]:
     """Class id -> name, in the order of merging."""
-    text = files(__package__).joinpath("totalsegmentator_v1_labels.csv").read_text()
+    text = files(__package__).joinpath(f"totalsegmentator_{version}_labels.csv").read_text()
     return {int(row["id"]): row["name"] for row in csv.DictReader(text.splitlines())}
 
 
-def merge_masks(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def merge_masks(folder: Path, version: Version = "v1") -> tuple[np.ndarray, np.ndarray]:
     """The label map of one case, (D, H, W) uint8, and its affine (4, 4).
 
     Args:
         folder: `segmentations/`, one binary mask per class.
+        version: whose classes.
 
     Raises:
         UserError: a mask is missing, unknown, damaged, not binary, or of another shape than the first.
     """
-    names = class_names()
+    names = class_names(version)
     known = {f"{name}.nii.gz" for name in names.values()}
-    found = {path.name for path in folder.glob("*.nii.gz") if is_nifti(path)}
+    found = _masks(folder)
     if found - known:
-        raise UserError(f"{folder / min(found - known)} is not a class of TotalSegmentator v1")
+        raise UserError(f"{folder / min(found - known)} is not a class of TotalSegmentator {version}")
     if known - found:
         raise UserError(f"{folder / min(known - found)} is missing ({len(known - found)} of {len(known)} masks are)")
     first = next(iter(names))
@@ -57,15 +74,22 @@ def merge_masks(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return merged, affine
 
 
+def _masks(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.nii.gz") if is_nifti(path)}
+
+
 def _root(source: Path) -> Path:
-    inner = source / "Totalsegmentator_dataset"
-    return inner if inner.is_dir() else source
+    return next((source / name for name in FOLDERS if (source / name).is_dir()), source)
 
 
-def _matches(source: Path) -> bool:
-    """Masks tell it from any other folder of patients with a ct.nii.gz each."""
+def _version(source: Path) -> Version | None:
+    """By the names of the first masks; none: no folder has any, which is what tells it from other folders."""
     folders = _folders(_root(source))
-    return any((folder / SCAN).is_file() for folder in folders) and any((folder / MASKS).is_dir() for folder in folders)
+    masks = next((folder / MASKS for folder in folders if (folder / MASKS).is_dir()), None)
+    if masks is None or not any((folder / SCAN).is_file() for folder in folders):
+        return None
+    only_v2 = {f"{name}.nii.gz" for name in {*class_names("v2").values()} - {*class_names("v1").values()}}
+    return "v2" if _masks(masks) & only_v2 else "v1"
 
 
 def _folders(root: Path) -> list[Path]:
@@ -77,23 +101,55 @@ def _folders(root: Path) -> list[Path]:
     ]
 
 
-def _read(source: Path, fold: int) -> RawDataset:
-    names = class_names()
+def _read(source: Path, version: Version) -> RawDataset:
+    names = class_names(version)
+    cases = tuple(_case(folder, version) for folder in _folders(_root(source)))
+    damaged = version == "v1" and any(raw.case == DAMAGED for raw in cases)
     return RawDataset(
-        reader="totalsegmentator",
-        cases=tuple(map(_case, _folders(_root(source)))),
+        reader="totalsegmentator" if version == "v1" else "totalsegmentator_v2",
+        cases=cases,
         channel_names=("CT",),
         schemes=("ct",),
         class_names=names,
         nsd_tolerance=dict.fromkeys(names, DEFAULT_NSD_TOLERANCE),
         spacing=SPACING,
+        splits=_given_split(_root(source) / META, cases) if version == "v2" else None,
+        remarks=(f"{DAMAGED}: its scan is damaged in the published archive, not only in your copy",) * damaged,
     )
 
 
-def _case(folder: Path) -> RawCase:
+def _case(folder: Path, version: Version) -> RawCase:
     masks = folder / MASKS
-    label = RawLabel(masks, merge_masks) if masks.is_dir() else None
-    return RawCase(folder.name, folder.name, (folder / SCAN,), label)
+    label = RawLabel(masks, partial(merge_masks, version=version)) if masks.is_dir() else None
+    return RawCase(folder.name, folder.name, (nifti_image(folder / SCAN),), label)
 
 
-READER = Reader(_matches, _read)
+def _given_split(path: Path, cases: tuple[RawCase, ...]) -> dict[str, tuple[str, ...]] | None:
+    """The column `split` of the labelled cases; none: there is no such file.
+
+    Raises:
+        UserError: a labelled case is not listed, or its split is none of train, val and test.
+    """
+    if not path.is_file():
+        return None
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), delimiter=";"))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table separated by semicolons ({error})") from error
+    listed = {row.get("image_id"): row.get("split") for row in rows}
+    splits: dict[str, tuple[str, ...]] = {"train": (), "val": (), "test": ()}
+    for raw in cases:
+        split = listed.get(raw.case)
+        if raw.label is None:
+            continue
+        if split not in splits:
+            raise UserError(
+                f"{path} must give case {raw.case} a split (train, val or test), not {split!r}; "
+                "correct the row, or remove the file to have the split drawn"
+            )
+        splits[split] += (raw.case,)
+    return splits
+
+
+READER = Reader(lambda source: _version(source) == "v1", lambda source, fold, options: _read(source, "v1"))
+READER_V2 = Reader(lambda source: _version(source) == "v2", lambda source, fold, options: _read(source, "v2"))

@@ -45,7 +45,7 @@ def test_a_given_fold_is_train_and_test(nnunet_source: Path) -> None:
 @pytest.mark.parametrize(
     ("folds", "message"),
     [
-        ('[{"train": ["zz"], "val": []}]', "names case zz"),
+        ('[{"train": ["zz"], "val": []}]', "names case zz, which is not among"),
         ('[{"train": ["a"], "val": ["a"]}]', "case a is in train and in val"),
         ('[{"train": ["a"]}]', "lacks 'val'"),
         ("[{", "not valid JSON"),

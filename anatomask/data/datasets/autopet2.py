@@ -1,0 +1,68 @@
+"""AutoPET II: `FDG-PET-CT-Lesions/PETCT_<id>/<study>/{CTres,SUV,SEG}.nii.gz`; channels 0 = CTres, 1 = SUV.
+
+A patient may have several studies, which stay in one split. Half of the 1014 studies show no lesion;
+`--reader.positives-only` leaves them out, for which every SEG is read once (minutes for the whole data set).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anatomask.data.datasets.base import (
+    DEFAULT_NSD_TOLERANCE,
+    RawCase,
+    RawDataset,
+    Reader,
+    ReaderConfig,
+    case_name,
+    inner_folder,
+    nifti_image,
+    nifti_label,
+)
+from anatomask.data.nifti import read_nifti
+from anatomask.errors import UserError
+
+CHANNELS = ("CTres", "SUV")
+LABEL = "SEG"
+
+
+def _matches(source: Path) -> bool:
+    return bool(_studies(source))
+
+
+def _studies(source: Path) -> list[Path]:
+    """The folders that hold any of a study's files: a study that lacks one is a case that reading it will name."""
+    root = inner_folder(source, "FDG-PET-CT-Lesions")
+    files = (f"{name}.nii.gz" for name in (*CHANNELS, LABEL))
+    return sorted({path.parent for file in files for path in root.glob(f"PETCT_*/*/{file}")})
+
+
+def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
+    studies = _studies(source)
+    kept = [study for study in studies if _may_be_positive(study)] if options.positives_only else studies
+    return RawDataset(
+        reader="autopet2",
+        cases=tuple(map(_case, kept)),
+        channel_names=CHANNELS,
+        schemes=("ct", "quantitative"),
+        class_names={1: "tumour"},
+        nsd_tolerance={1: DEFAULT_NSD_TOLERANCE},
+        remarks=(f"{len(studies) - len(kept)} studies without lesions left out",) if options.positives_only else (),
+    )
+
+
+def _case(study: Path) -> RawCase:
+    patient = study.parent.name
+    images = tuple(nifti_image(study / f"{name}.nii.gz") for name in CHANNELS)
+    return RawCase(case_name(patient, study.name), patient, images, nifti_label(study / f"{LABEL}.nii.gz"))
+
+
+def _may_be_positive(study: Path) -> bool:
+    """Whether a lesion is drawn; also where that cannot be read, for preparing the case will then say why."""
+    try:
+        return bool(read_nifti(study / f"{LABEL}.nii.gz")[0].any())
+    except UserError:
+        return True
+
+
+READER = Reader(_matches, _read, frozenset({"positives_only"}))

@@ -1,0 +1,294 @@
+"""DICOM: any folder of CT, MR and PET slices; a series in a folder is a case, without label.
+
+HU come from each slice's RescaleSlope and RescaleIntercept; slices are sorted by their position along the normal of
+the image plane, whatever their names and numbers say. A series in which slices are missing, double, unevenly spaced,
+sheared (gantry tilt) or of different kinds is refused by name. PET is in the unit that the scanner wrote (mostly
+Bq/ml), not SUV. Localizers, and files that hold no scan (structures, reports, dose), are left out, and said so.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.pixels import apply_rescale
+
+from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, Reader, ReaderConfig, case_name, is_visible
+from anatomask.data.fingerprint import Scheme
+from anatomask.data.nifti import reason
+from anatomask.errors import UserError
+
+MODALITIES = {"CT": "ct", "MR": "mr", "PT": "pet"}
+"""DICOM's name of those that are scans -> that of `ReaderConfig.modality`."""
+PREAMBLE, MAGIC = 128, b"DICM"
+UNREADABLE = (
+    InvalidDicomError, BytesLengthException, AttributeError, KeyError, NotImplementedError, RuntimeError, OSError,
+    ValueError, TypeError, EOFError, OverflowError, IndexError, struct.error,
+)  # fmt: skip
+"""What pydicom raises for files that are cut off, damaged, or compressed in a way that needs another package."""
+HEADER = [
+    "SeriesInstanceUID", "SeriesNumber", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "Rows", "Columns",
+    "NumberOfFrames", "SamplesPerPixel", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient",
+]  # fmt: skip
+GAP_TOLERANCE = 0.1
+"""Share of the distance between slices by which one of them may differ; positions are rounded in headers."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a file's header says."""
+
+    name: str
+    """Of the file in its folder."""
+    modality: str
+    number: int | None
+    patient: str
+    localizer: bool
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Slices in order, and the grid that they make."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    """(columns, rows, slices)."""
+    affine: np.ndarray
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether it is a file with DICOM's magic word."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(PREAMBLE)
+            return stream.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def _files(source: Path) -> list[Path]:
+    return sorted(path for path in source.rglob("*") if path.is_file() and is_visible(path, source))
+
+
+def _matches(source: Path) -> bool:
+    return any(is_visible(path, source) and path.is_file() and is_dicom(path) for path in source.rglob("*"))
+
+
+def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
+    series: dict[Path, dict[str, list[Slice]]] = defaultdict(lambda: defaultdict(list))
+    cases: list[RawCase] = []
+    others: Counter[str] = Counter()
+    for path in _files(source):
+        if not is_dicom(path):
+            if path.suffix.lower() in (".dcm", ".ima"):
+                cases.append(_broken(path, source))
+            continue
+        try:
+            uid, found = _header(path)
+        except UNREADABLE:
+            cases.append(_broken(path, source))
+            continue
+        if found is None:
+            others[uid] += 1
+        elif found.localizer:
+            others["localizer"] += 1
+        elif options.modality not in ("all", MODALITIES[found.modality]):
+            others[found.modality] += 1
+        else:
+            series[path.parent][uid].append(found)
+    modalities = {one.modality for there in series.values() for slices in there.values() for one in slices}
+    for folder, there in series.items():
+        cases += _cases(folder, there, source)
+    name = modalities.pop() if len(modalities) == 1 else "CT, MR or PT"
+    scheme: Scheme = "ct" if name == "CT" else "zscore"
+    return RawDataset(
+        reader="dicom",
+        cases=tuple(sorted(cases, key=lambda raw: raw.case)),
+        channel_names=(name,),
+        schemes=(scheme,),
+        class_names={},
+        nsd_tolerance={},
+        remarks=_remarks(others, len(modalities)),
+    )
+
+
+def _remarks(others: Counter[str], mixed: int) -> tuple[str, ...]:
+    left_out = tuple(f"{count} files left out: {kind}" for kind, count in sorted(others.items()))
+    several = "modalities are mixed, so each scan is normalised by itself; --reader.modality takes one of them"
+    return (*left_out, several) if mixed else left_out
+
+
+def _header(path: Path) -> tuple[str, Slice | None]:
+    """The series and the slice; for a file that is no scan, its modality and None. Raises one of `UNREADABLE`."""
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER)
+    modality = str(header.get("Modality") or "no modality")
+    if modality not in MODALITIES or "Rows" not in header:
+        return modality, None
+    number = header.get("SeriesNumber")
+    localizer = "LOCALIZER" in [str(value).upper() for value in (header.get("ImageType") or [])]
+    patient = str(header.get("PatientID") or "").strip()
+    one = Slice(path.name, modality, None if number is None else int(number), patient, localizer)
+    return str(header.SeriesInstanceUID), one
+
+
+def _cases(folder: Path, series: dict[str, list[Slice]], source: Path) -> list[RawCase]:
+    """A case per series, named after the folder, and where there are several after their numbers too."""
+    relative = folder.relative_to(source).parts
+    numbers = [slices[0].number for slices in series.values()]
+    distinct = None not in numbers and len(set(numbers)) == len(numbers)
+    cases = []
+    for position, (_, slices) in enumerate(sorted(series.items()), start=1):
+        suffix = () if len(series) == 1 else (f"series{slices[0].number if distinct else position}",)
+        case = case_name(*(relative or (source.name,)), *suffix)
+        patient = slices[0].patient or (relative[0] if relative else case)
+        names = tuple(sorted(one.name for one in slices))
+        image = RawImage(folder, partial(read_series, names=names), partial(read_grid, names=names))
+        cases.append(RawCase(case, patient, (image,)))
+    return cases
+
+
+def _broken(path: Path, source: Path) -> RawCase:
+    """A file that cannot be read is a case that fails, so that a slice is never lost unseen."""
+    case = case_name(*path.relative_to(source).parts)
+    return RawCase(case, case, (RawImage(path, _refuse, _refuse),))
+
+
+def _refuse(path: Path) -> Any:
+    raise UserError(f"{path} is no DICOM file or is damaged; get it again, or delete it if it is no slice of a scan")
+
+
+def read_grid(folder: Path, names: Sequence[str]) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of a series, from the headers of its slices. Raises UserError as `read_series`."""
+    stack = _stack(folder, names)
+    return stack.shape, stack.affine
+
+
+def read_series(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels (columns, rows, slices) float32 of a series, and the affine (4, 4) to RAS mm.
+
+    Args:
+        folder: where its files lie.
+        names: of the files, in any order.
+
+    Raises:
+        UserError: a slice is missing, double, damaged or of another kind than the others, they are unevenly spaced or
+            sheared, or a CT has no HU.
+    """
+    stack = _stack(folder, names)
+    voxels = np.empty(stack.shape, np.float32)
+    for k, name in enumerate(stack.names):
+        voxels[:, :, k] = _pixels(folder / name).T
+    if not np.isfinite(voxels).all():
+        raise UserError(f"{folder} ({_named(names)}) has voxels that are NaN or infinite; leave it out")
+    return voxels, stack.affine
+
+
+def _pixels(path: Path) -> np.ndarray:
+    """(rows, columns) in the unit of the modality: HU for CT."""
+    try:
+        file = pydicom.dcmread(path)
+        if file.Modality == "CT" and not {"RescaleSlope", "RescaleIntercept"} <= set(file.dir()):
+            raise UserError(f"{path} lacks RescaleSlope or RescaleIntercept: its HU are unknown; leave the series out")
+        return apply_rescale(file.pixel_array, file)
+    except UNREADABLE as error:
+        raise UserError(
+            f"{path}: its pixels cannot be read ({reason(error)}); get it again, or decompress it first "
+            "(gdcmconv --raw), or install python-gdcm"
+        ) from error
+
+
+def _stack(folder: Path, names: Sequence[str]) -> Stack:
+    headers = {name: _geometry(folder / name) for name in names}
+    first = headers[names[0]]
+    for name, header in headers.items():
+        _same_kind(folder / name, header, folder / names[0], first)
+    twice = [
+        uid for uid, count in Counter(str(header.SOPInstanceUID) for header in headers.values()).items() if count > 1
+    ]
+    if twice:
+        same = [name for name in names if str(headers[name].SOPInstanceUID) == twice[0]]
+        raise UserError(f"{folder}: {same[0]} and {same[1]} are the same slice; delete one of them")
+    across, down = (np.array(first.ImageOrientationPatient[part], float) for part in (slice(0, 3), slice(3, 6)))
+    normal = np.cross(across, down)
+    positions = {name: np.array(header.ImagePositionPatient, float) for name, header in headers.items()}
+    ordered = sorted(names, key=lambda name: float(positions[name] @ normal))
+    if len(ordered) < 2:
+        raise UserError(f"{folder / names[0]} is the only slice of its series; a volume has two at least")
+    _evenly_spaced(folder, ordered, [float(positions[name] @ normal) for name in ordered])
+    step = (positions[ordered[-1]] - positions[ordered[0]]) / (len(ordered) - 1)
+    rows_apart, columns_apart = map(float, first.PixelSpacing)
+    drift = np.linalg.norm(step - (step @ normal) * normal) * (len(ordered) - 1)
+    if drift > min(rows_apart, columns_apart):
+        raise UserError(
+            f"{folder} ({_named(names)}) is sheared by {drift:.1f} mm (gantry tilt); convert it to NIfTI first"
+        )
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = across * columns_apart, down * rows_apart, step
+    affine[:3, 3] = positions[ordered[0]]
+    affine[:2] *= -1  # DICOM's axes point to the left and back
+    return Stack(tuple(ordered), (int(first.Columns), int(first.Rows), len(ordered)), affine)
+
+
+def _geometry(path: Path) -> Any:
+    """A slice's header. Raises UserError where it does not say where the slice lies."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    try:
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER)
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            raise UserError(f"{path} holds many frames (enhanced DICOM), which is not read; convert it to NIfTI first")
+        if int(header.get("SamplesPerPixel") or 1) > 1:
+            raise UserError(f"{path} is a colour picture, no scan; leave it out")
+        numbers = [*header.ImagePositionPatient, *header.ImageOrientationPatient, *header.PixelSpacing]
+        good = len(numbers) == 11 and np.isfinite(np.array(numbers, float)).all() and min(header.PixelSpacing) > 0
+        axes = np.array(header.ImageOrientationPatient, float).reshape(2, 3) if good else np.zeros((2, 3))
+        good = good and min(int(header.Rows), int(header.Columns)) > 0 and bool(header.SOPInstanceUID)
+    except UNREADABLE as error:
+        raise UserError(f"{path} does not say where its slice lies ({reason(error)}); leave the series out") from error
+    if not good or not np.allclose(axes @ axes.T, np.eye(2), atol=1e-2):
+        raise UserError(f"{path} does not say where its slice lies (position, orientation, spacing); leave it out")
+    return header
+
+
+def _same_kind(path: Path, header: Any, first_path: Path, first: Any) -> None:
+    """Refuse slices of one series that do not lie in parallel on one grid."""
+    for name, tolerance in (("Rows", 0.0), ("Columns", 0.0), ("PixelSpacing", 1e-3), ("ImageOrientationPatient", 1e-2)):
+        if not np.allclose(np.array(header[name].value, float), np.array(first[name].value, float), atol=tolerance):
+            raise UserError(
+                f"{path} has {name} {header[name].value}, but {first_path} of the same series {first[name].value}; "
+                "split the series"
+            )
+
+
+def _evenly_spaced(folder: Path, names: Sequence[str], depths: Sequence[float]) -> None:
+    """Refuse a series of which a slice is double or missing, or that is unevenly spaced."""
+    gaps = np.diff(depths)
+    usual = float(np.median(gaps))
+    same = [k for k, gap in enumerate(gaps) if gap < 1e-3]
+    if same:
+        raise UserError(
+            f"{folder}: {len(same) + 1} slices or more lie where another does, as {names[same[0]]} and "
+            f"{names[same[0] + 1]} (several times, echoes or reconstructions?); split the series"
+        )
+    for k, gap in enumerate(gaps):
+        if abs(gap - usual) > GAP_TOLERANCE * usual:
+            lost = "a slice is missing" if abs(gap / usual - round(gap / usual)) < GAP_TOLERANCE else "uneven spacing"
+            raise UserError(
+                f"{folder}: {lost} between {names[k]} and {names[k + 1]}: {gap:.2f} mm, elsewhere {usual:.2f} mm; "
+                "get the series again or leave it out"
+            )
+
+
+def _named(names: Sequence[str]) -> str:
+    return f"{names[0]} … {names[-1]}"
+
+
+READER = Reader(_matches, _read, frozenset({"modality"}))

@@ -1,0 +1,269 @@
+"""nnU-Net's preprocessed folder: plans, `dataset.json`, and per configuration `<case>.b2nd` or `<case>.npz`.
+
+The voxels are resampled and normalised already, so their scheme is "none" and the plans' spacing is the data set's.
+What else is known of a case lies in a pickle, which is never opened. So geometry comes from the plans, and direction
+and position from the header of `gt_segmentations/<case>.nii.gz`: exactly where nnU-Net cut nothing off (which shows
+in the shape), else the position is that of the uncut scan. Without that file the axes are taken to point R, A, S.
+Labels are the resampled ones, and scores are taken on this grid, not on the scan's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+
+from anatomask.data.arrays import b2nd_shape, finite, npz_names, npz_shape, read_b2nd, read_npz
+from anatomask.data.datasets.base import (
+    DEFAULT_NSD_TOLERANCE,
+    NIFTI,
+    RawCase,
+    RawDataset,
+    RawImage,
+    RawLabel,
+    Reader,
+    ReaderConfig,
+)
+from anatomask.data.datasets.nnunet import SPLITS, entry_of, given_split, read_header, read_json
+from anatomask.data.fingerprint import Scheme
+from anatomask.data.nifti import nifti_grid
+from anatomask.data.resampling import resampled_affine, target_shape
+from anatomask.errors import UserError
+
+HEADER, TRUTH = "dataset.json", "gt_segmentations"
+NOT_PLANS = {HEADER, "dataset_fingerprint.json", SPLITS}
+READERS = {"SimpleITKIO": False, "NibabelIO": False, "SimpleITKIOWithReorient": True, "NibabelIOWithReorient": True}
+"""nnU-Net's image readers of which the axes are known, and whether they turn the scan to RAS."""
+SEGMENTATION = "_seg"
+NORMALISED: Scheme = "none"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration of one plans file, and the folder of its cases."""
+
+    plans: Path
+    name: str
+    folder: Path
+    spacing: tuple[float, float, float]
+    """In mm, in the order of the array's axes."""
+    backward: tuple[int, int, int]
+    """The order of the array's axes that makes them (z, y, x) of the file."""
+    reoriented: bool
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of one case lie."""
+
+    spacing: tuple[float, float, float]
+    """In mm, in the order (x, y, z) of the source file."""
+    backward: tuple[int, int, int]
+    truth: Path | None
+    """The ground truth on the source's grid, of which the header alone is read."""
+    reoriented: bool
+
+    def turned(self, volume: np.ndarray) -> np.ndarray:
+        """The array (D, H, W) as stored, its axes in the order (x, y, z)."""
+        return volume.transpose(self.backward).transpose(2, 1, 0)
+
+    def affine(self, shape: Sequence[int]) -> np.ndarray:
+        """(4, 4), of a volume of this shape (x, y, z). Raises UserError where the ground truth is broken."""
+        if self.truth is None:
+            return np.diag([*self.spacing, 1.0])
+        source_shape, affine = _to_ras(*nifti_grid(self.truth)) if self.reoriented else nifti_grid(self.truth)
+        sizes = nib.affines.voxel_sizes(affine)
+        if target_shape(source_shape, sizes, self.spacing) == tuple(shape):
+            return resampled_affine(affine, source_shape, shape)
+        return affine @ np.diag([*np.divide(self.spacing, sizes), 1.0])
+
+
+def _to_ras(shape: tuple[int, int, int], affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
+    ornt = nib.io_orientation(affine)
+    order = np.argsort(ornt[:, 0])
+    a, b, c = (shape[axis] for axis in order)
+    return (a, b, c), affine @ orientations.inv_ornt_aff(ornt, shape)
+
+
+def _plans(source: Path) -> dict[Path, Mapping[str, Any]]:
+    """The plans files: those that list configurations."""
+    found = {}
+    for path in sorted(source.glob("*.json")):
+        if path.name not in NOT_PLANS and not path.name.startswith("."):
+            content = read_json(path)
+            if isinstance(content, Mapping) and isinstance(content.get("configurations"), Mapping):
+                found[path] = content
+    return found
+
+
+def _matches(source: Path) -> bool:
+    if not (source / HEADER).is_file() or (source / "imagesTr").is_dir():
+        return False
+    try:
+        return bool(_plans(source))
+    except UserError:
+        return True  # reading it will name the file
+
+
+def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
+    _, channels, classes = read_header(source / HEADER)
+    chosen = _choose(source, options.configuration)
+    cases = tuple(_case(source, chosen, case, len(channels)) for case in _names(chosen.folder))
+    unplaced = sum(_truth(source, raw.case) is None for raw in cases)
+    return RawDataset(
+        reader="nnunet_preprocessed",
+        cases=cases,
+        channel_names=channels,
+        schemes=tuple(NORMALISED for _ in channels),
+        class_names=classes,
+        nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
+        spacing=_ras_spacing(cases, chosen),
+        splits=given_split(source / SPLITS, fold, {raw.case for raw in cases}),
+        remarks=(
+            f"{chosen.name} of {chosen.plans.name}: resampled and normalised by nnU-Net; scores will be on its grid",
+            *((f"{unplaced} cases have no {TRUTH}: their axes are taken to point R, A, S",) if unplaced else ()),
+        ),
+    )
+
+
+def _choose(source: Path, wanted: str) -> Configuration:
+    """The configuration of that name, or with that folder, which must be one and have files.
+
+    Raises:
+        UserError: there is none or more than one, or its plans are not understood.
+    """
+    there: list[Configuration] = []
+    seen: set[str] = set()
+    for path, plans in _plans(source).items():
+        for name in plans["configurations"]:
+            entries = _inherited(plans["configurations"], name, path)
+            identifier = str(entries.get("data_identifier", ""))
+            if not identifier or not _names(source / identifier):
+                continue
+            seen |= {name, identifier}
+            if wanted in (name, identifier):
+                there.append(_configuration(path, plans, name, entries, source / identifier))
+    folders = {configuration.folder for configuration in there}
+    if len(folders) > 1:
+        names = ", ".join(sorted(folder.name for folder in folders))
+        raise UserError(f"{source}: --reader.configuration {wanted} may be {names}; name one of these folders")
+    if not there:
+        others = ", ".join(sorted(seen)) or "none with files"
+        raise UserError(f"{source} has no preprocessed files of --reader.configuration {wanted}; there are {others}")
+    return there[0]
+
+
+def _inherited(configurations: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """A configuration's entries, with those that it inherits."""
+    entries: dict[str, Any] = {}
+    chain: list[Any] = [name]
+    while chain[-1] is not None:
+        own = entry_of(configurations, chain[-1], path)
+        if not isinstance(own, Mapping) or chain[-1] in chain[:-1]:
+            raise UserError(f"{path}: configuration {name} is not understood; make the plans again")
+        entries = {**own, **entries}
+        chain.append(own.get("inherits_from"))
+    return entries
+
+
+def _configuration(
+    path: Path, plans: Mapping[str, Any], name: str, entries: Mapping[str, Any], folder: Path
+) -> Configuration:
+    reader = entry_of(plans, "image_reader_writer", path)
+    if reader not in READERS:
+        raise UserError(f"{path}: scans were read by {reader}; {', '.join(READERS)} are understood")
+    spacing = entry_of(entries, "spacing", path)
+    if not _three(spacing, int | float) or min(spacing) <= 0:
+        raise UserError(f"{path}: spacing of configuration {name} is {spacing}; three sizes in mm are expected (3-D)")
+    backward = entry_of(plans, "transpose_backward", path)
+    if not _three(backward, int) or sorted(backward) != [0, 1, 2]:
+        raise UserError(f"{path}: transpose_backward is {backward}; an order of 0, 1, 2 is expected")
+    return Configuration(path, name, folder, tuple(map(float, spacing)), tuple(backward), READERS[reader])  # type: ignore[arg-type]
+
+
+def _three(values: Any, kind: Any) -> bool:
+    return isinstance(values, list) and len(values) == 3 and all(isinstance(value, kind) for value in values)
+
+
+def _names(folder: Path) -> list[str]:
+    """The cases of which there is a file."""
+    blosc = {path.stem for path in folder.glob("*.b2nd") if not path.stem.endswith(SEGMENTATION)}
+    return sorted(blosc | {path.stem for path in folder.glob("*.npz")})
+
+
+def _truth(source: Path, case: str) -> Path | None:
+    paths = (source / TRUTH / f"{case}{ending}" for ending in NIFTI)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _case(source: Path, chosen: Configuration, case: str, channels: int) -> RawCase:
+    z, y, x = (chosen.spacing[axis] for axis in chosen.backward)
+    geometry = Geometry((x, y, z), chosen.backward, _truth(source, case), chosen.reoriented)
+    path, segmentation = chosen.folder / f"{case}.b2nd", chosen.folder / f"{case}{SEGMENTATION}.b2nd"
+    if not path.is_file():
+        path = segmentation = chosen.folder / f"{case}.npz"
+    label = RawLabel(segmentation, partial(read_label, geometry=geometry))
+    grid = partial(read_grid, geometry=geometry)
+    images = tuple(
+        RawImage(path, partial(read_image, channel=c, channels=channels, geometry=geometry), grid)
+        for c in range(channels)
+    )
+    return RawCase(case, case, images, label)
+
+
+def _ras_spacing(cases: Sequence[RawCase], chosen: Configuration) -> tuple[float, float, float]:
+    """The plans' spacing in the order R, A, S, as the first case whose grid can be read lies."""
+    for raw in cases:
+        image = raw.images[0]
+        try:
+            _, affine = image.grid(image.path)
+        except UserError:
+            continue  # it will be listed with its reason when its turn comes
+        z, y, x = (chosen.spacing[axis] for axis in chosen.backward)
+        order = np.argsort(nib.io_orientation(affine)[:, 0])
+        a, b, c = ((x, y, z)[axis] for axis in order)
+        return a, b, c
+    raise UserError(f"none of the files in {chosen.folder} can be read")
+
+
+def read_image(path: Path, channel: int, channels: int, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """One channel (x, y, z), and its affine. Raises UserError where the file is damaged or of other channels."""
+    shape = _shape(path)
+    if shape[0] != channels:
+        raise UserError(f"{path} has {shape[0]} channels, {HEADER} {channels}")
+    stored = read_b2nd(path, channel) if path.suffix == ".b2nd" else read_npz(path, "data")[channel]
+    volume = geometry.turned(finite(path, stored))
+    return volume, geometry.affine(volume.shape)
+
+
+def read_label(path: Path, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """The label map (x, y, z), and its affine; -1, which nnU-Net writes outside the body, is background."""
+    stored = read_b2nd(path, 0) if path.suffix == ".b2nd" else read_npz(path, "seg")[0]
+    volume = geometry.turned(np.maximum(finite(path, stored), 0))
+    return volume, geometry.affine(volume.shape)
+
+
+def read_grid(path: Path, geometry: Geometry) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape (x, y, z) and affine, without reading voxels."""
+    shape = _shape(path)[1:]
+    z, y, x = (shape[axis] for axis in geometry.backward)
+    return (x, y, z), geometry.affine((x, y, z))
+
+
+def _shape(path: Path) -> tuple[int, ...]:
+    """(C, D, H, W) of the images. Raises UserError for a file that is damaged or has other axes."""
+    if path.suffix == ".npz" and "data" not in npz_names(path):
+        raise UserError(f"{path} has no array 'data'; preprocess the case again")
+    shape = b2nd_shape(path) if path.suffix == ".b2nd" else npz_shape(path, "data")
+    if len(shape) != 4:
+        raise UserError(f"{path} has an array of shape {shape}; (channels, z, y, x) is expected")
+    return shape
+
+
+READER = Reader(_matches, _read, frozenset({"configuration"}))
