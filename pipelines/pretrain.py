@@ -119,6 +119,8 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
         batch = PretrainBatch(
             torch.empty(share, config.network.in_channels, *config.loader.patch_size), torch.empty(share, 2, patches)
         )
+    if config.method.sparse_backend == "spconv":
+        method.set_sparse_backend("blocks")  # as many operations, and they can be counted
     cost = step_cost(method, lambda: method.training_step(batch, progress=1.0).loss)
     parameters = sum(parameter.numel() for parameter in method.student.parameters())
     encoder = sum(parameter.numel() for parameter in method.student.encoder.parameters())

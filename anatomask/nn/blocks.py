@@ -34,8 +34,9 @@ def encode_blocks(
 def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int) -> Tensor:
     """A 3x3x3 convolution of stride 1 or 2 on rows of blocks of `edge` voxels, without its bias."""
     weight, stride = convolution.weight, convolution.stride[0]
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
     out = edge // stride
     if out <= _LARGEST_GATHERED:

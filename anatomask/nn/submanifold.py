@@ -5,6 +5,7 @@ Always in float32: spconv knows no bfloat16, and half precision overflows withou
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import torch
@@ -54,9 +55,10 @@ def require_spconv() -> SimpleNamespace:
         ModuleNotFoundError: it is not installed; the message names the remedy.
     """
     try:
-        import spconv.pytorch.functional as functional
-        from spconv.core import ConvAlgo
-        from spconv.pytorch import ops
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch, about how spconv calls it
+            import spconv.pytorch.functional as functional
+            from spconv.core import ConvAlgo
+            from spconv.pytorch import ops
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("the backend spconv needs spconv: pip install 'anatomask[spconv]'") from error
     if not torch.cuda.is_available():
