@@ -112,7 +112,7 @@ def tiny() -> Recipe:
     return {
         "phantom": PhantomConfig(out=MISSING),
         "prepare": PrepareConfig(
-            source=MISSING, out=MISSING, preprocess=PreprocessConfig(default_spacing=(4.0, 4.0, 4.0), brick=32)
+            source=MISSING, out=MISSING, preprocess=PreprocessConfig(default_spacing=(4.0, 4.0, 4.0))
         ),
         "pretrain": PretrainConfig(
             data=MISSING,

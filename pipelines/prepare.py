@@ -133,7 +133,9 @@ def _look(config: PrepareConfig) -> Task:
     wanted = config.preprocess
     spacing = wanted.spacing or raw.spacing or wanted.default_spacing
     spacing = spacing or _median(readable_grids(raw.cases), config.source)
-    info = dataset_info(raw, config.name or source.resolve().name, spacing, config.preprocess.brick)
+    info = dataset_info(
+        raw, config.name or source.resolve().name, spacing, config.preprocess.brick, config.preprocess.codec
+    )
     settings = settings_of(str(source.resolve()), raw, info, config.split, config.reader)
     return Task(root, raw, info, dataset_splits(raw, config.split), settings)
 

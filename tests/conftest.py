@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from anatomask.cluster import ClusterConfig, running
+from anatomask.data.bricks import Codec
 from anatomask.data.fingerprint import Fingerprint, case_histograms
 from anatomask.data.records import DatasetInfo, PreparedCase
 from anatomask.data.shards import PreparedDataset, write_case, write_index
@@ -58,6 +59,7 @@ def prepared(tmp_path: Path) -> Callable[..., PreparedDataset]:
         label: np.ndarray | None = None,
         schemes: tuple[str, ...] = (),
         brick: int = 16,
+        codec: Codec = "none",
         root: str = "prepared",
     ) -> PreparedDataset:
         path = str(tmp_path / root)
@@ -66,10 +68,10 @@ def prepared(tmp_path: Path) -> Callable[..., PreparedDataset]:
         shape = images[0].shape
         affine = np.diag([2.0, 2.0, 3.0, 1.0])
         case = PreparedCase("one", "patient", images, schemes, label, affine, shape, affine, label)
-        record = write_case(path, case, brick)
+        record = write_case(path, case, brick, codec)
         classes = {} if label is None else {int(c): f"class{c}" for c in np.unique(label) if c}
         info = DatasetInfo(
-            "test", "folder", names, schemes, classes, dict.fromkeys(classes, 3.0), (2.0, 2.0, 3.0), brick
+            "test", "folder", names, schemes, classes, dict.fromkeys(classes, 3.0), (2.0, 2.0, 3.0), brick, codec
         )
         histograms = [case_histograms(image[None], label, (s,))[0] for image, s in zip(images, schemes, strict=True)]
         fingerprint = Fingerprint.from_histograms(names, schemes, histograms)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from anatomask.data.bricks import Codec
 from anatomask.data.datasets.base import RawCase, RawDataset, ReaderConfig
 from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme, case_histograms
 from anatomask.data.preprocess import prepare_case
@@ -51,7 +52,7 @@ def prepare_and_write(root: str, info: DatasetInfo, raw: RawCase) -> Outcome:
     except Exception as error:  # whatever else a broken file makes its library do: the other cases go on
         return Outcome(raw.case, f"{raw.images[0].path}: {type(error).__name__}: {error}")
     try:
-        record = write_case(root, prepared, info.brick)
+        record = write_case(root, prepared, info.brick, info.codec)
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
         return Outcome(raw.case, reason, write_error=error.errno or errno.EIO)
@@ -166,7 +167,9 @@ def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
-def dataset_info(raw: RawDataset, name: str, spacing: tuple[float, float, float], brick: int) -> DatasetInfo:
+def dataset_info(
+    raw: RawDataset, name: str, spacing: tuple[float, float, float], brick: int, codec: Codec
+) -> DatasetInfo:
     """What all prepared cases of a raw data set share."""
     return DatasetInfo(
         name=name,
@@ -177,6 +180,7 @@ def dataset_info(raw: RawDataset, name: str, spacing: tuple[float, float, float]
         nsd_tolerance=dict(raw.nsd_tolerance),
         spacing=spacing,
         brick=brick,
+        codec=codec,
     )
 
 
@@ -219,6 +223,7 @@ def settings_of(
         "preprocess.normalisation": list(info.schemes),
         "preprocess.classes": list(info.class_names.values()),
         "preprocess.brick": info.brick,
+        "preprocess.codec": info.codec,
         **{f"split.{field}": value for field, value in asdict(split).items()},
         **{f"reader.{field}": value for field, value in asdict(reader or ReaderConfig()).items()},
     }

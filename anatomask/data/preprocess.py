@@ -12,6 +12,7 @@ import numpy as np
 from nibabel import orientations
 from scipy import ndimage
 
+from anatomask.data.bricks import Codec
 from anatomask.data.classes import refuse_unknown
 from anatomask.data.datasets.base import RawCase, RawImage, RawLabel
 from anatomask.data.fingerprint import Scheme
@@ -37,8 +38,10 @@ class PreprocessConfig:
     the scan, none not at all; none given: what the data set's reader chooses."""
     classes: tuple[str, ...] = ()
     """Classes to keep, renumbered from 1 in this order, the others becoming background; none: all."""
-    brick: int = 64
+    brick: int = 32
     """Edge in voxels of the cubes in which a volume is stored."""
+    codec: Codec = "none"
+    """How they are stored: none is read fastest, lz4 takes about half the space, zstd less; see docs/loading.md."""
 
     def __post_init__(self) -> None:
         for name in ("spacing", "default_spacing"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from anatomask.data.bricks import Codec
 from anatomask.data.fingerprint import Scheme
 
 Affine = tuple[tuple[float, float, float, float], ...]
@@ -43,9 +44,15 @@ class CaseRecord:
     original_affine: Affine
     labelled: bool
     brick: int
+    codec: Codec
+    """Of the image's bricks."""
     class_bricks: Mapping[int, Mapping[int, int]]
     """Class -> index of brick (raster order) -> voxels of the class in it."""
     channels: tuple[ChannelRecord, ...]
+
+    def dtype(self, column: str) -> str:
+        """Voxel type of an image's column."""
+        return self.channels[int(column.removeprefix("image_"))].dtype
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -104,6 +111,7 @@ class DatasetInfo:
     spacing: tuple[float, float, float]
     """The target, in mm; a volume's own differs by rounding to whole voxels."""
     brick: int
+    codec: Codec
 
 
 def triple(values: Iterable[Any], kind: type) -> Any:

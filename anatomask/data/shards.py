@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import gzip
 import io
-import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import blosc2
 import nibabel as nib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from anatomask.data.bricks import (
+    Codec,
+    Slab,
+    copy_overlap,
+    locations,
+    pack,
+    slabs,
+    table_of,
+    touched,
+    unpack,
+    value_of,
+)
 from anatomask.data.fingerprint import Fingerprint, Scheme, body_voxels
 from anatomask.data.nifti import UNREADABLE, reason
 from anatomask.data.records import (
@@ -34,9 +44,13 @@ from anatomask.data.records import (
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 METADATA_KEY = b"anatomask.case"
 REMEDY = "write it again with `anatomask prepare --overwrite`"
+LABEL_CODEC: Codec = "lz4"
+"""Labels shrink a hundredfold, and are quick to decode for it."""
+LOCATED_CASES = 1024
+"""Of so many cases a data set remembers where their bricks lie: some ten kilobytes each."""
 UNDECODABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError)
 """What pyarrow and Blosc2 raise for a Parquet file that is missing, cut off or damaged."""
 
@@ -51,14 +65,14 @@ def original_path(case: str) -> str:
     return f"originals/{case}.nii.gz"
 
 
-def write_case(root: str, prepared: PreparedCase, brick: int) -> CaseRecord:
+def write_case(root: str, prepared: PreparedCase, brick: int, codec: Codec) -> CaseRecord:
     """Write one case atomically; the Parquet file comes last, so a case whose file exists is whole.
 
     Raises:
         OSError: the folder cannot be written.
     """
     shape = prepared.images[0].shape
-    slabs = _bricks(shape, brick)
+    parts = slabs(shape, brick)
     record = CaseRecord(
         case=prepared.case,
         patient=prepared.patient,
@@ -69,17 +83,14 @@ def write_case(root: str, prepared: PreparedCase, brick: int) -> CaseRecord:
         original_affine=affine_rows(prepared.original_affine),
         labelled=prepared.label is not None,
         brick=brick,
-        class_bricks={} if prepared.label is None else _class_bricks(prepared.label, slabs),
+        codec=codec,
+        class_bricks={} if prepared.label is None else _class_bricks(prepared.label, parts),
         channels=tuple(map(_describe, prepared.images, prepared.schemes)),
     )
-    columns = {
-        f"image_{c}": pa.array([_pack(image[slab]) for slab in slabs], pa.large_binary())
-        for c, image in enumerate(prepared.images)
-    }
+    columns = {f"image_{c}": [pack(image[part], codec) for part in parts] for c, image in enumerate(prepared.images)}
     label = prepared.label
-    packed = [None] * len(slabs) if label is None else [_pack(label[slab]) for slab in slabs]
-    columns["label"] = pa.array(packed, pa.large_binary())
-    table = pa.table(columns).replace_schema_metadata({METADATA_KEY: record.to_json().encode()})
+    columns["label"] = [b"" if label is None else pack(label[part], LABEL_CODEC) for part in parts]
+    table = table_of(columns, {METADATA_KEY: record.to_json().encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=1, compression="none", use_dictionary=False, write_statistics=False)
     storage = Storage(root)
@@ -139,6 +150,7 @@ class PreparedDataset:
         self.splits = splits
         self.fingerprint = fingerprint
         self._storage = Storage(path)
+        self._where: dict[str, dict[str, np.ndarray]] = {}
 
     @classmethod
     def open(cls, path: str) -> PreparedDataset:
@@ -215,6 +227,17 @@ class PreparedDataset:
         self._fill(record, tuple(origin), target)
         return image, labels
 
+    def bytes_touched(self, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool) -> int:
+        """Bytes of the bricks that `read_crop` reads.
+
+        Raises:
+            UserError: as `read_crop`.
+        """
+        record = self._record(case)
+        rows = [index for index, _ in touched(record.shape, record.brick, origin, size)]
+        columns = {name: at for name, at in self._locations(case).items() if label or name != "label"}
+        return int(sum(at[rows, 1].sum() for at in columns.values()))
+
     def read_volume(self, case: str, *, label: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """The whole case: image (C, D, H, W) and label (D, H, W), of the types that `read_crop` gives.
 
@@ -232,7 +255,7 @@ class PreparedDataset:
         bricks = record.class_bricks[chosen]
         counts = np.array(list(bricks.values()), float)
         index = int(rng.choice(list(bricks), p=counts / counts.sum()))
-        slab = _bricks(record.shape, record.brick)[index]
+        slab = slabs(record.shape, record.brick)[index]
         block = np.empty([part.stop - part.start for part in slab], np.uint8)
         self._fill(record, tuple(part.start for part in slab), {"label": block})
         inside = np.argwhere(block == chosen)
@@ -281,44 +304,29 @@ class PreparedDataset:
 
     def _fill(self, record: CaseRecord, origin: Sequence[int], targets: Mapping[str, np.ndarray]) -> None:
         """Copy into each target (d, h, w), which starts at `origin`, what its column's bricks hold there."""
-        size = next(iter(targets.values())).shape
-        touched = [
-            (index, slab)
-            for index, slab in enumerate(_bricks(record.shape, record.brick))
-            if all(part.start < o + s and part.stop > o for part, o, s in zip(slab, origin, size, strict=True))
-        ]
-        if not touched:
+        parts = touched(record.shape, record.brick, origin, next(iter(targets.values())).shape)
+        if not parts:
             return
         try:
-            with self._storage.filesystem.open_input_file(self._storage.locate(case_path(record.case))) as file:
-                rows = [index for index, _ in touched]
-                table = pq.ParquetFile(file).read_row_groups(rows, columns=list(targets), use_threads=False)
-            self._copy(record, table, touched, origin, targets)
+            where = self._locations(record.case)
+            ranges = [range_ for name in targets for range_ in where[name][[index for index, _ in parts]].tolist()]
+            packed = map(value_of, self._storage.read_ranges(case_path(record.case), ranges))
+            for name, target in targets.items():
+                dtype, codec = ("uint8", LABEL_CODEC) if name == "label" else (record.dtype(name), record.codec)
+                for _, part in parts:
+                    copy_overlap(target, origin, unpack(next(packed), codec, dtype, part), part)
         except UNDECODABLE as error:
             raise _damaged(self._storage, record.case, error) from error
 
-    def _copy(
-        self,
-        record: CaseRecord,
-        table: pa.Table,
-        touched: Sequence[tuple[int, tuple[slice, slice, slice]]],
-        origin: Sequence[int],
-        targets: Mapping[str, np.ndarray],
-    ) -> None:
-        size = next(iter(targets.values())).shape
-        for name, target in targets.items():
-            dtype = "uint8" if name == "label" else record.channels[int(name.removeprefix("image_"))].dtype
-            for (_, slab), packed in zip(touched, table.column(name), strict=True):
-                block = _unpack(packed.as_buffer(), dtype, [part.stop - part.start for part in slab])
-                here = tuple(
-                    slice(max(part.start - o, 0), min(part.stop - o, s))
-                    for part, o, s in zip(slab, origin, size, strict=True)
-                )
-                there = tuple(
-                    slice(h.start + o - part.start, h.stop + o - part.start)
-                    for h, o, part in zip(here, origin, slab, strict=True)
-                )
-                target[here] = block[there]
+    def _locations(self, case: str) -> dict[str, np.ndarray]:
+        """Where the bricks of a case lie in its file; of the cases read last, so that memory stays flat."""
+        if case not in self._where:
+            with self._storage.filesystem.open_input_file(self._storage.locate(case_path(case))) as file:
+                found = locations(pq.read_metadata(file))
+            if len(self._where) >= LOCATED_CASES:
+                del self._where[next(iter(self._where))]
+            self._where[case] = found
+        return self._where[case]
 
 
 def _damaged(storage: Storage, case: str, error: BaseException) -> UserError:
@@ -353,16 +361,10 @@ def _splits(text: bytes, known: set[str]) -> dict[str, tuple[str, ...]]:
     return splits
 
 
-def _bricks(shape: Sequence[int], brick: int) -> list[tuple[slice, slice, slice]]:
-    """The cubes that tile a volume, in raster order; those at the border are clipped."""
-    parts = [[slice(start, min(start + brick, extent)) for start in range(0, extent, brick)] for extent in shape]
-    return [(a, b, c) for a, b, c in itertools.product(*parts)]
-
-
-def _class_bricks(label: np.ndarray, slabs: Sequence[tuple[slice, slice, slice]]) -> dict[int, dict[int, int]]:
+def _class_bricks(label: np.ndarray, parts: Sequence[Slab]) -> dict[int, dict[int, int]]:
     found: dict[int, dict[int, int]] = {}
-    for index, slab in enumerate(slabs):
-        counts = np.bincount(label[slab].reshape(-1))
+    for index, part in enumerate(parts):
+        counts = np.bincount(label[part].reshape(-1))
         for c in np.flatnonzero(counts[1:]) + 1:
             found.setdefault(int(c), {})[index] = int(counts[c])
     return dict(sorted(found.items()))
@@ -371,23 +373,3 @@ def _class_bricks(label: np.ndarray, slabs: Sequence[tuple[slice, slice, slice]]
 def _describe(image: np.ndarray, scheme: Scheme) -> ChannelRecord:
     body = body_voxels(image, scheme).astype(np.float64)
     return ChannelRecord(str(image.dtype), float(image.min()), float(body.mean()), float(body.std()))
-
-
-def _pack(block: np.ndarray) -> bytes:
-    """A brick as a Blosc2 chunk: bytes shuffled by significance, then Zstandard."""
-    packed = blosc2.compress2(
-        np.ascontiguousarray(block),
-        codec=blosc2.Codec.ZSTD,
-        clevel=1,
-        typesize=block.itemsize,
-        filters=[blosc2.Filter.SHUFFLE],
-        filters_meta=[0],
-        nthreads=1,
-    )
-    return bytes(packed)
-
-
-def _unpack(packed: Any, dtype: str, shape: Sequence[int]) -> np.ndarray:
-    block = np.empty(shape, dtype)
-    blosc2.decompress2(packed, dst=block, nthreads=1)
-    return block

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs as pafs
 
 from anatomask.errors import UserError
+
+REQUESTS_AT_ONCE = 16
+"""To remote storage, which takes its time for each."""
+JOINED_BELOW = 2**16
+"""Bytes between two ranges of a remote file up to which they are read as one."""
 
 
 class Storage:
@@ -61,6 +69,27 @@ class Storage:
         """
         with self.filesystem.open_input_stream(self.locate(path), compression=None) as stream:
             return stream.read()
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
+        """The (start, length) ranges of a file, in the order given: mapped where it is local, else read in parallel.
+
+        Raises:
+            OSError: it is not there, cannot be read, or ends before a range does.
+        """
+        with self.filesystem.open_input_file(self.locate(path)) as file:
+            if isinstance(file, pa.MemoryMappedFile):
+                parts = []
+                for start, length in ranges:
+                    file.seek(start)
+                    parts.append(file.read_buffer(length))
+            else:
+                with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+                    spans = _joined(ranges)
+                    read = dict(zip(spans, pool.map(lambda span: file.read_at(span[1], span[0]), spans), strict=True))
+                parts = [_within(read, start, length) for start, length in ranges]
+        if any(len(part) != length for part, (_, length) in zip(parts, ranges, strict=True)):
+            raise OSError(f"{self.show(path)} is cut off")
+        return parts
 
     def read_json(self, path: str, remedy: str = "run the command that wrote it with --overwrite") -> Any:
         """The parsed file.
@@ -115,3 +144,21 @@ class Storage:
             self.filesystem.delete_dir(self.locate(path))
         elif kind is pafs.FileType.File:
             self.filesystem.delete_file(self.locate(path))
+
+
+def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The (start, length) spans that hold all ranges, those that lie near each other in one."""
+    spans: list[tuple[int, int]] = []
+    for start, length in sorted(ranges):
+        if spans and start - sum(spans[-1]) <= JOINED_BELOW:
+            first, extent = spans.pop()
+            spans.append((first, max(extent, start + length - first)))
+        else:
+            spans.append((start, length))
+    return spans
+
+
+def _within(read: Mapping[tuple[int, int], bytes], start: int, length: int) -> pa.Buffer:
+    """A range, cut out of the span that holds it."""
+    (first, _), data = next((span, data) for span, data in read.items() if 0 <= start - span[0] < max(span[1], 1))
+    return pa.py_buffer(data)[start - first : start - first + length]

@@ -51,7 +51,7 @@ def test_a_broken_case_is_listed_and_the_others_go_through(nnunet_source: Path, 
     broken = nnunet_source / "imagesTr" / "b_0000.nii.gz"
     broken.write_bytes(broken.read_bytes()[:500])
     raw = read_dataset(nnunet_source)
-    dataset, outcomes = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16))
+    dataset, outcomes = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none"))
     assert {outcome.case: bool(outcome.reason) for outcome in outcomes} == {
         "a": False, "b": True, "c": False, "d": False, "u": False
     }  # fmt: skip
@@ -65,7 +65,7 @@ def test_a_broken_case_is_listed_and_the_others_go_through(nnunet_source: Path, 
 
 def test_the_fingerprint_is_of_the_training_foreground(nnunet_source: Path, tmp_path: Path) -> None:
     raw = read_dataset(nnunet_source)
-    dataset, _ = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16))
+    dataset, _ = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none"))
     voxels = []
     for case in dataset.splits["train"]:
         image = nib.load(nnunet_source / "imagesTr" / f"{case}_0000.nii.gz").get_fdata()
@@ -79,7 +79,7 @@ def test_the_fingerprint_is_of_the_training_foreground(nnunet_source: Path, tmp_
 
 def test_preparing_twice_gives_the_same_bytes(nnunet_source: Path, tmp_path: Path) -> None:
     raw = read_dataset(nnunet_source)
-    info = dataset_info(raw, "boxes", (3.0, 3.0, 3.0), 16)
+    info = dataset_info(raw, "boxes", (3.0, 3.0, 3.0), 16, "none")
     for name in ("one", "two"):
         prepare(tmp_path / name, raw, info)
     files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()}
@@ -96,7 +96,9 @@ def test_a_folder_that_refuses_the_case_is_told_apart_from_a_broken_case(
 
     monkeypatch.setattr(Storage, "write", full)
     raw = read_dataset(nnunet_source)
-    outcome = prepare_and_write(str(tmp_path / "out"), dataset_info(raw, "x", (2.0, 2.0, 3.0), 16), raw.cases[0])
+    outcome = prepare_and_write(
+        str(tmp_path / "out"), dataset_info(raw, "x", (2.0, 2.0, 3.0), 16, "none"), raw.cases[0]
+    )
     assert outcome.write_error == errno.ENOSPC
     assert not finished_cases(str(tmp_path / "out"))
 
@@ -104,7 +106,7 @@ def test_a_folder_that_refuses_the_case_is_told_apart_from_a_broken_case(
 def test_another_setting_is_refused_by_name(nnunet_source: Path, tmp_path: Path) -> None:
     root = str(tmp_path / "out")
     raw = read_dataset(nnunet_source)
-    info = dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16)
+    info = dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none")
     settings = settings_of("source", raw, info, SplitConfig())
     claim(root, settings, overwrite=False)
     claim(root, settings, overwrite=False)
@@ -121,7 +123,7 @@ def test_another_setting_is_refused_by_name(nnunet_source: Path, tmp_path: Path)
 
 def test_a_file_in_the_way_of_the_folder(nnunet_source: Path, tmp_path: Path) -> None:
     raw = read_dataset(nnunet_source)
-    settings = settings_of("source", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16), SplitConfig())
+    settings = settings_of("source", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none"), SplitConfig())
     (tmp_path / "file").write_text("x")
     for out in ("file", "file/deeper"):
         with pytest.raises(UserError, match="cannot be made a folder"):
@@ -130,7 +132,7 @@ def test_a_file_in_the_way_of_the_folder(nnunet_source: Path, tmp_path: Path) ->
 
 def test_a_scan_smaller_than_the_patch_is_padded_when_read(nnunet_source: Path, tmp_path: Path) -> None:
     raw = read_dataset(nnunet_source)
-    dataset, _ = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16))
+    dataset, _ = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none"))
     image, label = dataset.read_crop("a", (-8, -8, -8), (32, 32, 32), label=True)
     assert image.shape == (1, 32, 32, 32)
     assert label is not None
@@ -141,7 +143,7 @@ def test_a_scan_smaller_than_the_patch_is_padded_when_read(nnunet_source: Path, 
 def test_real_scans(real_data: Path, tmp_path: Path) -> None:
     raw = read_dataset(real_data / "openkbp")
     raw = dataclasses.replace(raw, cases=(raw.cases[0], raw.cases[-1]), splits=None)
-    dataset, outcomes = prepare(tmp_path / "kbp", raw, dataset_info(raw, "openkbp", (4.0, 4.0, 3.0), 64))
+    dataset, outcomes = prepare(tmp_path / "kbp", raw, dataset_info(raw, "openkbp", (4.0, 4.0, 3.0), 64, "none"))
     assert [outcome.reason for outcome in outcomes] == ["", ""]
     labelled, unlabelled = (dataset.records[case.case] for case in raw.cases)
     assert labelled.labelled
@@ -165,7 +167,7 @@ def test_real_scans(real_data: Path, tmp_path: Path) -> None:
 
 def test_a_real_case_of_totalsegmentator(real_data: Path, tmp_path: Path) -> None:
     raw = read_dataset(real_data / "totalsegmentator")
-    dataset, outcomes = prepare(tmp_path / "ts", raw, dataset_info(raw, "ts", (4.0, 4.0, 4.0), 64))
+    dataset, outcomes = prepare(tmp_path / "ts", raw, dataset_info(raw, "ts", (4.0, 4.0, 4.0), 64, "none"))
     assert outcomes[0].reason == ""
     image, label = dataset.read_volume("s0001", label=True)
     assert label is not None
@@ -183,7 +185,7 @@ def test_what_no_preparation_wrote_is_never_deleted(
     name: str, overwrite: bool, nnunet_source: Path, tmp_path: Path
 ) -> None:
     raw = read_dataset(nnunet_source)
-    settings = settings_of("source", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16), SplitConfig())
+    settings = settings_of("source", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none"), SplitConfig())
     foreign = tmp_path / "out" / name
     foreign.parent.mkdir(parents=True)
     foreign.write_text("mine")
@@ -198,7 +200,7 @@ def test_other_scans_are_refused_for_the_split_would_be_drawn_anew(nnunet_source
 
     def settings() -> dict[str, object]:
         raw = read_dataset(nnunet_source)
-        return settings_of("source", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16), SplitConfig())
+        return settings_of("source", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none"), SplitConfig())
 
     claim(root, settings(), overwrite=False)
     for folder in ("imagesTr", "labelsTr"):
@@ -233,7 +235,7 @@ def test_each_real_data_set_is_prepared_and_normalised(
     folder: str, dtypes: list[str], real_data: Path, tmp_path: Path
 ) -> None:
     raw = read_dataset(real_data / folder)
-    dataset, outcomes = prepare(tmp_path / "out", raw, dataset_info(raw, folder, (6.0, 6.0, 6.0), 64))
+    dataset, outcomes = prepare(tmp_path / "out", raw, dataset_info(raw, folder, (6.0, 6.0, 6.0), 64, "none"))
     assert [outcome.reason for outcome in outcomes] == [""] * len(raw.cases)
     fitted = dataset.splits["train"] or tuple(dataset.records)
     for case in dataset.records:
@@ -259,7 +261,7 @@ def test_schemes_are_chosen_per_channel(real_data: Path) -> None:
     with pytest.raises(UserError, match=r"rounds channel SUV of autopet2 to whole HU"):
         choose_schemes(raw, ("ct", "ct"))
     settings = [
-        settings_of("source", one, dataset_info(one, "x", (2.0, 2.0, 3.0), 16), SplitConfig())
+        settings_of("source", one, dataset_info(one, "x", (2.0, 2.0, 3.0), 16, "none"), SplitConfig())
         for one in (raw, choose_schemes(raw, ("ct", "zscore")))
     ]
     assert {name for name in settings[0] if settings[0][name] != settings[1][name]} == {"preprocess.normalisation"}

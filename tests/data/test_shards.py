@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from anatomask.data.bricks import Codec, locations, slabs, touched, unpack
 from anatomask.data.records import CaseRecord
 from anatomask.data.shards import PreparedDataset, read_record
+from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 
 Make = Callable[..., PreparedDataset]
@@ -55,19 +58,51 @@ def test_volumes_of_two_types(prepared: Make) -> None:
 
 def test_only_the_bricks_and_columns_that_are_needed_are_read(prepared: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = prepared(IMAGE, label=LABEL)
+    where = locations(pq.read_metadata(f"{dataset.path}/cases/one.parquet"))
     read = []
-    original = pq.ParquetFile.read_row_groups
+    original = Storage.read_ranges
 
-    def spy(self: pq.ParquetFile, rows: list[int], columns: list[str], **options: object) -> object:
-        read.append((rows, columns))
-        return original(self, rows, columns=columns, **options)
+    def spy(self: Storage, path: str, ranges: list[tuple[int, int]]) -> list[pa.Buffer]:
+        read.append([tuple(each) for each in ranges])
+        return original(self, path, ranges)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", spy)
+    monkeypatch.setattr(Storage, "read_ranges", spy)
     dataset.read_crop("one", (0, 0, 0), (16, 16, 16), label=False)
     dataset.read_crop("one", (15, 0, 0), (2, 16, 16), label=True)
     dataset.read_crop("one", (100, 0, 0), (2, 16, 16), label=True)
     # 3 x 2 x 3 bricks of 16 voxels, the last axis fastest
-    assert read == [([0], ["image_0"]), ([0, 6], ["image_0", "label"])]
+    names = [[("image_0", 0)], [("image_0", 0), ("image_0", 6), ("label", 0), ("label", 6)]]
+    assert read == [[tuple(where[name][index]) for name, index in each] for each in names]
+    assert dataset.bytes_touched("one", (15, 0, 0), (2, 16, 16), label=True) == sum(length for _, length in read[1])
+
+
+@pytest.mark.parametrize("codec", ["none", "lz4", "zstd"])
+def test_every_codec_gives_the_voxels_back_and_any_reader_of_parquet_reads_them(prepared: Make, codec: Codec) -> None:
+    dataset = prepared(IMAGE, label=LABEL, codec=codec)
+    image, label = dataset.read_volume("one", label=True)
+    np.testing.assert_array_equal(image[0], IMAGE)
+    np.testing.assert_array_equal(label, LABEL)
+    table = pq.read_table(f"{dataset.path}/cases/one.parquet")
+    parts = slabs(SHAPE, dataset.info.brick)
+    for part, packed in zip(parts, table["image_0"].to_pylist(), strict=True):
+        np.testing.assert_array_equal(unpack(packed, codec, "int16", part), IMAGE[part])
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 40)] * 3),
+    brick=st.integers(8, 24),
+    origin=st.tuples(*[st.integers(-30, 50)] * 3),
+    size=st.tuples(*[st.integers(1, 40)] * 3),
+)
+def test_touched_bricks_are_those_that_overlap(
+    shape: tuple[int, int, int], brick: int, origin: tuple[int, int, int], size: tuple[int, int, int]
+) -> None:
+    expected = [
+        (index, part)
+        for index, part in enumerate(slabs(shape, brick))
+        if all(p.start < o + s and p.stop > o for p, o, s in zip(part, origin, size, strict=True))
+    ]
+    assert touched(shape, brick, origin, size) == expected
 
 
 def test_a_row_group_is_a_brick(prepared: Make) -> None:

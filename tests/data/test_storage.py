@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
 from anatomask.data.storage import Storage
@@ -52,3 +56,26 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"cut')
     with pytest.raises(UserError, match=r"a\.json is damaged.*; do this$"):
         Storage(tmp_path).read_json("a.json", "do this")
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 300_000), st.integers(0, 70_000)), max_size=12))
+def test_ranges_come_in_the_order_asked_for_mapped_or_not(ranges: list[tuple[int, int]]) -> None:
+    content = np.random.default_rng(0).bytes(400_000)
+    with TemporaryDirectory() as folder:
+        local = Storage(folder)
+        local.write("file", content)
+        remote = Storage(folder)
+        remote.filesystem = pafs.LocalFileSystem(use_mmap=False)  # as object storage is read: in joined requests
+        for storage in (local, remote):
+            found = storage.read_ranges("file", ranges)
+            assert [bytes(part) for part in found] == [content[start : start + n] for start, n in ranges]
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_range_beyond_the_end_is_named(tmp_path: Path, mapped: bool) -> None:
+    storage = Storage(tmp_path)
+    storage.filesystem = pafs.LocalFileSystem(use_mmap=mapped)
+    storage.write("file", b"short")
+    with pytest.raises(OSError, match=r"file.*cut off|out of|bounds|File"):
+        storage.read_ranges("file", [(3, 10)])

@@ -1,0 +1,110 @@
+"""Bricks: the cubes of voxels that are stored on their own, so that a crop reads no more than it touches.
+
+One brick is the only value of its row group and column in the Parquet file, and thus the end of its column chunk: with
+its length, which the file's footer holds, it can be read by position, and mapped where the file is local.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import blosc2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Codec = Literal["none", "lz4", "zstd"]
+Slab = tuple[slice, slice, slice]
+
+PREFIX = 4
+"""Bytes before a value in a Parquet page: its length, little-endian."""
+LENGTHS_KEY = b"anatomask.lengths"
+_BLOSC2 = {"lz4": (blosc2.Codec.LZ4, 5), "zstd": (blosc2.Codec.ZSTD, 1)}
+
+
+def slabs(shape: Sequence[int], brick: int) -> list[Slab]:
+    """The cubes that tile a volume, in raster order; those at the border are clipped."""
+    parts = [[slice(start, min(start + brick, extent)) for start in range(0, extent, brick)] for extent in shape]
+    return [(a, b, c) for a, b, c in itertools.product(*parts)]
+
+
+def touched(shape: Sequence[int], brick: int, origin: Sequence[int], size: Sequence[int]) -> list[tuple[int, Slab]]:
+    """Index and extent of the bricks that a box touches, in raster order."""
+    axes, counts = [], [-(-extent // brick) for extent in shape]
+    for extent, first, length in zip(shape, origin, size, strict=True):
+        start, stop = max(first, 0), min(first + length, extent)
+        numbers = range(start // brick, -(-stop // brick) if stop > start else 0)
+        axes.append([(n, slice(n * brick, min((n + 1) * brick, extent))) for n in numbers])
+    return [((i * counts[1] + j) * counts[2] + k, (a, b, c)) for (i, a), (j, b), (k, c) in itertools.product(*axes)]
+
+
+def pack(block: np.ndarray, codec: Codec) -> bytes:
+    """A brick's voxels as bytes: as they are, or a Blosc2 chunk, bytes shuffled by significance."""
+    if codec == "none":
+        return block.tobytes()
+    compressor, level = _BLOSC2[codec]
+    packed = blosc2.compress2(
+        np.ascontiguousarray(block),
+        codec=compressor,
+        clevel=level,
+        typesize=block.itemsize,
+        filters=[blosc2.Filter.SHUFFLE],
+        filters_meta=[0],
+        nthreads=1,
+    )
+    return bytes(packed)
+
+
+def unpack(packed: Any, codec: Codec, dtype: str, slab: Slab) -> np.ndarray:
+    """What `pack` was given; without a codec, a view of `packed`. ValueError or RuntimeError where it is damaged."""
+    shape = [part.stop - part.start for part in slab]
+    if codec == "none":
+        return np.frombuffer(packed, dtype).reshape(shape)
+    block = np.empty(shape, dtype)
+    blosc2.decompress2(packed, dst=block, nthreads=1)
+    return block
+
+
+def table_of(columns: Mapping[str, Sequence[bytes]], metadata: Mapping[bytes, bytes]) -> pa.Table:
+    """Packed bricks as a table, a row per brick, whose metadata holds their lengths beside `metadata`."""
+    fields = [pa.field(name, pa.large_binary(), nullable=False) for name in columns]
+    lengths = {name: [len(value) for value in values] for name, values in columns.items()}
+    schema = pa.schema(fields, {**metadata, LENGTHS_KEY: json.dumps(lengths, separators=(",", ":")).encode()})
+    return pa.table([pa.array(values, pa.large_binary()) for values in columns.values()], schema=schema)
+
+
+def locations(footer: pq.FileMetaData) -> dict[str, np.ndarray]:
+    """Where each brick of each column lies in the file: (bricks, 2) start and length in bytes, its prefix included.
+
+    Raises:
+        KeyError, ValueError: the file is not one of ours.
+    """
+    lengths = json.loads(footer.metadata[LENGTHS_KEY])
+    found = {name: np.empty((footer.num_row_groups, 2), np.int64) for name in lengths}
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        for number in range(group.num_columns):
+            chunk = group.column(number)
+            length = PREFIX + lengths[chunk.path_in_schema][index]
+            found[chunk.path_in_schema][index] = chunk.data_page_offset + chunk.total_compressed_size - length, length
+    return found
+
+
+def value_of(stored: pa.Buffer) -> pa.Buffer:
+    """A packed brick without the prefix that Parquet gives a value: its length. ValueError where they disagree."""
+    if int.from_bytes(stored[:PREFIX], "little") != len(stored) - PREFIX:
+        raise ValueError("a brick has another length than the file's footer says")
+    return stored[PREFIX:]
+
+
+def copy_overlap(target: np.ndarray, origin: Sequence[int], block: np.ndarray, slab: Slab) -> None:
+    """Copy into `target`, which starts at `origin`, the part of a brick that lies in it."""
+    here, there = [], []
+    for part, first, length in zip(slab, origin, target.shape, strict=True):
+        start, stop = max(part.start, first), min(part.stop, first + length)
+        here.append(slice(start - first, stop - first))
+        there.append(slice(start - part.start, stop - part.start))
+    target[tuple(here)] = block[tuple(there)]

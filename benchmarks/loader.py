@@ -1,0 +1,392 @@
+"""How fast random crops come from disk: `python benchmarks/loader.py --nnunet-python VENV/bin/python [--quick]`.
+
+Real CT scans, resampled to the size of TotalSegmentator's volumes at 1.5 mm, are written for each way of loading: our
+shards, nnU-Net's Blosc2 arrays (by nnU-Net, in an environment of its own: it brings torchvision), MONAI's persistent
+and in-memory caches, a memory-mapped array. Each way runs in a process of its own, in turn, on one thread, from a warm
+page cache. nnU-Net always reads labels too, so ours is shown with and without. The last line is JSON; a ratio of 2
+means twice as many crops per second of CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SIZE = (112, 112, 128)
+CROP_BYTES = 2 * SIZE[0] * SIZE[1] * SIZE[2]
+LEFT_OVER = 4
+"""Crops at most that a batch holds beyond those that are counted."""
+LOADERS = ("shards", "shards+labels", "stream", "nnunet", "monai-persistent", "monai-cache", "memory-map")
+
+
+def main() -> None:
+    """Prepare, measure each way in turn, print."""
+    arguments = parse()
+    if arguments.loader:
+        print(json.dumps(measured(arguments.loader, arguments.folder, arguments.crops, arguments.restarts)))
+        return
+    from measure import machine, report
+
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        folder = Path(scratch)
+        save_volumes(Path(arguments.scans), folder, arguments.volumes, arguments.edge)
+        write_shards(folder, arguments.codec, arguments.brick)
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in LOADERS}
+        if arguments.nnunet_python:
+            child(arguments.nnunet_python, "nnunet-write", folder, 0)
+        else:
+            del runs["nnunet"]
+        for _ in range(arguments.rounds):
+            for name, found in runs.items():
+                python = arguments.nnunet_python if name == "nnunet" else sys.executable
+                found.append(child(python, name, folder, arguments.crops))
+        memory = child(sys.executable, "shards", folder, 0, restarts=arguments.restarts)
+        space = {name: folder_bytes(folder / name) / arguments.volumes / 2**20 for name in ("shards", "nnunet", "raw")}
+    medians = {name: {key: median(found, key) for key in found[0]} for name, found in runs.items()}
+    result = summary(medians) | {
+        "memory_growth_mib": memory["memory_growth_mib"],
+        "loaders": medians,
+        "mib_per_volume": space,
+        "arguments": vars(arguments),
+        "machine": machine("cpu"),
+    }
+    report(
+        f"Random crops of {'x'.join(map(str, SIZE))} from {arguments.volumes} volumes of {arguments.edge}³, "
+        f"bricks of {arguments.brick}³, codec {arguments.codec}",
+        ["", "crops/s", "crops/s of CPU", "read / crop", "first s", "peak GiB"],
+        [
+            [
+                name,
+                f"{found['crops_per_second']:.0f}",
+                f"{found['crops_per_core_second']:.0f}",
+                f"{found['read_over_crop']:.2f}" if found["read_over_crop"] else "-",
+                f"{found['first_batch_s']:.2f}",
+                f"{found['peak_memory_gib']:.2f}",
+            ]
+            for name, found in medians.items()
+        ],
+        result,
+    )
+
+
+def summary(medians: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The figures that the project aims at."""
+    ours = medians["shards"]
+    result = {
+        "bytes_read_over_crop": ours["read_over_crop"],
+        "first_batch_s": medians["stream"]["first_batch_s"],
+        "peak_memory_gib": medians["stream"]["peak_memory_gib"],
+    }
+    if "nnunet" in medians:
+        theirs = medians["nnunet"]["crops_per_core_second"]
+        result["crops_per_core_over_nnunet"] = ours["crops_per_core_second"] / theirs
+        result["crops_per_core_over_nnunet_with_labels"] = medians["shards+labels"]["crops_per_core_second"] / theirs
+    return result
+
+
+def median(found: list[dict[str, Any]], key: str) -> float | None:
+    values = [run[key] for run in found if run[key] is not None]
+    return statistics.median(values) if values else None
+
+
+def child(python: str, loader: str, folder: Path, crops: int, restarts: int = 0) -> dict[str, Any]:
+    """Run one way of loading in a process of its own; what it measured."""
+    command = [python, __file__, "--loader", loader, "--folder", str(folder)]
+    command += ["--crops", str(crops), "--restarts", str(restarts)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "nnUNet_n_proc_DA": "0"}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{loader} failed:\n{done.stderr[-3000:]}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measured(loader: str, folder: Path, crops: int, restarts: int) -> dict[str, Any]:
+    """What one way of loading takes for `crops` crops after two that warm it up."""
+    if loader == "nnunet-write":
+        write_nnunet(folder)
+        return {}
+    if restarts:
+        return {"memory_growth_mib": memory_growth(folder, restarts)}
+    began = time.perf_counter()
+    stream, bytes_read = OPENERS[loader](folder, crops)
+    next(stream)
+    first = time.perf_counter() - began
+    next(stream)
+    before, cpu, wall = bytes_read(), cpu_seconds(), time.perf_counter()
+    for _ in range(crops):
+        next(stream)
+    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+    after = bytes_read()
+    for _ in zip(stream, range(LEFT_OVER), strict=False):
+        pass  # Ray Data waits for ever where a stream is left before its end
+    return {
+        "crops_per_second": crops / wall,
+        "crops_per_core_second": crops / cpu,
+        "read_over_crop": None if after is None or before is None else (after - before) / crops / CROP_BYTES,
+        "first_batch_s": first,
+        "peak_memory_gib": peak_bytes() / 2**30,
+    }
+
+
+def cpu_seconds() -> float:
+    """User and system seconds of this process and of all living descendants."""
+    clock = os.sysconf("SC_CLK_TCK")
+    total = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    for pid in descendants(os.getpid()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / clock
+    return total
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below `pid`."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for below in map(int, task.read_text().split()):
+            found += [below, *descendants(below)]
+    return found
+
+
+def peak_bytes() -> float:
+    """Resident memory of this process at its peak, with that of its living descendants now."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return own + sum(proportional_bytes(pid) for pid in descendants(os.getpid()))
+
+
+def proportional_bytes(pid: int | str) -> int:
+    """Resident memory of a process; what it shares is divided among those that share it."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder, 0 where there is none."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+# ---- data
+
+
+def save_volumes(scans: Path, folder: Path, count: int, edge: int) -> None:
+    """`count` int16 volumes of edge³ voxels from the real CT scans, turned over where they are used again."""
+    import nibabel as nib
+    from scipy.ndimage import zoom
+
+    sources = [*sorted((scans / "scans").glob("*.nii.gz")), *sorted((scans / "totalsegmentator").rglob("ct.nii.gz"))]
+    volumes = []
+    for path in sources:
+        voxels = np.asanyarray(nib.load(path).dataobj).astype(np.float32)
+        if np.mean(voxels < -500) > 1e-3:  # CT: there is air
+            volumes.append(np.rint(zoom(voxels, [edge / n for n in voxels.shape], order=1)).astype(np.int16))
+    if not volumes:
+        raise SystemExit(f"{scans} holds no CT: give --scans the folder of the real scans")
+    (folder / "raw").mkdir()
+    for index in range(count):
+        axes = [axis for axis in range(3) if (index // len(volumes)) >> axis & 1]
+        np.save(folder / "raw" / f"v{index:03}.npy", np.ascontiguousarray(np.flip(volumes[index % len(volumes)], axes)))
+
+
+def label_of(volume: np.ndarray) -> np.ndarray:
+    """Body and bone: labels with the structure that anatomy has."""
+    return (volume > -300).astype(np.uint8) + (volume > 200)
+
+
+def write_shards(folder: Path, codec: str, brick: int) -> None:
+    """Our shards of all volumes."""
+    from anatomask.data.fingerprint import ChannelFingerprint, Fingerprint
+    from anatomask.data.records import DatasetInfo, PreparedCase
+    from anatomask.data.shards import write_case, write_index
+
+    root, affine = str(folder / "shards"), np.diag([1.5, 1.5, 1.5, 1])
+    records = []
+    for path in sorted((folder / "raw").glob("*.npy")):
+        volume = np.load(path)
+        case = PreparedCase(
+            path.stem, path.stem, (volume,), ("ct",), label_of(volume), affine, volume.shape, affine, None
+        )
+        records.append(write_case(root, case, brick, codec))
+    classes, tolerance, spacing = {1: "body", 2: "bone"}, {1: 3.0, 2: 3.0}, (1.5, 1.5, 1.5)
+    info = DatasetInfo("bench", "folder", ("CT",), ("ct",), classes, tolerance, spacing, brick, codec)
+    fingerprint = Fingerprint((ChannelFingerprint("CT", "ct", -1000, 1000, 0, 300),))
+    write_index(root, info, records, {"train": tuple(r.case for r in records)}, fingerprint)
+
+
+def write_nnunet(folder: Path) -> None:
+    """nnU-Net's Blosc2 arrays of all volumes: z-scored float32, and labels."""
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2 as Dataset
+
+    (folder / "nnunet").mkdir()
+    for path in sorted((folder / "raw").glob("*.npy")):
+        volume = np.load(path)
+        data = ((np.clip(volume, -1000, 1000) - np.float32(0)) / np.float32(300))[None]
+        seg = label_of(volume)[None].astype(np.int8)
+        blocks, chunks = comp_blosc2_params(data.shape, SIZE, data.itemsize)
+        blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, SIZE, seg.itemsize)
+        where = {c: np.argwhere(seg == c)[:1000] for c in (1, 2)}
+        Dataset.save_case(
+            data,
+            seg,
+            {"class_locations": where},
+            str(folder / "nnunet" / path.stem),
+            chunks,
+            blocks,
+            chunks_seg,
+            blocks_seg,
+        )
+
+
+# ---- ways of loading: an endless iterator of crops, and a function that says how many bytes were read so far
+
+Opened = tuple[Iterator[Any], Callable[[], int | None]]
+
+
+def open_shards(folder: Path, labels: bool) -> Opened:
+    """What a reading process of ours does."""
+    from anatomask.data.samples import SampleSequence, random_origin
+    from anatomask.data.shards import PreparedDataset
+
+    dataset = PreparedDataset.open(str(folder / "shards"))
+    sequence = SampleSequence(tuple(dataset.records), 0)
+    read = 0
+
+    def crops() -> Iterator[Any]:
+        nonlocal read
+        k = 0
+        while True:
+            case, rng = sequence.case(k), sequence.rng(k)
+            origin = random_origin(dataset.records[case].shape, SIZE, rng)
+            yield dataset.read_crop(case, origin, SIZE, label=labels)
+            read += dataset.bytes_touched(case, origin, SIZE, label=labels)
+            k += 1
+
+    return crops(), lambda: read
+
+
+def open_stream(folder: Path, crops: int) -> Opened:
+    """Our stream by Ray Data, as a training worker reads it, batch 4."""
+    import ray
+
+    from anatomask.data.samples import LoaderConfig, PretrainingDraw, SampleSequence
+    from anatomask.data.shards import PreparedDataset
+    from anatomask.data.stream import stream_batches
+
+    ray.init(address="local", num_cpus=2, object_store_memory=2**30, logging_level="ERROR", log_to_driver=False)
+    path = str(folder / "shards")
+    sequence = SampleSequence(tuple(PreparedDataset.open(path).records), 0)
+    draw = PretrainingDraw(LoaderConfig(patch_size=SIZE))
+    options: dict[str, Any] = {"read_ahead": 2, "readers": 1, "reader_cpus": 1}
+    batches = stream_batches(path, sequence, draw, np.arange(-(-(crops + 2) // 4) * 4), 4, **options)
+    return (crop for batch in batches for crop in batch["image"]), lambda: None
+
+
+def open_nnunet(folder: Path) -> Opened:
+    """nnU-Net's loader without its augmentation, batch 2."""
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    labels = LabelManager({"background": 0, "body": 1, "bone": 2}, None)
+    loader = nnUNetDataLoader(nnUNetDatasetBlosc2(str(folder / "nnunet")), 2, SIZE, SIZE, labels)
+    batches = iter(loader.generate_train_batch, None)
+    return (crop for batch in batches for crop in batch["data"]), lambda: None
+
+
+def open_monai(folder: Path, persistent: bool) -> Opened:
+    """MONAI's caches with a DataLoader of one process."""
+    from monai.data import CacheDataset, DataLoader, PersistentDataset
+    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandSpatialCropd
+
+    items = [{"image": str(path)} for path in sorted((folder / "raw").glob("*.npy"))]
+    load = LoadImaged("image", reader="NumpyReader")
+    channel = EnsureChannelFirstd("image", channel_dim="no_channel")
+    crop = RandSpatialCropd("image", SIZE, random_size=False)
+    if persistent:
+        dataset = PersistentDataset(items, Compose([load, channel, crop]), cache_dir=folder / "monai")
+    else:
+        dataset = CacheDataset(items, Compose([load, channel, crop]), progress=False)
+    loader = DataLoader(dataset, batch_size=2, shuffle=True, num_workers=0)
+
+    def crops() -> Iterator[Any]:
+        while True:
+            for batch in loader:
+                yield from batch["image"]
+
+    return crops(), lambda: None
+
+
+def open_memory_map(folder: Path) -> Opened:
+    """The least that can be done: int16 arrays that are mapped."""
+    arrays = [np.load(path, mmap_mode="r") for path in sorted((folder / "raw").glob("*.npy"))]
+    rng = np.random.default_rng(0)
+
+    def crops() -> Iterator[np.ndarray]:
+        while True:
+            array = arrays[rng.integers(len(arrays))]
+            d, h, w = (int(rng.integers(0, n - s + 1)) for n, s in zip(array.shape, SIZE, strict=True))
+            yield np.ascontiguousarray(array[d : d + SIZE[0], h : h + SIZE[1], w : w + SIZE[2]])
+
+    return crops(), lambda: None
+
+
+OPENERS: dict[str, Callable[[Path, int], Opened]] = {
+    "shards": lambda folder, crops: open_shards(folder, labels=False),
+    "shards+labels": lambda folder, crops: open_shards(folder, labels=True),
+    "stream": open_stream,
+    "nnunet": lambda folder, crops: open_nnunet(folder),
+    "monai-persistent": lambda folder, crops: open_monai(folder, persistent=True),
+    "monai-cache": lambda folder, crops: open_monai(folder, persistent=False),
+    "memory-map": lambda folder, crops: open_memory_map(folder),
+}
+
+
+def memory_growth(folder: Path, restarts: int) -> float:
+    """MiB by which memory grows while the shards are opened anew and read `restarts` times, the first tenth apart."""
+    start = 0
+    for turn in range(restarts):
+        stream, _ = open_shards(folder, labels=False)
+        next(stream)
+        if turn == restarts // 10:
+            start = proportional_bytes("self")
+    return (proportional_bytes("self") - start) / 2**20
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few volumes and crops: within a minute")
+    parser.add_argument(
+        "--nnunet-python", default="", help="Python of an environment with nnunetv2; none: leave it out"
+    )
+    parser.add_argument("--scans", default="../shared/data", help="folder of the real scans")
+    parser.add_argument("--scratch", help="folder for the data sets; default: the system's temporary one")
+    parser.add_argument("--volumes", type=int, default=16)
+    parser.add_argument("--edge", type=int, default=250)
+    parser.add_argument("--crops", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--restarts", type=int, default=1000)
+    parser.add_argument("--codec", default="none")
+    parser.add_argument("--brick", type=int, default=32)
+    parser.add_argument("--loader", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.volumes, arguments.crops, arguments.rounds, arguments.restarts = 4, 60, 1, 100
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
