@@ -47,18 +47,9 @@ class Suspicion:
 
 def suspicions(raw: RawDataset, cases: Sequence[CaseFacts]) -> list[Suspicion]:
     """All that is suspicious in a data set, in the order of its cases."""
-    found = [
-        suspicion
-        for facts in cases
-        for criterion in (unreadable, label_refused, constant, label_as_image, units, voxel_size, orientation)
-        for suspicion in criterion(raw, facts)
-    ]
-    found += [
-        suspicion
-        for facts in cases
-        for criterion in (organs_misplaced, unknown_values, label_in_air)
-        for suspicion in criterion(raw, facts)
-    ]
+    alone = (unreadable, label_refused, constant, label_as_image, units, voxel_size, orientation)
+    of_labels = (organs_misplaced, unknown_values, label_in_air)
+    found = [one for facts in cases for criterion in (*alone, *of_labels) for one in criterion(raw, facts)]
     for across in (duplicates, outliers, other_modality, turned, label_misfits, label_empty):
         found += across(raw, cases)
     kinds: dict[str, set[str]] = defaultdict(set)
@@ -323,7 +314,7 @@ def _channels(raw: RawDataset, facts: CaseFacts) -> list[tuple[str, ChannelFacts
 
 
 def _is_label_map(channel: ChannelFacts) -> bool:
-    return 1 < channel.distinct <= FEW_VALUES and channel.flat > 0.8
+    return channel.distinct == 2 or (2 < channel.distinct <= FEW_VALUES and channel.flat > 0.8)
 
 
 def _not_hu(channel: ChannelFacts) -> tuple[str, str] | None:
