@@ -49,6 +49,26 @@ class PrepareConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
+@dataclass(frozen=True)
+class SurveyConfig:
+    """What is in a folder of raw scans, and which of them are suspicious."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """Folder of raw scans, as downloaded."""
+    output: str = "survey"
+    """Folder for the contact sheet (PNG) and the facts (JSON, CSV)."""
+    dataset: str = "auto"
+    """Layout of the source, as in `prepare`; auto looks."""
+    reader: ReaderConfig = field(default_factory=ReaderConfig)
+    tiles: int = 48
+    """Cases on the contact sheet at most: the suspicious ones, then others spread over the data set."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if self.tiles < 1:
+            raise ValueError(f"tiles must be at least 1, not {self.tiles}")
+
+
 def check_training(training: TrainingConfig, optimiser: OptimiserConfig, cluster: ClusterConfig, seed: int) -> None:
     """Raise ValueError where sections that are valid each on their own do not go together."""
     if seed < 0:

@@ -20,6 +20,7 @@ from anatomask.config import (
     PrepareConfig,
     PretrainConfig,
     ReportConfig,
+    SurveyConfig,
     SweepConfig,
 )
 from anatomask.data.phantom import PhantomConfig
@@ -59,6 +60,7 @@ def paper_b() -> Recipe:
     network = SIZES["b"]
     return {
         "phantom": PhantomConfig(out=MISSING),
+        "survey": SurveyConfig(source=MISSING),
         "prepare": PrepareConfig(
             source=MISSING, out=MISSING, preprocess=PreprocessConfig(default_spacing=(1.5, 1.5, 1.5))
         ),
@@ -111,6 +113,7 @@ def tiny() -> Recipe:
     loader = LoaderConfig(patch_size=(48, 48, 48))
     return {
         "phantom": PhantomConfig(out=MISSING),
+        "survey": SurveyConfig(source=MISSING),
         "prepare": PrepareConfig(
             source=MISSING, out=MISSING, preprocess=PreprocessConfig(default_spacing=(4.0, 4.0, 4.0))
         ),
@@ -143,6 +146,7 @@ def small() -> Recipe:
     loader = LoaderConfig(patch_size=(64, 64, 64))
     return {
         "phantom": PhantomConfig(out=MISSING),
+        "survey": SurveyConfig(source=MISSING),
         "prepare": PrepareConfig(
             source=MISSING, out=MISSING, preprocess=PreprocessConfig(default_spacing=(4.0, 4.0, 3.0))
         ),

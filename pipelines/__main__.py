@@ -10,6 +10,7 @@ from anatomask import __version__
 
 VERBS = {
     "phantom": "write CT-like volumes for anyone who has no data",
+    "survey": "show what is in a folder of raw scans, and which are suspicious",
     "prepare": "turn raw scans into Parquet shards",
     "pretrain": "pretrain the encoder by AnatoMask",
     "finetune": "train the segmentation network",

@@ -6,20 +6,16 @@ command goes on where an earlier one stopped: a case is finished when its Parque
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import pickle
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import ray
-import ray.data
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -48,13 +44,8 @@ from anatomask.data.records import CaseRecord, DatasetInfo
 from anatomask.data.splits import Splits, dataset_splits, keep
 from anatomask.errors import UserError
 from pipelines import door
+from pipelines.mapping import mapped
 from pipelines.progress import progress_bar
-
-MOST_TASKS = 2000
-"""Beyond this many cases, a task takes several: Ray's own bookkeeping would show."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -155,39 +146,14 @@ def _median(grids: Sequence[Grid], source: str) -> tuple[float, float, float]:
 
 def _prepare(progress: Progress, task: Task, pending: Sequence[RawCase]) -> Generator[Outcome, None, None]:
     """Prepare the cases in parallel; yields each outcome as it comes."""
-    return _mapped(progress, "resampling and writing", pending, partial(prepare_and_write, task.root, task.info))
+    return mapped(progress, "resampling and writing", pending, partial(prepare_and_write, task.root, task.info))
 
 
 def _histograms(progress: Progress, task: Task, records: dict[str, CaseRecord]) -> list[list[Histogram]]:
     """The intensities of the cases that count for the fingerprint."""
     dataset = unfinished_dataset(task.root, task.info, records, task.splits)
     cases = fingerprint_cases(dataset)
-    return list(_mapped(progress, "taking the fingerprint", cases, partial(histograms_of, dataset)))
-
-
-def _mapped(
-    progress: Progress, title: str, items: Sequence[Item], work: Callable[[Item], Result]
-) -> Generator[Result, None, None]:
-    """`work` over the items by Ray Data tasks, results as they come, with a bar.
-
-    Ray Data carries positions and pickled results; the items and what `work` holds go to the workers once.
-    """
-    if not items:
-        return
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    shared = ray.put((items, work))
-
-    def do(row: dict[str, int]) -> dict[str, bytes]:
-        all_items, function = ray.get(shared)
-        return {"result": pickle.dumps(function(all_items[row["item"]]))}
-
-    bar = progress.add_task(title, total=len(items), detail="")
-    blocks = min(len(items), MOST_TASKS)
-    stream = ray.data.from_items([{"item": i} for i in range(len(items))], override_num_blocks=blocks).map(do)
-    for row in stream.iter_rows():
-        progress.advance(bar)
-        yield pickle.loads(row["result"])
+    return list(mapped(progress, "taking the fingerprint", cases, partial(histograms_of, dataset)))
 
 
 def _checked(outcome: Outcome, out: str) -> Outcome:

@@ -78,6 +78,26 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return voxels, image.affine
 
 
+def header_doubt(path: Path) -> str:
+    """What makes a NIfTI header's geometry doubtful, though it can be read; empty when nothing does.
+
+    Raises:
+        UserError: as `open_nifti`.
+    """
+    image = open_nifti(path)
+    header = image.header
+    if np.array_equal(image.affine, np.eye(4)):
+        return "the affine is the identity, as when a header was lost: 1 mm voxels and RAS are probably not its own"
+    if not header["qform_code"] and not header["sform_code"]:
+        return "neither sform nor qform is set, so that the orientation is a guess of whoever reads the file"
+    if header["qform_code"] and header["sform_code"]:
+        corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*image.shape, 1]
+        apart = float(np.linalg.norm(corners @ (header.get_sform() - header.get_qform()).T, axis=1).max())
+        if apart > nib.affines.voxel_sizes(image.affine).max():
+            return f"sform and qform place the scan up to {apart:.0f} mm apart, and programs differ in which they read"
+    return ""
+
+
 def _read_checked(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     """The voxels of a compressed file, read to its end: the checksum comes last, and nibabel stops before it."""
     with gzip.open(path) as stream:

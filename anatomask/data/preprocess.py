@@ -78,12 +78,12 @@ def prepare_case(
         UserError: a file is missing, damaged, not 3-D or not finite, the files' grids differ, values are too large
             for their scheme, or the label holds a value that is not a class. The message names the file.
     """
-    volumes, affine = _read_images(raw.images)
+    volumes, affine = read_images(raw.images)
     original_shape = volumes[0].shape
     label = None
     if raw.label is not None:
         label, label_affine = _read_label(raw.label, classes)
-        _same_grid(raw.label.path, label.shape, label_affine, raw.images[0].path, original_shape, affine)
+        same_grid(raw.label.path, label.shape, label_affine, raw.images[0].path, original_shape, affine)
     for image, volume, scheme in zip(raw.images, volumes, schemes, strict=True):
         _fits(image.path, volume, scheme)
 
@@ -167,7 +167,12 @@ def median_spacing(grids: Sequence[Grid]) -> tuple[float, float, float]:
     return triple(np.median([grid.spacing for grid in grids], axis=0).round(3), float)
 
 
-def _read_images(images: Sequence[RawImage]) -> tuple[list[np.ndarray], np.ndarray]:
+def read_images(images: Sequence[RawImage]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The channels of a case, (D, H, W) each, and the affine (4, 4) of the first.
+
+    Raises:
+        UserError: a file cannot be read, or the channels do not lie on one grid. The message names the file.
+    """
     volumes: list[np.ndarray] = []
     affine = np.eye(4)
     for image in images:
@@ -175,7 +180,7 @@ def _read_images(images: Sequence[RawImage]) -> tuple[list[np.ndarray], np.ndarr
         if not volumes:
             affine = own
         else:
-            _same_grid(image.path, volume.shape, own, images[0].path, volumes[0].shape, affine)
+            same_grid(image.path, volume.shape, own, images[0].path, volumes[0].shape, affine)
         volumes.append(volume)
     return volumes, affine
 
@@ -195,7 +200,7 @@ def _read_label(label: RawLabel, classes: Collection[int]) -> tuple[np.ndarray, 
     return voxels.astype(np.uint8), affine
 
 
-def _same_grid(
+def same_grid(
     path: Path,
     shape: Sequence[int],
     affine: np.ndarray,
@@ -203,7 +208,7 @@ def _same_grid(
     reference_shape: Sequence[int],
     reference_affine: np.ndarray,
 ) -> None:
-    """Refuse files of one case that do not lie on one grid; half a voxel of rounding in headers is let pass."""
+    """Raise UserError for files of one case that do not lie on one grid; half a voxel of rounding is let pass."""
     if tuple(shape) != tuple(reference_shape):
         raise UserError(f"{path} has shape {tuple(shape)}, but {reference} has {tuple(reference_shape)}")
     corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*shape, 1]
