@@ -125,7 +125,8 @@ def measured(loader: str, folder: Path, crops: int, restarts: int) -> dict[str, 
     next(stream)
     first = time.perf_counter() - began
     next(stream)
-    before, cpu, wall = bytes_read(), cpu_seconds(), time.perf_counter()
+    before = bytes_read()
+    cpu, wall = cpu_seconds(), time.perf_counter()
     for _ in range(crops):
         next(stream)
     wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
@@ -261,19 +262,16 @@ def open_shards(folder: Path, labels: bool) -> Opened:
 
     dataset = PreparedDataset.open(str(folder / "shards"))
     sequence = SampleSequence(tuple(dataset.records), 0)
-    read = 0
+    drawn: list[tuple[str, tuple[int, int, int]]] = []
 
     def crops() -> Iterator[Any]:
-        nonlocal read
-        k = 0
         while True:
+            k = len(drawn)
             case, rng = sequence.case(k), sequence.rng(k)
-            origin = random_origin(dataset.records[case].shape, SIZE, rng)
-            yield dataset.read_crop(case, origin, SIZE, label=labels)
-            read += dataset.bytes_touched(case, origin, SIZE, label=labels)
-            k += 1
+            drawn.append((case, random_origin(dataset.records[case].shape, SIZE, rng)))
+            yield dataset.read_crop(*drawn[-1], SIZE, label=labels)
 
-    return crops(), lambda: read
+    return crops(), lambda: sum(dataset.bytes_touched(*box, SIZE, label=labels) for box in drawn)
 
 
 def open_stream(folder: Path, crops: int) -> Opened:

@@ -77,7 +77,7 @@ class Storage:
             OSError: it is not there, cannot be read, or ends before a range does.
         """
         with self.filesystem.open_input_file(self.locate(path)) as file:
-            if isinstance(file, pa.MemoryMappedFile):
+            if isinstance(self.filesystem, pafs.LocalFileSystem):
                 parts = []
                 for start, length in ranges:
                     file.seek(start)
