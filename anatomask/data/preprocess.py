@@ -17,7 +17,13 @@ from anatomask.data.classes import refuse_unknown
 from anatomask.data.datasets.base import RawCase, RawImage, RawLabel
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.records import PreparedCase, triple
-from anatomask.data.resampling import resample_image, resample_label, resampled_affine, target_shape
+from anatomask.data.resampling import (
+    resample_image,
+    resample_label,
+    resampled_affine,
+    separate_axis,
+    target_shape,
+)
 from anatomask.errors import UserError
 
 FLOAT16_SAFE = 32768.0
@@ -66,7 +72,7 @@ class Grid:
 def prepare_case(
     raw: RawCase, schemes: Sequence[Scheme], classes: Collection[int], spacing: Sequence[float]
 ) -> PreparedCase:
-    """Read one case, turn it to RAS and resample it: images cubic, labels class by class.
+    """Read one case, turn it to RAS and resample it: images cubic, labels class by class, thick slices one by one.
 
     Args:
         raw: the case's files.
@@ -91,16 +97,19 @@ def prepare_case(
     ras_affine = affine @ orientations.inv_ornt_aff(to_ras, original_shape)
     oriented = [orientations.apply_orientation(volume, to_ras) for volume in volumes]
     shape = oriented[0].shape
-    new_shape = target_shape(shape, nib.affines.voxel_sizes(ras_affine), spacing)
+    own_spacing = nib.affines.voxel_sizes(ras_affine)
+    new_shape, separate = target_shape(shape, own_spacing, spacing), separate_axis(own_spacing, spacing)
+    if label is not None:
+        resampled_label = resample_label(orientations.apply_orientation(label, to_ras), new_shape, separate)
     return PreparedCase(
         case=raw.case,
         patient=raw.patient,
         images=tuple(
-            to_stored_type(_resample(volume, new_shape, scheme), scheme)
+            to_stored_type(_resample(volume, new_shape, scheme, separate), scheme)
             for volume, scheme in zip(oriented, schemes, strict=True)
         ),
         schemes=tuple(schemes),
-        label=None if label is None else resample_label(orientations.apply_orientation(label, to_ras), new_shape),
+        label=None if label is None else resampled_label,
         affine=resampled_affine(ras_affine, shape, new_shape),
         original_shape=triple(original_shape, int),
         original_affine=affine,
@@ -124,15 +133,15 @@ def to_stored_type(volume: np.ndarray, scheme: Scheme) -> np.ndarray:
     return np.ldexp(volume.astype(np.float64), exponent).astype(np.float16)
 
 
-def _resample(volume: np.ndarray, shape: Sequence[int], scheme: Scheme) -> np.ndarray:
+def _resample(volume: np.ndarray, shape: Sequence[int], scheme: Scheme, separate: int | None) -> np.ndarray:
     """The volume (float32) on its new grid; where background is 0 (all but "ct"), it stays 0.
 
     Splines ring: without that, half of the background would be counted as body.
     """
-    result = resample_image(volume, shape)
+    result = resample_image(volume, shape, separate)
     if scheme != "ct" and result.shape != volume.shape and not volume.all():
         body = ndimage.binary_fill_holes(volume != 0)
-        result[resample_label(body.astype(np.uint8), shape) == 0] = 0
+        result[resample_label(body.astype(np.uint8), shape, separate) == 0] = 0
     return result
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
+ANISOTROPIC = 3
+"""Ratio of a voxel's edges above which slices are resampled one by one."""
 TIE = 1e-6
 """Shares of two classes that differ by less are equal but for rounding; the lower class then wins."""
 
@@ -33,23 +35,37 @@ def resampled_affine(affine: np.ndarray, shape: Sequence[int], new_shape: Sequen
     return affine @ step
 
 
-def resample_image(volume: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def separate_axis(spacing: Sequence[float], target: Sequence[float]) -> int | None:
+    """The axis along which slices are too thick to interpolate between them, if there is one; nnU-Net's rule.
+
+    Where the largest edge of a voxel (of the scan, else of the target) is over three times the smallest, and only one
+    axis has it.
+    """
+    for edges in (spacing, target):
+        if max(edges) > ANISOTROPIC * min(edges):
+            thick = [axis for axis, edge in enumerate(edges) if np.isclose(edge, max(edges), rtol=1e-3)]
+            return thick[0] if len(thick) == 1 else None
+    return None
+
+
+def resample_image(volume: np.ndarray, shape: Sequence[int], separate: int | None = None) -> np.ndarray:
     """Cubic spline interpolation without smoothing, edges repeated, clipped to the volume's own range.
 
     Args:
         volume: (D, H, W), any real type.
         shape: the new (D', H', W').
+        separate: an axis along which the nearest slice is taken instead (see `separate_axis`).
 
     Returns:
         float32 (D', H', W').
     """
     if tuple(shape) == volume.shape:
         return volume.astype(np.float32)
-    result = _apply([axis_matrix(old, new, 3) for old, new in zip(volume.shape, shape, strict=True)], volume)
+    result = _apply(_matrices(volume.shape, shape, 3, separate), volume)
     return np.clip(result, np.float32(volume.min()), np.float32(volume.max()))
 
 
-def resample_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+def resample_label(label: np.ndarray, shape: Sequence[int], separate: int | None = None) -> np.ndarray:
     """Linear interpolation of each class on its own; a voxel goes to the class with the largest share.
 
     No class appears that was not there, and none is a mixture of two. Each class is interpolated within its bounding
@@ -58,13 +74,14 @@ def resample_label(label: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     Args:
         label: (D, H, W) uint8.
         shape: the new (D', H', W').
+        separate: an axis along which the nearest slice is taken instead (see `separate_axis`).
 
     Returns:
         uint8 (D', H', W').
     """
     if tuple(shape) == label.shape:
         return label.copy()
-    matrices = [axis_matrix(old, new, 1) for old, new in zip(label.shape, shape, strict=True)]
+    matrices = _matrices(label.shape, shape, 1, separate)
     best = np.zeros(tuple(shape), np.float32)
     result = np.zeros(tuple(shape), np.uint8)
     # find_objects skips 0, so every class moves up by one: background competes like any other.
@@ -111,6 +128,13 @@ def axis_matrix(old: int, new: int, order: int) -> np.ndarray:
         return np.eye(old, dtype=np.float32)
     columns = [ndimage.zoom(unit, new / old, order=order, mode="nearest", grid_mode=True) for unit in np.eye(old)]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _matrices(shape: Sequence[int], new: Sequence[int], order: int, separate: int | None) -> list[np.ndarray]:
+    """The matrix of each axis; along `separate`, that of the nearest neighbour."""
+    return [
+        axis_matrix(a, b, 0 if axis == separate else order) for axis, (a, b) in enumerate(zip(shape, new, strict=True))
+    ]
 
 
 def _apply(matrices: Sequence[np.ndarray], volume: np.ndarray) -> np.ndarray:

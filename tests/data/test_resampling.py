@@ -13,6 +13,7 @@ from anatomask.data.resampling import (
     resample_label,
     resample_logits_to_label,
     resampled_affine,
+    separate_axis,
     target_shape,
 )
 
@@ -63,6 +64,47 @@ def test_each_voxel_goes_to_the_class_with_the_largest_share(
     np.testing.assert_allclose(taken, shares.max(0), atol=1e-5)
     clear = np.diff(np.sort(shares, axis=0)[-2:], axis=0)[0] > 1e-4 if classes > 1 else np.ones(new, bool)
     np.testing.assert_array_equal(result[clear], ids[shares.argmax(0)][clear])
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes, shapes, seeds, st.integers(0, 2))
+def test_thick_slices_are_resampled_one_by_one(
+    old: tuple[int, ...], new: tuple[int, ...], seed: int, axis: int
+) -> None:
+    """Each new slice is the nearest old one, resampled in its plane by SciPy."""
+    volume = np.random.default_rng(seed).uniform(-1000, 1000, old).astype(np.float32)
+    label = (volume > 300).astype(np.uint8) + (volume > 700)
+    plane = tuple(n for i, n in enumerate(new) if i != axis)
+    images, labels = resample_image(volume, new, axis), resample_label(label, new, axis)
+    for index in range(new[axis]):
+        position = (index + 0.5) * old[axis] / new[axis] - 0.5
+        if abs(position % 1 - 0.5) < 1e-6:
+            continue  # two slices are equally near
+        nearest = min(max(round(position), 0), old[axis] - 1)
+        expected = zoom(volume.take(nearest, axis), plane, 3).clip(volume.min(), volume.max())
+        np.testing.assert_allclose(images.take(index, axis), expected, atol=0.02)
+        np.testing.assert_array_equal(
+            labels.take(index, axis), resample_label(label.take([nearest], axis), _with(plane, axis)).take(0, axis)
+        )
+
+
+def _with(plane: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*plane[:axis], 1, *plane[axis:])
+
+
+@pytest.mark.parametrize(
+    ("spacing", "target", "axis"),
+    [
+        ((1.5, 1.5, 1.5), (1.5, 1.5, 1.5), None),
+        ((0.8, 0.8, 5.0), (1.5, 1.5, 1.5), 2),
+        ((6.0, 0.7, 0.7), (1.5, 1.5, 1.5), 0),
+        ((1.0, 1.0, 3.0), (1.5, 1.5, 1.5), None),  # three times is not over three times
+        ((0.3, 1.2, 1.2), (1.5, 1.5, 1.5), None),  # two thick axes
+        ((1.0, 1.0, 1.0), (0.5, 2.0, 0.5), 1),  # the target is anisotropic
+    ],
+)
+def test_which_axis_is_resampled_apart(spacing: tuple[float, ...], target: tuple[float, ...], axis: int | None) -> None:
+    assert separate_axis(spacing, target) == axis
 
 
 def test_neighbouring_classes_are_not_mixed() -> None:
