@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from measure import interleaved, machine, matrix_peak, parse, peak_memory_gib, report, setting
+from measure import interleaved, machine, parse, peak_memory_gib, report, setting
 from torch import Tensor
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 from torch.utils.flop_counter import FlopCounterMode
@@ -51,7 +51,6 @@ def main() -> None:
         {
             **ratios(next(iter(sizes.values()))),
             "sizes": sizes,
-            "matrix_product_tflops": matrix_peak(getattr(torch, arguments.dtype), arguments.device) / 1e12,
             "arguments": vars(arguments),
             "machine": machine(arguments.device),
         },

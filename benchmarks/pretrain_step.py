@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from measure import interleaved, machine, matrix_peak, parse, peak_memory_gib, report, setting
+from measure import interleaved, machine, matrix_product, parse, peak_memory_gib, report, setting
 from published import PublishedStep
 from torch import Tensor, nn
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
@@ -34,8 +34,7 @@ Step = Callable[[], None]
 def main() -> None:
     """Measure and print."""
     arguments = parse(argparse.ArgumentParser(description=__doc__))
-    peak = matrix_peak(getattr(torch, arguments.dtype), arguments.device)
-    sizes = {size: measure(arguments, size, peak) for size in arguments.sizes}
+    sizes = {size: measure(arguments, size) for size in arguments.sizes}
     rows = [
         [
             f"{size.upper()} {name}",
@@ -56,7 +55,6 @@ def main() -> None:
         "share_of_peak": first["share_of_peak"][ours],
         "peak_memory_gib": first["peak_memory_gib"][ours],
         "sizes": sizes,
-        "matrix_product_tflops": peak / 1e12,
         "arguments": vars(arguments),
         "machine": machine(arguments.device),
     }
@@ -64,7 +62,7 @@ def main() -> None:
     report(f"Pretraining step, {setting(arguments)}", header, rows, result)
 
 
-def measure(arguments: argparse.Namespace, size: str, peak: float) -> dict[str, dict[str, Any]]:
+def measure(arguments: argparse.Namespace, size: str) -> dict[str, dict[str, Any]]:
     """By way of computing: seconds, the share of the FLOP/s of a matrix product that it reaches, peak memory."""
     network, batch = SIZES[size], random_batch(arguments)
     check_same_loss(network, batch)
@@ -83,11 +81,14 @@ def measure(arguments: argparse.Namespace, size: str, peak: float) -> dict[str, 
     # spconv's products are not torch's: they cannot be counted. Compiled, the work is the same.
     gflop = {name: counted(steps[name]) / 1e9 for name in ("published", "dense", "blocks")}
     gflop |= {name: gflop[name.removesuffix(" compiled")] for name in steps if name.endswith("compiled")}
-    seconds = interleaved(steps, arguments.rounds, arguments.device)
+    product, work = matrix_product(getattr(torch, arguments.dtype), arguments.device)
+    seconds = interleaved({**steps, "matrix product": product}, arguments.rounds, arguments.device)
+    peak = work / seconds.pop("matrix product")
     return {
         "seconds": seconds,
         "gflop": gflop,
         "share_of_peak": {name: 1e9 * work / seconds[name] / peak for name, work in gflop.items()},
+        "matrix_product_tflops": peak / 1e12,
         "peak_memory_gib": memory,
     }
 

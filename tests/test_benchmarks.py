@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENCODER = ("blocks_over_dense", "blocks_over_spconv", "matrix_product_tflops")
+ENCODER = ("blocks_over_dense", "blocks_over_spconv")
 STEP = ("step_over_published", "samples_per_second", "share_of_peak", "peak_memory_gib")
 LOADER = ("bytes_read_over_crop", "first_batch_s", "peak_memory_gib", "memory_growth_mib", "mib_per_volume")
 

@@ -25,7 +25,7 @@ BACKENDS: dict[str, SparseEncode] = {"dense": encode_dense, "blocks": encode_blo
 BackendName = Literal["auto", "dense", "blocks", "spconv"]
 """What a configuration may ask for."""
 
-LARGEST_SHARE_FOR_BLOCKS = 0.8
+LARGEST_SHARE_FOR_BLOCKS = 0.9
 """Share of visible patches up to which `blocks` is the faster one: see docs/results/speed.md."""
 
 

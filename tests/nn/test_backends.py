@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from anatomask.nn.backends import BACKENDS
+from anatomask.nn.backends import BACKENDS, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.rows import ActiveBlocks
 from anatomask.nn.sparse import NormScope, expand_active
@@ -292,3 +292,8 @@ def test_without_spconv_one_line_says_what_to_install(monkeypatch: pytest.Monkey
     model = _model(STUNetConfig(base=4))
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'anatomask\[spconv\]'"):
         model.set_sparse_backend("spconv")
+
+
+@pytest.mark.parametrize(("mask_ratio", "expected"), [(0.6, "blocks"), (0.1, "blocks"), (0.05, "dense")])
+def test_the_backend_that_wins_depends_on_the_mask_ratio_alone(mask_ratio: float, expected: str) -> None:
+    assert choose_backend(mask_ratio) == expected
