@@ -18,15 +18,18 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from anatomask.cluster import ClusterConfig
+from anatomask.data.addresses import public_address
 from anatomask.data.datasets.base import ReaderConfig
 from anatomask.data.preprocess import PreprocessConfig
 from anatomask.data.samples import LoaderConfig
+from anatomask.data.scale import PreparePlanConfig
 from anatomask.data.splits import SplitConfig
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import InferenceConfig
 from anatomask.exporting import ExportFormat
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.nn.stunet import STUNetConfig
+from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.loop import TrainingConfig
 from anatomask.training.optimiser import OptimiserConfig
 
@@ -46,6 +49,7 @@ class PrepareConfig:
     reader: ReaderConfig = field(default_factory=ReaderConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    plan: PreparePlanConfig = field(default_factory=PreparePlanConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
@@ -100,6 +104,7 @@ class PretrainConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    plan: PretrainPlanConfig = field(default_factory=PretrainPlanConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
@@ -129,6 +134,7 @@ class FinetuneConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    plan: DeviceConfig = field(default_factory=DeviceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
@@ -355,7 +361,7 @@ def overlay_dotted(default: T, fields: Mapping[str, Any], source: str) -> T:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A configuration as nested dictionaries and lists, the way YAML and JSON hold it."""
+    """A configuration as nested dictionaries and lists, the way YAML and JSON hold it; addresses lose credentials."""
     return _plain(dataclasses.asdict(config))
 
 
@@ -364,4 +370,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return value
+    return public_address(value) if isinstance(value, str) else value

@@ -25,6 +25,7 @@ from rich.console import Console
 
 from anatomask.cluster import running
 from anatomask.config import EvaluateConfig
+from anatomask.data.addresses import is_address, public_address
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
@@ -83,7 +84,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     return [
         ("run", config.run),
         ("weights", f"{config.checkpoint}, {parameters / 1e6:.2f} M parameters"),
-        ("data", f"{dataset.name} ({dataset.path}), split {config.split}"),
+        ("data", f"{dataset.name} ({dataset.shown}), split {config.split}"),
         ("cases", f"{len(cases)}, of which {len(_finished(Storage(config.run), cases))} are finished"),
         ("windows", f"{windows} of {' × '.join(map(str, patch))} voxels, {passes} forward passes each"),
         ("logits of the largest case", f"{logits / 2**30:.2f} GiB"),
@@ -134,7 +135,7 @@ def mirror_axes(header: Mapping[str, Any], config: EvaluateConfig) -> list[int]:
 
 def _absolute(path: str) -> str:
     """A local path that means the same in every worker; an address as it is."""
-    return path if "://" in path else str(Path(path).absolute())
+    return path if is_address(path) else str(Path(path).absolute())
 
 
 def _cases(config: EvaluateConfig, dataset: PreparedDataset) -> list[str]:
@@ -148,7 +149,7 @@ def _cases(config: EvaluateConfig, dataset: PreparedDataset) -> list[str]:
             name for name, members in dataset.splits.items() if any(dataset.records[case].labelled for case in members)
         ]
         raise UserError(
-            f"split: {dataset.path} has no labelled cases in {config.split!r}; --split may be {', '.join(usable)}"
+            f"split: {dataset.shown} has no labelled cases in {config.split!r}; --split may be {', '.join(usable)}"
         )
     return cases
 
@@ -158,7 +159,7 @@ def _identity(config: EvaluateConfig, dataset: PreparedDataset, weights: Weights
     with (find_weights(config.run, config.checkpoint) / TENSORS).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "data": dataset.path,
+        "data": public_address(dataset.path),
         "prepared": hashlib.sha256(Storage(dataset.path).read("cases.jsonl")).hexdigest(),
         "split": config.split,
         "checkpoint": config.checkpoint,
@@ -178,7 +179,7 @@ def _claim(folder: Storage, identity: dict[str, Any], overwrite: bool) -> None:
             raise UserError(f"{folder.show(IDENTITY_FILE)} is damaged (no fields); {REMEDY}")
         changed = differences(before, identity)
         if changed:
-            raise UserError(f"{folder.root} was evaluated differently: {'; '.join(changed)}; {REMEDY}")
+            raise UserError(f"{folder.show()} was evaluated differently: {'; '.join(changed)}; {REMEDY}")
         return
     for name in (PREDICTIONS, CASES_FILE, SUMMARY_FILE):
         folder.clear(name)
@@ -306,7 +307,7 @@ def _summary(
         "network": _network_name(architecture["base"], architecture["depth"]),
         "train_fraction": header.get("train_fraction"),
         "dataset": dataset.name,
-        "data": dataset.path,
+        "data": public_address(dataset.path),
         "split": config.split,
         "checkpoint": config.checkpoint,
         **summarise(scores),

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from anatomask.config import FinetuneConfig, plain
+from anatomask.data.addresses import public_address
 from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
 from anatomask.nn.stunet import STUNet
-from anatomask.training.estimate import cost_rows, step_cost
+from anatomask.training.estimate import cost_rows, device_of, step_cost
 from anatomask.training.finetuning import FinetuningTask, segmentation_loss
 from anatomask.training.ray_train import TrainingJob
 from anatomask.training.run import run_folder
@@ -47,7 +48,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
     dataset = PreparedDataset.open(config.data)
     check_channels(dataset, config.network.in_channels)
     train_cases, val_cases = select_labelled(dataset, config)
-    inputs = {f"--data {config.data}": data_digest(dataset.path)}
+    inputs = {f"--data {public_address(config.data)}": data_digest(dataset.path)}
     source = None if config.init == SCRATCH else find_weights(config.init)
     if source is not None:
         inputs[f"--init {config.init}"] = weights_digest(source)
@@ -61,7 +62,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         "fingerprint": dataset.fingerprint.to_dict(),
         "class_names": {str(number): name for number, name in dataset.class_names.items()},
         "dataset": dataset.name,
-        "data": dataset.path,
+        "data": public_address(dataset.path),
         "train_fraction": config.train_fraction,
         "train_cases": len(train_cases),
         "initialisation": initialisation(config, source),
@@ -119,7 +120,7 @@ def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[t
         val, order = sorted(order[:held_out]), order[held_out:]
     chosen = tuple(sorted(order[: max(1, round(config.train_fraction * len(order)))]))
     if not chosen:
-        raise UserError(f"{dataset.path} has no labelled training cases; prepare a data set with labels")
+        raise UserError(f"{dataset.shown} has no labelled training cases; prepare a data set with labels")
     return chosen, tuple(val)
 
 
@@ -154,11 +155,14 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     return [
         ("run", str(job.run)),
         ("from", config.init),
-        ("cases", f"{len(train_cases)} to train, {len(val_cases)} to choose the checkpoint, of {config.data}"),
+        (
+            "cases",
+            f"{len(train_cases)} to train, {len(val_cases)} to choose the checkpoint, of {public_address(config.data)}",
+        ),
         ("classes", ", ".join(dataset.class_names.values())),
         ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
         ("parameters", f"{parameters / 1e6:.2f} M"),
-        *cost_rows(cost, job.total_steps, config.cluster.workers, config.training.precision),
+        *cost_rows(cost, job.total_steps, config.cluster.workers, config.training.precision, device_of(config.plan)),
     ]
 
 

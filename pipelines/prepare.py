@@ -7,7 +7,6 @@ command goes on where an earlier one stopped: a case is finished when its Parque
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from anatomask.cluster import running
 from anatomask.config import PrepareConfig
+from anatomask.data.addresses import is_address, public_address
 from anatomask.data.classes import select_classes
 from anatomask.data.datasets import RawCase, RawDataset, read_dataset
 from anatomask.data.fingerprint import Histogram
@@ -41,7 +41,9 @@ from anatomask.data.preparation import (
 )
 from anatomask.data.preprocess import Grid, median_spacing, readable_grids, target_shape
 from anatomask.data.records import CaseRecord, DatasetInfo
+from anatomask.data.scale import measure
 from anatomask.data.splits import Splits, dataset_splits, keep
+from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from pipelines import door
 from pipelines.mapping import mapped
@@ -65,12 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(config: PrepareConfig) -> list[tuple[str, str]]:
-    """Rows of the dry run, from the headers alone."""
+    """Rows of the dry run, from the headers and from a few cases that are prepared in a temporary folder."""
     task = _look(config)
-    grids = readable_grids(task.raw.cases)
-    voxels = sum(math.prod(target_shape(grid.shape, grid.spacing, task.info.spacing)) for grid in grids)
     labelled = sum(raw.label is not None for raw in task.raw.cases)
-    channels = len(task.raw.channel_names)
     return [
         ("source", f"{config.source} ({task.raw.reader})"),
         ("cases", f"{len(task.raw.cases)}, of which {labelled} have labels"),
@@ -80,9 +79,43 @@ def plan(config: PrepareConfig) -> list[tuple[str, str]]:
         ("classes", str(len(task.raw.class_names))),
         ("splits", _sizes(task.splits)),
         ("spacing", " × ".join(f"{mm:g}" for mm in task.info.spacing) + " mm"),
-        ("voxels", f"{voxels * channels / 1e6:.1f} million"),
-        ("size before compression", f"{voxels * (2 * channels + 1) / 1e9:.2f} GB"),
-        ("out", config.out),
+        *_scale(config, task, labelled),
+        ("out", public_address(config.out)),
+    ]
+
+
+def _scale(config: PrepareConfig, task: Task, labelled: int) -> list[tuple[str, str]]:
+    """Rows of the dry run that grow with the cases: voxels, shards, bytes and CPU time."""
+    given = len(task.raw.cases)
+    cases = config.plan.cases or given
+    grids = readable_grids(task.raw.cases)
+    shapes = [target_shape(grid.shape, grid.spacing, task.info.spacing) for grid in grids]
+    channels = len(task.info.channel_names)
+    per_case = channels * sum(math.prod(shape) for shape in shapes) / max(1, len(shapes))
+    voxels = cases * per_case
+    uncompressed = voxels * (2 + (labelled > 0) / channels)
+    rows = [
+        ("planned for", f"{cases} cases like these {given}" if config.plan.cases else f"these {given} cases"),
+        ("voxels", f"{voxels / 1e6:,.1f} million, {per_case / 1e6:.2f} million per case"),
+        ("size before compression", f"{uncompressed / 1e9:,.2f} GB"),
+    ]
+    if not config.plan.sample:
+        return rows
+    sample = measure(task.info, task.raw.cases, config.plan.sample)
+    if not sample.cases:
+        return [*rows, ("measured", "nothing: no case of the sample could be prepared")]
+    share = voxels / sample.voxels
+    originals = f"; {share * sample.original_bytes / 1e9:,.2f} GB of labels as they came" if labelled else ""
+    return [
+        *rows,
+        (
+            "measured",
+            f"{sample.cases} of the cases, {sample.voxels / 1e6:.1f} million voxels: "
+            f"{sample.shard_bytes / sample.voxels:.2f} bytes and {1e6 * sample.cpu_seconds / sample.voxels:.2f} "
+            "CPU-microseconds per voxel",
+        ),
+        ("shards", f"{cases} files, {share * sample.shard_bytes / 1e9:,.2f} GB{originals}"),
+        ("CPU time", f"{share * sample.cpu_seconds / 3600:.2f} CPU-hours on processors like this machine's"),
     ]
 
 
@@ -96,16 +129,17 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
     with running(config.cluster), progress_bar() as progress:
         # Closed before Ray is: its Data threads would otherwise start another Ray behind our back.
         with closing(_prepare(progress, task, pending)) as stream:
-            outcomes = [_checked(outcome, config.out) for outcome in stream]
+            outcomes = [_checked(outcome) for outcome in stream]
         records = records_of(task.root, task.raw)
         skipped = sorted((outcome for outcome in outcomes if outcome.reason), key=lambda outcome: outcome.case)
-        if skipped:
-            progress.stop()
-            _show_skipped(skipped)
-        if not records:
-            raise UserError(f"none of the {len(task.raw.cases)} cases of {config.source} could be prepared")
-        histograms = _histograms(progress, task, records)
-    complete(task.root, task.info, list(records.values()), keep(task.splits, set(records)), histograms, outcomes)
+        if records:
+            splits = keep(task.splits, set(records))
+            with closing(_histograms(progress, task, records)) as histograms:
+                complete(task.root, task.info, list(records.values()), splits, histograms, outcomes)
+    if skipped:
+        _show_skipped(skipped)
+    if not records:
+        raise UserError(f"none of the {len(task.raw.cases)} cases of {config.source} could be prepared")
     _show_result(config, task, records, outcomes, time.perf_counter() - start)
     return 1 if skipped else 0
 
@@ -116,10 +150,10 @@ def _look(config: PrepareConfig) -> Task:
     Raises UserError for a source that is missing, empty or unknown, or that lies in the output folder or around it.
     """
     source = Path(config.source).absolute()
-    root = config.out if "://" in config.out else str(Path(config.out).absolute())
+    root = config.out if is_address(config.out) else str(Path(config.out).absolute())
     raw = read_dataset(source, config.dataset, config.split.fold, config.reader)
     raw = choose_schemes(select_classes(raw, config.preprocess.classes), config.preprocess.normalisation)
-    if "://" not in root:
+    if not is_address(root):
         _apart(source.resolve(), Path(root).resolve(), config)
     wanted = config.preprocess
     spacing = wanted.spacing or raw.spacing or wanted.default_spacing
@@ -149,17 +183,19 @@ def _prepare(progress: Progress, task: Task, pending: Sequence[RawCase]) -> Gene
     return mapped(progress, "resampling and writing", pending, partial(prepare_and_write, task.root, task.info))
 
 
-def _histograms(progress: Progress, task: Task, records: dict[str, CaseRecord]) -> list[list[Histogram]]:
+def _histograms(
+    progress: Progress, task: Task, records: dict[str, CaseRecord]
+) -> Generator[list[Histogram], None, None]:
     """The intensities of the cases that count for the fingerprint."""
     dataset = unfinished_dataset(task.root, task.info, records, task.splits)
     cases = fingerprint_cases(dataset)
-    return list(mapped(progress, "taking the fingerprint", cases, partial(histograms_of, dataset)))
+    return mapped(progress, "taking the fingerprint", cases, partial(histograms_of, dataset))
 
 
-def _checked(outcome: Outcome, out: str) -> Outcome:
+def _checked(outcome: Outcome) -> Outcome:
     """The outcome, unless the output folder refused it: then no case will do better."""
-    if outcome.write_error:
-        raise OSError(outcome.write_error, os.strerror(outcome.write_error), out)
+    if outcome.refused is not None:
+        raise outcome.refused
     return outcome
 
 
@@ -181,20 +217,24 @@ def _show_result(
 ) -> None:
     written = [outcome for outcome in outcomes if not outcome.reason]
     voxels = sum(math.prod(record.shape) * len(record.channels) for record in records.values())
-    table = Table(title=f"{task.info.name} in {config.out}", title_justify="left", show_header=False)
+    storage = Storage(task.root)
+    shards, originals = (sum(storage.sizes(folder).values()) for folder in ("cases", "originals"))
+    labels = f", and {originals / 1e6:.1f} MB of labels as they came" if originals else ""
+    table = Table(title=f"{task.info.name} in {storage.show()}", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("cases", f"{len(records)} ({len(written)} now), {len(outcomes) - len(written)} skipped")
     table.add_row("splits", _sizes(keep(task.splits, set(records))))
     table.add_row("spacing", " × ".join(f"{mm:g}" for mm in task.info.spacing) + " mm")
     table.add_row("voxels", f"{voxels / 1e6:.1f} million")
+    table.add_row("size", f"{shards / 1e6:.1f} MB in {len(records)} shards{labels}")
     for remark in task.raw.remarks:
         table.add_row("note", remark)
     table.add_row("time", f"{seconds:.0f} s")
     Console().print(table)
     if len(written) < len(outcomes):
         Console(stderr=True).print(
-            f"{len(outcomes) - len(written)} cases were skipped, see {config.out}/skipped.json; exit code 1",
+            f"{len(outcomes) - len(written)} cases were skipped, see {storage.show('skipped.json')}; exit code 1",
             markup=False,
             highlight=False,
             soft_wrap=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,15 +11,16 @@ from functools import partial
 import torch
 
 from anatomask.config import PretrainConfig, plain
-from anatomask.data.samples import PretrainingDraw, SampleSequence
-from anatomask.data.shards import PreparedDataset
+from anatomask.data.addresses import public_address
+from anatomask.data.samples import PretrainingDraw, SampleSequence, random_origin
+from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask
 from anatomask.methods.base import PretrainBatch
 from anatomask.nn.backends import choose_backend
 from anatomask.nn.sparse import PATCH
 from anatomask.nn.submanifold import require_spconv
-from anatomask.training.estimate import cost_rows, step_cost
+from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows, step_cost
 from anatomask.training.pretraining import PretrainingTask
 from anatomask.training.ray_train import TrainingJob
 from anatomask.training.run import run_folder
@@ -63,7 +65,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         "spacing": list(dataset.spacing),
         "fingerprint": dataset.fingerprint.to_dict(),
         "dataset": dataset.name,
-        "data": dataset.path,
+        "data": public_address(dataset.path),
     }
     return TrainingJob(
         run=run_folder(config.runs, config.name, "pretrain", config.data, plain(config)),
@@ -75,7 +77,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         training=config.training,
         optimiser=config.optimiser,
         seed=config.seed,
-        inputs={f"--data {config.data}": data_digest(dataset.path)},
+        inputs={f"--data {public_address(config.data)}": data_digest(dataset.path)},
     )
 
 
@@ -83,10 +85,10 @@ def select_cases(dataset: PreparedDataset, splits: Sequence[str]) -> tuple[str, 
     """The cases of the named splits, sorted. Raises UserError when there is no such split, or no case in it."""
     for split in splits:
         if split not in dataset.splits:
-            raise UserError(f"{dataset.path} has no split {split}; there are {', '.join(dataset.splits)}")
+            raise UserError(f"{dataset.shown} has no split {split}; there are {', '.join(dataset.splits)}")
     cases = tuple(sorted(case for split in splits for case in dataset.splits[split]))
     if not cases:
-        raise UserError(f"{dataset.path} has no cases in {', '.join(splits)}")
+        raise UserError(f"{dataset.shown} has no cases in {', '.join(splits)}")
     return cases
 
 
@@ -94,7 +96,7 @@ def check_channels(dataset: PreparedDataset, in_channels: int) -> None:
     """Raise UserError unless the network takes as many channels as the data set has."""
     if len(dataset.channel_names) != in_channels:
         raise UserError(
-            f"{dataset.path} has {len(dataset.channel_names)} channels ({', '.join(dataset.channel_names)}); "
+            f"{dataset.shown} has {len(dataset.channel_names)} channels ({', '.join(dataset.channel_names)}); "
             f"set --network.in-channels {len(dataset.channel_names)}"
         )
 
@@ -124,16 +126,50 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     cost = step_cost(method, lambda: method.training_step(batch, progress=1.0).loss)
     parameters = sum(parameter.numel() for parameter in method.student.parameters())
     encoder = sum(parameter.numel() for parameter in method.student.encoder.parameters())
-    samples = job.total_steps * config.training.batch_size
+    dataset = PreparedDataset.open(config.data)
+    given = job.sequence.cases
+    cases = config.plan.cases or len(given)
+    per_epoch = config.training.updates_per_epoch(cases)
+    steps = config.training.epochs * per_epoch
+    sizes = dataset.shard_sizes()
+    stored = cases / len(given) * sum(sizes.get(case, 0) for case in given)
+    voxels = math.prod(config.loader.patch_size)
+    crop_bytes = 2 * config.network.in_channels * voxels  # int16 or float16
+    device = device_of(config.plan)
     return [
         ("run", str(job.run)),
-        ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)}) of {config.data}"),
-        ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
-        ("samples", f"{samples} crops of {'x'.join(map(str, config.loader.patch_size))} voxels"),
+        ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)}) of {public_address(config.data)}"),
+        ("planned for", f"{cases} cases like these {len(given)}" if config.plan.cases else f"these {cases} cases"),
+        ("shards", f"{cases} files, {stored / 1e9:,.2f} GB"),
+        ("updates", f"{steps} = {config.training.epochs} epochs x {per_epoch}"),
+        (
+            "crops",
+            f"{steps * config.training.batch_size} of {'x'.join(map(str, config.loader.patch_size))} voxels",
+        ),
         ("sparse backend", config.method.sparse_backend),
         ("parameters", f"{parameters / 1e6:.2f} M, in the encoder {encoder / 1e6:.2f} M"),
-        *cost_rows(cost, job.total_steps, config.cluster.workers, config.training.precision),
+        *cost_rows(cost, steps, config.cluster.workers, config.training.precision, device),
+        *reading_rows(
+            read_some(job, dataset, cases, config.plan.samples), crop_bytes, share, cost, config.cluster.workers, device
+        ),
     ]
+
+
+def read_some(job: TrainingJob, dataset: PreparedDataset, cases: int, count: int) -> Reading:
+    """Draw the first samples of a run as its readers will with so many cases, and see what that takes."""
+    size = job.loader.patch_size
+    seconds, taken = 0.0, 0
+    for k in range(count):
+        case = job.sequence.case(k)
+        origin = random_origin(dataset.records[case].shape, size, job.sequence.rng(k))  # the first that is drawn
+        taken += dataset.bytes_touched(case, origin, size, label=False)
+        if cases > LOCATED_CASES:  # by its next turn, a reader has forgotten where the bricks of a case lie
+            dataset = PreparedDataset(dataset.path, dataset.info, dataset.records, dataset.splits, dataset.fingerprint)
+            taken += dataset.footer_bytes(case)
+        start = time.process_time()
+        job.draw(dataset, case, job.sequence.rng(k))
+        seconds += time.process_time() - start
+    return Reading(count, taken / count, seconds / count)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,6 +32,7 @@ from rich.console import Console
 
 from anatomask.cluster import DRIVERS, TrainingResources, divide, local_total, running, trial_resources
 from anatomask.config import EvaluateConfig, FinetuneConfig, PretrainConfig, SweepConfig, overlay_dotted, plain
+from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
@@ -82,7 +83,7 @@ class Chain:
             data=data,
             init=init,
             runs=str(self.folder / trial),
-            name=f"finetune-{Path(data).name}",
+            name=f"finetune-{folder_name(data)}",
             cluster=self.config.cluster,
         )
 
@@ -91,6 +92,7 @@ class Chain:
         threads = 1 if self.config.concurrent > 1 else self.config.cluster.threads
         return EvaluateConfig(
             run=str(run),
+            data=data,
             split=self.splits[data],
             inference=self.config.inference,
             cluster=replace(self.config.cluster, threads=threads),
@@ -109,7 +111,7 @@ def build_chain(config: SweepConfig) -> Chain:
         pretrain_data=PreparedDataset.open(config.pretrain_data).path,
         finetune_data=tuple(PreparedDataset.open(data).path for data in config.finetune_data),
     )
-    names = [Path(data).name for data in config.finetune_data]
+    names = [folder_name(data) for data in config.finetune_data]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--finetune-data: two folders are named {name}; rename one, for tables tell them apart so")
@@ -126,7 +128,7 @@ def scored_split(data: str, split: str) -> str:
     for name in ("val", "test") if split == "auto" else (split,):
         if any(dataset.records[case].labelled for case in dataset.splits.get(name, ())):
             return name
-    raise UserError(f"--split {split}: {data} has no labelled cases to score trials on")
+    raise UserError(f"--split {split}: {dataset.shown} has no labelled cases to score trials on")
 
 
 def check(chain: Chain, space: Space) -> int:
@@ -209,7 +211,7 @@ def run_trial(chain: Chain, resources: TrainingResources, trial: str, point: Poi
         score = Storage(run).read_json(SUMMARY_FILE)["dsc"]["mean"]
         if score is None:
             raise UserError(f"{run}: no scored case holds any class")
-        scores[Path(data).name] = score
+        scores[folder_name(data)] = score
     return scores
 
 
@@ -233,12 +235,12 @@ def report(chain: Chain, study: optuna.Study, space: Space) -> None:
         )
         for trial in latest_trials(study)
     ]
-    datasets = [Path(data).name for data in chain.config.finetune_data]
+    datasets = [folder_name(data) for data in chain.config.finetune_data]
     paper = paper_ablation(space.paper) if isinstance(space, Table) else {}
     write_text(chain.folder / "sweep.csv", sweep_csv(rows, datasets, paper))
     console = Console()
     console.print(sweep_table(rows, datasets, paper))
-    splits = ", ".join(f"{Path(data).name} ({split})" for data, split in chain.splits.items())
+    splits = ", ".join(f"{folder_name(data)} ({split})" for data, split in chain.splits.items())
     note = f"DSC: mean over the cases of {splits}."
     if paper:
         note += " Paper: STU-Net-B on TotalSegmentator's test cases."
@@ -258,7 +260,7 @@ def plan(config: SweepConfig) -> list[tuple[str, str]]:
         ("trials", f"{trials} of {config.space}, {config.concurrent} at once"),
         ("rows", "\n".join(space.rows) if isinstance(space, Table) else "drawn by Optuna"),
         ("updates", f"{trials * updates} = {trials} trials x {updates}"),
-        ("scored on", ", ".join(f"{split} of {data}" for data, split in chain.splits.items())),
+        ("scored on", ", ".join(f"{split} of {public_address(data)}" for data, split in chain.splits.items())),
         ("each trial holds", f"1 {DRIVERS}; its trainings, one after another: {_shown_resources(config)}"),
     ]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 import torch
+from pyarrow.fs import FileSystem
 
 from anatomask.cluster import ClusterConfig, running
 from anatomask.data.bricks import Codec
@@ -48,6 +53,40 @@ def ray_session() -> Iterator[None]:
     """An embedded Ray for all tests that need one."""
     with running(ClusterConfig()):
         yield
+
+
+@dataclass
+class Bucket:
+    """An S3 bucket on loopback."""
+
+    endpoint: str
+    secret: str = "hush/hush+hush"
+    requests: list[str] = field(default_factory=list)
+    """What the server was asked, a line each."""
+
+    def address(self, folder: str, bucket: str = "bucket") -> str:
+        """Of a folder, credentials included."""
+        secret = quote(self.secret, safe="")
+        return f"s3://AKIAUSER:{secret}@{bucket}/{folder}?scheme=http&endpoint_override={self.endpoint}"
+
+
+@pytest.fixture
+def s3() -> Iterator[Bucket]:
+    """An empty bucket of an S3 server in this process."""
+    from moto.server import ThreadedMotoServer  # seconds, and few tests need it
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    bucket = Bucket(f"{host}:{port}")
+    log = logging.getLogger("werkzeug")
+    log.handlers, log.propagate = [logging.Handler()], False
+    log.handlers[0].emit = lambda record: bucket.requests.append(record.getMessage())  # type: ignore[method-assign]
+    filesystem, _ = FileSystem.from_uri(bucket.address("") + "&allow_bucket_creation=true")
+    filesystem.create_dir("bucket")
+    yield bucket
+    urlopen(Request(f"http://{bucket.endpoint}/moto-api/reset", method="POST")).close()
+    server.stop()
 
 
 @pytest.fixture

@@ -227,4 +227,4 @@ def _check_folder(storage: Storage, settings: Mapping[str, Any]) -> None:
         raise UserError(f"{storage.show(SETTINGS)} is damaged (no fields); {remedy}")
     for name, value in settings.items():
         if found.get(name) != value:
-            raise UserError(f"{storage.root} holds a phantom with {name} {found.get(name)}, not {value}; {remedy}")
+            raise UserError(f"{storage.show()} holds a phantom with {name} {found.get(name)}, not {value}; {remedy}")

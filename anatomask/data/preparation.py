@@ -5,12 +5,13 @@ Nothing here knows how the cases are spread over machines; see `pipelines/prepar
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from anatomask.data.bricks import Codec
@@ -28,6 +29,9 @@ SCANS = "scans"
 """The entry of the settings that stands for the source's cases."""
 CONTENTS = ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json", "skipped.json", "cases", "originals")
 
+FOOTERS_AT_ONCE = 16
+"""From remote storage each takes a few round trips."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -36,8 +40,8 @@ class Outcome:
     case: str
     reason: str = ""
     """Why it was skipped; empty when it was written."""
-    write_error: int = 0
-    """The errno with which the output folder refused it: no other case will fare better."""
+    refused: OSError | UserError | None = None
+    """With what the output folder refused it: no other case will fare better."""
     voxels: int = 0
     seconds: float = 0.0
 
@@ -53,9 +57,8 @@ def prepare_and_write(root: str, info: DatasetInfo, raw: RawCase) -> Outcome:
         return Outcome(raw.case, f"{raw.images[0].path}: {type(error).__name__}: {error}")
     try:
         record = write_case(root, prepared, info.brick, info.codec)
-    except OSError as error:
-        reason = f"{error.filename}: {error.strerror}"
-        return Outcome(raw.case, reason, write_error=error.errno or errno.EIO)
+    except (OSError, UserError) as error:
+        return Outcome(raw.case, str(error), refused=error)
     a, b, c = record.shape
     return Outcome(raw.case, voxels=a * b * c * len(record.channels), seconds=time.perf_counter() - start)
 
@@ -85,7 +88,7 @@ def claim(root: str, settings: Mapping[str, Any], overwrite: bool) -> None:
     try:
         storage.write_json(SETTINGS, _as_json(settings))
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{root} cannot be made a folder ({error.strerror}); choose another --out") from error
+        raise UserError(f"{storage.show()} cannot be made a folder ({error.strerror}); choose another --out") from error
 
 
 def _same_settings(storage: Storage, now: Mapping[str, Any]) -> None:
@@ -97,12 +100,12 @@ def _same_settings(storage: Storage, now: Mapping[str, Any]) -> None:
     if changed:
         fields = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
         raise UserError(
-            f"{storage.root} was prepared with other settings: {fields}. Choose another --out, or --overwrite"
+            f"{storage.show()} was prepared with other settings: {fields}. Choose another --out, or --overwrite"
         )
     if before.get(SCANS) != now.get(SCANS):
         raise UserError(
-            f"{storage.root}: the scans of the source, or the split that comes with them, changed since, and cases of "
-            f"training and test would mix; {remedy}"
+            f"{storage.show()}: the scans of the source, or the split that comes with them, changed since, and cases "
+            f"of training and test would mix; {remedy}"
         )
 
 
@@ -116,7 +119,7 @@ def complete(
     info: DatasetInfo,
     records: Sequence[CaseRecord],
     splits: Splits,
-    histograms: Sequence[Sequence[Histogram]],
+    histograms: Iterable[Sequence[Histogram]],
     outcomes: Sequence[Outcome],
 ) -> None:
     """Write what lies beside the cases: fingerprint, splits, the index, and which cases were skipped.
@@ -126,22 +129,27 @@ def complete(
         info: what all cases share.
         records: of all cases that are written.
         splits: of these cases.
-        histograms: per case that counts for the fingerprint, per channel.
+        histograms: per case that counts for the fingerprint, per channel; in any order, merged as they come.
         outcomes: of this run.
     """
-    merged = [Histogram.merge(channel) for channel in zip(*histograms, strict=True)]
+    merged: Sequence[Histogram] = [Histogram.merge(()) for _ in info.schemes]
+    for case in histograms:
+        merged = [Histogram.merge(pair) for pair in zip(merged, case, strict=True)]
     fingerprint = Fingerprint.from_histograms(info.channel_names, info.schemes, merged)
     skipped = sorted(
         ({"case": outcome.case, "reason": outcome.reason} for outcome in outcomes if outcome.reason),
         key=lambda row: row["case"],
     )
+    Storage(root).clear_unfinished((".", "cases", "originals"))
     write_index(root, info, records, splits, fingerprint, skipped)
 
 
 def records_of(root: str, raw: RawDataset) -> dict[str, CaseRecord]:
     """The records of those cases of the data set that are written."""
     written = finished_cases(root)
-    return {one.case: read_record(root, one.case) for one in raw.cases if one.case in written}
+    cases = [one.case for one in raw.cases if one.case in written]
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as readers:
+        return dict(zip(cases, readers.map(partial(read_record, root), cases), strict=True))
 
 
 def unfinished_dataset(

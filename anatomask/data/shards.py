@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from anatomask.data.addresses import is_address
 from anatomask.data.bricks import (
     Codec,
     Slab,
@@ -41,7 +42,7 @@ from anatomask.data.records import (
     affine_rows,
     triple,
 )
-from anatomask.data.storage import Storage
+from anatomask.data.storage import Storage, as_json
 from anatomask.errors import UserError
 
 FORMAT = 2
@@ -109,7 +110,7 @@ def read_record(root: str, case: str) -> CaseRecord:
     """
     storage = Storage(root)
     try:
-        with storage.filesystem.open_input_file(storage.locate(case_path(case))) as file:
+        with storage.opened(case_path(case)) as file:
             return CaseRecord.from_json(pq.read_schema(file).metadata[METADATA_KEY])
     except UNDECODABLE as error:
         raise _damaged(storage, case, error) from error
@@ -123,14 +124,24 @@ def write_index(
     fingerprint: Fingerprint,
     skipped: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Write all that lies beside the cases; `dataset.json` comes last and says that the data set is whole."""
+    """Write all that lies beside the cases; `dataset.json` comes last and says that the data set is whole.
+
+    An index that changes is taken back first: a reader finds the old one, none, or the new one, never some of each.
+    """
     storage = Storage(root)
     ordered = sorted(records, key=lambda record: record.case)
-    storage.write("cases.jsonl", "".join(record.to_json() + "\n" for record in ordered).encode())
-    storage.write_json("fingerprint.json", fingerprint.to_dict())
-    storage.write_json("splits.json", {name: list(cases) for name, cases in splits.items()})
-    storage.write_json("skipped.json", [dict(row) for row in skipped])
-    storage.write_json("dataset.json", {"format": FORMAT, **asdict(info)})
+    files = {
+        "cases.jsonl": "".join(record.to_json() + "\n" for record in ordered).encode(),
+        "fingerprint.json": as_json(fingerprint.to_dict()),
+        "splits.json": as_json({name: list(cases) for name, cases in splits.items()}),
+        "skipped.json": as_json([dict(row) for row in skipped]),
+        "dataset.json": as_json({"format": FORMAT, **asdict(info)}),
+    }
+    if all(storage.exists(name) and storage.read(name) == content for name, content in files.items()):
+        return
+    storage.clear("dataset.json")
+    for name, content in files.items():
+        storage.write(name, content)
 
 
 class PreparedDataset:
@@ -159,12 +170,14 @@ class PreparedDataset:
         Raises:
             UserError: a file is missing, damaged or of another format version.
         """
-        if "://" not in path:  # a relative path would mean another folder in a Ray worker
+        if not is_address(path):  # a relative path would mean another folder in a Ray worker
             path = str(Path(path).absolute())
         storage = Storage(path)
         for name in ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json"):
             if not storage.exists(name):
-                raise UserError(f"{storage.show(name)} is missing; write it with `anatomask prepare --out {path}`")
+                raise UserError(
+                    f"{storage.show(name)} is missing; write it with `anatomask prepare --out {storage.show()}`"
+                )
         header = _parsed(storage, "dataset.json", json.loads)
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise UserError(f"{storage.show('dataset.json')} has another format version; run `anatomask prepare` again")
@@ -173,6 +186,11 @@ class PreparedDataset:
         fingerprint = _parsed(storage, "fingerprint.json", lambda text: Fingerprint.from_dict(json.loads(text)))
         splits = _parsed(storage, "splits.json", lambda text: _splits(text, {record.case for record in records}))
         return cls(path, info, {record.case: record for record in records}, splits, fingerprint)
+
+    @property
+    def shown(self) -> str:
+        """Where it lies, for messages: without credentials."""
+        return self._storage.show()
 
     @property
     def name(self) -> str:
@@ -238,6 +256,18 @@ class PreparedDataset:
         columns = {name: at for name, at in self._locations(case).items() if label or name != "label"}
         return int(sum(at[rows, 1].sum() for at in columns.values()))
 
+    def footer_bytes(self, case: str) -> int:
+        """Bytes of the footer of a case's file, which says where its bricks lie. Raises UserError as `read_crop`."""
+        try:
+            with self._storage.opened(case_path(case)) as file:
+                return int(pq.read_metadata(file).serialized_size)
+        except UNDECODABLE as error:
+            raise _damaged(self._storage, case, error) from error
+
+    def shard_sizes(self) -> dict[str, int]:
+        """Bytes of each case's file. Raises OSError or UserError where the folder cannot be listed."""
+        return self._storage.sizes("cases", ".parquet")
+
     def read_volume(self, case: str, *, label: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """The whole case: image (C, D, H, W) and label (D, H, W), of the types that `read_crop` gives.
 
@@ -286,7 +316,7 @@ class PreparedDataset:
             UserError: the case is unlabelled, or the file is missing or damaged.
         """
         if not self._record(case).labelled:
-            raise UserError(f"case {case} of {self.path} has no label")
+            raise UserError(f"case {case} of {self.shown} has no label")
         try:
             image = nib.Nifti1Image.from_bytes(gzip.decompress(self._storage.read(original_path(case))))
             return nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine, image.header)
@@ -300,7 +330,7 @@ class PreparedDataset:
         try:
             return self.records[case]
         except KeyError:
-            raise UserError(f"{self.path} has no case {case!r}") from None
+            raise UserError(f"{self.shown} has no case {case!r}") from None
 
     def _fill(self, record: CaseRecord, origin: Sequence[int], targets: Mapping[str, np.ndarray]) -> None:
         """Copy into each target (d, h, w), which starts at `origin`, what its column's bricks hold there."""
@@ -321,7 +351,7 @@ class PreparedDataset:
     def _locations(self, case: str) -> dict[str, np.ndarray]:
         """Where the bricks of a case lie in its file; of the cases read last, so that memory stays flat."""
         if case not in self._where:
-            with self._storage.filesystem.open_input_file(self._storage.locate(case_path(case))) as file:
+            with self._storage.opened(case_path(case)) as file:
                 found = locations(pq.read_metadata(file))
             if len(self._where) >= LOCATED_CASES:
                 del self._where[next(iter(self._where))]

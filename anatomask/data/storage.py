@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from anatomask.data.addresses import cannot_open, is_address, public_address
 from anatomask.errors import UserError
+from anatomask.files import flush
+
+OBJECT_STORES = ("s3", "gcs", "abfs")
+"""File systems where a file appears when its upload is complete; elsewhere it takes a rename."""
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""What a write is called until it is complete."""
 
 REQUESTS_AT_ONCE = 16
 """To remote storage, which takes its time for each."""
@@ -25,16 +34,32 @@ JOINED_BELOW = 2**16
 class Storage:
     """A folder, local or remote; paths are relative to it.
 
-    Local files are memory-mapped for reading. Every write goes to a temporary name and is then renamed, so that no
-    reader ever sees half a file. Pickles as its path alone.
+    Local files are memory-mapped for reading. No reader ever sees half a file: a write goes to a temporary name and is
+    then renamed, or is an upload to an object store. Pickles as its path alone.
+
+    The root may hold credentials (`s3://key:secret@bucket/folder`), which no message shows.
+
+    Raises:
+        UserError: pyarrow does not know such an address, or cannot reach it.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.fspath(root)
-        if "://" in self.root:
-            self.filesystem, self._base = pafs.FileSystem.from_uri(self.root)
+        if is_address(self.root):
+            try:
+                self.filesystem, self._base = pafs.FileSystem.from_uri(self.root)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise UserError(cannot_open(self.root, error)) from None
         else:
             self.filesystem, self._base = pafs.LocalFileSystem(use_mmap=True), Path(self.root).absolute().as_posix()
+
+    @property
+    def local(self) -> bool:
+        """Whether files are this machine's own."""
+        return self.filesystem.type_name == "local"
+
+    def __repr__(self) -> str:
+        return f"Storage({self.show()!r})"
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return Storage, (self.root,)
@@ -43,41 +68,73 @@ class Storage:
         """The path as the file system wants it."""
         return f"{self._base}/{path}"
 
-    def show(self, path: str) -> str:
-        """The path as the user wrote it, for messages."""
-        return f"{self.root.rstrip('/')}/{path}"
+    def show(self, path: str = "") -> str:
+        """The path as the user wrote it, for messages: without options and credentials."""
+        root = public_address(self.root).partition("?")[0] if is_address(self.root) else self.root
+        return f"{root.rstrip('/')}/{path}".rstrip("/")
+
+    @contextmanager
+    def _faults_named(self, path: str) -> Iterator[None]:
+        """An OSError names the file; that of a remote file system, which has no errno, is a message instead."""
+        try:
+            yield
+        except OSError as error:
+            if self.local or isinstance(error, FileNotFoundError):
+                error.filename = self.show(path)
+                raise
+            raise UserError(
+                f"{self.show(path)}: {' '.join(str(error).split())}. Check the address, the credentials and the "
+                "network; the same command goes on"
+            ) from None
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or folder. Raises OSError when the file system cannot tell."""
-        return self.filesystem.get_file_info(self.locate(path)).type is not pafs.FileType.NotFound
-
-    def names(self, folder: str, suffix: str) -> list[str]:
-        """Sorted names, without the suffix, of the files in a folder that end with it; empty if it is not there.
+        """Whether there is a file or folder.
 
         Raises:
-            OSError: the folder cannot be read.
+            OSError, UserError: the (remote) file system cannot tell.
         """
-        found = self.filesystem.get_file_info(pafs.FileSelector(self.locate(folder), allow_not_found=True))
-        return sorted(info.base_name.removesuffix(suffix) for info in found if info.base_name.endswith(suffix))
+        with self._faults_named(path):
+            return self.filesystem.get_file_info(self.locate(path)).type is not pafs.FileType.NotFound
 
-    def read(self, path: str) -> bytes:
-        """All bytes of a file.
+    def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
+        """Bytes by sorted name, without the suffix, of the files in a folder that end with it; empty without a folder.
+
+        Raises:
+            OSError, UserError: the (remote) folder cannot be read.
+        """
+        with self._faults_named(folder):
+            found = self.filesystem.get_file_info(pafs.FileSelector(self.locate(folder), allow_not_found=True))
+        files = {info.base_name: info.size for info in found if info.type is pafs.FileType.File}
+        return {name.removesuffix(suffix): files[name] for name in sorted(files) if name.endswith(suffix)}
+
+    def names(self, folder: str, suffix: str) -> list[str]:
+        """The names of `sizes`."""
+        return list(self.sizes(folder, suffix))
+
+    @contextmanager
+    def opened(self, path: str) -> Iterator[pa.NativeFile]:
+        """A file for reading here and there.
 
         Raises:
             FileNotFoundError: it is not there.
-            OSError: it cannot be read.
+            OSError, UserError: it cannot be read (from remote storage).
         """
-        with self.filesystem.open_input_stream(self.locate(path), compression=None) as stream:
-            return stream.read()
+        with self._faults_named(path), self.filesystem.open_input_file(self.locate(path)) as file:
+            yield file
+
+    def read(self, path: str) -> bytes:
+        """All bytes of a file. Raises as `opened`."""
+        with self.opened(path) as file:
+            return file.read()
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
         """The (start, length) ranges of a file, in the order given: mapped where it is local, else read in parallel.
 
         Raises:
-            OSError: it is not there, cannot be read, or ends before a range does.
+            OSError, UserError: as `opened`; and OSError where the file ends before a range does.
         """
-        with self.filesystem.open_input_file(self.locate(path)) as file:
-            if isinstance(self.filesystem, pafs.LocalFileSystem):
+        with self.opened(path) as file:
+            if self.local:
                 parts = []
                 for start, length in ranges:
                     file.seek(start)
@@ -107,22 +164,29 @@ class Storage:
         """Write a file atomically, with the folders that it needs.
 
         Raises:
-            OSError: the folder cannot be written; `filename` is the path.
+            OSError, UserError: the (remote) folder cannot be written.
         """
         target = self.locate(path)
-        folder, name = target.rsplit("/", 1)
-        temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            self.filesystem.create_dir(folder, recursive=True)
-            with self.filesystem.open_output_stream(temporary, compression=None) as stream:
-                stream.write(data)
-            self.filesystem.move(temporary, target)
-        except BaseException as error:
-            if isinstance(error, OSError):
-                error.filename = self.show(path)
-            with suppress(OSError):
-                self.filesystem.delete_file(temporary)
-            raise
+        with self._faults_named(path):
+            if self.filesystem.type_name in OBJECT_STORES:
+                self._put(target, data)
+                return
+            folder, name = target.rsplit("/", 1)
+            temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+            try:
+                self.filesystem.create_dir(folder, recursive=True)
+                self._put(temporary, data)
+                if self.local:
+                    flush(Path(temporary))
+                self.filesystem.move(temporary, target)
+            except BaseException:
+                with suppress(OSError):
+                    self.filesystem.delete_file(temporary)
+                raise
+
+    def _put(self, target: str, data: bytes) -> None:
+        with self.filesystem.open_output_stream(target, compression=None) as stream:
+            stream.write(data)
 
     def write_json(self, path: str, value: Any) -> None:
         """Write a value as JSON, indented, as `write` does.
@@ -131,19 +195,27 @@ class Storage:
             OSError: as `write`.
             TypeError: the value is none that JSON has.
         """
-        self.write(path, (json.dumps(value, indent=1) + "\n").encode())
+        self.write(path, as_json(value))
 
     def clear(self, path: str) -> None:
         """Delete a file or a folder, if it is there.
 
         Raises:
-            OSError: it cannot be deleted.
+            OSError, UserError: it cannot be deleted (from remote storage).
         """
-        kind = self.filesystem.get_file_info(self.locate(path)).type
-        if kind is pafs.FileType.Directory:
-            self.filesystem.delete_dir(self.locate(path))
-        elif kind is pafs.FileType.File:
-            self.filesystem.delete_file(self.locate(path))
+        with self._faults_named(path):
+            kind = self.filesystem.get_file_info(self.locate(path)).type
+            if kind is pafs.FileType.Directory:
+                self.filesystem.delete_dir(self.locate(path))
+            elif kind is pafs.FileType.File:
+                self.filesystem.delete_file(self.locate(path))
+
+    def clear_unfinished(self, folders: Sequence[str]) -> None:
+        """Delete what writes that were killed left in these folders. Raises as `clear`."""
+        for folder in folders if self.filesystem.type_name not in OBJECT_STORES else ():
+            for name in self.sizes(folder):
+                if TEMPORARY.fullmatch(name):
+                    self.clear(f"{folder}/{name}")
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -162,3 +234,8 @@ def _within(read: Mapping[tuple[int, int], bytes], start: int, length: int) -> p
     """A range, cut out of the span that holds it."""
     (first, _), data = next((span, data) for span, data in read.items() if 0 <= start - span[0] < max(span[1], 1))
     return pa.py_buffer(data)[start - first : start - first + length]
+
+
+def as_json(value: Any) -> bytes:
+    """What `Storage.write_json` writes."""
+    return (json.dumps(value, indent=1) + "\n").encode()

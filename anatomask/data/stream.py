@@ -11,6 +11,7 @@ from ray.data import ExecutionResources
 
 from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Storage
 
 SAMPLES_PER_TASK = 32
 
@@ -21,8 +22,8 @@ BUFFER_BYTES = 512 * 2**20
 class SampleReader:
     """Reads samples by number; Ray Data keeps one in each reading process, so a data set is opened once."""
 
-    def __init__(self, path: str, sequence: SampleSequence, draw: Draw) -> None:
-        self.dataset = PreparedDataset.open(path)
+    def __init__(self, storage: Storage, sequence: SampleSequence, draw: Draw) -> None:
+        self.dataset = PreparedDataset.open(storage.root)
         self.sequence = sequence
         self.draw = draw
 
@@ -55,7 +56,7 @@ def stream_batches(
     # Put as they are: `from_numpy` would start a task of a whole CPU for each block, and wait for ever without one.
     rows = ray.data.from_blocks([pa.table({"sample": block}) for block in numbers]).map_batches(
         SampleReader,
-        fn_constructor_args=(path, sequence, draw),
+        fn_constructor_args=(Storage(path), sequence, draw),  # Ray's dashboard shows their text: no credentials
         batch_size=batch_size,
         concurrency=readers,
         num_cpus=reader_cpus,

@@ -58,7 +58,7 @@ def _ground_truth(dataset: PreparedDataset, case: str) -> np.ndarray:
     expected = dataset.records[case].original_shape
     if truth.shape != expected:
         raise UserError(
-            f"the ground truth of case {case} in {dataset.path} has shape {truth.shape}, its scan {expected}; "
+            f"the ground truth of case {case} in {dataset.shown} has shape {truth.shape}, its scan {expected}; "
             "run `anatomask prepare` again"
         )
     return truth

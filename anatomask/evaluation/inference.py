@@ -125,7 +125,7 @@ def validation_dice(
         prediction = logits.argmax(0).to(torch.uint8).cpu().numpy()
         _, truth = dataset.read_volume(case, label=True)
         if truth is None:
-            raise UserError(f"case {case} of {dataset.path} has no label to validate against")
+            raise UserError(f"case {case} of {dataset.shown} has no label to validate against")
         for class_id, dsc in dice_scores(prediction, truth, scores).items():
             if not math.isnan(dsc):
                 scores[class_id].append(dsc)

@@ -51,10 +51,10 @@ def match_dataset(header: Mapping[str, Any], dataset: PreparedDataset, source: s
     )
     for name, wanted, given in pairs:
         if wanted != given:
-            raise UserError(_mismatch(name, source, wanted, dataset.path, given))
+            raise UserError(_mismatch(name, source, wanted, dataset.shown, given))
     if not np.allclose(header["spacing"], dataset.spacing, rtol=1e-3):
         raise UserError(
-            _mismatch("spacing", source, f"{header['spacing']} mm", dataset.path, f"{list(dataset.spacing)} mm")
+            _mismatch("spacing", source, f"{header['spacing']} mm", dataset.shown, f"{list(dataset.spacing)} mm")
         )
     return PreparedDataset(dataset.path, dataset.info, dataset.records, dataset.splits, fingerprint)
 

@@ -28,7 +28,7 @@ from anatomask.training.recorder import RunRecorder, SilentRecorder
 from anatomask.training.task import Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingJob:
     """All that a worker needs. It travels to the workers, so it holds settings and no tensors."""
 
@@ -45,6 +45,10 @@ class TrainingJob:
     seed: int
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Digests of what the run is made from, by the name under which a message would speak of it."""
+
+    def __repr__(self) -> str:
+        """Ray's dashboard shows it: the data's address may hold credentials."""
+        return f"TrainingJob({str(self.run)!r})"
 
     @property
     def steps_per_epoch(self) -> int:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 import yaml
 
+from anatomask.data.addresses import folder_name
 from anatomask.errors import UserError
 from anatomask.files import write_text
 
 WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every")
-ELSEWHERE = ("name", "runs", "cluster", "trials", "concurrent", *WATCHED)
+ELSEWHERE = ("name", "runs", "cluster", "plan", "trials", "concurrent", *WATCHED)
 """Fields that say where, under what name, how far and how watched a run goes, not what it computes."""
 
 PACKAGES = ("torch", "ray", "monai", "numpy", "pyarrow", "safetensors", "optuna", "anatomask")
@@ -28,7 +29,7 @@ PACKAGES = ("torch", "ray", "monai", "numpy", "pyarrow", "safetensors", "optuna"
 def run_folder(runs: str, name: str, verb: str, data: str, settings: Mapping[str, Any]) -> Path:
     """Folder of a run: `name`, else `<verb>-<data set>-<digest of the settings>`."""
     digest = hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
-    return Path(runs).absolute() / (name or f"{verb}-{Path(data).name}-{digest}")
+    return Path(runs).absolute() / (name or f"{verb}-{folder_name(data)}-{digest}")
 
 
 def open_run(

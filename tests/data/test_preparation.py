@@ -99,7 +99,7 @@ def test_a_folder_that_refuses_the_case_is_told_apart_from_a_broken_case(
     outcome = prepare_and_write(
         str(tmp_path / "out"), dataset_info(raw, "x", (2.0, 2.0, 3.0), 16, "none"), raw.cases[0]
     )
-    assert outcome.write_error == errno.ENOSPC
+    assert isinstance(outcome.refused, OSError) and outcome.refused.errno == errno.ENOSPC
     assert not finished_cases(str(tmp_path / "out"))
 
 

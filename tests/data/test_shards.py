@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from anatomask.data.bricks import Codec, locations, slabs, touched, unpack
 from anatomask.data.records import CaseRecord
-from anatomask.data.shards import PreparedDataset, read_record
+from anatomask.data.shards import PreparedDataset, read_record, write_index
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 
@@ -248,3 +248,31 @@ def test_normalisation_by_unit_and_none_at_all(prepared: Make) -> None:
     body = suv[suv != 0].astype(np.float64)
     assert unit == pytest.approx([*np.percentile(body, [0.5, 99.5]), body.mean(), body.std()], rel=1e-3)
     assert none.tolist() == [-np.inf, np.inf, 0.0, 1.0]
+
+
+def test_an_index_is_the_old_one_none_or_the_new_one(prepared: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = prepared(np.arange(27, dtype=np.int16).reshape(3, 3, 3))
+    splits = {"train": [], "test": ["one"]}
+
+    def write(fails_at: int) -> None:
+        left = iter(range(fails_at))
+        whole = Storage.write
+
+        def cut(self: Storage, path: str, data: bytes) -> None:
+            if next(left, None) is None:
+                raise OSError(5, "cut off")
+            whole(self, path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Storage, "write", cut)
+            write_index(dataset.path, dataset.info, dataset.records.values(), splits, dataset.fingerprint)
+
+    for fails_at in range(5):
+        with pytest.raises(OSError, match="cut off"):
+            write(fails_at)
+        with pytest.raises(UserError, match=r"dataset\.json is missing"):
+            PreparedDataset.open(dataset.path)
+    write(5)
+    assert PreparedDataset.open(dataset.path).splits == {"train": (), "test": ("one",)}
+    write(0)  # nothing has changed, so nothing is written
+    assert PreparedDataset.open(dataset.path).splits == {"train": (), "test": ("one",)}

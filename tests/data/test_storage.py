@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
+from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 
@@ -80,3 +81,59 @@ def test_a_range_beyond_the_end_is_named(tmp_path: Path, mapped: bool) -> None:
         storage.filesystem = pafs.SubTreeFileSystem("/", pafs.LocalFileSystem())
     with pytest.raises(OSError, match=r"file.*cut off|out of|bounds|File"):
         storage.read_ranges("file", [(3, 10)])
+
+
+def test_what_a_killed_write_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.write("cases/a.parquet", b"1")
+    for name in (".a.parquet.0123abcd.tmp", ".mine.tmp", "b.0123abcd.tmp"):
+        (tmp_path / "cases" / name).write_text("x")
+    storage.clear_unfinished((".", "cases", "nowhere"))
+    assert {path.name for path in (tmp_path / "cases").iterdir()} == {"a.parquet", ".mine.tmp", "b.0123abcd.tmp"}
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("shards/a@b", "shards/a@b"),
+        ("/data/key:secret@x", "/data/key:secret@x"),
+        ("file:///data/a@b", "file:///data/a@b"),
+        ("s3://bucket/a@b/c?region=eu-west-1", "s3://bucket/a@b/c?region=eu-west-1"),
+        (
+            "s3://AKIA:se%2Fcret@bucket/ts?scheme=http&endpoint_override=127.0.0.1:9000",
+            "s3://bucket/ts?scheme=http&endpoint_override=127.0.0.1:9000",
+        ),
+        ("s3://bucket/ts?secret_key=hush&region=x&session_token=hush", "s3://bucket/ts?region=x"),
+        ("abfs://box:hush@account.dfs.core.windows.net/ts?client_secret=hush",
+         "abfs://box@account.dfs.core.windows.net/ts"),
+        ("s3://k:[hush@bucket/ts", "s3://***"),
+    ],
+)  # fmt: skip
+def test_credentials_are_left_out_of_what_is_shown(address: str, shown: str) -> None:
+    assert public_address(address) == shown
+    assert public_address(shown) == shown
+
+
+def test_the_name_of_a_folder_or_an_address() -> None:
+    assert folder_name("/data/shards/") == folder_name("s3://k:s@bucket/shards?scheme=http") == "shards"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://AKIA:hush/hush@bucket/ts",  # the slash is not encoded
+        "s3://AKIA:hush@bucket/ts?scheme=http&nonsense=1",
+        "s3://AKIA:[hush@bucket/ts",
+        "ftp://AKIA:hush@host/ts",
+    ],
+)
+def test_an_address_that_cannot_be_opened_is_refused_without_its_credentials(address: str) -> None:
+    with pytest.raises(UserError, match="cannot be opened") as caught:
+        Storage(address)
+    assert "hush" not in str(caught.value) and "AKIA" not in str(caught.value)
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+def test_an_option_that_does_not_exist_is_named() -> None:
+    with pytest.raises(UserError, match=r"s3://bucket/ts\?nonsense=1 cannot be opened .*nonsense"):
+        Storage("s3://bucket/ts?nonsense=1")

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from anatomask.data.bricks import locations
 from anatomask.data.samples import LoaderConfig, PretrainingDraw
 from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Storage
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.training.loop import to_device
@@ -91,19 +94,18 @@ def test_validation_records_a_picture_and_leaves_training_as_it_was(
 
 
 def test_labels_are_never_opened(prepared: Callable[..., PreparedDataset], monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyarrow.parquet as pq
-
     rng = np.random.default_rng(0)
     image = rng.integers(-900, 900, (40, 36, 20)).astype(np.int16)
     dataset = prepared(image, label=(image > 0).astype(np.uint8))
-    asked: list[list[str]] = []
-    read = pq.ParquetFile.read_row_groups
+    where = locations(pq.read_metadata(f"{dataset.path}/cases/one.parquet"))
+    asked: set[tuple[int, int]] = set()
+    read = Storage.read_ranges
 
-    def spy(self: pq.ParquetFile, groups: list[int], columns: list[str], **options: bool) -> object:
-        asked.append(columns)
-        return read(self, groups, columns=columns, **options)
+    def spy(self: Storage, path: str, ranges: list[tuple[int, int]]) -> object:
+        asked.update(map(tuple, ranges))
+        return read(self, path, ranges)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", spy)
+    monkeypatch.setattr(Storage, "read_ranges", spy)
     batch(dataset)
-    assert asked
-    assert {name for columns in asked for name in columns} == {"image_0"}
+    assert asked and asked <= set(map(tuple, where["image_0"].tolist()))
+    assert not asked & set(map(tuple, where["label"].tolist()))

@@ -1,0 +1,47 @@
+"""Addresses of folders that are not on this machine, and what may be shown of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+SECRET = re.compile("key|secret|token|password|sig", re.IGNORECASE)
+"""Options of an address whose values are nobody's business."""
+
+
+def is_address(path: str) -> bool:
+    """Whether it is an address (s3://…), not a local path."""
+    return "://" in path
+
+
+def public_address(address: str) -> str:
+    """An address without user, password and secret options, to show and to write down; a local path as it is."""
+    if not is_address(address):
+        return address
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return f"{address.partition('://')[0]}://***"
+    user, _, host = parts.netloc.rpartition("@")
+    if parts.scheme.startswith("abfs") and (container := user.partition(":")[0]):
+        host = f"{container}@{host}"  # Azure's user is the container
+    options = [option for option in parts.query.split("&") if not SECRET.search(option.partition("=")[0])]
+    return urlunsplit((parts.scheme, host, parts.path, "&".join(options), ""))
+
+
+def folder_name(path: str) -> str:
+    """The last part of a local path or of an address."""
+    return Path(urlsplit(public_address(path)).path if is_address(path) else path).name
+
+
+def cannot_open(address: str, error: BaseException) -> str:
+    """What to say of an address that pyarrow refuses; it may be too broken to tell where its credentials end."""
+    scheme, _, rest = address.partition("://")
+    credentials, _, place = rest.rpartition("@")
+    said = " ".join(str(error).split())
+    why = "" if place != rest and any(part in said for part in credentials.split(":")) else f" ({said})"
+    return (
+        f"{public_address(f'{scheme}://{place}')} cannot be opened{why}; see docs/scale.md for addresses: in user and "
+        "password, / is written %2F and + is %2B"
+    )
