@@ -8,7 +8,7 @@ a batch are the same question: which k comes next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -55,11 +55,16 @@ class SampleSequence:
 
     cases: tuple[str, ...]
     seed: int
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The permutation of the epoch that was asked for last: drawing one of many cases takes milliseconds."""
 
     def case(self, k: int) -> str:
         """Case of sample k."""
         epoch, position = divmod(k, len(self.cases))
-        return self.cases[np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.cases))[position]]
+        if epoch not in self._orders:
+            self._orders.clear()
+            self._orders[epoch] = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.cases))
+        return self.cases[self._orders[epoch][position]]
 
     def rng(self, k: int) -> np.random.Generator:
         """Random numbers of sample k."""
