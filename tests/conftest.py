@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -84,8 +83,8 @@ def s3() -> Iterator[Bucket]:
     log.handlers[0].emit = lambda record: bucket.requests.append(record.getMessage())  # type: ignore[method-assign]
     filesystem, _ = FileSystem.from_uri(bucket.address("") + "&allow_bucket_creation=true")
     filesystem.create_dir("bucket")
+    filesystem.delete_dir_contents("bucket")  # the server's state is the process's own, not the server's
     yield bucket
-    urlopen(Request(f"http://{bucket.endpoint}/moto-api/reset", method="POST")).close()
     server.stop()
 
 
