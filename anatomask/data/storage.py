@@ -232,7 +232,9 @@ def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _within(read: Mapping[tuple[int, int], bytes], start: int, length: int) -> pa.Buffer:
     """A range, cut out of the span that holds it."""
-    (first, _), data = next((span, data) for span, data in read.items() if 0 <= start - span[0] < max(span[1], 1))
+    first, data = next(
+        (first, data) for (first, extent), data in read.items() if first <= start and start + length <= first + extent
+    )
     return pa.py_buffer(data)[start - first : start - first + length]
 
 

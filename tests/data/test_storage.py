@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
@@ -60,6 +60,7 @@ def test_damaged_json_is_named(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=50)
+@example([(0, 0), (1, 0)])
 @given(st.lists(st.tuples(st.integers(0, 300_000), st.integers(0, 70_000)), max_size=12))
 def test_ranges_come_in_the_order_asked_for_mapped_or_not(ranges: list[tuple[int, int]]) -> None:
     content = np.random.default_rng(0).bytes(400_000)
