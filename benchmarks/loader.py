@@ -105,7 +105,7 @@ def child(python: str, loader: str, folder: Path, crops: int, restarts: int = 0)
     """Run one way of loading in a process of its own; what it measured."""
     command = [python, __file__, "--loader", loader, "--folder", str(folder)]
     command += ["--crops", str(crops), "--restarts", str(restarts)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "nnUNet_n_proc_DA": "0"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

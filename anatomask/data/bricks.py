@@ -41,6 +41,16 @@ def touched(shape: Sequence[int], brick: int, origin: Sequence[int], size: Seque
     return [((i * counts[1] + j) * counts[2] + k, (a, b, c)) for (i, a), (j, b), (k, c) in itertools.product(*axes)]
 
 
+def class_bricks(label: np.ndarray, parts: Sequence[Slab]) -> dict[int, dict[int, int]]:
+    """Voxels of each class (1 … K) of a label (D, H, W) in each brick: class -> index of brick -> number."""
+    found: dict[int, dict[int, int]] = {}
+    for index, part in enumerate(parts):
+        counts = np.bincount(label[part].reshape(-1))
+        for c in np.flatnonzero(counts[1:]) + 1:
+            found.setdefault(int(c), {})[index] = int(counts[c])
+    return dict(sorted(found.items()))
+
+
 def pack(block: np.ndarray, codec: Codec) -> bytes:
     """A brick's voxels as bytes: as they are, or a Blosc2 chunk, bytes shuffled by significance."""
     if codec == "none":

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from anatomask.data.addresses import is_address
 from anatomask.data.bricks import (
     Codec,
-    Slab,
+    class_bricks,
     copy_overlap,
     locations,
     pack,
@@ -85,7 +85,7 @@ def write_case(root: str, prepared: PreparedCase, brick: int, codec: Codec) -> C
         labelled=prepared.label is not None,
         brick=brick,
         codec=codec,
-        class_bricks={} if prepared.label is None else _class_bricks(prepared.label, parts),
+        class_bricks={} if prepared.label is None else class_bricks(prepared.label, parts),
         channels=tuple(map(_describe, prepared.images, prepared.schemes)),
     )
     columns = {f"image_{c}": [pack(image[part], codec) for part in parts] for c, image in enumerate(prepared.images)}
@@ -389,15 +389,6 @@ def _splits(text: bytes, known: set[str]) -> dict[str, tuple[str, ...]]:
         if unknown := [case for case in cases if case not in known]:
             raise ValueError(f"{name} names case {unknown[0]!r}, which was not prepared")
     return splits
-
-
-def _class_bricks(label: np.ndarray, parts: Sequence[Slab]) -> dict[int, dict[int, int]]:
-    found: dict[int, dict[int, int]] = {}
-    for index, part in enumerate(parts):
-        counts = np.bincount(label[part].reshape(-1))
-        for c in np.flatnonzero(counts[1:]) + 1:
-            found.setdefault(int(c), {})[index] = int(counts[c])
-    return dict(sorted(found.items()))
 
 
 def _describe(image: np.ndarray, scheme: Scheme) -> ChannelRecord:

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from anatomask.nn.rows import ActiveBlocks, RowMap, encode_rows
+from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
 from anatomask.nn.sparse import NormScope
 from anatomask.nn.stunet import STUNetEncoder
 
-_TAPS = (-1, 2, 1)
-"""Where a kernel of edge 3 reads, relative to its centre: a range."""
 _LARGEST_GATHERED = 2
 """Edge up to which a block's 27 taps are gathered for one matrix product: windows would be mostly halo there."""
 
@@ -40,7 +38,7 @@ def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int)
         x, weight = x.to(dtype), weight.to(dtype)
     out = edge // stride
     if out <= _LARGEST_GATHERED:
-        read = blocks.table(edge, (0, edge, stride), _TAPS)
+        read = blocks.table(edge, (0, edge, stride), TAPS)
     else:
         read = blocks.table(edge, (-1, edge + 2 - stride, 1))
     spread = read if stride == 1 else blocks.table(out, (0, out + 1, 1))

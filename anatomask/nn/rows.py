@@ -19,6 +19,9 @@ from torch.nn import functional
 from anatomask.nn.sparse import PATCH, NormScope
 from anatomask.nn.stunet import ENCODER_STRIDES, NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 
+TAPS = (-1, 2, 1)
+"""Where a kernel of edge 3 reads, relative to its centre: a range."""
+
 Convolve = Callable[[Tensor, nn.Conv3d, "ActiveBlocks", int], Tensor]
 """(rows (B, K·e³, C), 3x3x3 convolution, blocks, e) to rows of the convolution's resolution.
 

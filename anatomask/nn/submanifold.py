@@ -11,11 +11,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from anatomask.nn.rows import ActiveBlocks, RowMap, encode_rows
+from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
 from anatomask.nn.sparse import NormScope
 from anatomask.nn.stunet import STUNetEncoder
-
-_TAPS = (-1, 2, 1)
 
 
 def encode_spconv(
@@ -78,7 +76,7 @@ def _strided_pairs(blocks: ActiveBlocks, edge: int) -> tuple[Tensor, Tensor]:
 
     spconv's own pairs reach every voxel that a tap touches; submanifold outputs are those of active patches alone.
     """
-    table = blocks.table(edge, (0, edge, 2), _TAPS).view(-1, 27).t()
+    table = blocks.table(edge, (0, edge, 2), TAPS).view(-1, 27).t()
     present = table < blocks.batch * blocks.slots * edge**3
     outputs = present.int().argsort(dim=1, descending=True, stable=True)
     pairs = torch.stack((table.gather(1, outputs), outputs.int()))
