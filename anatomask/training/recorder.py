@@ -1,18 +1,22 @@
-"""What a run leaves to read: every scalar in `metrics.jsonl`, and scalars and pictures for TensorBoard."""
+"""What a run leaves to read: every scalar in `metrics.jsonl`; scalars, histograms and pictures for TensorBoard."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from matplotlib.figure import Figure
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from anatomask.files import write_text
 
 METRICS = "metrics.jsonl"
+FLUSH_SECONDS = 10
+"""So much of what TensorBoard shows is lost at most when the process is killed."""
 
 
 class Recorder(Protocol):
@@ -20,6 +24,9 @@ class Recorder(Protocol):
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values of an update."""
+
+    def histogram(self, step: int, name: str, values: Tensor) -> None:
+        """Record how the finite ones of `values`, of any shape, are distributed."""
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture, and keep its newest state as a PNG."""
@@ -31,13 +38,18 @@ class Recorder(Protocol):
 class RunRecorder:
     """Writes into the run's folder. What was recorded after update `step` is dropped: it will come again."""
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(
+        self, run: Path, step: int, settings: Mapping[str, Any] | None = None, compared_by: Sequence[str] = ()
+    ) -> None:
+        """`settings` are the run's for TensorBoard's table of hyperparameters, beside the scalars `compared_by`."""
         self.run = run
         metrics = run / METRICS
         if metrics.exists():
             write_text(metrics, "".join(line for line in _whole_lines(metrics) if json.loads(line)["step"] <= step))
         self.metrics = metrics.open("a", encoding="utf-8")
-        self.board = SummaryWriter(str(run), purge_step=step + 1)
+        self.board = SummaryWriter(str(run), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
+        if step == 0 and settings is not None:
+            self._hyperparameters(settings, compared_by)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values of an update."""
@@ -45,6 +57,12 @@ class RunRecorder:
         self.metrics.flush()
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
+
+    def histogram(self, step: int, name: str, values: Tensor) -> None:
+        """Record how the finite ones of `values`, of any shape, are distributed: for TensorBoard only."""
+        finite = values[values.isfinite()]
+        if finite.numel():
+            self.board.add_histogram(name, finite, step)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture, and keep its newest state as `pictures/<name>.png`."""
@@ -60,6 +78,13 @@ class RunRecorder:
         self.metrics.close()
         self.board.close()
 
+    def _hyperparameters(self, settings: Mapping[str, Any], compared_by: Sequence[str]) -> None:
+        """Of this run, in its own events: `SummaryWriter.add_hparams` would make another run of them."""
+        experiment, session, _ = hparams(flattened(settings), dict.fromkeys(compared_by, 0.0))
+        for summary in (experiment, session):
+            self.board._get_file_writer().add_summary(summary, 0)
+        self.board.flush()
+
 
 class SilentRecorder:
     """For the workers other than rank 0."""
@@ -67,11 +92,25 @@ class SilentRecorder:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Nothing."""
 
+    def histogram(self, step: int, name: str, values: Tensor) -> None:
+        """Nothing."""
+
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Nothing."""
 
     def close(self) -> None:
         """Nothing."""
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names; a list becomes one text."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return flat
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -69,9 +69,13 @@ class Notes:
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
         self.figures: dict[str, Figure] = {}
+        self.histograms: dict[str, Tensor] = {}
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         self.values |= values
+
+    def histogram(self, step: int, name: str, values: Tensor) -> None:
+        self.histograms[name] = values
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         self.figures[name] = figure

@@ -3,10 +3,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+import torch
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.plugins.hparams import metadata
 
 from anatomask.training.recorder import RunRecorder
+
+SETTINGS = {
+    "seed": 3,
+    "train_fraction": 0.5,
+    "method": {"masking": "random", "decoder_width": None},
+    "splits": ["a", "b"],
+}
 
 
 def board(run: Path) -> EventAccumulator:
@@ -43,3 +54,36 @@ def test_a_picture_is_kept_as_a_file_and_for_tensorboard(tmp_path: Path) -> None
     recorder.close()
     assert (tmp_path / "pictures" / "reconstruction.png").stat().st_size > 1000
     assert board(tmp_path).Tags()["images"] == ["reconstruction"]
+
+
+def test_a_histogram_is_for_tensorboard_and_leaves_out_what_is_not_finite(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, 0)
+    recorder.histogram(1, "patch_loss/student", torch.tensor([[0.5, torch.nan], [2.0, 0.25]]))
+    recorder.histogram(1, "patch_loss/teacher", torch.full((3,), torch.nan))
+    recorder.close()
+    (event,) = board(tmp_path).Histograms("patch_loss/student")
+    seen = event.histogram_value
+    assert (event.step, seen.num, seen.min, seen.max, seen.sum) == (1, 3, 0.25, 2.0, 2.75)
+    assert board(tmp_path).Tags()["histograms"] == ["patch_loss/student"]
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("checkpoint", [0, 3])
+def test_the_settings_are_hyperparameters_of_the_run_itself(checkpoint: int, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for start in (0, checkpoint):  # the second is a run that was killed and goes on
+        recorder = RunRecorder(tmp_path / "run", start, SETTINGS, ("val/loss",))
+        for step in range(start + 1, 6):
+            recorder.scalars(step, {"val/loss": 0.1 * step})
+        recorder.close()
+    events = EventMultiplexer().AddRunsFromDirectory(str(tmp_path))
+    events.Reload()
+    assert set(events.Runs()) == {"run"}
+    found = events.PluginRunToTagToContent(metadata.PLUGIN_NAME)["run"]
+    session = metadata.parse_session_start_info_plugin_data(found[metadata.SESSION_START_INFO_TAG])
+    values = {name: value.string_value or value.number_value for name, value in session.hparams.items()}
+    assert values == {"seed": 3, "train_fraction": 0.5, "method.masking": "random", "splits": "a, b"}
+    experiment = metadata.parse_experiment_plugin_data(found[metadata.EXPERIMENT_TAG])
+    assert [info.name for info in experiment.hparam_infos] == ["seed", "train_fraction", "method.masking", "splits"]
+    assert [info.name.tag for info in experiment.metric_infos] == ["val/loss"]
+    assert [event.step for event in events.Scalars("run", "val/loss")] == [1, 2, 3, 4, 5]
