@@ -29,6 +29,8 @@ class ClusterConfig:
     """local: an embedded Ray of this machine; auto: the cluster that this machine belongs to; else an address."""
     workers: int = 1
     """Training workers; on a GPU cluster one per GPU."""
+    min_workers: int | None = None
+    """Workers with which training goes on when others are lost and not replaced; none: all of them."""
     readers: int = 1
     """Processes that read samples for each training worker."""
     gpu: bool | None = None
@@ -42,6 +44,8 @@ class ClusterConfig:
         for name in ("workers", "readers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(f"min_workers must lie between 1 and workers {self.workers}, not {self.min_workers}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
 
@@ -51,6 +55,7 @@ class TrainingResources:
     """What one training takes of the cluster."""
 
     workers: int
+    min_workers: int
     gpu: bool
     worker_cpus: float
     readers: int
@@ -139,4 +144,5 @@ def divide(total: Mapping[str, float], config: ClusterConfig, concurrent: int = 
             f"{concurrent * cpus:g} CPUs; lower {fewer}--cluster.workers or --cluster.readers"
         )
     threads = config.threads or max(1, (os.cpu_count() or 1) // (concurrent * config.workers))
-    return TrainingResources(config.workers, gpu, worker_cpus, config.readers, reader_cpus, threads)
+    fewest = config.min_workers or config.workers
+    return TrainingResources(config.workers, fewest, gpu, worker_cpus, config.readers, reader_cpus, threads)

@@ -30,8 +30,8 @@ from anatomask.exporting import ExportFormat
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
-from anatomask.training.loop import TrainingConfig
 from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.settings import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,11 @@ def check_training(training: TrainingConfig, optimiser: OptimiserConfig, cluster
     """Raise ValueError where sections that are valid each on their own do not go together."""
     if seed < 0:
         raise ValueError(f"seed must not be negative, not {seed}")
-    if training.batch_size % cluster.workers:
-        raise ValueError(f"training.batch_size {training.batch_size} must be a multiple of {cluster.workers} workers")
+    if training.batch_size < cluster.workers * training.accumulate:
+        raise ValueError(
+            f"training.batch_size {training.batch_size} must be at least cluster.workers {cluster.workers} x "
+            f"training.accumulate {training.accumulate}: a sample for each worker and part"
+        )
     if optimiser.warmup_epochs >= training.epochs:
         raise ValueError(
             f"optimiser.warmup_epochs {optimiser.warmup_epochs} must be fewer than training.epochs {training.epochs}"

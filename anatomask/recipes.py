@@ -29,8 +29,8 @@ from anatomask.data.samples import LoaderConfig
 from anatomask.evaluation.inference import InferenceConfig
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.nn.stunet import SIZES, STUNetConfig
-from anatomask.training.loop import TrainingConfig
 from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.settings import TrainingConfig
 
 Recipe = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anatomask.config import parse
-from anatomask.errors import UserError
+from anatomask.errors import Stopped, UserError
 from anatomask.recipes import RECIPES
 
 WRITE_ERRORS = {
@@ -33,7 +33,8 @@ def run(
 ) -> int:
     """Parse the settings of `verb`, then print its plan (`--dry-run`) or run `stage(config, overwrite=...)`.
 
-    Returns the exit code: 0, or 1 after a user's error, which is printed as one message, or 130 after Ctrl-C.
+    Returns the exit code: 0, or 1 after a user's error, which is printed as one message, or 130 after Ctrl-C, 143
+    after SIGTERM.
     """
     console = Console(stderr=True)
     try:
@@ -48,9 +49,9 @@ def run(
         if error.errno not in WRITE_ERRORS:
             raise
         return _fail(console, verb, f"{error.filename or 'output'}: {WRITE_ERRORS[error.errno]}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped) as stop:
         console.print(f"anatomask {verb}: stopped. The same command goes on where it was.")
-        return 130
+        return stop.exit_code if isinstance(stop, Stopped) else 130
 
 
 def show_plan(verb: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from anatomask.config import FinetuneConfig, plain
 from anatomask.data.addresses import public_address
-from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
+from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes, worker_share
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
@@ -84,6 +84,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         training=config.training,
         optimiser=config.optimiser,
         seed=config.seed,
+        settings=plain(config),
         inputs=inputs,
     )
 
@@ -135,7 +136,7 @@ def validate(
 def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
     """Finetune, or go on with it."""
     job = build_job(config)
-    run_job(job, plain(config), config.cluster, "finetune", overwrite=overwrite)
+    run_job(job, config.cluster, "finetune", overwrite=overwrite)
     print(f"Finetuned weights: {job.run}\nScore them: anatomask evaluate --run {job.run}")
     return 0
 
@@ -147,7 +148,7 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     train_cases, val_cases = select_labelled(dataset, config)
     with torch.device("meta"):
         network = STUNet(config.network, len(dataset.class_names))
-        share = max(1, config.training.batch_size // config.cluster.workers)
+        share = len(worker_share(config.training.batch_size, config.cluster.workers - 1, config.cluster.workers))
         volume = torch.empty(share, config.network.in_channels, *config.loader.patch_size)
         label = torch.empty(share, 1, *config.loader.patch_size, dtype=torch.uint8)
     cost = step_cost(network, lambda: segmentation_loss(network(volume), label))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from anatomask.cluster import ClusterConfig, running, training_resources
 from anatomask.data.storage import Storage
@@ -29,9 +28,7 @@ def weights_digest(folder: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def run_job(
-    job: TrainingJob, settings: Mapping[str, Any], cluster: ClusterConfig, description: str, *, overwrite: bool
-) -> None:
+def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overwrite: bool) -> None:
     """Train, or go on with it, and show its progress.
 
     Raises:
@@ -39,7 +36,7 @@ def run_job(
     """
     with running(cluster):
         resources = training_resources(cluster)
-        open_run(job.run, settings, overwrite=overwrite, inputs=job.inputs)
+        open_run(job.run, job.settings, overwrite=overwrite, inputs=job.inputs, resources=asdict(resources))
         start = Checkpoints(job.run).step()
         with following(job.run / METRICS, job.total_steps, description, start):
             fit(job, resources, cluster.max_failures)

@@ -12,7 +12,7 @@ import torch
 
 from anatomask.config import PretrainConfig, plain
 from anatomask.data.addresses import public_address
-from anatomask.data.samples import PretrainingDraw, SampleSequence, random_origin
+from anatomask.data.samples import PretrainingDraw, SampleSequence, random_origin, worker_share
 from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask
@@ -77,6 +77,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         training=config.training,
         optimiser=config.optimiser,
         seed=config.seed,
+        settings=plain(config),
         inputs={f"--data {public_address(config.data)}": data_digest(dataset.path)},
     )
 
@@ -105,7 +106,7 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     """Pretrain, or go on with it."""
     config = resolved(config)
     job = build_job(config)
-    run_job(job, plain(config), config.cluster, "pretrain", overwrite=overwrite)
+    run_job(job, config.cluster, "pretrain", overwrite=overwrite)
     print(f"Pretrained weights: {job.run}\nLook at them: tensorboard --logdir {job.run.parent}")
     return 0
 
@@ -116,7 +117,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     job = build_job(config)
     with torch.device("meta"):
         method = AnatoMask(config.method, config.network)
-        share = max(1, config.training.batch_size // config.cluster.workers)
+        share = len(worker_share(config.training.batch_size, config.cluster.workers - 1, config.cluster.workers))
         patches = math.prod(edge // PATCH for edge in config.loader.patch_size)
         batch = PretrainBatch(
             torch.empty(share, config.network.in_channels, *config.loader.patch_size), torch.empty(share, 2, patches)

@@ -71,16 +71,23 @@ class SampleSequence:
         return np.random.default_rng([self.seed, 1, k])
 
 
-def worker_samples(start: int, stop: int, batch_size: int, rank: int, workers: int) -> np.ndarray:
-    """Numbers of the samples that worker `rank` reads for updates `start` to `stop`: its slice of each global batch.
+def worker_share(batch_size: int, rank: int, workers: int) -> range:
+    """Places in each global batch that worker `rank` computes: consecutive, as many as others have or one more.
 
-    Raises ValueError when `batch_size` (over all workers) is not a multiple of `workers`.
+    Raises ValueError when there are more workers than samples.
     """
-    if batch_size % workers:
-        raise ValueError(f"batch_size {batch_size} must be a multiple of the {workers} workers")
-    share = batch_size // workers
+    if batch_size < workers:
+        raise ValueError(f"batch_size {batch_size} must be at least the {workers} workers")
+    return range(rank * batch_size // workers, (rank + 1) * batch_size // workers)
+
+
+def worker_samples(start: int, stop: int, batch_size: int, rank: int, workers: int) -> np.ndarray:
+    """Numbers of the samples that worker `rank` reads for updates `start` to `stop`: its share of each global batch.
+
+    Raises ValueError as `worker_share`.
+    """
     updates = np.arange(start, stop)[:, None] * batch_size
-    return (updates + rank * share + np.arange(share)).ravel()
+    return (updates + np.array(worker_share(batch_size, rank, workers))).ravel()
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,54 @@
-"""Checkpoints of a run: folders written whole or not at all, and an index that names the last and the best."""
+"""Checkpoints of a run: folders written whole or not at all, in the background, and an index of last and best."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from anatomask.errors import UserError
 from anatomask.files import flush, write_text
+from anatomask.training.state import TrainingState
 from anatomask.training.task import Task
-from anatomask.weights import write_tensors
+from anatomask.weights import load_matching, read_weights, write_tensors, write_weights
 
 OPTIMISER = "optimiser.safetensors"
+SCALER = "scaler.json"
 
 
 class Checkpoints:
     """`checkpoints/step_00000200/…` and `checkpoints/index.json`; all but the last and the best are removed.
 
     A folder is written under a temporary name and renamed, then the index is replaced: a checkpoint that was cut off
-    is in no index. With `writes=False` (workers other than rank 0) nothing is written.
+    is in no index. Writing happens in a thread, from a copy; leaving the `with` block waits for it. With
+    `writes=False` (workers other than rank 0) nothing is written.
     """
 
     def __init__(self, run: Path, *, writes: bool = True) -> None:
         self.folder = run / "checkpoints"
         self.writes = writes
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future[None] | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.thread.shutdown()
+        if error is None:
+            self.wait()
 
     def index(self) -> dict[str, Any]:
         """Names of the `last` and the `best` checkpoint, with their updates and the best score; empty at first."""
@@ -42,30 +62,35 @@ class Checkpoints:
         """Updates behind the last checkpoint; 0 when there is none."""
         return int(self.index().get("step", 0))
 
-    def save(self, step: int, task: Task, optimiser: torch.optim.Optimizer, score: float | None) -> None:
-        """Write the checkpoint of update `step`; it becomes the best one when `score` beats all before."""
+    def save(self, step: int, state: TrainingState, score: float | None) -> None:
+        """Copy the state after update `step`, and write it while training goes on.
+
+        It becomes the best one when `score` beats all before. All workers call this: sharded weights are gathered.
+
+        Raises:
+            OSError: what kept the checkpoint before from being written.
+        """
+        weights = {name: self._copied(tensor) for name, tensor in state.task.kept().state_dict().items()}
+        moments = {name: self._copied(tensor) for name, tensor in _optimiser_tensors(state).items()}
+        scale = json.dumps(state.scaler.state_dict())
         if not self.writes:
             return
-        name = f"step_{step:08d}"
-        temporary = self.folder / f".{name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        task.save(temporary)
-        write_tensors(temporary / OPTIMISER, _optimiser_tensors(task, optimiser))
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        temporary.rename(self.folder / name)
-        flush(self.folder)
+        copied = torch.cuda.Event() if torch.cuda.is_available() else None
+        if copied is not None:
+            copied.record()
+        self.wait()
+        self.pending = self.thread.submit(
+            self._write, step, weights, dict(state.task.header), moments, scale, score, copied
+        )
 
-        index = self.index() | {"last": name, "step": step}
-        if score is not None and score >= index.get("best_score", float("-inf")):
-            index |= {"best": name, "best_step": step, "best_score": score}
-        write_text(self.folder / "index.json", json.dumps(index, indent=1))
-        for folder in self.folder.glob("step_*"):
-            if folder.name not in (index["last"], index.get("best")):
-                shutil.rmtree(folder)
+    def wait(self) -> None:
+        """Until nothing is being written. Raises what kept it from being written."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
 
-    def restore(self, task: Task, optimiser: torch.optim.Optimizer) -> int:
-        """Load the last checkpoint into `task` and `optimiser`; the updates behind it, 0 when there is none.
+    def load(self, task: Task) -> int:
+        """Load the last checkpoint's weights into `task`; the updates behind it, 0 when there is none.
 
         Raises:
             UserError: naming the folder, when it is damaged.
@@ -74,26 +99,88 @@ class Checkpoints:
         if not index:
             return 0
         folder = self.folder / index["last"]
-        try:
-            task.load(folder)
-            _load_optimiser(task, optimiser, load_file(folder / OPTIMISER))
-        except (OSError, SafetensorError, KeyError) as error:
-            raise UserError(f"{folder} is damaged ({error}); remove it, or begin anew with --overwrite") from error
+        if not folder.is_dir():
+            raise _damaged(folder, "it does not exist")
+        load_matching(task.kept(), read_weights(folder).tensors)
         return int(index["step"])
 
+    def load_moments(self, state: TrainingState) -> None:
+        """Load what the last checkpoint, if there is one, holds besides the weights. Raises as `load`."""
+        index = self.index()
+        if not index:
+            return
+        folder = self.folder / index["last"]
+        try:
+            _load_optimiser(state, load_file(folder / OPTIMISER))
+            state.scaler.load_state_dict(json.loads((folder / SCALER).read_text()))
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise _damaged(folder, str(error)) from error
 
-def _optimiser_tensors(task: Task, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    def _copied(self, tensor: Tensor) -> Tensor:
+        """On the host, whole, and safe from later updates; from a GPU it arrives when the stream is done."""
+        whole = tensor.detach()
+        if isinstance(whole, DTensor):
+            whole = whole.full_tensor()
+        if not self.writes:
+            return whole
+        host = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=whole.is_cuda)
+        return host.copy_(whole, non_blocking=True)
+
+    def _write(
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        header: Mapping[str, Any],
+        moments: Mapping[str, Tensor],
+        scale: str,
+        score: float | None,
+        copied: torch.cuda.Event | None,
+    ) -> None:
+        if copied is not None:
+            copied.synchronize()
+        name = f"step_{step:08d}"
+        temporary = self.folder / f".{name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_weights(temporary, weights, header)
+        write_tensors(temporary / OPTIMISER, moments)
+        write_text(temporary / SCALER, scale)
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        temporary.rename(self.folder / name)
+        flush(self.folder)
+
+        index = self.index() | {"last": name, "step": step}
+        if score is not None and score >= index.get("best_score", float("-inf")):
+            index |= {"best": name, "best_step": step, "best_score": score}
+        write_text(self.folder / "index.json", json.dumps(index, indent=1))
+        for folder in [*self.folder.glob("step_*"), *self.folder.glob(".step_*")]:
+            if folder.name not in (index["last"], index.get("best")):
+                shutil.rmtree(folder)
+
+
+def _damaged(folder: Path, why: str) -> UserError:
+    return UserError(f"{folder} is damaged ({why}); put its files back, or begin the run anew with --overwrite")
+
+
+def _optimiser_tensors(state: TrainingState) -> dict[str, Tensor]:
     return {
         f"{key}/{name}": value
-        for name, parameter in task.trainable().named_parameters()
-        for key, value in optimiser.state[parameter].items()
+        for name, parameter in state.task.trainable().named_parameters()
+        for key, value in state.optimiser.state[parameter].items()
     }
 
 
-def _load_optimiser(task: Task, optimiser: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    parameters = dict(task.trainable().named_parameters())
+def _load_optimiser(state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(state.task.trainable().named_parameters())
     for entry, tensor in tensors.items():
         key, name = entry.split("/", 1)
         parameter = parameters[name]
+        if key == "step":
+            state.optimiser.state[parameter][key] = tensor.to(parameter.device)
+            continue
+        if isinstance(parameter.data, DTensor):
+            tensor = distribute_tensor(
+                tensor.to(parameter.device), parameter.data.device_mesh, parameter.data.placements
+            )
         # In the parameter's own memory format, which the optimiser's fused loops want.
-        optimiser.state[parameter][key] = tensor if key == "step" else torch.empty_like(parameter.data).copy_(tensor)
+        state.optimiser.state[parameter][key] = torch.empty_like(parameter.data).copy_(tensor)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import Tensor, nn
-from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.training.recorder import Recorder
-from anatomask.weights import load_matching, read_weights, write_weights
+from anatomask.training.task import Task
 
 Validate = Callable[[nn.Module, torch.device], Mapping[str, float]]
 
 
-class FinetuningTask:
+class FinetuningTask(Task):
     """STU-Net for segmentation under Dice + cross-entropy with deep supervision."""
+
+    compared_by = ("val/dice",)
 
     def __init__(
         self,
@@ -31,11 +31,12 @@ class FinetuningTask:
         device: torch.device,
     ) -> None:
         """`start` puts initial weights into the network; `validate` gives the DSC of each class on validation cases."""
+        super().__init__()
         torch.manual_seed(seed)
         self.network = STUNet(network, classes=int(header["architecture"]["classes"]))
         fresh = list(start(self.network))
+        self.network.heads[0].requires_grad_(False)  # the lowest level, whose loss has weight 0
         self.network.to(device)
-        convert_conv3d_weight_memory_format(self.network, torch.channels_last_3d)
         self.device = device
         self.header = {**header, "not_transferred": fresh}
         self.validation = validate
@@ -45,9 +46,17 @@ class FinetuningTask:
         """The whole network."""
         return self.network
 
-    def step(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def networks(self) -> Sequence[nn.Module]:
+        """The whole network."""
+        return [self.network]
+
+    def kept(self) -> nn.Module:
+        """The whole network."""
+        return self.network
+
+    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss of `image` (B, C, D, H, W) float16, normalised and augmented, and `label` (B, D, H, W) uint8."""
-        logits = self.network(sample["image"].float().contiguous(memory_format=torch.channels_last_3d))
+        logits = self.network(sample["image"].float().contiguous(memory_format=self.memory_format))
         return self.loss(logits, sample["label"][:, None]), {}
 
     def after_step(self, progress: float) -> None:
@@ -66,14 +75,6 @@ class FinetuningTask:
         score = sum(dice.values()) / len(dice)
         recorder.scalars(step, {"val/dice": score, **{f"val_dice/{name}": value for name, value in dice.items()}})
         return score
-
-    def save(self, folder: Path) -> None:
-        """The network with its header."""
-        write_weights(folder, self.network.state_dict(), self.header)
-
-    def load(self, folder: Path) -> None:
-        """The network of a checkpoint."""
-        load_matching(self.network, read_weights(folder).tensors)
 
 
 def level_weights(levels: int) -> list[float]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 
 from anatomask.data.normalisation import normalise
 from anatomask.data.samples import centred_origin
@@ -20,11 +18,13 @@ from anatomask.nn.sparse import PATCH
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.training.pictures import reconstruction_figure
 from anatomask.training.recorder import Recorder
-from anatomask.weights import load_matching, read_weights, write_weights
+from anatomask.training.task import Task
 
 
-class PretrainingTask:
+class PretrainingTask(Task):
     """AnatoMask on crops as they are stored: normalisation and flips happen here, on the device."""
+
+    compared_by = ("val/patch_loss",)
 
     def __init__(
         self,
@@ -37,9 +37,9 @@ class PretrainingTask:
         device: torch.device,
     ) -> None:
         """`header` describes the weights; `fixed_case` is the scan of which a picture is recorded."""
+        super().__init__()
         torch.manual_seed(seed)
         self.method = AnatoMask(method, network).to(device)
-        convert_conv3d_weight_memory_format(self.method, torch.channels_last_3d)
         self.header = header
         self.fixed_volume = central_crop(dataset, fixed_case, header["patch_size"]).to(device)
         patches = int(np.prod([edge // PATCH for edge in header["patch_size"]]))
@@ -50,13 +50,21 @@ class PretrainingTask:
         """The student."""
         return self.method.student
 
-    def step(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def networks(self) -> Sequence[nn.Module]:
+        """The student, and the teacher where there is one."""
+        return [self.method.student] if self.method.teacher is None else [self.method.student, self.method.teacher]
+
+    def kept(self) -> nn.Module:
+        """Student and teacher."""
+        return self.method
+
+    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss of one batch at `progress` = t/T, and the method's scalars.
 
         `sample`: `image` (B, C, D, H, W) as stored, `normalisation` (B, C, 4), `flip` (B, 3) bool, `noise` (B, 2, n).
         """
         volume = flip(normalise(sample["image"], sample["normalisation"]), sample["flip"])
-        volume = volume.contiguous(memory_format=torch.channels_last_3d)
+        volume = volume.contiguous(memory_format=self.memory_format)
         result = self.method.training_step(PretrainBatch(volume, sample["noise"]), progress)
         return result.loss, result.scalars
 
@@ -70,14 +78,6 @@ class PretrainingTask:
         recorder.scalars(step, {"val/patch_loss": float(picture.patch_loss.nanmean())})
         recorder.figure(step, "reconstruction", reconstruction_figure(picture, self.header["spacing"]))
         return None
-
-    def save(self, folder: Path) -> None:
-        """Student and teacher, with their header."""
-        write_weights(folder, self.method.state_dict(), self.header)
-
-    def load(self, folder: Path) -> None:
-        """Student and teacher of a checkpoint."""
-        load_matching(self.method, read_weights(folder).tensors)
 
 
 def central_crop(dataset: PreparedDataset, case: str, size: tuple[int, int, int]) -> Tensor:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
-from torch import distributed, nn
 
 from anatomask.cluster import TrainingResources
 from anatomask.data.samples import Draw, LoaderConfig, SampleSequence, worker_samples
 from anatomask.data.stream import stream_batches
 from anatomask.errors import UserError
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.loop import TrainingConfig, train
-from anatomask.training.optimiser import OptimiserConfig, build_optimiser
+from anatomask.training.failures import NonFiniteWatch
+from anatomask.training.journal import note
+from anatomask.training.loop import train
+from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.parallel import Workers, distribute
 from anatomask.training.recorder import RunRecorder, SilentRecorder
+from anatomask.training.scalars import ScalarLog
+from anatomask.training.settings import TrainingConfig
+from anatomask.training.state import TrainingState
+from anatomask.training.stopping import run_until_stopped, stop_file
 from anatomask.training.task import Task
+from anatomask.training.update import Update, set_matrix_precision
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,6 +48,8 @@ class TrainingJob:
     training: TrainingConfig
     optimiser: OptimiserConfig
     seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The run's configuration, for TensorBoard's table of hyperparameters."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Digests of what the run is made from, by the name under which a message would speak of it."""
 
@@ -60,23 +67,33 @@ class TrainingJob:
         """Updates of the whole run."""
         return self.training.epochs * self.steps_per_epoch
 
+    def cases(self, step: int) -> list[str]:
+        """Cases of the batch of update `step` (1 is the first)."""
+        size = self.training.batch_size
+        return [self.sequence.case(k) for k in range((step - 1) * size, step * size)]
+
 
 def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> None:
     """Run a job to its end under Ray Train's TorchTrainer, from its last checkpoint on.
 
-    A worker that is lost is replaced, up to `max_failures` times. Ray's own state lies in the run's `ray` folder.
+    Workers that are lost are replaced, up to `max_failures` times; fewer go on where `resources` allow it. Ray's own
+    state lies in the run's `ray` folder. SIGTERM and Ctrl-C end the job with a checkpoint.
 
     Raises:
-        UserError: what a worker found wrong, as it said it.
+        UserError: what a worker found wrong, as it said it; or workers were lost too often.
+        Stopped: by a signal, after the checkpoint.
     """
     if Checkpoints(job.run).step() >= job.total_steps:
         return
-    callbacks: list[Any] = [GiveUpOnUserError()]
+    callbacks: list[Any] = [FailureCallback(job.run)]
+    workers = (resources.min_workers, resources.workers)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job, "resources": resources},
         scaling_config=ScalingConfig(
-            num_workers=resources.workers, use_gpu=resources.gpu, resources_per_worker=resources.per_worker
+            num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]  # of Tune's kind
+            use_gpu=resources.gpu,
+            resources_per_worker=resources.per_worker,
         ),
         torch_config=TorchConfig(backend="nccl" if resources.gpu else "gloo"),
         run_config=RunConfig(
@@ -87,90 +104,95 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
         ),
     )
     try:
-        with interruptible():
-            trainer.fit()
+        run_until_stopped(trainer.fit, job.run)
     except TrainingFailedError as error:
         cause = _cause(error)
         if isinstance(cause, UserError | OSError):
             raise cause from error
+        if isinstance(cause, RayActorError):
+            raise UserError(
+                f"workers were lost more than {max_failures} times (--cluster.max-failures), the last time because "
+                f"{_first_line(cause)}. What happened is in {job.run / 'log.txt'}; the same command goes on"
+            ) from error
         raise
 
 
-class GiveUpOnUserError(UserCallback):
-    """A lost worker is worth another try; bad input and a full disk are not."""
+class FailureCallback(UserCallback):
+    """Writes down why workers failed. A lost worker is worth another try; bad input and a full disk are not."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise what the user has to mend, which ends the run."""
-        for exception in worker_exceptions.values():
-            cause = _unwrapped(exception)
-            if isinstance(cause, UserError | OSError):
+        causes = {rank: _unwrapped(exception) for rank, exception in worker_exceptions.items()}
+        for cause in causes.values():
+            if isinstance(cause, UserError) or (isinstance(cause, OSError) and not _of_a_connection(cause)):
                 raise cause
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C is a KeyboardInterrupt again: Ray Train's handler ends the program with exit code 0, and stays."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as end:
-        raise KeyboardInterrupt from end
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
+        for rank, cause in causes.items():
+            note(self.run, f"worker {rank} failed: {_first_line(cause)}")
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """One worker of a job: restore, stream its share of the batches, train."""
+    """One worker of a job: restore, stream its share of the batches, train.
+
+    Raises:
+        UserError: what is wrong with input, numbers or memory.
+    """
     job: TrainingJob = config["job"]
     resources: TrainingResources = config["resources"]
     context = ray.train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    device = get_device()
+    workers = Workers(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(resources.threads)
-    torch.manual_seed(job.seed)
+    try:
+        run_share(job, resources, workers, get_device())
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory is too small ({_first_line(error)}): lower --training.batch-size or "
+            "--loader.patch-size, raise --training.accumulate, or set --training.recompute-activations True"
+        ) from error
 
+
+def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, device: torch.device) -> None:
+    """This worker's share of a job."""
+    settings, writes = job.training, workers.rank == 0
+    set_matrix_precision(settings.precision)
     task = job.build_task(device)
-    optimiser = build_optimiser(task.trainable().parameters(), job.optimiser)
-    checkpoints = Checkpoints(job.run, writes=rank == 0)
-    start = checkpoints.restore(task, optimiser)
-    recorder = RunRecorder(job.run, start) if rank == 0 else SilentRecorder()
-    batches = stream_batches(
-        job.data,
-        job.sequence,
-        job.draw,
-        worker_samples(start, job.total_steps, job.training.batch_size, rank, workers),
-        job.training.batch_size // workers,
-        read_ahead=job.loader.read_ahead,
-        readers=resources.readers,
-        reader_cpus=resources.reader_cpus,
-    )
-    train(
-        task,
-        batches,
-        optimiser,
-        checkpoints,
-        recorder,
-        job.training,
-        job.optimiser,
-        start=start,
-        steps_per_epoch=job.steps_per_epoch,
-        device=device,
-        synchronise=average_over_workers if workers > 1 else lambda module: None,
-    )
-    recorder.close()
-
-
-def average_over_workers(module: nn.Module) -> None:
-    """Replace every gradient, and every statistic that normalisation keeps, by its mean over the workers."""
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    gradients += [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    with Checkpoints(job.run, writes=writes) as checkpoints:
+        start = checkpoints.load(task)
+        model = distribute(task, settings, workers)
+        state = TrainingState.of(task, job.optimiser, device, scaled=settings.precision == "fp16")
+        checkpoints.load_moments(state)
+        recorder = RunRecorder(job.run, start, job.settings, task.compared_by) if writes else SilentRecorder()
+        if writes:
+            note(job.run, f"update {start} of {job.total_steps}: on with {workers.count} workers")
+        train(
+            Update(state, model, workers, settings, job.optimiser.clip, device),
+            stream_batches(
+                job.data,
+                job.sequence,
+                job.draw,
+                worker_samples(start, job.total_steps, settings.batch_size, workers.rank, workers.count),
+                workers.share(settings.batch_size),
+                read_ahead=job.loader.read_ahead,
+                readers=resources.readers,
+                reader_cpus=resources.reader_cpus,
+            ),
+            checkpoints,
+            ScalarLog(
+                recorder,
+                workers,
+                settings.batch_size,
+                device,
+                NonFiniteWatch(job.run, job.cases, settings.on_non_finite, settings.precision == "fp16", writes),
+            ),
+            settings,
+            job.optimiser,
+            start=start,
+            steps_per_epoch=job.steps_per_epoch,
+            stop=stop_file(job.run).exists,
+        )
+        recorder.close()
 
 
 def _cause(error: TrainingFailedError) -> BaseException:
@@ -190,3 +212,12 @@ def _unwrapped(cause: BaseException) -> BaseException:
         if isinstance(cause, UserError | OSError) or not isinstance(inner, BaseException):
             return cause
         cause = inner
+
+
+def _of_a_connection(error: OSError) -> bool:
+    """To another worker, that is: what is left of a worker that was lost."""
+    return isinstance(error, ConnectionError | TimeoutError)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -31,8 +31,11 @@ class Recorder(Protocol):
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture, and keep its newest state as a PNG."""
 
+    def flush(self) -> None:
+        """Write what is pending: what a checkpoint counts on."""
+
     def close(self) -> None:
-        """Write what is pending."""
+        """The last of it."""
 
 
 class RunRecorder:
@@ -73,8 +76,12 @@ class RunRecorder:
         self.board.add_figure(name, figure, step)
         self.board.flush()
 
+    def flush(self) -> None:
+        """Write what is pending: events from before a checkpoint do not come again."""
+        self.board.flush()
+
     def close(self) -> None:
-        """Write what is pending."""
+        """The last of it."""
         self.metrics.close()
         self.board.close()
 
@@ -96,6 +103,9 @@ class SilentRecorder:
         """Nothing."""
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
         """Nothing."""
 
     def close(self) -> None:

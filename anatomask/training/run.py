@@ -18,8 +18,11 @@ import yaml
 from anatomask.data.addresses import folder_name
 from anatomask.errors import UserError
 from anatomask.files import write_text
+from anatomask.training.journal import note
 
-WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every")
+ENVIRONMENT = "environment.json"
+
+WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every", "training.on_non_finite")
 ELSEWHERE = ("name", "runs", "cluster", "plan", "trials", "concurrent", *WATCHED)
 """Fields that say where, under what name, how far and how watched a run goes, not what it computes."""
 
@@ -33,11 +36,18 @@ def run_folder(runs: str, name: str, verb: str, data: str, settings: Mapping[str
 
 
 def open_run(
-    folder: Path, settings: Mapping[str, Any], *, overwrite: bool, inputs: Mapping[str, str] | None = None
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    inputs: Mapping[str, str] | None = None,
+    resources: Mapping[str, Any] | None = None,
 ) -> None:
     """Begin a run, or go on with it when it has the same settings and inputs.
 
-    Writes `config.yaml` (complete), `environment.json`, and `inputs.json`: a digest of what each input held.
+    Writes `config.yaml` (complete), `environment.json` (versions, hardware and `resources`), and `inputs.json`: a
+    digest of what each input held. What has changed in the environment since the run was last opened is noted in its
+    journal: the same numbers are promised for the same versions, workers and threads alone.
 
     Raises:
         UserError: the folder holds another run; the differing fields or inputs are named.
@@ -66,7 +76,15 @@ def open_run(
     folder.mkdir(parents=True, exist_ok=True)
     write_text(given, json.dumps(dict(inputs or {}), indent=1))
     write_text(config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
-    write_text(folder / "environment.json", json.dumps(environment(), indent=1))
+    described = environment() | {"resources": dict(resources or {})}
+    if (folder / ENVIRONMENT).exists():
+        other = differences(json.loads((folder / ENVIRONMENT).read_text()), described)
+        if other:
+            note(
+                folder,
+                f"goes on in another environment, so numbers may differ in their last digits: {'; '.join(other)}",
+            )
+    write_text(folder / ENVIRONMENT, json.dumps(described, indent=1))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -89,7 +107,6 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
 

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from anatomask.training.recorder import Recorder
 
 
-class Task(Protocol):
-    """What the loop trains: a network, its loss, and what is worth knowing about it."""
+class Task(nn.Module, ABC):
+    """A network, its loss, and what is worth knowing about it.
 
+    It is a module so that distributed wrappers can call it: `task(sample, progress)`.
+    """
+
+    header: Mapping[str, Any]
+    """Describes the weights of `kept`."""
+    compared_by: tuple[str, ...] = ()
+    """Scalars of `validate` by which runs are compared."""
+    memory_format = torch.contiguous_format
+    """Of the volumes that the networks read; `parallel.distribute` sets it with that of their weights."""
+
+    @abstractmethod
     def trainable(self) -> nn.Module:
-        """The module whose parameters are updated."""
+        """The module whose parameters are updated: all of those that want a gradient get one in every update."""
 
-    def step(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of one batch, and scalars to record (on the device, detached). `progress` is t/T."""
+    @abstractmethod
+    def networks(self) -> Sequence[nn.Module]:
+        """The modules that compute, `trainable` first."""
 
+    @abstractmethod
+    def kept(self) -> nn.Module:
+        """The module whose weights a checkpoint holds."""
+
+    @abstractmethod
+    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Loss of one batch, a mean over its samples, and scalars to record (on the device, detached).
+
+        `progress` is t/T.
+        """
+
+    @abstractmethod
     def after_step(self, progress: float) -> None:
         """Whatever follows an update (EMA)."""
 
+    @abstractmethod
     def validate(self, recorder: Recorder, step: int) -> float | None:
         """Record scalars and pictures; the score by which the best checkpoint is chosen, if there is one."""
-
-    def save(self, folder: Path) -> None:
-        """Write the weights into a checkpoint folder."""
-
-    def load(self, folder: Path) -> None:
-        """Read the weights of a checkpoint folder that `save` wrote."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anatomask.data.samples import SampleSequence, centred_origin, random_origin, worker_samples
+from anatomask.data.samples import SampleSequence, centred_origin, random_origin, worker_samples, worker_share
 
 AXES = st.tuples(*[st.integers(1, 40)] * 3)
 
@@ -31,18 +31,23 @@ def test_seed_epoch_and_sample_change_what_is_drawn() -> None:
     assert len(numbers) == 100
 
 
-@given(start=st.integers(0, 20), updates=st.integers(1, 10), share=st.integers(1, 4), workers=st.integers(1, 4))
-def test_workers_share_each_batch_in_order(start: int, updates: int, share: int, workers: int) -> None:
-    batch = share * workers
+@given(start=st.integers(0, 20), updates=st.integers(1, 10), batch=st.integers(1, 9), data=st.data())
+def test_workers_share_each_batch_in_order_and_evenly(
+    start: int, updates: int, batch: int, data: st.DataObject
+) -> None:
+    workers = data.draw(st.integers(1, batch))
+    shares = [len(worker_share(batch, rank, workers)) for rank in range(workers)]
+    assert max(shares) - min(shares) <= 1
     parts = [
-        worker_samples(start, start + updates, batch, rank, workers).reshape(updates, share) for rank in range(workers)
+        worker_samples(start, start + updates, batch, rank, workers).reshape(updates, share)
+        for rank, share in enumerate(shares)
     ]
     assert np.concatenate(parts, axis=1).ravel().tolist() == list(range(start * batch, (start + updates) * batch))
 
 
 def test_a_batch_that_workers_cannot_share_is_refused() -> None:
-    with pytest.raises(ValueError, match="multiple of the 3 workers"):
-        worker_samples(0, 1, 4, 0, 3)
+    with pytest.raises(ValueError, match="at least the 3 workers"):
+        worker_samples(0, 1, 2, 0, 3)
 
 
 @given(shape=AXES, size=AXES, seed=st.integers(0, 100))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -12,13 +11,15 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from anatomask.training.recorder import Recorder
-from anatomask.weights import load_matching, read_weights, write_weights
+from anatomask.training.task import Task
 
 
-class LineTask:
+class LineTask(Task):
     """y = w x + b by least squares, with scores handed in."""
 
     def __init__(self, scores: Iterator[float | None] | None = None) -> None:
+        super().__init__()
+        self.header = {"kind": "line"}
         torch.manual_seed(0)
         self.line = nn.Linear(1, 1)
         self.scores = scores or iter(lambda: None, 0)
@@ -27,7 +28,13 @@ class LineTask:
     def trainable(self) -> nn.Module:
         return self.line
 
-    def step(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def networks(self) -> Sequence[nn.Module]:
+        return [self.line]
+
+    def kept(self) -> nn.Module:
+        return self.line
+
+    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         self.progress.append(progress)
         loss = (self.line(sample["x"]) - sample["y"]).square().mean()
         extra = {"late": loss.detach()} if progress >= 0.5 else {}
@@ -38,12 +45,6 @@ class LineTask:
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
         return next(self.scores)
-
-    def save(self, folder: Path) -> None:
-        write_weights(folder, self.line.state_dict(), {"kind": "line"})
-
-    def load(self, folder: Path) -> None:
-        load_matching(self.line, read_weights(folder).tensors)
 
 
 @pytest.fixture
@@ -79,6 +80,9 @@ class Notes:
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         self.figures[name] = figure
+
+    def flush(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

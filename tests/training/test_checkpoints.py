@@ -6,71 +6,117 @@ import pytest
 import torch
 
 from anatomask.errors import UserError
+from anatomask.training import checkpoints as module
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.optimiser import OptimiserConfig, build_optimiser
+from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.state import TrainingState
+from anatomask.weights import write_weights
+
+CPU = torch.device("cpu")
 
 
-def trained(task):
-    optimiser = build_optimiser(task.trainable().parameters(), OptimiserConfig(lr=0.1))
+def fresh(task, *, scaled: bool = False) -> TrainingState:
+    return TrainingState.of(task, OptimiserConfig(lr=0.1), CPU, scaled=scaled)
+
+
+def train(state: TrainingState) -> None:
     for _ in range(3):
-        task.step({"x": torch.ones(2, 1), "y": torch.zeros(2, 1)}, 0.0)[0].backward()
-        optimiser.step()
-    return optimiser
+        loss, _ = state.task({"x": torch.ones(2, 1), "y": torch.zeros(2, 1)}, 0.0)
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimiser)
+        state.scaler.update()
 
 
-def test_weights_and_moments_come_back(tmp_path: Path, line_task) -> None:
-    task = line_task()
-    optimiser = trained(task)
-    Checkpoints(tmp_path).save(3, task, optimiser, None)
-    other = line_task()
-    fresh = build_optimiser(other.trainable().parameters(), OptimiserConfig(lr=0.1))
-    assert Checkpoints(tmp_path).restore(other, fresh) == 3
-    assert torch.equal(task.line.weight, other.line.weight)
-    for mine, theirs in zip(optimiser.param_groups[0]["params"], fresh.param_groups[0]["params"], strict=True):
-        for key, value in optimiser.state[mine].items():
-            assert torch.equal(value, fresh.state[theirs][key])
+def trained(task, *, scaled: bool = False) -> TrainingState:
+    state = fresh(task, scaled=scaled)
+    train(state)
+    return state
+
+
+def save(run: Path, step: int, state: TrainingState, score: float | None = None) -> None:
+    with Checkpoints(run) as checkpoints:
+        checkpoints.save(step, state, score)
+
+
+def restore(run: Path, state: TrainingState) -> int:
+    checkpoints = Checkpoints(run)
+    step = checkpoints.load(state.task)
+    checkpoints.load_moments(state)
+    return step
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_weights_moments_and_the_loss_scale_come_back(scaled: bool, tmp_path: Path, line_task) -> None:
+    mine, other = trained(line_task(), scaled=scaled), fresh(line_task(), scaled=scaled)
+    if scaled:
+        mine.scaler.update(1024.0)
+    save(tmp_path, 3, mine)
+    assert restore(tmp_path, other) == 3
+    assert torch.equal(mine.task.line.weight, other.task.line.weight)
+    assert mine.scaler.get_scale() == other.scaler.get_scale() == (1024.0 if scaled else 1.0)
+    groups = (state.optimiser.param_groups[0]["params"] for state in (mine, other))
+    for ours, theirs in zip(*groups, strict=True):
+        assert mine.optimiser.state[ours].keys() == other.optimiser.state[theirs].keys()
+        for key, value in mine.optimiser.state[ours].items():
+            assert torch.equal(value, other.optimiser.state[theirs][key])
 
 
 def test_without_a_checkpoint_training_begins_at_zero(tmp_path: Path, line_task) -> None:
-    task = line_task()
-    assert Checkpoints(tmp_path).restore(task, trained(task)) == 0
+    assert restore(tmp_path, trained(line_task())) == 0
+
+
+def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, line_task) -> None:
+    """Training goes on while the checkpoint is written."""
+    state = trained(line_task())
+    weight = state.task.line.weight.detach().clone()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state, None)
+        train(state)
+    other = fresh(line_task())
+    restore(tmp_path, other)
+    assert torch.equal(other.task.line.weight, weight)
+    assert not torch.equal(other.task.line.weight, state.task.line.weight)
 
 
 def test_one_that_was_cut_off_while_being_written_is_never_picked_up(tmp_path: Path, line_task) -> None:
-    task = line_task()
-    optimiser = trained(task)
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, task, optimiser, None)
-    task.save(tmp_path / "checkpoints" / ".step_00000006")  # killed before the rename
-    task.save(tmp_path / "checkpoints" / "step_00000006")  # killed before the index
-    assert checkpoints.restore(task, optimiser) == 3
-    checkpoints.save(6, task, optimiser, None)
-    assert checkpoints.restore(task, optimiser) == 6
+    state = trained(line_task())
+    save(tmp_path, 3, state)
+    for name in (".step_00000006", "step_00000006"):  # killed before the rename; killed before the index
+        write_weights(tmp_path / "checkpoints" / name, state.task.kept().state_dict(), state.task.header)
+    assert restore(tmp_path, state) == 3
+    save(tmp_path, 9, state)
+    assert restore(tmp_path, state) == 9
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["index.json", "step_00000009"]
 
 
-def test_a_damaged_one_is_named(tmp_path: Path, line_task) -> None:
-    task = line_task()
-    optimiser = trained(task)
-    Checkpoints(tmp_path).save(3, task, optimiser, None)
-    file = tmp_path / "checkpoints" / "step_00000003" / "optimiser.safetensors"
-    file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(UserError, match="step_00000003 is damaged"):
-        Checkpoints(tmp_path).restore(task, optimiser)
+@pytest.mark.parametrize("file", ["optimiser.safetensors", "model.safetensors", "scaler.json"])
+@pytest.mark.parametrize("damage", ["truncated", "removed"])
+def test_a_damaged_one_is_named(file: str, damage: str, tmp_path: Path, line_task) -> None:
+    state = trained(line_task())
+    save(tmp_path, 3, state)
+    path = tmp_path / "checkpoints" / "step_00000003" / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="step_00000003"):
+        restore(tmp_path, state)
 
 
-def test_a_failed_write_leaves_the_last_one_in_place(
+def test_a_full_disk_is_told_and_leaves_the_last_one_in_place(
     tmp_path: Path, line_task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = line_task()
-    optimiser = trained(task)
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, task, optimiser, None)
+    state = trained(line_task())
+    save(tmp_path, 3, state)
 
-    def full(folder: Path) -> None:
-        raise OSError(28, "No space left on device", str(folder))
+    def full(path: Path, *_: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(task, "save", full)
+    monkeypatch.setattr(module, "write_tensors", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoints.save(6, task, optimiser, None)
-    assert Checkpoints(tmp_path).step() == 3
-    assert (tmp_path / "checkpoints" / "step_00000003" / "model.safetensors").exists()
+        save(tmp_path, 6, state)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(6, state, None)
+        with pytest.raises(OSError, match="No space left"):  # before anything else is lost
+            checkpoints.save(9, state, None)
+    assert restore(tmp_path, fresh(line_task())) == 3

@@ -1,47 +1,60 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from anatomask.errors import UserError
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.loop import TrainingConfig, train
-from anatomask.training.optimiser import OptimiserConfig, build_optimiser
+from anatomask.training.failures import NonFiniteWatch
+from anatomask.training.loop import train
+from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.parallel import Workers
 from anatomask.training.recorder import RunRecorder
+from anatomask.training.scalars import ScalarLog
+from anatomask.training.settings import TrainingConfig
+from anatomask.training.state import TrainingState
+from anatomask.training.update import Update
 
+CPU = torch.device("cpu")
 SCHEDULE = OptimiserConfig(lr=0.2, warmup_epochs=1)
 CONFIG = TrainingConfig(epochs=4, batch_size=4, checkpoint_every=7, validate_every=2, log_every=3)
 
 
-def run(folder: Path, task, batches, config: TrainingConfig = CONFIG, stop_after: int | None = None):
+def run(folder: Path, task, batches, config: TrainingConfig = CONFIG, stop_after: int | None = None, stop=None):
     """Train in `folder` from its last checkpoint; the batches end after `stop_after` updates, as a kill would."""
     folder.mkdir(exist_ok=True)
-    optimiser = build_optimiser(task.trainable().parameters(), SCHEDULE)
-    checkpoints = Checkpoints(folder)
-    start = checkpoints.restore(task, optimiser)
-    recorder = RunRecorder(folder, start)
-    stream = batches(start)
-    if stop_after is not None:
-        stream = (batch for _, batch in zip(range(stop_after - start), stream, strict=False))
-    try:
-        train(
-            task,
-            stream,
-            optimiser,
-            checkpoints,
-            recorder,
-            config,
-            SCHEDULE,
-            start=start,
-            steps_per_epoch=5,
-            device=torch.device("cpu"),
+    workers = Workers()
+    with Checkpoints(folder) as checkpoints:
+        start = checkpoints.load(task)
+        state = TrainingState.of(task, SCHEDULE, CPU, scaled=config.precision == "fp16")
+        checkpoints.load_moments(state)
+        recorder = RunRecorder(folder, start)
+        stream = batches(start)
+        if stop_after is not None:
+            stream = (batch for _, batch in zip(range(stop_after - start), stream, strict=False))
+        watch = NonFiniteWatch(
+            folder, lambda step: [f"case{step}"], config.on_non_finite, scaled=config.precision == "fp16"
         )
-    finally:
-        recorder.close()
+        try:
+            train(
+                Update(state, task, workers, config, SCHEDULE.clip, CPU),
+                stream,
+                checkpoints,
+                ScalarLog(recorder, workers, config.batch_size, CPU, watch),
+                config,
+                SCHEDULE,
+                start=start,
+                steps_per_epoch=5,
+                stop=stop or (lambda: False),
+            )
+        finally:
+            recorder.close()
     return task.line.state_dict()
 
 
@@ -49,28 +62,52 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def losses(folder: Path) -> list[tuple[float, float | None]]:
+    return [(row["step"], row.get("train/loss")) for row in rows(folder) if "train/lr" in row]
+
+
+def stopped_after(step: int):
+    """Answers yes when update `step` of a run that begins there is done."""
+    return iter([False] * (step - 1) + [True]).__next__
+
+
 def test_training_learns_and_records_every_update(tmp_path: Path, line_task, points) -> None:
     task = line_task()
     run(tmp_path, task, points)
-    written = rows(tmp_path)
+    written = [row for row in rows(tmp_path) if "train/loss" in row]
     assert [row["step"] for row in written] == list(range(1, 21))
     assert written[-1]["train/loss"] < 0.2 * written[0]["train/loss"]
     assert all(("train/late" in row) == (row["step"] > 10) for row in written)
     assert {"train/lr", "train/gradient_norm", "train/samples_per_second", "train/wait"} <= set(written[0])
+    ratios = {row["step"]: row["train/update_ratio"] for row in written if "train/update_ratio" in row}
+    assert list(ratios) == [3, 6, 9, 12, 15, 18, 20]
+    assert all(0 < ratio < 1 for ratio in ratios.values())
+    assert [row["step"] for row in rows(tmp_path) if "train/checkpoint_seconds" in row] == [7, 14, 20]
     assert task.progress == pytest.approx([step / 20 for step in range(20)])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("killed_after", [1, 7, 9, 13, 19])
 def test_a_run_that_was_cut_off_ends_like_one_that_was_not(
-    killed_after: int, tmp_path: Path, line_task, points
+    killed_after: int, precision: str, tmp_path: Path, line_task, points
 ) -> None:
-    whole = run(tmp_path / "whole", line_task(), points)
+    config = replace(CONFIG, precision=precision)
+    whole = run(tmp_path / "whole", line_task(), points, config)
     with pytest.raises(StopIteration):
-        run(tmp_path / "cut", line_task(), points, stop_after=killed_after)
+        run(tmp_path / "cut", line_task(), points, config, stop_after=killed_after)
+    resumed = run(tmp_path / "cut", line_task(), points, config)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+def test_asked_to_stop_it_ends_with_a_checkpoint_and_goes_on_from_there(tmp_path: Path, line_task, points) -> None:
+    whole = run(tmp_path / "whole", line_task(), points)
+    answers = iter([False] * 4)
+    run(tmp_path / "cut", line_task(), points, stop=lambda: next(answers, True))
+    assert Checkpoints(tmp_path / "cut").step() == 5
     resumed = run(tmp_path / "cut", line_task(), points)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    losses = [[(row["step"], row["train/loss"]) for row in rows(tmp_path / name)] for name in ("whole", "cut")]
-    assert losses[0] == losses[1]
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path: Path, line_task, points) -> None:
@@ -81,14 +118,77 @@ def test_the_best_checkpoint_is_kept_beside_the_last(tmp_path: Path, line_task, 
     assert kept == ["step_00000010", "step_00000020"]
 
 
-def test_a_loss_that_is_not_finite_stops_at_the_last_good_checkpoint(tmp_path: Path, line_task, points) -> None:
-    def poisoned(start: int):
-        for step, batch in enumerate(points(start), start=start):
-            yield {name: np.full_like(column, np.nan) if step == 8 else column for name, column in batch.items()}
+@pytest.fixture
+def poisoned(points):
+    """The batches of updates 9 and 10 hold NaN."""
 
-    with pytest.raises(UserError, match="the loss is nan at update 9"):
-        run(tmp_path, line_task(), poisoned)
-    assert Checkpoints(tmp_path).step() == 7
+    def stream(start: int):
+        for step, batch in enumerate(points(start), start=start):
+            yield {name: np.full_like(column, np.nan) if step in (8, 9) else column for name, column in batch.items()}
+
+    return stream
+
+
+def test_numbers_that_are_not_finite_stop_at_the_last_good_checkpoint(tmp_path: Path, line_task, poisoned) -> None:
+    config = replace(CONFIG, log_every=100, checkpoint_every=10)  # read only when the checkpoint is due
+    run(tmp_path, line_task(), poisoned, config, stop=stopped_after(4))
+    with pytest.raises(UserError, match=r"the loss is nan at update 9. Its cases are case9 .*on-non-finite skip"):
+        run(tmp_path, line_task(), poisoned, config)
+    assert Checkpoints(tmp_path).step() == 4
+    assert json.loads((tmp_path / "non_finite.jsonl").read_text())["cases"] == ["case9"]
+
+
+def test_they_are_left_out_when_told_to(tmp_path: Path, line_task, poisoned) -> None:
+    """Weights, moments and their count are after updates 9 and 10 what they were before."""
+    config = replace(CONFIG, on_non_finite="skip", checkpoint_every=100)
+    kept = []
+    for updates in (8, 2):
+        run(tmp_path, line_task(), poisoned, config, stop=stopped_after(updates))
+        folder = tmp_path / "checkpoints" / Checkpoints(tmp_path).index()["last"]
+        files = ("model.safetensors", "optimiser.safetensors")
+        kept.append({name: tensor for file in files for name, tensor in load_file(folder / file).items()})
+    assert Checkpoints(tmp_path).step() == 10
+    assert all(torch.equal(tensor, kept[1][name]) for name, tensor in kept[0].items())
+    assert not (tmp_path / "checkpoints" / "step_00000008").exists()
+    noted = [json.loads(line)["step"] for line in (tmp_path / "non_finite.jsonl").read_text().splitlines()]
+    assert noted == [9, 10]
+    assert [loss for step, loss in losses(tmp_path) if step in (9, 10)] == [None, None]
+    weights = run(tmp_path, line_task(), poisoned, config)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_too_many_left_out_in_a_row_stop_it(tmp_path: Path, line_task, points) -> None:
+    def broken(start: int):
+        for batch in points(start):
+            yield {name: np.full_like(column, np.inf) for name, column in batch.items()}
+
+    config = replace(CONFIG, epochs=8, on_non_finite="skip")
+    with pytest.raises(UserError, match="at update 20, and so were the 19 updates before"):
+        run(tmp_path, line_task(), broken, config)
+
+
+def test_a_loss_scale_that_is_too_large_is_no_fault(tmp_path: Path, line_task, points) -> None:
+    """Scaled gradients overflow until the scale has fallen far enough; those updates are left out."""
+
+    def steep(start: int):
+        for batch in points(start):
+            yield {"x": batch["x"], "y": batch["y"] * 100}
+
+    run(tmp_path, line_task(), steep, replace(CONFIG, precision="fp16", epochs=8))
+    overflowed = [row["step"] for row in rows(tmp_path) if "train/loss" in row and "train/gradient_norm" not in row]
+    assert overflowed and overflowed == list(range(1, len(overflowed) + 1))
+    assert not (tmp_path / "non_finite.jsonl").exists()
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_accumulated_parts_give_the_gradients_of_the_whole(parts: int, tmp_path: Path, line_task, points) -> None:
+    """Also where they are unequal: four samples in three parts."""
+    whole = run(tmp_path / "whole", line_task(), points)
+    accumulated = run(tmp_path / "parts", line_task(), points, replace(CONFIG, accumulate=parts))
+    for name, tensor in whole.items():
+        assert torch.allclose(tensor, accumulated[name], rtol=1e-4)
+    for (_, mine), (_, theirs) in zip(losses(tmp_path / "whole"), losses(tmp_path / "parts"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
 
 
 def test_epochs_follow_the_cases() -> None:

@@ -1,0 +1,14 @@
+"""What happened to a run, in words: `log.txt`, a line each."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+JOURNAL = "log.txt"
+
+
+def note(run: Path, text: str) -> None:
+    """Add a line with the time to the journal of a run."""
+    with (run / JOURNAL).open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

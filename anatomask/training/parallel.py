@@ -1,0 +1,66 @@
+"""Training on several workers, each of which computes a share of every batch; knows torch.distributed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
+
+from anatomask.data.samples import worker_share
+from anatomask.training.settings import TrainingConfig
+from anatomask.training.task import Task
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker among all of them."""
+
+    rank: int = 0
+    count: int = 1
+
+    def share(self, batch_size: int) -> int:
+        """Samples of a batch of `batch_size` that this worker computes."""
+        return len(worker_share(batch_size, self.rank, self.count))
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over the workers."""
+        if self.count > 1:
+            values = values.clone()
+            distributed.all_reduce(values)
+        return values
+
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether it is so at any worker. Waits for all of them."""
+        return bool(self.total(torch.tensor(float(here), device=device)) > 0)
+
+
+def distribute(task: Task, config: TrainingConfig, workers: Workers) -> nn.Module:
+    """Make the networks of `task` compute as `config` says, on these workers; returns what to call in its place.
+
+    What is returned leaves in the weights the mean of all workers' gradients. Weights are loaded before this.
+    """
+    if config.channels_last:
+        task.memory_format = torch.channels_last_3d
+    for network in task.networks():
+        if config.channels_last:  # convolutions in half precision want it
+            convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
+        if config.compile:
+            network.compile()
+    if workers.count == 1 or config.shard_weights:
+        return task
+    return DistributedDataParallel(task, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+@contextmanager
+def accumulating(model: nn.Module, last: bool) -> Iterator[None]:
+    """Within, gradients add up at each worker; they are averaged over the workers in the `last` part of a batch."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        with model.no_sync():
+            yield
+    else:
+        yield

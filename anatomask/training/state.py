@@ -1,0 +1,25 @@
+"""All that training changes from update to update, and that a checkpoint therefore holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from anatomask.training.optimiser import OptimiserConfig, build_optimiser
+from anatomask.training.task import Task
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Weights, the optimiser's moments, and the scale of half-precision losses."""
+
+    task: Task
+    optimiser: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+
+    @classmethod
+    def of(cls, task: Task, config: OptimiserConfig, device: torch.device, *, scaled: bool = False) -> TrainingState:
+        """A fresh one; `scaled`: whether losses are scaled, as half precision needs."""
+        optimiser = build_optimiser(task.trainable().parameters(), config)
+        return cls(task, optimiser, torch.amp.GradScaler(device.type, enabled=scaled))

@@ -1,0 +1,64 @@
+"""Ending a training from outside: a signal to the driver, a file in the run's folder for the workers."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from anatomask.errors import Stopped
+from anatomask.training.journal import note
+
+POLL_SECONDS = 0.2
+
+
+def stop_file(run: Path) -> Path:
+    """While it exists, workers write a checkpoint and end."""
+    return run / "stop"
+
+
+def run_until_stopped(work: Callable[[], object], run: Path) -> None:
+    """Do `work` in a thread; SIGINT or SIGTERM asks the workers of `run` for a checkpoint and their end, and waits.
+
+    A second signal does not wait. Outside the main thread, where no signal arrives, `work` is just done.
+
+    Raises:
+        Stopped: when a signal came, after the work has ended.
+    """
+    stop_file(run).unlink(missing_ok=True)
+    if threading.current_thread() is not threading.main_thread():
+        work()
+        return
+    received: list[signal.Signals] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        if len(received) > 1:
+            raise KeyboardInterrupt
+        stop_file(run).touch()
+        note(run, f"{received[0].name}: a checkpoint, then the end (a second one ends at once)")
+
+    failure: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            work()
+        except BaseException as error:  # handed to the main thread, whatever it is
+            failure.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop_file(run).unlink(missing_ok=True)
+    if failure:
+        raise failure[0]
+    if received:
+        raise Stopped(received[0])

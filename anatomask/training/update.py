@@ -1,0 +1,93 @@
+"""One update of the weights: forward and backward in the precision asked for, and nothing that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from anatomask.training.parallel import Workers, accumulating
+from anatomask.training.settings import TrainingConfig
+from anatomask.training.state import TrainingState
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def set_matrix_precision(precision: str) -> None:
+    """Let this process round the inputs of float32 products to TensorFloat-32, or not; only NVIDIA GPUs do."""
+    tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which a network computes in that precision."""
+    return torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+
+
+class Update:
+    """Forward, backward and an update of the weights by one worker's share of a batch.
+
+    An update whose gradient is not finite is left out on the device, without asking the host: the weights and the
+    optimiser's moments stay as they were.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        model: nn.Module,
+        workers: Workers,
+        config: TrainingConfig,
+        clip: float,
+        device: torch.device,
+    ) -> None:
+        """`model` is what to call in place of the state's task; `clip` is the largest norm of the gradient."""
+        self.state = state
+        self.model = model
+        self.workers = workers
+        self.config = config
+        self.clip = clip
+        self.device = device
+        self.parameters = [parameter for parameter in state.task.trainable().parameters() if parameter.requires_grad]
+
+    def __call__(self, sample: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, Tensor]:
+        """Update the weights with learning rate `rate` at `progress` = t/T.
+
+        Returns scalars on the device: the loss and what the task records, means over this worker's samples, and the
+        norm of the gradient, which is that of the whole batch.
+        """
+        optimiser, scaler = self.state.optimiser, self.state.scaler
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.zero_grad(set_to_none=True)
+        scalars = self._backward(sample, progress)
+        scaler.unscale_(optimiser)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not scaler.is_enabled():  # it finds infinities itself
+            optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # the fused AdamW asks it
+        scaler.step(optimiser)
+        scaler.update()
+        self.state.task.after_step(progress)
+        return {**scalars, "gradient_norm": norm.detach()}
+
+    def _backward(self, sample: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+        """Gradients of the mean loss over the whole batch, which may divide unequally among workers and parts."""
+        whole, accumulate = self.config.batch_size, self.config.accumulate
+        share = self.workers.share(whole)
+        parts = {name: column.tensor_split(accumulate) for name, column in sample.items()}
+        means: dict[str, Tensor] = {}
+        for index in range(accumulate):
+            part = {name: columns[index] for name, columns in parts.items()}
+            samples = len(next(iter(part.values())))
+            with accumulating(self.model, last=index == accumulate - 1):
+                with autocast(self.config.precision, self.device):
+                    loss, scalars = self.model(part, progress)
+                weight = samples * self.workers.count / whole  # gradients become their mean over the workers
+                self.state.scaler.scale(loss * weight).backward()
+            for name, value in {"loss": loss.detach(), **scalars}.items():
+                mean = value * (samples / share)
+                means[name] = means[name] + mean if name in means else mean
+        return means
