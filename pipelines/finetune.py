@@ -20,7 +20,8 @@ from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
 from anatomask.nn.stunet import STUNet
 from anatomask.training.estimate import cost_rows, device_of, step_cost
-from anatomask.training.finetuning import FinetuningTask, segmentation_loss
+from anatomask.training.finetuning import FinetuningTask
+from anatomask.training.losses import segmentation_loss
 from anatomask.training.ray_train import TrainingJob
 from anatomask.training.run import run_folder
 from anatomask.weights import (

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import Tensor, nn
 
 from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.training.losses import segmentation_loss
 from anatomask.training.recorder import Recorder
 from anatomask.training.task import Task
 
@@ -75,22 +75,3 @@ class FinetuningTask(Task):
         score = sum(dice.values()) / len(dice)
         recorder.scalars(step, {"val/dice": score, **{f"val_dice/{name}": value for name, value in dice.items()}})
         return score
-
-
-def level_weights(levels: int) -> list[float]:
-    """Deep supervision's weights, highest resolution first: halved per level, the lowest 0, sum 1 (nnU-Net)."""
-    raw = [0.5**level for level in range(levels - 1)]
-    return [weight / sum(raw) for weight in raw] + [0.0]
-
-
-def segmentation_loss(logits: Sequence[Tensor], label: Tensor) -> Tensor:
-    """Dice (foreground, over the batch) + cross-entropy, summed over levels with `level_weights`.
-
-    Args:
-        logits: one (B, K, …) tensor per level, highest resolution first.
-        label: (B, 1, D, H, W) class indices; resized to each level by nearest neighbour.
-    """
-    weights = level_weights(len(logits))[:-1]
-    level_loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    loss = DeepSupervisionLoss(level_loss, weights=weights)
-    return loss([level.float() for level in logits[: len(weights)]], label.float())

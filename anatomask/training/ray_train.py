@@ -24,7 +24,7 @@ from anatomask.training.journal import note
 from anatomask.training.loop import train
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
-from anatomask.training.recorder import RunRecorder, SilentRecorder
+from anatomask.training.recorder import Recorder, RunRecorder, SilentRecorder
 from anatomask.training.scalars import ScalarLog
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.state import TrainingState
@@ -163,9 +163,7 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
         model = distribute(task, settings, workers)
         state = TrainingState.of(task, job.optimiser, device, scaled=settings.precision == "fp16")
         checkpoints.load_moments(state)
-        recorder = RunRecorder(job.run, start, job.settings, task.compared_by) if writes else SilentRecorder()
-        if writes:
-            note(job.run, f"update {start} of {job.total_steps}: on with {workers.count} workers")
+        recorder = open_recorder(job, start, task, workers)
         train(
             Update(state, model, workers, settings, job.optimiser.clip, device),
             stream_batches(
@@ -193,6 +191,18 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
             stop=stop_file(job.run).exists,
         )
         recorder.close()
+    if writes:
+        note(job.run, f"update {checkpoints.step()} of {job.total_steps}: the end")
+
+
+def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) -> Recorder:
+    """The run's recorder for rank 0, who also notes from where training goes on; a silent one for the others."""
+    if workers.rank > 0:
+        return SilentRecorder()
+    recorder = RunRecorder(job.run, start, job.settings, task.compared_by)
+    again = f"; updates {start + 1} to {recorder.reached} are computed again" if recorder.reached > start else ""
+    note(job.run, f"update {start} of {job.total_steps}: on with {workers.count} workers{again}")
+    return recorder
 
 
 def _cause(error: TrainingFailedError) -> BaseException:

@@ -47,8 +47,10 @@ class RunRecorder:
         """`settings` are the run's for TensorBoard's table of hyperparameters, beside the scalars `compared_by`."""
         self.run = run
         metrics = run / METRICS
-        if metrics.exists():
-            write_text(metrics, "".join(line for line in _whole_lines(metrics) if json.loads(line)["step"] <= step))
+        rows = [(int(json.loads(line)["step"]), line) for line in _whole_lines(metrics)] if metrics.exists() else []
+        self.reached = max((at for at, _ in rows), default=0)
+        """The update that had been recorded last, which may be one of those that come again."""
+        write_text(metrics, "".join(line for at, line in rows if at <= step))
         self.metrics = metrics.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
         if step == 0 and settings is not None:

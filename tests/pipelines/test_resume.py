@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -58,33 +59,36 @@ def last_step(run: Path) -> int:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_started_again(how: signal.Signals, prepared, tmp_path: Path) -> None:
+def test_stopped_again_and_again(prepared, tmp_path: Path) -> None:
+    """By every signal, at random updates, also to the whole process group as a terminal and a scheduler do."""
     dataset = prepared(np.random.default_rng(0).integers(-900, 900, (40, 36, 40)).astype(np.int16))
     subprocess.run(command(dataset, tmp_path, "whole"), check=True)
 
-    process = subprocess.Popen(command(dataset, tmp_path, "cut"), start_new_session=True)
-    while last_step(tmp_path / "cut") < 5:
-        assert process.poll() is None, "it ended before it could be stopped"
-        time.sleep(0.05)
-    if how == signal.SIGKILL:
+    cut, seed = tmp_path / "cut", int(time.time())
+    print(f"seed {seed}")  # of the updates after which it is stopped
+    after = sorted(random.Random(seed).sample(range(1, 15), 4))
+    stops = zip(after, (signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL), strict=True)
+    for step, how in stops:
+        process = subprocess.Popen(command(dataset, tmp_path, "cut"), start_new_session=True)
+        while last_step(cut) < step:
+            assert process.poll() is None, "it ended before it could be stopped"
+            time.sleep(0.05)
         os.killpg(process.pid, how)
-        process.wait()
-    else:
-        os.kill(process.pid, how)
-        assert process.wait() == 130
-    assert last_step(tmp_path / "cut") < 16
+        code = process.wait()
+        assert code == (-how if how == signal.SIGKILL else 128 + how)
+        done = json.loads((cut / "checkpoints" / "index.json").read_text())["step"] if step >= 4 else 0
+        assert done >= (step if how != signal.SIGKILL else 0)
     subprocess.run(command(dataset, tmp_path, "cut"), check=True)
 
-    whole, cut = (read_weights(find_weights(tmp_path / name)).tensors for name in ("whole", "cut"))
-    assert whole.keys() == cut.keys()
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    losses = [
-        [
-            (row["step"], row["train/loss"])
-            for row in map(json.loads, (tmp_path / name / "metrics.jsonl").open())
-            if "train/loss" in row
-        ]
-        for name in ("whole", "cut")
-    ]
-    assert losses[0] == losses[1]
+    journal = (cut / "log.txt").read_text()
+    assert "SIGINT: a checkpoint" in journal and "SIGTERM: a checkpoint" in journal
+    assert journal.count("update 16 of 16: the end") == 1
+    whole_weights, cut_weights = (read_weights(find_weights(tmp_path / name)).tensors for name in ("whole", "cut"))
+    assert whole_weights.keys() == cut_weights.keys()
+    assert all(torch.equal(whole_weights[name], cut_weights[name]) for name in whole_weights)
+    assert losses(tmp_path / "whole") == losses(cut)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]

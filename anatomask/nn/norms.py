@@ -1,0 +1,76 @@
+"""BatchNorm that counts every worker's samples, on any device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anatomask.nn.distributed import all_reduce, workers
+
+RunningStatistics = tuple[Tensor, Tensor] | None
+"""What a batch makes of the running mean and variance, (C,) each; None outside training."""
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32 at least: statistics in half precision would be useless."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class BatchNorm3d(nn.BatchNorm3d):
+    """torch's, except for two things. A batch that is not finite leaves the running statistics as they were.
+
+    And where `synchronised`, those of training are over the samples of all workers, who may have unequal numbers.
+    """
+
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.synchronised = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) to the same shape."""
+        y, running = self.normalise(x)
+        self.track(running)
+        return y
+
+    def normalise(self, x: Tensor) -> tuple[Tensor, RunningStatistics]:
+        """The forward pass without its side effect: it may be computed twice, and `track` told once."""
+        if not self.training:
+            return super().forward(x), None
+        if self.synchronised and workers() > 1:
+            return self._normalise_over_workers(x)
+        mean, variance = self.running_mean.clone(), self.running_var.clone()
+        y = functional.batch_norm(x, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
+        return y, (mean, variance)
+
+    @torch.no_grad()
+    def track(self, running: RunningStatistics) -> None:
+        """Take over the running statistics that `normalise` gave, if they are finite."""
+        if running is None:
+            return
+        mean, variance = running
+        finite = (mean.isfinite() & variance.isfinite()).all()
+        self.running_mean.copy_(torch.where(finite, mean, self.running_mean))
+        self.running_var.copy_(torch.where(finite, variance, self.running_var))
+        self.num_batches_tracked.add_(finite)
+
+    def _normalise_over_workers(self, x: Tensor) -> tuple[Tensor, RunningStatistics]:
+        dims, per_channel = (0, 2, 3, 4), (1, -1, 1, 1, 1)
+        wide = widened(x)
+        count = all_reduce(torch.full((), x.numel() / x.shape[1], dtype=wide.dtype, device=x.device))
+        mean = all_reduce(wide.sum(dims, keepdim=True)) / count
+        centred = wide - mean
+        variance = all_reduce(centred.square().sum(dims, keepdim=True)) / count
+        scale = self.weight.view(per_channel) * torch.rsqrt(variance + self.eps)
+        y = torch.addcmul(self.bias.view(per_channel), centred, scale).to(x.dtype)
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1))
+            return y, (
+                self.running_mean.lerp(mean.flatten().to(self.running_mean.dtype), self.momentum),
+                self.running_var.lerp(unbiased.flatten().to(self.running_var.dtype), self.momentum),
+            )

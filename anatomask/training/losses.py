@@ -1,0 +1,52 @@
+"""The segmentation loss: Dice and cross-entropy, at every level of deep supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.losses import DeepSupervisionLoss
+from monai.networks.utils import one_hot
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.modules.loss import _Loss
+
+from anatomask.nn.distributed import all_reduce
+
+SMOOTHING = 1e-5
+
+
+class DiceCrossEntropy(_Loss):
+    """Soft Dice of the foreground classes + cross-entropy.
+
+    The same as MONAI's DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True), but that
+    Dice pools its voxels over the batch of all workers, as nnU-Net's does.
+    """
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Logits (B, K, …) and class indices (B, 1, …) to a scalar."""
+        voxels = (0, *range(2, logits.dim()))
+        probabilities, truth = logits.softmax(1), one_hot(label, logits.shape[1], dtype=logits.dtype)
+        sums = torch.stack([part.sum(voxels) for part in (probabilities * truth, probabilities, truth)])
+        shared, predicted, present = all_reduce(sums)[:, 1:]
+        dice = 1 - (2 * shared + SMOOTHING) / (predicted + present + SMOOTHING)
+        return dice.mean() + functional.cross_entropy(logits, label[:, 0].long())
+
+
+def level_weights(levels: int) -> list[float]:
+    """Deep supervision's weights, highest resolution first: halved per level, the lowest 0, sum 1 (nnU-Net)."""
+    raw = [0.5**level for level in range(levels - 1)]
+    return [weight / sum(raw) for weight in raw] + [0.0]
+
+
+def segmentation_loss(logits: Sequence[Tensor], label: Tensor) -> Tensor:
+    """Dice + cross-entropy, summed over levels with `level_weights`, in float32 at least.
+
+    Args:
+        logits: one (B, K, …) tensor per level, highest resolution first.
+        label: (B, 1, D, H, W) class indices; resized to each level by nearest neighbour.
+    """
+    weights = level_weights(len(logits))[:-1]
+    loss = DeepSupervisionLoss(DiceCrossEntropy(), weights=weights)
+    wide = [level.to(torch.promote_types(level.dtype, torch.float32)) for level in logits[: len(weights)]]
+    return loss(wide, label.to(wide[0].dtype))

@@ -1,0 +1,88 @@
+"""Workers and nodes that are lost: training goes on, and ends with the weights of a run that lost none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anatomask.cluster import ClusterConfig, training_resources
+from anatomask.data.samples import worker_samples
+from anatomask.data.shards import PreparedDataset
+from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.journal import JOURNAL
+from anatomask.training.ray_train import fit
+from anatomask.weights import find_weights, read_weights
+from tests.training.witness import BATCH, Death, Witness, draw, job, surviving_samples
+
+STEPS = 12
+
+
+@pytest.fixture
+def data(prepared: Callable[..., PreparedDataset]) -> str:
+    return prepared(np.zeros((16, 16, 16), np.int16)).path
+
+
+def undisturbed(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights after a run of one worker that knows no Ray."""
+    from anatomask.training.failures import NonFiniteWatch
+    from anatomask.training.loop import train
+    from anatomask.training.parallel import Workers
+    from anatomask.training.recorder import SilentRecorder
+    from anatomask.training.scalars import ScalarLog
+    from anatomask.training.state import TrainingState
+    from anatomask.training.update import Update
+
+    reference, cpu, workers = job(folder, ""), torch.device("cpu"), Workers()
+    task = Witness(folder, STEPS, (), cpu)
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        numbers = worker_samples(0, STEPS, BATCH, 0, 1).reshape(STEPS, BATCH)
+        for batch in numbers:
+            drawn = [draw(None, "", reference.sequence.rng(k)) for k in batch.tolist()]  # type: ignore[arg-type]
+            yield {"sample": batch, "x": np.stack([sample["x"] for sample in drawn])}
+
+    state = TrainingState.of(task, reference.optimiser, cpu)
+    watch = NonFiniteWatch(folder, reference.cases, "stop", scaled=False)
+    with Checkpoints(folder) as checkpoints:
+        train(
+            Update(state, task, workers, reference.training, reference.optimiser.clip, cpu),
+            batches(),
+            checkpoints,
+            ScalarLog(SilentRecorder(), workers, BATCH, cpu, watch),
+            reference.training,
+            reference.optimiser,
+            start=0,
+            steps_per_epoch=reference.steps_per_epoch,
+        )
+    return dict(task.net.state_dict())
+
+
+def check(run: Path, whole: dict[str, torch.Tensor]) -> str:
+    """Every update used each of its samples once, and the weights are those of `whole`; returns the journal."""
+    expected = {step: list(range((step - 1) * BATCH, step * BATCH)) for step in range(1, STEPS + 1)}
+    assert {step: sorted(samples) for step, samples in surviving_samples(run).items()} == expected
+    ended = read_weights(find_weights(run)).tensors
+    assert ended.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert torch.allclose(ended[name], tensor, rtol=1e-12, atol=1e-14), name
+    return (run / JOURNAL).read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_worker_that_is_killed_is_replaced(data: str, tmp_path: Path, ray_session: None) -> None:
+    whole = undisturbed(tmp_path / "whole")
+    run = tmp_path / "run"
+    resources = training_resources(ClusterConfig(workers=2, threads=1))
+    fit(job(run, data, Death(step=7, rank=1)), resources, max_failures=1)
+    journal = check(run, whole)
+    assert "worker 1 failed" in journal
+    assert [line.split(" ", 2)[2] for line in journal.splitlines() if "update" in line] == [
+        "update 0 of 12: on with 2 workers",
+        "update 4 of 12: on with 2 workers; updates 5 to 6 are computed again",
+        "update 12 of 12: the end",
+    ]
