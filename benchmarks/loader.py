@@ -269,7 +269,7 @@ def open_shards(folder: Path, labels: bool) -> Opened:
             k = len(drawn)
             case, rng = sequence.case(k), sequence.rng(k)
             drawn.append((case, random_origin(dataset.records[case].shape, SIZE, rng)))
-            yield dataset.read_crop(*drawn[-1], SIZE, label=labels)
+            yield dataset.read_crop(*drawn[-1], SIZE, label=labels, pad=False)
 
     return crops(), lambda: sum(dataset.bytes_touched(*box, SIZE, label=labels) for box in drawn)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -117,3 +118,13 @@ def prepared(tmp_path: Path) -> Callable[..., PreparedDataset]:
         return PreparedDataset.open(path)
 
     return make
+
+
+@pytest.fixture
+def head(real_data: Path, prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
+    """A real CT of the head and neck, 55x68x109 voxels, with five organs, as a prepared data set of one case, "one"."""
+    image, label = (
+        np.asanyarray(nib.load(real_data / "openkbp" / name).dataobj)
+        for name in ("imagesTr/kbp_001_0000.nii.gz", "labelsTr/kbp_001.nii.gz")
+    )
+    return prepared(image, label=label, brick=32)

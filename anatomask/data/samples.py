@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from anatomask.data.augmentation import augment
-from anatomask.data.normalisation import normalise
 from anatomask.data.shards import PreparedDataset
 
 PATCH = 16
 
 Sample = dict[str, np.ndarray]
 Draw = Callable[[PreparedDataset, str, np.random.Generator], Sample]
+
+ON_HOST = ("sample", "seed")
+"""Columns of a batch that only the host reads, so they never go to the device."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def worker_samples(start: int, stop: int, batch_size: int, rank: int, workers: i
 
 @dataclass(frozen=True)
 class PretrainingDraw:
-    """Draws `image` (C, *patch_size) as stored, `normalisation` (C, 4), `flip` (3,) and mask `noise` (2, patches)."""
+    """Draws a `stored_crop`, `flip` (3,) bool and mask `noise` (2, patches)."""
 
     loader: LoaderConfig
 
@@ -100,11 +100,9 @@ class PretrainingDraw:
         """One label-free random crop of `case`."""
         size = self.loader.patch_size
         origin = random_origin(dataset.records[case].shape, size, rng)
-        image, _ = dataset.read_crop(case, origin, size, label=False)
         patches = int(np.prod([edge // PATCH for edge in size]))
         return {
-            "image": image,
-            "normalisation": dataset.normalisation(case),
+            **stored_crop(dataset, case, origin, size, label=False),
             "flip": rng.random(3) < 0.5,
             "noise": rng.random((2, patches), dtype=np.float32),
         }
@@ -112,7 +110,7 @@ class PretrainingDraw:
 
 @dataclass(frozen=True)
 class FinetuningDraw:
-    """Draws `image` (C, *patch_size) float16, normalised and augmented, and `label` (*patch_size) uint8."""
+    """Draws a `stored_crop` with its `label`, `flip` (3,) bool, and the `seed` of its augmentation."""
 
     loader: LoaderConfig
     mirror_axes: tuple[int, ...]
@@ -122,11 +120,40 @@ class FinetuningDraw:
         size, shape = self.loader.patch_size, dataset.records[case].shape
         centre = dataset.foreground_voxel(case, rng) if rng.random() < self.loader.foreground else None
         origin = random_origin(shape, size, rng) if centre is None else centred_origin(centre, shape, size)
-        image, label = dataset.read_crop(case, origin, size, label=True)
-        assert label is not None, f"{case} has no label"
-        normalised = normalise(torch.from_numpy(image), torch.from_numpy(dataset.normalisation(case)))
-        image, label = augment(normalised, label, self.mirror_axes, rng)
-        return {"image": image.astype(np.float16), "label": label}
+        return {
+            **stored_crop(dataset, case, origin, size, label=True),
+            "flip": (rng.random(3) < 0.5) & np.isin(range(3), self.mirror_axes),
+            "seed": np.asarray(rng.integers(2**32)),
+        }
+
+
+def stored_crop(
+    dataset: PreparedDataset, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool
+) -> Sample:
+    """A crop as it is stored, and what the device needs to make it what a network reads.
+
+    Returns:
+        `image` (C, *size), 0 where the crop reaches beyond the scan; `inside` (3, 2), see `inside_scan`;
+        `minimum` (C,) of each channel; `normalisation` (C, 4); where asked for, `label` (*size) uint8.
+    """
+    record = dataset.records[case]
+    image, labels = dataset.read_crop(case, origin, size, label=label, pad=False)
+    sample = {
+        "image": image,
+        "inside": inside_scan(origin, record.shape, size),
+        "minimum": np.array([channel.minimum for channel in record.channels], np.float32),
+        "normalisation": dataset.normalisation(case),
+    }
+    if label:
+        assert labels is not None, f"{case} has no label"
+        sample["label"] = labels
+    return sample
+
+
+def inside_scan(origin: Sequence[int], shape: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """(3, 2) int16: of each axis of a crop, the first voxel that lies in the scan, and the first after those."""
+    bounds = [(-first, extent - first) for first, extent in zip(origin, shape, strict=True)]
+    return np.clip(bounds, 0, np.array(size)[:, None]).astype(np.int16)
 
 
 def mirrored_axes(loader: LoaderConfig, class_names: Iterable[str]) -> tuple[int, ...]:

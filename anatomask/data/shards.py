@@ -216,7 +216,7 @@ class PreparedDataset:
         return self.info.spacing
 
     def read_crop(
-        self, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool
+        self, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool, pad: bool = True
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """The voxels of a box, read from the bricks that it touches and no others.
 
@@ -225,6 +225,7 @@ class PreparedDataset:
             origin: first voxel, may be negative.
             size: extent in voxels, may reach beyond the volume; there the image is the channel's minimum, the label 0.
             label: whether to read the label; if not, its column is never opened.
+            pad: whether to put the minimum there; if not, the image is 0, for the device to pad.
 
         Returns:
             image (C, d, h, w), of the channels' dtype if they agree, else float32; label (d, h, w) uint8 or None
@@ -235,9 +236,10 @@ class PreparedDataset:
         """
         record = self._record(case)
         dtypes = {channel.dtype for channel in record.channels}
-        image = np.empty((len(record.channels), *size), dtypes.pop() if len(dtypes) == 1 else np.float32)
-        for plane, channel in zip(image, record.channels, strict=True):
-            plane[...] = channel.minimum
+        image = np.zeros((len(record.channels), *size), dtypes.pop() if len(dtypes) == 1 else np.float32)
+        if pad:
+            for plane, channel in zip(image, record.channels, strict=True):
+                plane[...] = channel.minimum
         target = {f"image_{c}": plane for c, plane in enumerate(image)}
         labels = np.zeros(tuple(size), np.uint8) if label and record.labelled else None
         if labels is not None:

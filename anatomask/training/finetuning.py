@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anatomask.data.augmentation import Augmentation
+from anatomask.data.crops import flip, normalised_crops
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.recorder import Recorder
@@ -17,7 +19,7 @@ Validate = Callable[[nn.Module, torch.device], Mapping[str, float]]
 
 
 class FinetuningTask(Task):
-    """STU-Net for segmentation under Dice + cross-entropy with deep supervision."""
+    """STU-Net for segmentation of augmented crops under Dice + cross-entropy with deep supervision."""
 
     compared_by = ("val/dice",)
 
@@ -40,6 +42,7 @@ class FinetuningTask(Task):
         self.device = device
         self.header = {**header, "not_transferred": fresh}
         self.validation = validate
+        self.augmentation = Augmentation(device)
         self.loss = segmentation_loss
 
     def trainable(self) -> nn.Module:
@@ -55,9 +58,10 @@ class FinetuningTask(Task):
         return self.network
 
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of `image` (B, C, D, H, W) float16, normalised and augmented, and `label` (B, D, H, W) uint8."""
-        logits = self.network(sample["image"].float().contiguous(memory_format=self.memory_format))
-        return self.loss(logits, sample["label"][:, None]), {}
+        """Loss of a batch that `FinetuningDraw` drew: padded, normalised and augmented here, on the device."""
+        image, label = self.augmentation(normalised_crops(sample), sample["label"][:, None], sample["seed"])
+        image, label = flip(image, sample["flip"]), flip(label, sample["flip"])
+        return self.loss(self.network(image.contiguous(memory_format=self.memory_format)), label), {}
 
     def after_step(self, progress: float) -> None:
         """Nothing follows."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anatomask.data.samples import ON_HOST
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.optimiser import OptimiserConfig, learning_rate
 from anatomask.training.scalars import ScalarLog
@@ -70,8 +71,11 @@ def train(
 
 
 def to_device(batch: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """The columns of a batch as tensors on `device`, copied without waiting where the device allows it."""
+    """The columns of a batch as tensors on `device` (`ON_HOST` apart), copied without waiting where it allows that."""
     tensors = {name: torch.as_tensor(np.ascontiguousarray(column)) for name, column in batch.items()}
     if device.type != "cuda":
         return tensors
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+    return {
+        name: tensor if name in ON_HOST else tensor.pin_memory().to(device, non_blocking=True)
+        for name, tensor in tensors.items()
+    }

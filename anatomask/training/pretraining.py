@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from anatomask.data.crops import flip, normalised_crops
 from anatomask.data.normalisation import normalise
 from anatomask.data.samples import centred_origin
 from anatomask.data.shards import PreparedDataset
@@ -22,7 +23,7 @@ from anatomask.training.task import Task
 
 
 class PretrainingTask(Task):
-    """AnatoMask on crops as they are stored: normalisation and flips happen here, on the device."""
+    """AnatoMask on crops as they are stored: padding, normalisation and flips happen here, on the device."""
 
     compared_by = ("val/patch_loss",)
 
@@ -61,9 +62,9 @@ class PretrainingTask(Task):
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss of one batch at `progress` = t/T, and the method's scalars.
 
-        `sample`: `image` (B, C, D, H, W) as stored, `normalisation` (B, C, 4), `flip` (B, 3) bool, `noise` (B, 2, n).
+        `sample` is a batch that `PretrainingDraw` drew.
         """
-        volume = flip(normalise(sample["image"], sample["normalisation"]), sample["flip"])
+        volume = flip(normalised_crops(sample), sample["flip"])
         volume = volume.contiguous(memory_format=self.memory_format)
         result = self.method.training_step(PretrainBatch(volume, sample["noise"]), progress)
         return result.loss, result.scalars
@@ -86,11 +87,3 @@ def central_crop(dataset: PreparedDataset, case: str, size: tuple[int, int, int]
     origin = centred_origin([extent // 2 for extent in shape], shape, size)
     image, _ = dataset.read_crop(case, origin, size, label=False)
     return normalise(torch.from_numpy(image)[None], torch.from_numpy(dataset.normalisation(case))[None])
-
-
-def flip(volume: Tensor, axes: Tensor) -> Tensor:
-    """Mirror sample b of (B, C, D, H, W) along the axes that are true in row b of (B, 3), without asking the host."""
-    for axis in range(3):
-        chosen = axes[:, axis].view(-1, 1, 1, 1, 1)
-        volume = torch.where(chosen, volume.flip(axis + 2), volume)
-    return volume

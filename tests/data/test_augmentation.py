@@ -1,50 +1,59 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from anatomask.data.augmentation import augment
+from anatomask.data.augmentation import Augmentation
+from anatomask.data.normalisation import normalise
+from anatomask.data.shards import PreparedDataset
+
+CPU = torch.device("cpu")
+SEEDS = torch.arange(30)
 
 
-def organ(shape: tuple[int, int, int] = (24, 20, 16)) -> tuple[np.ndarray, np.ndarray]:
-    """A bright box, and its label, off the centre so that a flip moves it."""
-    image = np.zeros((1, *shape), np.float32)
-    label = np.zeros(shape, np.uint8)
-    label[4:10, 3:9, 2:7] = 3
-    image[0][label == 3] = 2.0
-    return image, label
+@pytest.fixture
+def crop(head: PreparedDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of one crop of a real scan, normalised, and its label."""
+    image, label = head.read_crop("one", (12, 20, 30), (32, 32, 40), label=True)
+    assert label is not None and label.any()
+    volume = normalise(torch.from_numpy(image), torch.from_numpy(head.normalisation("one")))
+    return volume[None], torch.from_numpy(label)[None, None]
 
 
-def test_the_generator_decides_everything() -> None:
-    image, label = organ()
-    first, again, other = (
-        augment(torch.from_numpy(image), label, (0, 1, 2), np.random.default_rng(seed)) for seed in (1, 1, 2)
-    )
-    assert np.array_equal(first[0], again[0])
-    assert np.array_equal(first[1], again[1])
-    assert not np.array_equal(first[0], other[0])
+def test_a_seed_decides_everything_whatever_came_before_and_beside(crop: tuple[torch.Tensor, torch.Tensor]) -> None:
+    image, label = crop
+    many = Augmentation(CPU)
+    images, labels = many(image.expand(30, -1, -1, -1, -1), label.expand(30, -1, -1, -1, -1), SEEDS)
+    for index in (29, 3, 17, 0):
+        for augmentation in (many, Augmentation(CPU)):
+            alone = augmentation(image, label, SEEDS[index : index + 1])
+            assert torch.equal(alone[0][0], images[index])
+            assert torch.equal(alone[1][0], labels[index])
+    unlike = [not torch.equal(images[index], images[0]) for index in range(1, 30)]
+    assert sum(unlike) > 15
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_image_and_label_move_together_and_no_class_is_invented(seed: int) -> None:
-    image, label = organ()
-    moved, moved_label = augment(torch.from_numpy(image), label, (0, 1, 2), np.random.default_rng(seed))
-    assert moved.shape == image.shape
-    assert moved.dtype == np.float32
-    assert np.isfinite(moved).all()
-    assert set(np.unique(moved_label)) <= {0, 3}
-    assert moved_label.dtype == np.uint8
-    inside, outside = moved[0][moved_label == 3].mean(), moved[0][moved_label == 0].mean()
-    assert inside - outside > 0.8
+def test_reduced_precision_of_the_training_step_stays_outside(crop: tuple[torch.Tensor, torch.Tensor]) -> None:
+    image, label = crop
+    seeds = SEEDS[:15]
+    batch = image.expand(15, -1, -1, -1, -1), label.expand(15, -1, -1, -1, -1), seeds
+    plain = Augmentation(CPU)(*batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = Augmentation(CPU)(*batch)
+    assert plain[0].dtype == inside[0].dtype == torch.float32
+    assert torch.equal(plain[0], inside[0])
+    assert torch.equal(plain[1], inside[1])
 
 
-@pytest.mark.parametrize("axes", [(), (1,), (1, 2), (0, 1, 2)])
-def test_every_mirroring_of_the_axes_occurs_and_no_other(axes: tuple[int, ...]) -> None:
-    image, label = organ()
-    centres = set()
-    for seed in range(60):
-        _, moved = augment(torch.from_numpy(image), label, axes, np.random.default_rng(seed))
-        centre = np.argwhere(moved == 3).mean(0)
-        centres.add(tuple(bool(c > (n - 1) / 2) for c, n in zip(centre, moved.shape, strict=True)))
-    assert len(centres) == 2 ** len(axes)
+def test_image_and_label_move_together_and_no_class_is_invented() -> None:
+    image, label = torch.zeros(1, 1, 24, 20, 16), torch.zeros(1, 1, 24, 20, 16, dtype=torch.uint8)
+    label[..., 4:10, 3:9, 2:7] = 3
+    image[label == 3] = 2.0
+    images, labels = Augmentation(CPU)(image.expand(30, *image.shape[1:]), label.expand(30, *label.shape[1:]), SEEDS)
+    assert images.shape == labels.shape == (30, 1, 24, 20, 16)
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.uint8)
+    assert torch.isfinite(images).all()
+    assert set(labels.unique().tolist()) == {0, 3}
+    assert len({tuple(each.nonzero().float().mean(0).tolist()) for each in labels}) > 3  # some are turned
+    for moved, moved_label in zip(images, labels, strict=True):
+        assert moved[moved_label == 3].mean() - moved[moved_label == 0].mean() > 0.8

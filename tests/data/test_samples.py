@@ -1,13 +1,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anatomask.data.samples import SampleSequence, centred_origin, random_origin, worker_samples, worker_share
+from anatomask.data.samples import (
+    Draw,
+    FinetuningDraw,
+    LoaderConfig,
+    PretrainingDraw,
+    SampleSequence,
+    centred_origin,
+    inside_scan,
+    random_origin,
+    worker_samples,
+    worker_share,
+)
+from anatomask.data.shards import PreparedDataset
 
 AXES = st.tuples(*[st.integers(1, 40)] * 3)
 
@@ -71,3 +84,54 @@ def test_crop_origins_are_uniform_over_all_valid_positions() -> None:
     origins = Counter(random_origin((5, 4, 3), (3, 3, 3), rng) for _ in range(6000))
     assert len(origins) == 3 * 2 * 1
     assert max(abs(count - 1000) for count in origins.values()) < 5 * np.sqrt(1000)
+
+
+LOADER = LoaderConfig(patch_size=(64, 32, 48))
+
+
+@pytest.mark.parametrize("draw", [PretrainingDraw(LOADER), FinetuningDraw(LOADER, (0, 1, 2))])
+def test_a_real_sample_is_a_function_of_its_number_and_leaves_as_it_is_stored(
+    head: PreparedDataset, draw: Draw
+) -> None:
+    first, again, other = (draw(head, "one", SampleSequence(("one",), 0).rng(k)) for k in (5, 5, 6))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["image"], other["image"])
+    assert first["image"].dtype == np.int16
+    assert first["image"].shape == (1, *LOADER.patch_size)
+    assert {name for name, column in first.items() if column.size > 1000} <= {"image", "label"}
+    assert first["inside"].tolist() == [[4, 59], [0, 32], [0, 48]]  # 55 voxels in 64: padded at both ends
+    assert not first["image"][:, :4].any() and not first["image"][:, 59:].any()
+    assert first["minimum"] == -1024
+    np.testing.assert_array_equal(first["normalisation"], head.normalisation("one"))
+
+
+def test_finetuning_draws_the_label_of_the_image_and_a_seed_for_each_sample(
+    prepared: Callable[..., PreparedDataset],
+) -> None:
+    voxels = np.arange(20 * 40 * 35, dtype=np.int16).reshape(20, 40, 35)  # each of another value
+    dataset = prepared(voxels, label=(voxels % 7 == 3).astype(np.uint8))
+    draw = FinetuningDraw(LoaderConfig(patch_size=(32, 32, 32)), (0, 1, 2))
+    samples = [draw(dataset, "one", np.random.default_rng(k)) for k in range(12)]
+    for sample in samples:
+        (start, stop), *_ = sample["inside"]
+        assert (start, stop) == (6, 26)
+        assert sample["label"].dtype == np.uint8
+        assert np.array_equal(sample["label"][start:stop], sample["image"][0, start:stop] % 7 == 3)
+        assert not sample["label"][:start].any() and not sample["label"][stop:].any()
+    assert len({int(sample["seed"]) for sample in samples}) == 12
+
+
+@pytest.mark.parametrize("axes", [(), (1,), (1, 2), (0, 1, 2)])
+def test_every_mirroring_of_the_axes_occurs_and_no_other(head: PreparedDataset, axes: tuple[int, ...]) -> None:
+    draw = FinetuningDraw(LoaderConfig(patch_size=(32, 32, 32)), axes)
+    flips = [draw(head, "one", np.random.default_rng(seed))["flip"] for seed in range(60)]
+    assert len({tuple(each) for each in flips}) == 2 ** len(axes)
+    assert not any(each[axis] for each in flips for axis in {0, 1, 2} - set(axes))
+
+
+@given(shape=st.tuples(*[st.integers(1, 12)] * 3), origin=st.tuples(*[st.integers(-15, 15)] * 3), size=AXES)
+def test_inside_is_where_a_crop_lies_in_the_scan(
+    shape: tuple[int, ...], origin: tuple[int, ...], size: tuple[int, ...]
+) -> None:
+    for (start, stop), extent, first, edge in zip(inside_scan(origin, shape, size), shape, origin, size, strict=True):
+        assert [k for k in range(edge) if 0 <= first + k < extent] == list(range(start, stop))

@@ -45,6 +45,9 @@ def test_a_crop_is_the_volume_there_and_padding_elsewhere(
     assert image.dtype == np.int16
     np.testing.assert_array_equal(image[0], expected_crop(IMAGE, origin, size, IMAGE.min()))
     np.testing.assert_array_equal(label, expected_crop(LABEL, origin, size, 0))
+    image, label = dataset.read_crop("one", origin, size, label=True, pad=False)
+    np.testing.assert_array_equal(image[0], expected_crop(IMAGE, origin, size, 0))
+    np.testing.assert_array_equal(label, expected_crop(LABEL, origin, size, 0))
 
 
 def test_volumes_of_two_types(prepared: Make) -> None:

@@ -1,22 +1,73 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
+from anatomask.data.augmentation import Augmentation
+from anatomask.data.normalisation import normalise
+from anatomask.data.samples import FinetuningDraw, LoaderConfig, SampleSequence
+from anatomask.data.shards import PreparedDataset
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.training.finetuning import FinetuningTask
+from anatomask.training.loop import to_device
 
 CPU = torch.device("cpu")
-HEADER = {"kind": "segmentation", "architecture": {"classes": 2}}
+HEADER = {"kind": "segmentation", "architecture": {"classes": 5}}
+DRAW = FinetuningDraw(LoaderConfig(patch_size=(64, 32, 48)), (0, 1, 2))
 
 
 def make(seed: int = 0, start=lambda network: [], validate=lambda network, device: {"a": 0.5, "b": 1.0}):
     return FinetuningTask(STUNetConfig(base=2), HEADER, start, validate, seed, CPU)
 
 
-def test_a_step_reaches_every_parameter_but_the_lowest_head() -> None:
+def batch(dataset: PreparedDataset, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+    """What the readers send for these samples, on the device."""
+    drawn = [DRAW(dataset, "one", SampleSequence(("one",), 0).rng(k)) for k in numbers]
+    return to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, CPU)
+
+
+def seen(dataset: PreparedDataset, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images that the network reads, and labels that the loss reads, of these samples."""
     task = make()
-    sample = {"image": torch.randn(1, 1, 32, 32, 32).half(), "label": torch.randint(0, 3, (1, 32, 32, 32)).byte()}
-    loss, _ = task(sample, 0.0)
+    images, labels = [], []
+    task.network.register_forward_pre_hook(lambda module, inputs: images.extend(inputs))
+    task.loss = lambda logits, label: labels.append(label) or torch.zeros(())
+    with torch.no_grad():
+        task(batch(dataset, numbers), 0.0)
+    return images[0], labels[0]
+
+
+def test_a_real_crop_is_padded_normalised_augmented_and_mirrored_in_that_order(head: PreparedDataset) -> None:
+    numbers = range(8)
+    images, labels = seen(head, numbers)
+    assert images.shape == labels.shape == (8, 1, *DRAW.loader.patch_size)
+    sent = batch(head, numbers)
+    assert sent["image"].dtype == torch.int16
+    assert all(sent["flip"].any(0)) and not all(sent["flip"].all(0))
+    for k in numbers:
+        stored, label = sent["image"][k], sent["label"][k, None]
+        stored[:, :4], stored[:, 59:] = -1024, -1024  # 55 voxels of the scan in 64, and its minimum beyond
+        volume = normalise(stored, torch.from_numpy(head.normalisation("one")))
+        moved = Augmentation(CPU)(volume[None], label[None], sent["seed"][k : k + 1])
+        axes = [axis + 2 for axis in range(3) if sent["flip"][k, axis]]
+        assert torch.equal(images[k : k + 1], moved[0].flip(axes))
+        assert torch.equal(labels[k : k + 1], moved[1].flip(axes))
+
+
+def test_a_sample_is_the_same_in_whatever_batch(head: PreparedDataset) -> None:
+    images, labels = seen(head, [3, 4, 5, 6])
+    for order in ([6, 3], [5], [4, 4]):
+        there, theirs = seen(head, order)
+        chosen = [k - 3 for k in order]
+        assert torch.equal(there, images[chosen])
+        assert torch.equal(theirs, labels[chosen])
+
+
+def test_a_step_reaches_every_parameter_but_the_lowest_head(head: PreparedDataset) -> None:
+    task = make()
+    loss, _ = task(batch(head, [0]), 0.0)
     loss.backward()
     named = dict(task.trainable().named_parameters())
     assert [name for name, parameter in named.items() if parameter.grad is None] == ["heads.0.weight", "heads.0.bias"]

@@ -14,7 +14,7 @@ from anatomask.data.storage import Storage
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.training.loop import to_device
-from anatomask.training.pretraining import PretrainingTask, flip
+from anatomask.training.pretraining import PretrainingTask
 
 CPU = torch.device("cpu")
 LOADER = LoaderConfig(patch_size=(32, 32, 32))
@@ -35,14 +35,6 @@ def make(dataset: PreparedDataset, seed: int = 0, **settings: object) -> Pretrai
 def batch(dataset: PreparedDataset, size: int = 2) -> dict[str, torch.Tensor]:
     drawn = [PretrainingDraw(LOADER)(dataset, "one", np.random.default_rng(k)) for k in range(size)]
     return to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, CPU)
-
-
-def test_flip_mirrors_each_sample_on_its_own() -> None:
-    volume = torch.arange(2 * 2 * 3 * 4.0).view(2, 1, 2, 3, 4)
-    axes = torch.tensor([[True, False, True], [False, True, False]])
-    out = flip(volume, axes)
-    assert torch.equal(out[0], volume[0].flip(1, 3))
-    assert torch.equal(out[1], volume[1].flip(2))
 
 
 def test_a_step_trains_the_student_and_the_teacher_follows(dataset: PreparedDataset) -> None:

@@ -1,0 +1,44 @@
+"""Training crops on the device: padded, normalised and mirrored, a batch at a time. Nothing here asks the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from anatomask.data.normalisation import normalise
+
+
+def normalised_crops(sample: Mapping[str, Tensor]) -> Tensor:
+    """What a network reads of a batch that was drawn: (B, C, D, H, W) float32, padded and normalised.
+
+    `sample` holds what `anatomask.data.samples.stored_crop` gives: `image`, `inside`, `minimum` and `normalisation`.
+    """
+    return normalise(pad_outside(sample["image"], sample["inside"], sample["minimum"]), sample["normalisation"])
+
+
+def pad_outside(image: Tensor, inside: Tensor, minimum: Tensor) -> Tensor:
+    """Put each channel's minimum where a crop reaches beyond its scan.
+
+    Args:
+        image: (…, C, D, H, W).
+        inside: (…, 3, 2) for each axis the first voxel of the crop that lies in the scan, and the first after those.
+        minimum: (…, C), values that the image's type holds.
+    """
+
+    def within(axis: int) -> Tensor:
+        index = torch.arange(image.shape[axis - 3], device=image.device)
+        return (inside[..., axis, 0, None] <= index) & (index < inside[..., axis, 1, None])
+
+    d, h, w = (within(axis) for axis in range(3))
+    scanned = d[..., None, :, None, None] & h[..., None, None, :, None] & w[..., None, None, None, :]
+    return torch.where(scanned, image, minimum.to(image.dtype)[..., None, None, None])
+
+
+def flip(volume: Tensor, axes: Tensor) -> Tensor:
+    """Mirror sample b of (B, C, D, H, W) along the axes that are true in row b of (B, 3)."""
+    for axis in range(3):
+        chosen = axes[:, axis].view(-1, 1, 1, 1, 1)
+        volume = torch.where(chosen, volume.flip(axis + 2), volume)
+    return volume
