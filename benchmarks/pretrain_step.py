@@ -106,11 +106,9 @@ def random_batch(arguments: argparse.Namespace) -> PretrainBatch:
 def check_same_loss(network: STUNetConfig, batch: PretrainBatch) -> None:
     """Stop unless the published way and ours give the same loss, from the same weights, with norms over the batch."""
     published = PublishedStep(AnatoMaskConfig(), network)
-    ours = AnatoMask(AnatoMaskConfig(), network)
+    ours = AnatoMask(AnatoMaskConfig(norm_scope="batch"), network)
     ours.student.load_state_dict(published.student.model.state_dict())
     ours.teacher.load_state_dict(published.teacher.model.state_dict())
-    for model in (ours.student, ours.teacher):
-        model.norm_scope = "batch"
     on_host = PretrainBatch(batch.volume[:1, :, :32, :32, :48].cpu(), batch.noise[:1, :, :12].cpu())
     theirs, mine = published.loss(on_host, PROGRESS), ours.training_step(on_host, PROGRESS).loss
     if not torch.allclose(theirs, mine, rtol=1e-4):

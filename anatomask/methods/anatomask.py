@@ -13,7 +13,7 @@ from anatomask import masking
 from anatomask.methods.base import Picture, PretrainBatch, StepResult
 from anatomask.nn.backends import BackendName, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder, MaskedReconstruction, patch_statistics
-from anatomask.nn.sparse import PATCH, expand_active
+from anatomask.nn.sparse import PATCH, NormScope, expand_active
 from anatomask.nn.stunet import STUNetConfig
 
 
@@ -41,6 +41,9 @@ class AnatoMaskConfig:
     """Reconstruction decoder (Table 1)."""
     decoder_width: int | None = None
     """Width of the decoder's deepest level; none: that of the encoder's fifth stage (16 x base)."""
+    norm_scope: NormScope = "sample"
+    """Statistics of the encoder's InstanceNorm: each sample's own, or pooled over the batch as in the published code
+    (over all workers' samples where norms are synchronised)."""
     sparse_backend: BackendName = "auto"
     """How the sparse encoder computes; the results are the same. auto: the fastest, written to the run's config."""
     ema_decay: float = 0.999
@@ -83,7 +86,8 @@ class AnatoMask(nn.Module):
         self.set_sparse_backend(choose_backend(config.mask_ratio) if chosen == "auto" else chosen)
 
     def _build(self) -> MaskedAutoencoder:
-        return MaskedAutoencoder(self.network, self.config.decoder, self.config.decoder_width)
+        config = self.config
+        return MaskedAutoencoder(self.network, config.decoder, config.decoder_width, config.norm_scope)
 
     def set_sparse_backend(self, name: str) -> None:
         """Choose how both sparse encoders compute; raises as `MaskedAutoencoder.set_sparse_backend`."""

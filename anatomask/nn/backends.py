@@ -8,12 +8,12 @@ from typing import Literal
 from torch import Tensor
 
 from anatomask.nn.blocks import encode_blocks
-from anatomask.nn.sparse import NormScope, SparseMap, encode_dense
+from anatomask.nn.sparse import Pool, SparseMap, encode_dense
 from anatomask.nn.stunet import STUNetEncoder
 from anatomask.nn.submanifold import encode_spconv
 
-SparseEncode = Callable[[STUNetEncoder, Tensor, Tensor, NormScope, int | None], Sequence[SparseMap]]
-"""A backend: (encoder, volume (B, C, D, H, W), active (B, d, h, w), scope, visible) to one map per stage.
+SparseEncode = Callable[[STUNetEncoder, Tensor, Tensor, Pool, int | None], Sequence[SparseMap]]
+"""A backend: (encoder, volume (B, C, D, H, W), active (B, d, h, w), pool, visible) to one map per stage.
 
 All give the same five maps from the same weights; they differ in what they compute. `visible` is the number of active
 patches of each sample, where it is known.

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
-from anatomask.nn.sparse import NormScope
+from anatomask.nn.sparse import Pool
 from anatomask.nn.stunet import STUNetEncoder
 
 _LARGEST_GATHERED = 2
@@ -23,10 +23,10 @@ _LARGEST_GATHERED = 2
 
 
 def encode_blocks(
-    encoder: STUNetEncoder, volume: Tensor, active: Tensor, scope: NormScope, visible: int | None
+    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: int | None
 ) -> list[RowMap]:
     """Only active blocks are computed."""
-    return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), scope, convolve)
+    return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), pool, convolve)
 
 
 def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int) -> Tensor:

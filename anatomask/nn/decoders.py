@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anatomask.nn.norms import BatchNorm3d, RunningStatistics
+from anatomask.nn.recompute import Recomputable
+
 DecoderName = Literal["hierarchical", "simple"]
 
 
-class UpsamplingLevel(nn.Module):
+class UpsamplingLevel(Recomputable, nn.Module):
     """ConvTranspose(k4, s2, p1) – conv3 – BatchNorm – ReLU6 – conv3 – BatchNorm: twice the resolution."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.upsample = nn.ConvTranspose3d(in_channels, in_channels, 4, stride=2, padding=1)
         self.conv1 = nn.Conv3d(in_channels, in_channels, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm3d(in_channels)
+        self.norm1 = BatchNorm3d(in_channels)
         self.conv2 = nn.Conv3d(in_channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm3d(channels)
+        self.norm2 = BatchNorm3d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, D, H, W) to (B, channels, 2D, 2H, 2W)."""
-        x = functional.relu6(self.norm1(self.conv1(self.upsample(x))), inplace=True)
-        return self.norm2(self.conv2(x))
+        x, first, second = self.recomputed(self._compute, x)
+        self.norm1.track(first)
+        self.norm2.track(second)
+        return x
+
+    def _compute(self, x: Tensor) -> tuple[Tensor, RunningStatistics, RunningStatistics]:
+        x, first = self.norm1.normalise(self.conv1(self.upsample(x)))
+        x, second = self.norm2.normalise(self.conv2(functional.relu6(x, inplace=True)))
+        return x, first, second
 
 
 class HierarchicalDecoder(nn.Module):
@@ -52,8 +62,26 @@ class HierarchicalDecoder(nn.Module):
         return self.head(x)
 
 
+class FourfoldLevel(Recomputable, nn.Sequential):
+    """ConvTranspose(k8, s4, p2) – BatchNorm – ReLU6: four times the resolution."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        upsample = nn.ConvTranspose3d(in_channels, channels, 8, stride=4, padding=2)
+        super().__init__(upsample, BatchNorm3d(channels), nn.ReLU6(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, D, H, W) to (B, channels, 4D, 4H, 4W)."""
+        x, running = self.recomputed(self._compute, x)
+        cast(BatchNorm3d, self[1]).track(running)
+        return x
+
+    def _compute(self, x: Tensor) -> tuple[Tensor, RunningStatistics]:
+        x, running = cast(BatchNorm3d, self[1]).normalise(self[0](x))
+        return self[2](x), running
+
+
 class SimpleDecoder(nn.Module):
-    """Two ConvTranspose(k8, s4, p2) – BatchNorm – ReLU6 on the deepest map alone."""
+    """Two levels on the deepest map alone."""
 
     scales = 1
     """How many encoder maps it reads, deepest first."""
@@ -63,14 +91,7 @@ class SimpleDecoder(nn.Module):
         if width < 16 or width % 16:
             raise ValueError(f"decoder_width must be a multiple of 16, not {width}")
         self.widths = (width,)
-        self.levels = nn.ModuleList(
-            nn.Sequential(
-                nn.ConvTranspose3d(channels, channels // 4, 8, stride=4, padding=2),
-                nn.BatchNorm3d(channels // 4),
-                nn.ReLU6(inplace=True),
-            )
-            for channels in (width, width // 4)
-        )
+        self.levels = nn.ModuleList(FourfoldLevel(channels, channels // 4) for channels in (width, width // 4))
         self.head = nn.Conv3d(width // 16, out_channels, 1)
         self.apply(_initialise)
 

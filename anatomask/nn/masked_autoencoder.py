@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.decoders import DECODERS, DecoderName
-from anatomask.nn.sparse import PATCH, NormScope, SparseMap, check_active
+from anatomask.nn.norms import BatchNorm3d, widened
+from anatomask.nn.sparse import PATCH, NormScope, Pool, SparseMap, check_active
 from anatomask.nn.stunet import ENCODER_STRIDES, STUNetConfig, STUNetEncoder
 from anatomask.nn.submanifold import require_spconv
 
@@ -66,12 +67,12 @@ class MaskedReconstruction:
     @cached_property
     def patch_loss(self) -> Tensor:
         """Mean squared error of each patch against its normalised voxels (B, d*h*w), 0 where visible."""
-        return self._loss_against(normalise_patches(self.volume.float()))
+        return self._loss_against(normalise_patches(widened(self.volume)))
 
     @cached_property
     def patch_loss_raw(self) -> Tensor:
         """The same against the voxels as they are, the published code's guidance (B, d*h*w), 0 where visible."""
-        return self._loss_against(self.volume.float())
+        return self._loss_against(widened(self.volume))
 
     @cached_property
     def loss(self) -> Tensor:
@@ -79,7 +80,7 @@ class MaskedReconstruction:
         return self.patch_loss.sum() / (~self.active).sum().clamp_min(1)
 
     def _loss_against(self, target: Tensor) -> Tensor:
-        error = (self.reconstruction.float() - target).square()
+        error = (widened(self.reconstruction) - target).square()
         per_patch = _split(error).mean((1, *_VOXELS))
         return (per_patch * ~self.active).flatten(1)
 
@@ -117,6 +118,7 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, not {decoder}")
         self.network = network
         self.norm_scope = norm_scope
+        self.synchronised = False
         self.sparse_backend = "dense"
         self.encoder = STUNetEncoder(network, stages=len(ENCODER_STRIDES))
         self.decoder = DECODERS[decoder](decoder_width or self.encoder.widths[-1], network.in_channels)
@@ -138,6 +140,16 @@ class MaskedAutoencoder(nn.Module):
             require_spconv()
         self.sparse_backend = name
 
+    def set_synchronised(self, synchronised: bool) -> None:
+        """Choose whether a batch is what all workers hold together: to BatchNorm, and to norms of scope `batch`.
+
+        Then every worker has to compute at the same time, in eval mode too where the scope is `batch`.
+        """
+        self.synchronised = synchronised
+        for module in self.modules():
+            if isinstance(module, BatchNorm3d):
+                module.synchronised = synchronised
+
     def encode(self, volume: Tensor, active: Tensor) -> list[Tensor]:
         """Five maps of strides 1, 2, 4, 8, 16, zero outside the active patches.
 
@@ -158,4 +170,5 @@ class MaskedAutoencoder(nn.Module):
 
     def _encode(self, volume: Tensor, active: Tensor, visible: int | None) -> Sequence[SparseMap]:
         check_active(volume, active)
-        return BACKENDS[self.sparse_backend](self.encoder, volume, active, self.norm_scope, visible)
+        pool: Pool = "workers" if self.synchronised and self.norm_scope == "batch" else self.norm_scope
+        return BACKENDS[self.sparse_backend](self.encoder, volume, active, pool, visible)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from anatomask.nn.sparse import PATCH, NormScope
+from anatomask.nn.norms import widened
+from anatomask.nn.sparse import PATCH, Pool, pooled
 from anatomask.nn.stunet import ENCODER_STRIDES, NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 
 TAPS = (-1, 2, 1)
@@ -158,23 +160,25 @@ class _NormActivation(torch.autograd.Function):
         used: Tensor | None,
         eps: float,
         slope: float,
-        pooled: bool,
+        pool: Pool,
     ) -> Tensor:
-        """x (B, K, e³, C); statistics over K and e³, and over B if `pooled`. A slope of 1 is no activation.
+        """x (B, K, e³, C); statistics over K and e³, and what `pool` adds. A slope of 1 is no activation.
 
         `cancelled` is the bias of the convolution before: the norm takes it away, so it is not added to begin with,
         and its gradient is exactly zero.
         """
-        dims = (0, 1, 2) if pooled else (1, 2)
-        wide = _widened(x)
-        if used is None:
-            count: Tensor | int = x.shape[1] * x.shape[2] * (x.shape[0] if pooled else 1)
-        else:
-            count = (used.sum(dims, keepdim=True) * x.shape[2]).clamp_min(1)
+        dims = (1, 2) if pool == "sample" else (0, 1, 2)
+        wide = widened(x)
+        voxels = x.shape[1] * x.shape[2] * (1 if pool == "sample" else x.shape[0])
+        count: Tensor | int = voxels
+        if used is not None:
+            count = pooled(used.sum(dims, keepdim=True).to(wide.dtype) * x.shape[2], pool).clamp_min(1)
             wide = torch.where(used, wide, 0)
-        mean = wide.sum(dims, keepdim=True) / count
+        elif pool == "workers":
+            count = pooled(wide.new_full((1, 1, 1, 1), voxels), pool)
+        mean = pooled(wide.sum(dims, keepdim=True), pool) / count
         centred = wide - mean if used is None else torch.where(used, wide - mean, 0)
-        deviation = torch.rsqrt((centred * centred).sum(dims, keepdim=True) / count + eps)
+        deviation = torch.rsqrt(pooled((centred * centred).sum(dims, keepdim=True), pool) / count + eps)
         y = centred.mul_(deviation * weight).add_(bias)
         if skip is not None:
             y.add_(skip)
@@ -182,7 +186,7 @@ class _NormActivation(torch.autograd.Function):
             functional.leaky_relu_(y, slope)
         y = y.to(x.dtype)
         ctx.save_for_backward(x, weight, cancelled, used, mean, deviation, y if slope != 1 else None)
-        ctx.slope, ctx.dims, ctx.count, ctx.skips = slope, dims, count, skip is not None
+        ctx.slope, ctx.dims, ctx.count, ctx.pool, ctx.skips = slope, dims, count, pool, skip is not None
         return y
 
     @staticmethod
@@ -192,30 +196,26 @@ class _NormActivation(torch.autograd.Function):
         (grad,) = grads
         if ctx.slope != 1:
             grad = torch.ops.aten.leaky_relu_backward(grad, y, ctx.slope, True)
-        wide = _widened(grad)
-        standard = (_widened(x) - mean) * deviation
+        wide = widened(grad)
+        standard = (widened(x) - mean) * deviation
         if used is not None:
             wide, standard = torch.where(used, wide, 0), torch.where(used, standard, 0)
         bias_sum = wide.sum(ctx.dims, keepdim=True)
         weight_sum = (wide * standard).sum(ctx.dims, keepdim=True)
+        per_channel = (weight_sum.flatten(0, 2).sum(0), bias_sum.flatten(0, 2).sum(0))
+        bias_sum, weight_sum = pooled(bias_sum, ctx.pool), pooled(weight_sum, ctx.pool)
         into = (wide - bias_sum / ctx.count).addcmul_(standard, weight_sum / -ctx.count).mul_(deviation * weight)
         if used is not None:
             into = torch.where(used, into, 0)
-        per_channel = (weight_sum.flatten(0, 2).sum(0), bias_sum.flatten(0, 2).sum(0))
         no_bias = None if cancelled is None else torch.zeros_like(cancelled)
         return into.to(x.dtype), *per_channel, no_bias, grad if ctx.skips else None, None, None, None, None
-
-
-def _widened(x: Tensor) -> Tensor:
-    """In float32 at least: statistics in half precision would be useless."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def norm_activation(
     rows: Tensor,
     norm: nn.InstanceNorm3d,
     blocks: ActiveBlocks,
-    scope: NormScope,
+    pool: Pool,
     cancelled: Tensor | None = None,
     skip: Tensor | None = None,
     slope: float = NEGATIVE_SLOPE,
@@ -226,9 +226,8 @@ def norm_activation(
     """
     per_block = (blocks.batch, blocks.slots, -1, rows.shape[2])
     skip = None if skip is None else skip.view(per_block)
-    pooled = scope == "batch"
     y = _NormActivation.apply(
-        rows.view(per_block), norm.weight, norm.bias, cancelled, skip, blocks.used, norm.eps, slope, pooled
+        rows.view(per_block), norm.weight, norm.bias, cancelled, skip, blocks.used, norm.eps, slope, pool
     )
     return y.view_as(rows)
 
@@ -240,7 +239,7 @@ class RowMap:
     values: Tensor
     """(B, K·e³, C)."""
     blocks: ActiveBlocks
-    scope: NormScope
+    pool: Pool
 
     def dense(self) -> Tensor:
         """(B, C, D, H, W), zero where hidden."""
@@ -248,33 +247,33 @@ class RowMap:
 
     def densify(self, norm: nn.InstanceNorm3d, token: Tensor) -> Tensor:
         """(B, C, D, H, W), normalised over the active voxels; hidden ones are `token` (1, C, 1, 1, 1)."""
-        rows = norm_activation(self.values, norm, self.blocks, self.scope, slope=1)
+        rows = norm_activation(self.values, norm, self.blocks, self.pool, slope=1)
         return self.blocks.scatter(rows, token.flatten())
 
 
 def encode_rows(
-    encoder: STUNetEncoder, volume: Tensor, blocks: ActiveBlocks, scope: NormScope, convolve: Convolve
+    encoder: STUNetEncoder, volume: Tensor, blocks: ActiveBlocks, pool: Pool, convolve: Convolve
 ) -> list[RowMap]:
     """The encoder on active voxels alone; `convolve` does the 3x3x3 convolutions, the rest is the same for all."""
     x = blocks.rows(volume)
     maps: list[RowMap] = []
     for stage, stride in zip(encoder.stages, ENCODER_STRIDES, strict=True):
+        compute = partial(_residual_block, blocks=blocks, edge=PATCH // stride, pool=pool, convolve=convolve)
         for block in stage:  # type: ignore[attr-defined]
-            x = _residual_block(block, x, blocks, PATCH // stride * block.conv1.stride[0], scope, convolve)
-        maps.append(RowMap(x, blocks, scope))
+            x = block(x, compute)
+        maps.append(RowMap(x, blocks, pool))
     return maps
 
 
 def _residual_block(
-    block: ResidualBlock, x: Tensor, blocks: ActiveBlocks, edge: int, scope: NormScope, convolve: Convolve
+    block: ResidualBlock, x: Tensor, blocks: ActiveBlocks, edge: int, pool: Pool, convolve: Convolve
 ) -> Tensor:
-    """A residual block of STU-Net on rows of blocks of `edge` voxels."""
-    stride, conv1, conv2 = block.conv1.stride[0], block.conv1, block.conv2
-    hidden = norm_activation(convolve(x, conv1, blocks, edge), block.norm1, blocks, scope, conv1.bias)
-    skip = x if block.shortcut is None else _pointwise(x, block.shortcut, edge)
-    return norm_activation(
-        convolve(hidden, conv2, blocks, edge // stride), block.norm2, blocks, scope, conv2.bias, skip
-    )
+    """A residual block of STU-Net on rows, to rows of blocks of `edge` voxels."""
+    conv1, conv2 = block.conv1, block.conv2
+    edge_before = edge * conv1.stride[0]
+    hidden = norm_activation(convolve(x, conv1, blocks, edge_before), block.norm1, blocks, pool, conv1.bias)
+    skip = x if block.shortcut is None else _pointwise(x, block.shortcut, edge_before)
+    return norm_activation(convolve(hidden, conv2, blocks, edge), block.norm2, blocks, pool, conv2.bias, skip)
 
 
 def _pointwise(x: Tensor, convolution: nn.Conv3d, edge: int) -> Tensor:

@@ -6,12 +6,15 @@ The mask is an argument throughout, so models share nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anatomask.nn.distributed import all_reduce
+from anatomask.nn.norms import widened
 from anatomask.nn.stunet import ENCODER_STRIDES, NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 
 PATCH = 16
@@ -19,6 +22,9 @@ PATCH = 16
 
 NormScope = Literal["sample", "batch"]
 """Whether InstanceNorm's statistics are each sample's own, or pooled over the batch as in the published code."""
+
+Pool = Literal["sample", "batch", "workers"]
+"""The same while training: a batch is one worker's samples, or those of all workers."""
 
 
 class SparseMap(Protocol):
@@ -54,32 +60,37 @@ def expand_active(active: Tensor, factor: int) -> Tensor:
     return blocks.reshape(batch, 1, d * factor, h * factor, w * factor)
 
 
-def masked_instance_norm(x: Tensor, mask: Tensor, norm: nn.InstanceNorm3d, scope: NormScope) -> Tensor:
+def pooled(total: Tensor, pool: Pool) -> Tensor:
+    """This worker's sum, or that of all workers where they are pooled."""
+    return all_reduce(total) if pool == "workers" else total
+
+
+def masked_instance_norm(x: Tensor, mask: Tensor, norm: nn.InstanceNorm3d, pool: Pool) -> Tensor:
     """InstanceNorm whose mean and (biased) variance are those of the active positions; the rest is left undefined.
 
     Args:
         x: (B, C, D, H, W); whatever it holds at hidden positions is not used.
         mask: (B, 1, D, H, W), 1 where active, else 0.
         norm: affine parameters and eps.
-        scope: statistics per sample, or over the whole batch.
+        pool: what has its statistics in common.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # statistics in half precision would be useless
+    x = widened(x)
     mask = mask.to(x.dtype)
-    dims = (2, 3, 4) if scope == "sample" else (0, 2, 3, 4)
-    count = mask.sum(dims, keepdim=True).clamp_min(1)
-    mean = (x * mask).sum(dims, keepdim=True) / count
+    dims = (2, 3, 4) if pool == "sample" else (0, 2, 3, 4)
+    count = pooled(mask.sum(dims, keepdim=True), pool).clamp_min(1)
+    mean = pooled((x * mask).sum(dims, keepdim=True), pool) / count
     centred = (x - mean) * mask
-    variance = centred.square().sum(dims, keepdim=True) / count
+    variance = pooled(centred.square().sum(dims, keepdim=True), pool) / count
     scale = norm.weight.view(1, -1, 1, 1, 1) * torch.rsqrt(variance + norm.eps)
     return torch.addcmul(norm.bias.view(1, -1, 1, 1, 1), centred, scale)
 
 
-def _dense_block(block: ResidualBlock, x: Tensor, mask: Tensor, scope: NormScope) -> Tensor:
+def _dense_block(block: ResidualBlock, x: Tensor, mask: Tensor, pool: Pool) -> Tensor:
     """A residual block whose activations are zero where hidden, so the next convolution reads nothing there."""
-    hidden = masked_instance_norm(block.conv1(x), mask, block.norm1, scope)
+    hidden = masked_instance_norm(block.conv1(x), mask, block.norm1, pool)
     hidden = functional.leaky_relu(hidden, NEGATIVE_SLOPE) * mask
     skip = x if block.shortcut is None else block.shortcut(x)
-    output = masked_instance_norm(block.conv2(hidden), mask, block.norm2, scope) + skip
+    output = masked_instance_norm(block.conv2(hidden), mask, block.norm2, pool) + skip
     return functional.leaky_relu(output, NEGATIVE_SLOPE) * mask
 
 
@@ -89,7 +100,7 @@ class MaskedMap:
 
     values: Tensor
     mask: Tensor
-    scope: NormScope
+    pool: Pool
 
     def dense(self) -> Tensor:
         """As it is."""
@@ -97,18 +108,19 @@ class MaskedMap:
 
     def densify(self, norm: nn.InstanceNorm3d, token: Tensor) -> Tensor:
         """Normalised over the active voxels; hidden ones are `token`."""
-        return torch.where(self.mask, masked_instance_norm(self.values, self.mask, norm, self.scope), token)
+        return torch.where(self.mask, masked_instance_norm(self.values, self.mask, norm, self.pool), token)
 
 
 def encode_dense(
-    encoder: STUNetEncoder, volume: Tensor, active: Tensor, scope: NormScope, visible: int | None
+    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: int | None
 ) -> list[MaskedMap]:
     """The reference backend: ordinary convolutions, their results masked."""
     x = volume.masked_fill(~expand_active(active, PATCH), 0)  # a product would let hidden NaNs through
     maps: list[MaskedMap] = []
     for stage, stride in zip(encoder.stages, ENCODER_STRIDES, strict=True):
         mask = expand_active(active, PATCH // stride)
+        compute = partial(_dense_block, mask=mask.to(volume.dtype), pool=pool)
         for block in stage:  # type: ignore[attr-defined]
-            x = _dense_block(block, x, mask.to(volume.dtype), scope)
-        maps.append(MaskedMap(x, mask, scope))
+            x = block(x, compute)
+        maps.append(MaskedMap(x, mask, pool))
     return maps

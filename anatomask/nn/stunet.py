@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from anatomask.nn.recompute import Recomputable
 
 STAGE_STRIDES = (1, 2, 2, 2, 2, 1)
 """Stride of each stage relative to the one before."""
@@ -51,8 +54,18 @@ SIZES = {
 """The published sizes."""
 
 
-class ResidualBlock(nn.Module):
+def residual(block: ResidualBlock, x: Tensor) -> Tensor:
     """conv3 – InstanceNorm – leaky ReLU – conv3 – InstanceNorm, plus the shortcut, then leaky ReLU."""
+    hidden = functional.leaky_relu(block.norm1(block.conv1(x)), NEGATIVE_SLOPE, inplace=True)
+    skip = x if block.shortcut is None else block.shortcut(x)
+    return functional.leaky_relu(block.norm2(block.conv2(hidden)) + skip, NEGATIVE_SLOPE, inplace=True)
+
+
+class ResidualBlock(Recomputable, nn.Module):
+    """The layers of a residual block. How they are put together is an argument: sparse backends have their own ways.
+
+    Every way leads through the block's call, outside which its parameters may not be there (FSDP).
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, projection: bool = False) -> None:
         super().__init__()
@@ -62,11 +75,9 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.InstanceNorm3d(channels, affine=True)
         self.shortcut = nn.Conv3d(in_channels, channels, 1, stride=stride) if projection else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, D, H, W) to (B, channels, D/stride, H/stride, W/stride)."""
-        hidden = functional.leaky_relu(self.norm1(self.conv1(x)), NEGATIVE_SLOPE, inplace=True)
-        skip = x if self.shortcut is None else self.shortcut(x)
-        return functional.leaky_relu(self.norm2(self.conv2(hidden)) + skip, NEGATIVE_SLOPE, inplace=True)
+    def forward(self, x: Tensor, compute: Callable[[ResidualBlock, Tensor], Tensor] = residual) -> Tensor:
+        """(B, in_channels, D, H, W) to (B, channels, D/stride, H/stride, W/stride), or what `compute` makes of `x`."""
+        return self.recomputed(compute, self, x)
 
 
 def _stage(in_channels: int, channels: int, depth: int, stride: int = 1) -> nn.Sequential:

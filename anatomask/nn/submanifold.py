@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
-from anatomask.nn.sparse import NormScope
+from anatomask.nn.sparse import Pool
 from anatomask.nn.stunet import STUNetEncoder
 
 
 def encode_spconv(
-    encoder: STUNetEncoder, volume: Tensor, active: Tensor, scope: NormScope, visible: int | None
+    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: int | None
 ) -> list[RowMap]:
     """Only active voxels are computed."""
-    return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), scope, convolve)
+    return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), pool, convolve)
 
 
 def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int) -> Tensor:

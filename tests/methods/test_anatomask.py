@@ -197,6 +197,15 @@ def test_learns_to_reconstruct_a_fixed_volume() -> None:
     assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
 
 
+def test_both_networks_pool_their_norms_over_the_batch_when_told_to() -> None:
+    pooled, own = _method(norm_scope="batch"), _method()
+    for method, scope in ((pooled, "batch"), (own, "sample")):
+        assert method.teacher is not None
+        assert method.student.norm_scope == method.teacher.norm_scope == scope
+    losses = [method.training_step(_batch(), 0.0).loss for method in (pooled, own)]
+    assert not torch.allclose(*losses)
+
+
 @pytest.mark.parametrize("backend", ["dense", "blocks"])
 def test_a_step_never_asks_the_device(backend: str) -> None:
     """On the meta device, where there is nothing to read, whatever waits for a value fails."""

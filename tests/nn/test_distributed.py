@@ -1,0 +1,84 @@
+"""N workers compute what one computes with the same global batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from anatomask.nn.distributed import all_reduce, workers
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+REPOSITORY = WORKER.parents[2]
+
+Results = dict[str, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Results]:
+    """What 1, 2 and 3 gloo workers found, by their number."""
+    folder = tmp_path_factory.mktemp("workers")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen([sys.executable, WORKER, str(rank), folder], env=environment, stderr=subprocess.PIPE)
+        for rank in range(3)
+    ]
+    try:
+        errors = [process.communicate(timeout=240)[1].decode() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
+    return {world: torch.load(folder / f"{world}.pt", weights_only=True) for world in (1, 2, 3)}
+
+
+def _error(mine: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
+    """Largest relative difference of a tensor. Biases before a norm have no gradient but rounding: see the largest."""
+    assert mine.keys() == reference.keys()
+    gradients = [tensor.abs().max() for name, tensor in reference.items() if name.startswith("gradient")]
+    floor = 1e-3 * float(max(gradients)) if gradients else 0
+    return max(
+        float((mine[name] - expected).abs().max()) / (max(floor, float(expected.abs().max())) or 1)
+        for name, expected in reference.items()
+    )
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_losses_gradients_and_running_statistics_are_those_of_one_worker(
+    results: dict[int, Results], world: int
+) -> None:
+    """In float64; for both decoders, both norm scopes, dense and blocks, equal and unequal shares of the batch."""
+    cases = [name for name in results[1] if name not in ("not synchronised", "all_reduce")]
+    assert len(cases) == 16
+    errors = {name: _error(results[world][name], results[1][name]) for name in cases}
+    assert max(errors.values()) < 1e-10, errors
+
+
+def test_both_backends_agree(results: dict[int, Results]) -> None:
+    for name, dense in results[3].items():
+        if " dense " in name:
+            assert _error(results[3][name.replace("dense", "blocks")], dense) < 1e-7, name
+
+
+def test_without_synchronisation_they_are_not(results: dict[int, Results]) -> None:
+    one, two = results[1]["not synchronised"], results[2]["not synchronised"]
+    assert _error(two, one) > 1e-4
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_all_reduce_and_its_gradient(results: dict[int, Results], world: int) -> None:
+    factor = sum(range(1, world + 1))
+    for dtype in (torch.float64, torch.float32, torch.float16):
+        found = results[world]["all_reduce"]
+        assert torch.equal(found[f"{dtype} total"], factor * torch.tensor([1, 2, 3], dtype=dtype))
+        assert torch.equal(found[f"{dtype} gradient"], torch.full((3,), 2 * factor, dtype=dtype))
+
+
+def test_a_single_worker_needs_no_process_group() -> None:
+    x = torch.ones(3)
+    assert workers() == 1 and all_reduce(x) is x
