@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from urllib.parse import quote
 import nibabel as nib
 import numpy as np
 import pytest
+import ray
 import torch
 from pyarrow.fs import FileSystem
 
@@ -49,10 +51,17 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """An embedded Ray for all tests that need one."""
-    with running(ClusterConfig()):
-        yield
+def until_the_end() -> Iterator[ExitStack]:
+    """What is entered here is left when all tests are done."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def ray_session(until_the_end: ExitStack) -> None:
+    """An embedded Ray, the same for all tests that need one."""
+    if not ray.is_initialized():
+        until_the_end.enter_context(running(ClusterConfig()))
 
 
 @dataclass

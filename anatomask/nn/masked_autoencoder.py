@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.decoders import DECODERS, DecoderName
-from anatomask.nn.norms import BatchNorm3d, widened
+from anatomask.nn.norms import Synchronisable, widened
 from anatomask.nn.sparse import PATCH, NormScope, Pool, SparseMap, check_active
 from anatomask.nn.stunet import ENCODER_STRIDES, STUNetConfig, STUNetEncoder
 from anatomask.nn.submanifold import require_spconv
@@ -102,8 +102,11 @@ class Densify(nn.Module):
         return self.projection(encoded.densify(self.norm, self.token))
 
 
-class MaskedAutoencoder(nn.Module):
-    """Reconstructs hidden patches from visible ones."""
+class MaskedAutoencoder(Synchronisable, nn.Module):
+    """Reconstructs hidden patches from visible ones.
+
+    Where `synchronised`, norms of scope `batch` pool the samples of all workers, in eval mode too.
+    """
 
     def __init__(
         self,
@@ -118,7 +121,6 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, not {decoder}")
         self.network = network
         self.norm_scope = norm_scope
-        self.synchronised = False
         self.sparse_backend = "dense"
         self.encoder = STUNetEncoder(network, stages=len(ENCODER_STRIDES))
         self.decoder = DECODERS[decoder](decoder_width or self.encoder.widths[-1], network.in_channels)
@@ -139,16 +141,6 @@ class MaskedAutoencoder(nn.Module):
         if name == "spconv":
             require_spconv()
         self.sparse_backend = name
-
-    def set_synchronised(self, synchronised: bool) -> None:
-        """Choose whether a batch is what all workers hold together: to BatchNorm, and to norms of scope `batch`.
-
-        Then every worker has to compute at the same time, in eval mode too where the scope is `batch`.
-        """
-        self.synchronised = synchronised
-        for module in self.modules():
-            if isinstance(module, BatchNorm3d):
-                module.synchronised = synchronised
 
     def encode(self, volume: Tensor, active: Tensor) -> list[Tensor]:
         """Five maps of strides 1, 2, 4, 8, 16, zero outside the active patches.

@@ -17,7 +17,23 @@ def widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class BatchNorm3d(nn.BatchNorm3d):
+class Synchronisable:
+    """A part of a network whose statistics can be over what all workers hold together.
+
+    Then every worker has to compute at the same time.
+    """
+
+    synchronised = False
+
+
+def synchronise_norms(module: nn.Module, on: bool = True) -> None:
+    """Have every part of `module` that can take its statistics over all workers do so."""
+    for part in module.modules():
+        if isinstance(part, Synchronisable):
+            part.synchronised = on
+
+
+class BatchNorm3d(Synchronisable, nn.BatchNorm3d):
     """torch's, except for two things. A batch that is not finite leaves the running statistics as they were.
 
     And where `synchronised`, those of training are over the samples of all workers, who may have unequal numbers.
@@ -27,10 +43,6 @@ class BatchNorm3d(nn.BatchNorm3d):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.synchronised = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) to the same shape."""

@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 
 from anatomask.data.samples import worker_share
+from anatomask.nn.norms import synchronise_norms
+from anatomask.nn.recompute import recompute_activations
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.task import Task
 
@@ -49,6 +51,8 @@ def distribute(task: Task, config: TrainingConfig, workers: Workers) -> nn.Modul
     for network in task.networks():
         if config.channels_last:  # convolutions in half precision want it
             convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
+        synchronise_norms(network, config.synchronise_norms)
+        recompute_activations(network, config.recompute_activations)
         if config.compile:
             network.compile()
     if workers.count == 1 or config.shard_weights:

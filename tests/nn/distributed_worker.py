@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from anatomask.nn.distributed import all_reduce, workers
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
+from anatomask.nn.norms import synchronise_norms
 from anatomask.nn.recompute import recompute_activations
 from anatomask.nn.stunet import STUNetConfig
 
@@ -51,7 +52,7 @@ def step(decoder: str, scope: str, backend: str, shares: str, rank: int, synchro
     torch.manual_seed(0)
     model = MaskedAutoencoder(STUNetConfig(base=2), decoder, 16, scope).double()  # type: ignore[arg-type]
     model.set_sparse_backend(backend)
-    model.set_synchronised(synchronised)
+    synchronise_norms(model, synchronised)
     recompute_activations(model, shares == "unequal")
     volume = torch.randn(BATCH, 1, 16, 32, 32, dtype=torch.float64) * torch.arange(1, BATCH + 1).view(-1, 1, 1, 1, 1)
     visible = torch.tensor([1, 2, 3, 1, 2, 3] if shares == "unequal" else [2] * BATCH)

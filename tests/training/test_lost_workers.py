@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
+from ray.cluster_utils import Cluster
 
-from anatomask.cluster import ClusterConfig, training_resources
+from anatomask.cluster import ClusterConfig, TrainingResources, running, training_resources
 from anatomask.data.samples import worker_samples
 from anatomask.data.shards import PreparedDataset
 from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.failures import NonFiniteWatch
 from anatomask.training.journal import JOURNAL
+from anatomask.training.loop import train
+from anatomask.training.parallel import Workers
 from anatomask.training.ray_train import fit
+from anatomask.training.recorder import SilentRecorder
+from anatomask.training.scalars import ScalarLog
+from anatomask.training.state import TrainingState
+from anatomask.training.update import Update
 from anatomask.weights import find_weights, read_weights
 from tests.training.witness import BATCH, Death, Witness, draw, job, surviving_samples
 
@@ -28,14 +39,6 @@ def data(prepared: Callable[..., PreparedDataset]) -> str:
 
 def undisturbed(folder: Path) -> dict[str, torch.Tensor]:
     """Weights after a run of one worker that knows no Ray."""
-    from anatomask.training.failures import NonFiniteWatch
-    from anatomask.training.loop import train
-    from anatomask.training.parallel import Workers
-    from anatomask.training.recorder import SilentRecorder
-    from anatomask.training.scalars import ScalarLog
-    from anatomask.training.state import TrainingState
-    from anatomask.training.update import Update
-
     reference, cpu, workers = job(folder, ""), torch.device("cpu"), Workers()
     task = Witness(folder, STEPS, (), cpu)
 
@@ -86,3 +89,39 @@ def test_a_worker_that_is_killed_is_replaced(data: str, tmp_path: Path, ray_sess
         "update 4 of 12: on with 2 workers; updates 5 to 6 are computed again",
         "update 12 of 12: the end",
     ]
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Cluster]:
+    """A cluster of two nodes with two CPUs each."""
+    ray.shutdown()  # what other tests use; it starts again when they ask for it
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "dashboard_host": "127.0.0.1"})
+    cluster.add_node(num_cpus=2)
+    with running(ClusterConfig(address=cluster.address)):
+        yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_workers_gone_then_a_node(data: str, tmp_path: Path, two_nodes: Cluster) -> None:
+    """All are replaced; when a node has gone, one worker does the work of two."""
+    one_a_node = TrainingResources(2, 1, False, worker_cpus=1.5, readers=1, reader_cpus=0.4, threads=1)
+    whole, run = undisturbed(tmp_path / "whole"), tmp_path / "run"
+
+    def lose_a_node() -> None:
+        while not list(run.glob("death-10-*")):
+            time.sleep(0.1)
+        two_nodes.remove_node(two_nodes.worker_nodes.pop(), allow_graceful=False)
+
+    threading.Thread(target=lose_a_node, daemon=True).start()
+    fit(job(run, data, Death(step=7), Death(step=10, waits=True)), one_a_node, max_failures=5)
+    lines = [line.split(" ", 2)[2] for line in check(run, whole).splitlines()]
+    assert [line for line in lines if line.startswith("update")] == [
+        "update 0 of 12: on with 2 workers",
+        "update 4 of 12: on with 2 workers; updates 5 to 6 are computed again",
+        "update 8 of 12: on with 1 workers; updates 9 to 9 are computed again",
+        "update 12 of 12: the end",
+    ]
+    assert sum("failed" in line for line in lines) >= 3

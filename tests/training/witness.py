@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,8 @@ class Death:
     step: int
     rank: int | None = None
     """None: all of them."""
+    waits: bool = False
+    """Not by its own hand: it waits until something happens to it."""
 
 
 def draw(dataset: PreparedDataset, case: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -50,7 +53,8 @@ class Witness(Task):
         self.header = {"kind": "witness"}
         self.run, self.total, self.deaths = run, total, deaths
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Conv3d(2, 3, 1), BatchNorm3d(3), nn.Conv3d(3, 1, 2)).double().to(device)
+        first = nn.Conv3d(2, 3, 1, bias=False)  # a bias before a norm has no gradient but rounding, which Adam inflates
+        self.net = nn.Sequential(first, BatchNorm3d(3), nn.Conv3d(3, 1, 2)).double().to(device)
 
     def trainable(self) -> nn.Module:
         return self.net
@@ -64,9 +68,11 @@ class Witness(Task):
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         step, rank = round(progress * self.total) + 1, distributed.get_rank() if distributed.is_initialized() else 0
         for death in self.deaths:
-            marker = self.run / f"died-{death.step}-{rank}"
+            marker = self.run / f"death-{death.step}-{rank}"
             if step == death.step and death.rank in (None, rank) and not marker.exists():
                 marker.touch()
+                if death.waits:
+                    time.sleep(120)
                 os.kill(os.getpid(), signal.SIGKILL)
         row = {"step": step, "group": os.environ.get("MASTER_PORT"), "samples": sample["sample"].tolist()}
         with (self.run / SEEN).open("a") as file:
