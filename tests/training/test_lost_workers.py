@@ -113,7 +113,7 @@ def test_all_workers_gone_then_a_node(data: str, tmp_path: Path, two_nodes: Clus
     def lose_a_node() -> None:
         while not list(run.glob("death-10-*")):
             time.sleep(0.1)
-        two_nodes.remove_node(two_nodes.worker_nodes.pop(), allow_graceful=False)
+        two_nodes.remove_node(next(iter(two_nodes.worker_nodes)), allow_graceful=False)
 
     threading.Thread(target=lose_a_node, daemon=True).start()
     fit(job(run, data, Death(step=7), Death(step=10, waits=True)), one_a_node, max_failures=5)
