@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
+from ray._private import ray_constants
 
 from anatomask.errors import UserError
 
@@ -72,7 +73,8 @@ class TrainingResources:
 def running(config: ClusterConfig) -> Iterator[None]:
     """Ray, started or joined unless it already runs in this process; what was started here ends here.
 
-    The dashboard stays on (bound to loopback): without it, a trial that Tune stops never gives its workers back.
+    A Ray that is started here listens on loopback alone. Its dashboard stays on: without it, a trial that Tune stops
+    never gives its workers back.
     """
     if ray.is_initialized():
         yield
@@ -80,13 +82,33 @@ def running(config: ClusterConfig) -> Iterator[None]:
     local = config.address == "local"
     options: dict[str, Any] = {"dashboard_host": "127.0.0.1", "resources": {DRIVERS: 16}} if local else {}
     try:
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        with on_loopback() if local else nullcontext():
+            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise UserError(f"--cluster.address {config.address}: no Ray cluster answers there") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Let a Ray that starts in here, and all its processes, listen on 127.0.0.1 alone.
+
+    On macOS and Windows that is Ray's default. On Linux it has no option: `ray.init` puts the machine's own address in
+    place of a 127.0.0.1 that it is given. So it is told, for as long as it starts, what it would find there.
+    """
+    variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    inherited = os.environ.get(variable)
+    os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(variable)
+        if inherited is not None:
+            os.environ[variable] = inherited
 
 
 def training_resources(config: ClusterConfig) -> TrainingResources:

@@ -115,6 +115,11 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
     folder = Path(path).absolute()  # it is opened by workers, which run elsewhere
     if (folder / TENSORS).is_file():
         return folder
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is a file, not a run: weights from elsewhere become ours by "
+            f"`anatomask import-weights {folder} --output FOLDER`; then give that folder"
+        )
     index = folder / "checkpoints" / "index.json"
     if not index.is_file():
         raise UserError(f"{folder} is neither a run with checkpoints nor a folder with {TENSORS}: check the path")

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import ray
@@ -80,7 +81,10 @@ def test_prepare_and_pretrain_from_object_storage(
     job = build_job(parse("pretrain", pretrain[1:], RECIPES).config)
     known_to_ray = f"{job} {Storage(job.data)}"  # its dashboard shows the text of what its workers are given
     assert str(run.parent) in known_to_ray and "bucket/shards/kbp" in known_to_ray
-    for secret in (s3.secret, s3.address("").partition(":")[2].partition("@")[0].removeprefix("//"), "AKIAUSER"):
+    for name in ("metrics.jsonl", "environment.json", "events.*", "ray/*"):
+        assert list(run.glob(name)), name  # so there is something to look through
+    assert len(list((session / "logs").rglob("*.*"))) > 5
+    for secret in (s3.secret, quote(s3.secret, safe=""), "AKIAUSER"):
         assert secret not in shown.out + shown.err
         assert secret not in known_to_ray
         assert not holds(run, secret.encode())

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import shlex
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.network import read_network
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
@@ -158,6 +164,50 @@ def test_a_safetensors_file_of_somebody_else_is_refused(
     save_file({"a": torch.zeros(1)}, file, metadata=None if header is None else {"header": header})
     assert main(["import-weights", str(file), "--output", str(folder)]) == 1
     assert named in " ".join(capsys.readouterr().err.split()) and not folder.exists()
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize(
+    "place", ["w.pt", "w.safetensors", "w/model.safetensors", "run/checkpoints/step_00000001/model.safetensors"]
+)
+@pytest.mark.parametrize("command", ["import-weights", "finetune", "evaluate"])
+def test_a_malicious_file_is_refused_by_its_name_and_runs_nothing(
+    command: str,
+    place: str,
+    tmp_path: Path,
+    prepared: Callable[..., PreparedDataset],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    file, marker = tmp_path / place, tmp_path / "it-ran"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"network_weights": STUNet(NETWORK, 2).state_dict(), "best": Malicious(marker)}, file)
+    given = file if file.parent == tmp_path else tmp_path / Path(place).parts[0]
+    (file.parent.parent / "index.json").write_text(json.dumps({"last": file.parent.name, "step": 1}))
+    if command == "import-weights":
+        arguments = [str(file), "--output", str(tmp_path / "out")]
+    elif command == "evaluate":
+        arguments = ["--run", str(given)]
+    else:
+        scan = np.random.default_rng(0).integers(-900, 900, (32, 32, 32)).astype(np.int16)
+        data = prepared(scan, label=(scan > 0).astype(np.uint8)).path
+        runs = ["--runs", str(tmp_path / "runs"), "--loader.patch-size", "32", "32", "32"]
+        arguments = ["--data", data, "--init", str(given), "--network.base", "8", *runs]
+    assert main([command, *arguments]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("anatomask") and str(given) in line
+    assert not marker.exists()
+    with suppress(TypeError):
+        torch.load(io.BytesIO(file.read_bytes()), weights_only=False)
+    assert marker.exists()  # so there was something to refuse
 
 
 def test_nothing_is_replaced_unasked(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

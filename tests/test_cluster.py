@@ -1,0 +1,91 @@
+"""Where an embedded Ray can be reached: by asking the kernel which sockets its processes listen on."""
+
+from __future__ import annotations
+
+import os
+import socket
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+
+import pytest
+import ray
+from ray._private import ray_constants
+
+from anatomask.cluster import ClusterConfig, on_loopback, running
+
+LISTENING = "0A"
+LOOPBACK = ["127.0.0.1", "::1"]
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below `pid`."""
+    below = [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
+    return below + [pid for child in below for pid in descendants(child)]
+
+
+def sockets(pid: int) -> set[str]:
+    """Inodes of a process's sockets."""
+    found = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            kind, _, inode = str(file.readlink()).partition(":")
+        except OSError:  # closed meanwhile
+            continue
+        if kind == "socket":
+            found.add(inode.strip("[]"))
+    return found
+
+
+def listening(pids: list[int]) -> dict[int, set[str]]:
+    """Port -> addresses on which one of the processes listens there."""
+    inodes = {inode for pid in pids for inode in sockets(pid)}
+    found: dict[int, set[str]] = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *fields = line.split()
+            if state == LISTENING and fields[5] in inodes:
+                words, _, port = local.partition(":")
+                raw = b"".join(bytes.fromhex(words[at : at + 8])[::-1] for at in range(0, len(words), 8))
+                address = ip_address(raw)
+                mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+                found.setdefault(int(port, 16), set()).add(str(mapped or address))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are looked up in Linux's /proc")
+def test_listening_sockets_are_found() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as everywhere, socket.create_server(("127.0.0.1", 0)) as here:
+        found = listening([os.getpid()])
+        assert found[everywhere.getsockname()[1]] == {"0.0.0.0"}
+        assert found[here.getsockname()[1]] == {"127.0.0.1"}
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are looked up in Linux's /proc")
+def test_an_embedded_ray_listens_on_loopback_alone(ray_session: None) -> None:
+    assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()  # a worker is up
+    found = listening(descendants(os.getpid()))
+    assert int(ray._private.worker._global_node.webui_url.rpartition(":")[2]) in found  # the dashboard
+    assert int(ray.get_runtime_context().gcs_address.rpartition(":")[2]) in found
+    assert {port: at for port, at in found.items() if not at <= set(LOOPBACK)} == {}
+    assert 10001 not in found  # no server for Ray's clients
+    assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}  # by which the driver goes too
+
+
+@pytest.mark.parametrize("inherited", [None, "1"])
+def test_what_ray_is_told_holds_for_its_start_alone(monkeypatch: pytest.MonkeyPatch, inherited: str | None) -> None:
+    variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    monkeypatch.delenv(variable, raising=False)
+    if inherited is not None:
+        monkeypatch.setenv(variable, inherited)
+    with pytest.raises(ZeroDivisionError), on_loopback():
+        assert os.environ[variable] == "0"
+        raise ZeroDivisionError
+    assert (os.environ.get(variable), ray_constants.ENABLE_RAY_CLUSTER) == (inherited, before)
+
+
+@pytest.mark.ray
+def test_a_ray_that_runs_is_left_running(ray_session: None) -> None:
+    with running(ClusterConfig()):
+        pass
+    assert ray.is_initialized()
