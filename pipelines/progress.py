@@ -35,7 +35,6 @@ def progress_bar(console: Console | None = None) -> Progress:
         TextColumn("{task.fields[detail]}"),
         console=console or Console(stderr=True),
         speed_estimate_period=ESTIMATE_SECONDS,
-        expand=True,
     )
 
 

@@ -16,8 +16,6 @@ from torch.utils.tensorboard.summary import hparams
 from anatomask.files import write_text
 
 METRICS = "metrics.jsonl"
-LOG = "log.txt"
-"""What befell a run, a line each."""
 DPI = 110
 RGBA = 4
 """TensorBoard's number for the colours of a PNG with transparency."""
