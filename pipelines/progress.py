@@ -59,15 +59,15 @@ def polling(show: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def following(
-    metrics: Path, log: Path, total: int, description: str, start: int, console: Console | None = None
+    metrics: Path, journal: NewLines, total: int, description: str, start: int, console: Console | None = None
 ) -> Iterator[None]:
-    """While a training runs (elsewhere), show what it writes: its figures to `metrics`, a `metrics.jsonl`, and what
-    befell it to `log`, a line each. It has `total` updates, of which `start` are done.
+    """While a training runs (elsewhere), show the figures that it writes to `metrics.jsonl` and what its journal says.
+
+    It has `total` updates, of which `start` are done.
     """
     console = console or Console(stderr=True)
     progress = progress_bar(console)
     bar = progress.add_task(f"{description}: starting", total=total, completed=start, detail="")
-    journal = NewLines(log)
     before = last_row(metrics)  # of an earlier start: what came after its checkpoint is done again
 
     def new_row() -> Mapping[str, float] | None:
@@ -140,7 +140,9 @@ class NewLines:
 
     def read(self) -> list[str]:
         """Whole lines that came since the last call."""
-        if not self.path.exists():
+        size = self.path.stat().st_size if self.path.exists() else 0
+        self.position = self.position if self.position <= size else 0  # another file of that name
+        if self.position == size:
             return []
         with self.path.open("rb") as file:
             file.seek(self.position)

@@ -45,7 +45,7 @@ class Training:
 
     @contextmanager
     def followed(self, total: int = 2000, start: int = 0) -> Iterator[None]:
-        with following(self.metrics, self.log, total, "pretrain", start, self.console):
+        with following(self.metrics, NewLines(self.log), total, "pretrain", start, self.console):
             yield
 
     @property
@@ -103,6 +103,10 @@ def test_lines_come_whole_and_once(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write("ee\n")
     assert lines.read() == ["three"] and lines.read() == []
+    path.unlink()  # --overwrite
+    assert lines.read() == []
+    path.write_text("anew\n")
+    assert lines.read() == ["anew"]
 
 
 def test_without_a_terminal_lines_come_now_and_then(
