@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ class PretrainingTask(Task):
     """AnatoMask on crops as they are stored: padding, normalisation and flips happen here, on the device."""
 
     compared_by = ("val/loss",)
+    charts = MappingProxyType(
+        {
+            "masked patches that touch an organ": ("mask/organs_hard", "mask/organs_self", "mask/organs_random"),
+            "loss": ("train/loss", "val/loss", "val/teacher_loss"),
+        }
+    )
 
     def __init__(
         self,
@@ -75,7 +82,9 @@ class PretrainingTask(Task):
         """Record what the networks make of the fixed scans: loss, masks against organs, and Fig. 1 of each."""
         values: dict[str, list[Tensor]] = defaultdict(list)
         for number, scan in enumerate(self.fixed_scans):  # one at a time: the device need not hold more
-            examination = self.method.examine(scan.volume.to(self.device), scan.noise.to(self.device))
+            examination = self.method.examine(
+                scan.volume.to(self.device, memory_format=self.memory_format), scan.noise.to(self.device)
+            )
             for name, value in measures(examination, scan.organs).items():
                 values[name].append(value.cpu())
             name = f"reconstruction/{scan.case}" if number else "reconstruction"

@@ -19,6 +19,7 @@ METRICS = "metrics.jsonl"
 DPI = 110
 RGBA = 4
 """TensorBoard's number for the colours of a PNG with transparency."""
+HISTOGRAM_BINS = 64
 FLUSH_SECONDS = 10
 """So much of what TensorBoard shows is lost at most when the process is killed."""
 
@@ -46,9 +47,16 @@ class RunRecorder:
     """Writes into the run's folder. What was recorded after update `step` is dropped: it will come again."""
 
     def __init__(
-        self, run: Path, step: int, settings: Mapping[str, Any] | None = None, compared_by: Sequence[str] = ()
+        self,
+        run: Path,
+        step: int,
+        settings: Mapping[str, Any] | None = None,
+        compared_by: Sequence[str] = (),
+        charts: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`settings` are the run's for TensorBoard's table of hyperparameters, beside the scalars `compared_by`."""
+        """`settings` and the scalars `compared_by` are for TensorBoard's table of hyperparameters; `charts` are the
+        scalars that it draws together, by title.
+        """
         self.run = run
         metrics = run / METRICS
         rows = [(int(json.loads(line)["step"]), line) for line in _whole_lines(metrics)] if metrics.exists() else []
@@ -59,6 +67,8 @@ class RunRecorder:
         self.board = SummaryWriter(str(run), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
         if step == 0 and settings is not None:
             self._hyperparameters(settings, compared_by)
+        if step == 0 and charts:
+            self.board.add_custom_scalars({"charts": {title: ["Multiline", tags] for title, tags in charts.items()}})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values of an update."""
@@ -71,7 +81,7 @@ class RunRecorder:
         """Record how the finite ones of `values`, of any shape, are distributed: for TensorBoard only."""
         finite = values[values.isfinite()]
         if finite.numel():
-            self.board.add_histogram(name, finite, step)
+            self.board.add_histogram(name, finite, step, bins=HISTOGRAM_BINS)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture, and keep its newest state as `pictures/<name>.png`."""
