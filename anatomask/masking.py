@@ -72,6 +72,17 @@ def self_mask(
     return final, hard
 
 
+def touched_patches(label: Tensor, patch: int) -> Tensor:
+    """The patches of `patch`³ voxels in which (D, H, W) `label` has a voxel of any class: (n,) bool."""
+    d, h, w = (side // patch for side in label.shape)
+    return (label > 0).reshape(d, patch, h, patch, w, patch).any(5).any(3).any(1).flatten()
+
+
+def share_among(mask: Tensor, patches: Tensor) -> Tensor:
+    """Share of the masked patches of each row of (B, n) that are among `patches` (n,) bool: (B,), NaN without any."""
+    return (mask & patches).sum(1) / mask.sum(1)
+
+
 def _largest(values: Tensor, number: int) -> Tensor:
     """Mark the `number` largest of each row of (B, n)."""
     order = values.argsort(dim=1, descending=True, stable=True)

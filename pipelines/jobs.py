@@ -9,11 +9,12 @@ from pathlib import Path
 from anatomask.cluster import ClusterConfig, running, training_resources
 from anatomask.data.storage import Storage
 from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.journal import JOURNAL
 from anatomask.training.ray_train import TrainingJob, fit
 from anatomask.training.recorder import METRICS
 from anatomask.training.run import open_run
 from anatomask.weights import TENSORS
-from pipelines.progress import following
+from pipelines.progress import NewLines, following
 
 
 def data_digest(path: str) -> str:
@@ -36,7 +37,8 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
     """
     with running(cluster):
         resources = training_resources(cluster)
+        journal = NewLines(job.run / JOURNAL)
         open_run(job.run, job.settings, overwrite=overwrite, inputs=job.inputs, resources=asdict(resources))
         start = Checkpoints(job.run).step()
-        with following(job.run / METRICS, job.total_steps, description, start):
+        with following(job.run / METRICS, journal, job.total_steps, description, start):
             fit(job, resources, cluster.max_failures)

@@ -21,6 +21,7 @@ from anatomask.nn.backends import choose_backend
 from anatomask.nn.sparse import PATCH
 from anatomask.nn.submanifold import require_spconv
 from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows, step_cost
+from anatomask.training.fixed_scans import choose_fixed_cases
 from anatomask.training.pretraining import PretrainingTask
 from anatomask.training.ray_train import TrainingJob
 from anatomask.training.run import run_folder
@@ -55,7 +56,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
     dataset = PreparedDataset.open(config.data)
     cases = select_cases(dataset, config.splits)
     check_channels(dataset, config.network.in_channels)
-    fixed_case = next(iter(dataset.splits.get("val") or dataset.splits.get("test") or cases))
+    fixed = choose_fixed_cases(dataset, cases)
     header = {
         "format": 1,
         "kind": "pretraining",
@@ -72,7 +73,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         data=dataset.path,
         sequence=SampleSequence(cases, config.seed),
         draw=PretrainingDraw(config.loader),
-        build_task=partial(PretrainingTask, config.method, config.network, header, dataset, fixed_case, config.seed),
+        build_task=partial(PretrainingTask, config.method, config.network, header, dataset, fixed, config.seed),
         loader=config.loader,
         training=config.training,
         optimiser=config.optimiser,

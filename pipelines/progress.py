@@ -1,20 +1,28 @@
-"""Progress in the terminal."""
+"""Progress: a live display in a terminal, plain lines where there is none."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 POLL_SECONDS = 0.5
+ESTIMATE_SECONDS = 600
+"""The time left is told from the speed of so long."""
+SHORTEST_PAUSE = 10.0
+LONGEST_PAUSE = 300.0
+"""Seconds between plain lines: a hundredth of the time that has passed, but not less and not more than these."""
 
 
-def progress_bar() -> Progress:
+def progress_bar(console: Console | None = None) -> Progress:
     """A bar that says what is being done, how far it is, and how long it still takes; fits 80 columns."""
     return Progress(
         SpinnerColumn(),
@@ -25,7 +33,8 @@ def progress_bar() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[detail]}"),
-        console=Console(stderr=True),
+        console=console or Console(stderr=True),
+        speed_estimate_period=ESTIMATE_SECONDS,
     )
 
 
@@ -49,19 +58,132 @@ def polling(show: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def following(metrics: Path, total: int, description: str, start: int) -> Iterator[None]:
-    """While a training runs (elsewhere), show the progress that it writes to `metrics.jsonl`."""
+def following(
+    metrics: Path, journal: NewLines, total: int, description: str, start: int, console: Console | None = None
+) -> Iterator[None]:
+    """While a training runs (elsewhere), show the figures that it writes to `metrics.jsonl` and what its journal says.
+
+    It has `total` updates, of which `start` are done.
+    """
+    console = console or Console(stderr=True)
+    progress = progress_bar(console)
+    bar = progress.add_task(f"{description}: starting", total=total, completed=start, detail="")
+    before = last_row(metrics)  # of an earlier start: what came after its checkpoint is done again
+
+    def new_row() -> Mapping[str, float] | None:
+        row = last_row(metrics)
+        if row is None or row == before or row["step"] <= start:
+            return None
+        progress.update(bar, completed=row["step"], description=description)
+        return row
+
+    shown = in_terminal if console.is_terminal and not console.is_dumb_terminal else in_lines
+    with shown(console, progress, journal, new_row):
+        yield
+
+
+@contextmanager
+def in_terminal(
+    console: Console, progress: Progress, journal: NewLines, new_row: Callable[[], Mapping[str, float] | None]
+) -> Iterator[None]:
+    """The bar, the newest row's figures below it, and the journal's lines above."""
+    figures = Text(no_wrap=True, overflow="ellipsis")
 
     def show() -> None:
-        row = last_row(metrics)
-        if row is not None:
-            detail = f"loss {row['train/loss']:.3f} {row['train/samples_per_second']:.1f}/s"
-            progress.update(task, completed=row["step"], description=description, detail=detail)
+        for line in journal.read():
+            console.print(line, markup=False, highlight=False)
+        if (row := new_row()) is not None:
+            figures.plain = "  " + "  ".join(figures_of(row))
 
-    with progress_bar() as progress:
-        task = progress.add_task(f"{description}: starting", total=total, completed=start, detail="")
+    with Live(console=console, get_renderable=lambda: Group(progress, figures)), polling(show):
+        yield
+
+
+@contextmanager
+def in_lines(
+    console: Console, progress: Progress, journal: NewLines, new_row: Callable[[], Mapping[str, float] | None]
+) -> Iterator[None]:
+    """A line for the first row, for the last, and for some between; and the journal's lines."""
+    (task,) = progress.tasks
+    began = told = time.monotonic()
+    step: float | None = None
+
+    def write(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def show(*, at_the_end: bool = False) -> None:
+        nonlocal told, step
+        for line in journal.read():
+            write(line)
+        row, now = new_row(), time.monotonic()
+        pause = min(max((now - began) / 100, SHORTEST_PAUSE), LONGEST_PAUSE)
+        if row is None or row["step"] == step or not (step is None or at_the_end or now - told >= pause):
+            return
+        told, step = now, row["step"]
+        left = [f"{duration(task.time_remaining)} left"] if task.time_remaining else []
+        write("  ".join([f"{task.description} {step:.0f}/{task.total:.0f}", *figures_of(row), *left]))
+
+    write(f"{task.description} {task.completed:.0f}/{task.total:.0f}")
+    try:
         with polling(show):
             yield
+    finally:
+        show(at_the_end=True)
+
+
+class NewLines:
+    """The lines that a file gains, from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = path.stat().st_size if path.exists() else 0
+
+    def read(self) -> list[str]:
+        """Whole lines that came since the last call."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        self.position = self.position if self.position <= size else 0  # another file of that name
+        if self.position == size:
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.position)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self.position += len(whole + newline)
+        return whole.decode(errors="replace").splitlines()
+
+
+def figures_of(row: Mapping[str, float]) -> list[str]:
+    """What a row of `metrics.jsonl` says about the training, as far as it says it; 74 columns at most."""
+    of = {name.removeprefix("train/"): value for name, value in row.items()}
+    parts = [f"loss {of['loss']:.3f}"]
+    if "r_t" in of:
+        parts.append(f"r_t {of['r_t']:.2f}")
+    if "samples_per_second" in of:
+        parts.append(f"{short(of['samples_per_second'])} samples/s")
+    if "wait" in of:
+        parts.append(f"waiting {short(100 * of['wait'])} %")
+    if "gpu_memory_gib" in of:
+        parts.append(f"GPU {short(of['gpu_memory_gib'])}/{short(of['gpu_memory_total_gib'])} GiB")
+    if "gpu_use" in of:
+        parts[-1] += f" {100 * of['gpu_use']:.0f} %"
+    return parts
+
+
+def short(number: float) -> str:
+    """One decimal where there is room for it: 0.4, 79.6, 140."""
+    return f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """Roughly: 40 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"
 
 
 def last_row(metrics: Path) -> dict[str, float] | None:

@@ -10,7 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anatomask.masking import hard_ratio, num_hard, num_hidden, random_mask, self_mask
+from anatomask.masking import (
+    hard_ratio,
+    num_hard,
+    num_hidden,
+    random_mask,
+    self_mask,
+    share_among,
+    touched_patches,
+)
 
 
 def _expected(
@@ -103,3 +111,32 @@ def test_random_masks_are_uniform() -> None:
 )
 def test_hard_ratio_is_linear_and_clipped(progress: float, r0: float, rT: float, expected: float) -> None:
     assert hard_ratio(progress, r0, rT) == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    grid=st.tuples(*[st.integers(1, 4)] * 3),
+    patch=st.integers(1, 5),
+    voxels=st.integers(0, 12),
+    masks=st.integers(1, 3),
+)
+def test_the_share_of_masked_patches_that_touch_an_organ(
+    seed: int, grid: tuple[int, int, int], patch: int, voxels: int, masks: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    label = np.zeros([side * patch for side in grid], np.uint8)
+    for _ in range(voxels):
+        label[tuple(rng.integers(label.shape))] = rng.integers(1, 255)
+    expected = [
+        bool(label[x * patch : (x + 1) * patch, y * patch : (y + 1) * patch, z * patch : (z + 1) * patch].any())
+        for x, y, z in np.ndindex(*grid)
+    ]
+    touched = touched_patches(torch.from_numpy(label), patch)
+    assert touched.tolist() == expected
+
+    mask = rng.random((masks, len(expected))) < rng.random()
+    shares = share_among(torch.from_numpy(mask), touched)
+    for share, row in zip(shares.tolist(), mask, strict=True):
+        among = [touches for touches, hidden in zip(expected, row, strict=True) if hidden]
+        assert share == pytest.approx(np.mean(among) if among else np.nan, nan_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anatomask import masking
-from anatomask.methods.base import Picture, PretrainBatch, StepResult
+from anatomask.methods.base import Examination, Picture, PretrainBatch, StepResult
 from anatomask.nn.backends import BackendName, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder, MaskedReconstruction, patch_statistics
 from anatomask.nn.sparse import PATCH, NormScope, expand_active
@@ -143,31 +144,43 @@ class AnatoMask(nn.Module):
                 teacher.copy_(student)
 
     @torch.no_grad()
-    def picture(self, volume: Tensor, noise: Tensor) -> Picture:
-        """Fig. 1 for `volume` (1, C, D, H, W), normalised, and `noise` (3, n): two random masks and one filling.
+    def examine(self, volume: Tensor, noise: Tensor) -> Examination:
+        """Show `volume` (1, C, D, H, W), normalised, under M random masks to student and teacher, in eval mode.
 
-        The teacher answers; where there is none, the student in eval mode.
+        `noise` (M, 2, n) is as in training, a sample per mask. Masks follow from the teacher's loss, or where there is
+        none from the student's, with the largest r_t of the training.
         """
-        model = self.student if self.teacher is None else self.teacher
-        was_training = model.training
-        model.eval()
-        hidden = masking.random_mask(noise[:2], self.config.mask_ratio)
-        guess = self._reconstruct(model, volume.expand(2, *volume.shape[1:]), hidden)
-        model.train(was_training)
+        hidden = masking.random_mask(noise[:, 0], self.config.mask_ratio)
+        volumes = volume.expand(len(noise), *volume.shape[1:])
+        was_training = self.student.training
+        self.student.eval()
+        student = self._reconstruct(self.student, volumes, hidden)
+        self.student.train(was_training)
+        teacher = None if self.teacher is None else self._reconstruct(self.teacher, volumes, hidden)
 
+        guide = teacher or student
+        guidance, ratio = self._guidance(guide), max(self.config.r0, self.config.rT)
+        self_masks, hard = self._self_mask(guidance, hidden, noise[:, 1], ratio)
         times = hidden.sum(0, keepdim=True)
-        patch_loss = self._guidance(guess).sum(0, keepdim=True) / times
-        self_mask, _ = self._self_mask(patch_loss, times > 0, noise[2:3], self.config.rT)
-        grid = guess.active.shape[1:]
+        patch_loss = guidance.sum(0, keepdim=True) / times
+        self_mask, _ = self._self_mask(patch_loss, times > 0, noise[:1, 1], ratio)
+        grid = guide.active.shape[1:]
         mean, deviation = patch_statistics(volume)
-        visible = expand_active(guess.active[:1], PATCH)
-        reconstruction = torch.where(visible, volume, guess.reconstruction[:1].float() * deviation + mean)
-        return Picture(
-            volume=volume[0],
-            random_mask=hidden[0].view(grid),
-            reconstruction=reconstruction[0],
-            patch_loss=patch_loss[0].view(grid),
-            self_mask=self_mask[0].view(grid),
+        visible = expand_active(guide.active[:1], PATCH)
+        reconstruction = torch.where(visible, volume, guide.reconstruction[:1].float() * deviation + mean)
+        return Examination(
+            random_masks=hidden,
+            student_loss=student.patch_loss.masked_fill(~hidden, math.nan),
+            teacher_loss=None if teacher is None else teacher.patch_loss.masked_fill(~hidden, math.nan),
+            self_masks=self_masks,
+            hard=hard,
+            picture=Picture(
+                volume=volume[0],
+                random_mask=hidden[0].view(grid),
+                reconstruction=reconstruction[0],
+                patch_loss=patch_loss[0].view(grid),
+                self_mask=self_mask[0].view(grid),
+            ),
         )
 
     def _reconstruct(self, model: MaskedAutoencoder, volume: Tensor, hidden: Tensor) -> MaskedReconstruction:

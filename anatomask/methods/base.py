@@ -38,6 +38,23 @@ class Picture:
     reconstruction: Tensor
     """Under that mask, in the input's intensities; visible patches are the input's own."""
     patch_loss: Tensor
-    """Mean over the two random masks in which a patch was hidden; NaN where it never was."""
+    """Mean over the random masks in which a patch was hidden; NaN where it never was."""
     self_mask: Tensor
     """bool, True = hidden: the mask that this loss leads to."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a method makes of one volume of n patches under M fixed random masks."""
+
+    random_masks: Tensor
+    """(M, n) bool, True = hidden."""
+    student_loss: Tensor
+    """(M, n) loss of each patch, in eval mode; NaN where visible."""
+    teacher_loss: Tensor | None
+    """(M, n) the same of the teacher, where there is one."""
+    self_masks: Tensor
+    """(M, n) bool: the mask that follows from each random one where hardness counts most."""
+    hard: Tensor
+    """(M, n) bool: the patches in it that are there because they are hard."""
+    picture: Picture

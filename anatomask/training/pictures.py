@@ -17,17 +17,19 @@ HIDDEN = "#9db4c0"
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 
-def reconstruction_figure(picture: Picture, spacing: Sequence[float]) -> Figure:
+def reconstruction_figure(picture: Picture, spacing: Sequence[float], case: str) -> Figure:
     """Fig. 1 of the paper through the middle of the volume: input, random mask, reconstruction, patch loss, self-mask.
 
     Args:
         picture: of one volume in RAS axes; the first channel is shown.
         spacing: voxel size in mm, for the aspect ratio.
+        case: which scan it is.
     """
     volume, reconstruction = picture.volume[0].cpu().numpy(), picture.reconstruction[0].cpu().numpy()
     loss = picture.patch_loss.cpu().numpy()
     window = {"cmap": "gray", "vmin": float(volume.min()), "vmax": float(np.quantile(volume, 0.995))}
-    figure = Figure(figsize=(12, 7.4), layout="constrained")
+    figure = Figure(figsize=(12, 7.6), layout="constrained")
+    figure.suptitle(case, fontsize=10)
     axes = figure.subplots(len(PLANES), 5)
     for number, (row, (name, axis)) in enumerate(zip(axes, PLANES.items(), strict=True)):
         middle = volume.shape[axis] // 2

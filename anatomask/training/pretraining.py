@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from anatomask.data.crops import flip, normalised_crops
-from anatomask.data.normalisation import normalise
-from anatomask.data.samples import centred_origin
 from anatomask.data.shards import PreparedDataset
+from anatomask.masking import share_among
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
-from anatomask.methods.base import PretrainBatch
-from anatomask.nn.sparse import PATCH
+from anatomask.methods.base import Examination, PretrainBatch
 from anatomask.nn.stunet import STUNetConfig
+from anatomask.training.fixed_scans import FixedCases, read_fixed_scans
 from anatomask.training.pictures import reconstruction_figure
 from anatomask.training.recorder import Recorder
 from anatomask.training.task import Task
@@ -25,7 +26,13 @@ from anatomask.training.task import Task
 class PretrainingTask(Task):
     """AnatoMask on crops as they are stored: padding, normalisation and flips happen here, on the device."""
 
-    compared_by = ("val/patch_loss",)
+    compared_by = ("val/loss",)
+    charts = MappingProxyType(
+        {
+            "masked patches that touch an organ": ("mask/organs_hard", "mask/organs_self", "mask/organs_random"),
+            "loss": ("train/loss", "val/loss", "val/teacher_loss"),
+        }
+    )
 
     def __init__(
         self,
@@ -33,19 +40,17 @@ class PretrainingTask(Task):
         network: STUNetConfig,
         header: Mapping[str, Any],
         dataset: PreparedDataset,
-        fixed_case: str,
+        fixed: FixedCases,
         seed: int,
         device: torch.device,
     ) -> None:
-        """`header` describes the weights; `fixed_case` is the scan of which a picture is recorded."""
+        """`header` describes the weights; `fixed` are the scans by which the training is watched."""
         super().__init__()
         torch.manual_seed(seed)
         self.method = AnatoMask(method, network).to(device)
         self.header = header
-        self.fixed_volume = central_crop(dataset, fixed_case, header["patch_size"]).to(device)
-        patches = int(np.prod([edge // PATCH for edge in header["patch_size"]]))
-        noise = np.random.default_rng(seed).random((3, patches), dtype=np.float32)
-        self.fixed_noise = torch.from_numpy(noise).to(device)
+        self.device = device
+        self.fixed_scans = read_fixed_scans(dataset, fixed, header["patch_size"], seed)
 
     def trainable(self) -> nn.Module:
         """The student."""
@@ -74,16 +79,35 @@ class PretrainingTask(Task):
         self.method.after_step(progress)
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
-        """Record Fig. 1 for the fixed scan, and its patch loss (mean over two random masks)."""
-        picture = self.method.picture(self.fixed_volume, self.fixed_noise)
-        recorder.scalars(step, {"val/patch_loss": float(picture.patch_loss.nanmean())})
-        recorder.figure(step, "reconstruction", reconstruction_figure(picture, self.header["spacing"]))
+        """Record what the networks make of the fixed scans: loss, masks against organs, and Fig. 1 of each."""
+        values: dict[str, list[Tensor]] = defaultdict(list)
+        for number, scan in enumerate(self.fixed_scans):  # one at a time: the device need not hold more
+            examination = self.method.examine(
+                scan.volume.to(self.device, memory_format=self.memory_format), scan.noise.to(self.device)
+            )
+            for name, value in measures(examination, scan.organs).items():
+                values[name].append(value.cpu())
+            name = f"reconstruction/{scan.case}" if number else "reconstruction"
+            recorder.figure(step, name, reconstruction_figure(examination.picture, self.header["spacing"], scan.case))
+        means = {name: float(torch.cat(parts).nanmean()) for name, parts in values.items()}
+        recorder.scalars(step, {name: mean for name, mean in means.items() if not math.isnan(mean)})
+        for name, network in (("val/loss", "student"), ("val/teacher_loss", "teacher")):
+            if name in values:
+                recorder.histogram(step, f"patch_loss/{network}", torch.cat(values[name]))
         return None
 
 
-def central_crop(dataset: PreparedDataset, case: str, size: tuple[int, int, int]) -> Tensor:
-    """The middle of a case, normalised: (1, C, *size)."""
-    shape = dataset.records[case].shape
-    origin = centred_origin([extent // 2 for extent in shape], shape, size)
-    image, _ = dataset.read_crop(case, origin, size, label=False)
-    return normalise(torch.from_numpy(image)[None], torch.from_numpy(dataset.normalisation(case))[None])
+def measures(examination: Examination, organs: Tensor | None) -> dict[str, Tensor]:
+    """What is recorded of one scan, by name, to be averaged over masks and scans.
+
+    Patch losses (M, n), NaN where visible; and where `organs` (n,) tells which patches touch an organ, the share of
+    those among the masked ones (M,): the claim of the paper's Fig. 3 as a number. The more anatomy the teacher finds
+    hard, the further the self-masks' share lies above the random masks', and that of the hard patches above both.
+    """
+    found = {"val/loss": examination.student_loss}
+    if examination.teacher_loss is not None:
+        found["val/teacher_loss"] = examination.teacher_loss
+    if organs is not None:
+        masks = {"random": examination.random_masks, "self": examination.self_masks, "hard": examination.hard}
+        found |= {f"mask/organs_{name}": share_among(mask, organs.to(mask.device)) for name, mask in masks.items()}
+    return found

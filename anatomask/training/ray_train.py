@@ -25,6 +25,7 @@ from anatomask.training.loop import train
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.recorder import Recorder, RunRecorder, SilentRecorder
+from anatomask.training.run import identity
 from anatomask.training.scalars import ScalarLog
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.state import TrainingState
@@ -199,7 +200,7 @@ def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) ->
     """The run's recorder for rank 0, who also notes from where training goes on; a silent one for the others."""
     if workers.rank > 0:
         return SilentRecorder()
-    recorder = RunRecorder(job.run, start, job.settings, task.compared_by)
+    recorder = RunRecorder(job.run, start, identity(job.settings), task.compared_by, task.charts)
     again = f"; updates {start + 1} to {recorder.reached} are computed again" if recorder.reached > start else ""
     note(job.run, f"update {start} of {job.total_steps}: on with {workers.count} workers{again}")
     return recorder

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from matplotlib.figure import Figure
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -15,6 +16,10 @@ from torch.utils.tensorboard.summary import hparams
 from anatomask.files import write_text
 
 METRICS = "metrics.jsonl"
+DPI = 110
+RGBA = 4
+"""TensorBoard's number for the colours of a PNG with transparency."""
+HISTOGRAM_BINS = 64
 FLUSH_SECONDS = 10
 """So much of what TensorBoard shows is lost at most when the process is killed."""
 
@@ -42,9 +47,16 @@ class RunRecorder:
     """Writes into the run's folder. What was recorded after update `step` is dropped: it will come again."""
 
     def __init__(
-        self, run: Path, step: int, settings: Mapping[str, Any] | None = None, compared_by: Sequence[str] = ()
+        self,
+        run: Path,
+        step: int,
+        settings: Mapping[str, Any] | None = None,
+        compared_by: Sequence[str] = (),
+        charts: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`settings` are the run's for TensorBoard's table of hyperparameters, beside the scalars `compared_by`."""
+        """`settings` and the scalars `compared_by` are for TensorBoard's table of hyperparameters; `charts` are the
+        scalars that it draws together, by title.
+        """
         self.run = run
         metrics = run / METRICS
         rows = [(int(json.loads(line)["step"]), line) for line in _whole_lines(metrics)] if metrics.exists() else []
@@ -55,6 +67,8 @@ class RunRecorder:
         self.board = SummaryWriter(str(run), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
         if step == 0 and settings is not None:
             self._hyperparameters(settings, compared_by)
+        if step == 0 and charts:
+            self.board.add_custom_scalars({"charts": {title: ["Multiline", tags] for title, tags in charts.items()}})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values of an update."""
@@ -67,15 +81,18 @@ class RunRecorder:
         """Record how the finite ones of `values`, of any shape, are distributed: for TensorBoard only."""
         finite = values[values.isfinite()]
         if finite.numel():
-            self.board.add_histogram(name, finite, step)
+            self.board.add_histogram(name, finite, step, bins=HISTOGRAM_BINS)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture, and keep its newest state as `pictures/<name>.png`."""
-        (self.run / "pictures").mkdir(exist_ok=True)
-        temporary = self.run / "pictures" / f".{name}.png"
-        figure.savefig(temporary, dpi=110, format="png")
-        temporary.replace(self.run / "pictures" / f"{name}.png")
-        self.board.add_figure(name, figure, step)
+        path = self.run / "pictures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        figure.savefig(temporary, dpi=DPI, format="png")
+        temporary.replace(path)
+        width, height = (round(inches * DPI) for inches in figure.get_size_inches())
+        image = Summary.Image(height=height, width=width, colorspace=RGBA, encoded_image_string=path.read_bytes())
+        self._write(Summary(value=[Summary.Value(tag=name, image=image)]), step)
         self.board.flush()
 
     def flush(self) -> None:
@@ -90,9 +107,12 @@ class RunRecorder:
     def _hyperparameters(self, settings: Mapping[str, Any], compared_by: Sequence[str]) -> None:
         """Of this run, in its own events: `SummaryWriter.add_hparams` would make another run of them."""
         experiment, session, _ = hparams(flattened(settings), dict.fromkeys(compared_by, 0.0))
-        for summary in (experiment, session):
-            self.board._get_file_writer().add_summary(summary, 0)
+        self._write(experiment, 0)
+        self._write(session, 0)
         self.board.flush()
+
+    def _write(self, summary: Summary, step: int) -> None:
+        self.board._get_file_writer().add_summary(summary, step)
 
 
 class SilentRecorder:

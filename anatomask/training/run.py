@@ -31,7 +31,7 @@ PACKAGES = ("torch", "ray", "monai", "numpy", "pyarrow", "safetensors", "optuna"
 
 def run_folder(runs: str, name: str, verb: str, data: str, settings: Mapping[str, Any]) -> Path:
     """Folder of a run: `name`, else `<verb>-<data set>-<digest of the settings>`."""
-    digest = hashlib.sha256(json.dumps(_identity(settings), sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()[:8]
     return Path(runs).absolute() / (name or f"{verb}-{folder_name(data)}-{digest}")
 
 
@@ -59,7 +59,7 @@ def open_run(
         shutil.rmtree(folder)
     config = folder / "config.yaml"
     if config.exists():
-        changed = differences(_identity(yaml.safe_load(config.read_text())), _identity(settings))
+        changed = differences(identity(yaml.safe_load(config.read_text())), identity(settings))
         if changed:
             raise UserError(
                 f"{folder} holds a run with other settings: {'; '.join(changed)}. "
@@ -111,7 +111,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a run computes."""
     return _without(settings, ELSEWHERE)
 
 

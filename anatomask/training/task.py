@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ class Task(nn.Module, ABC):
     """Describes the weights of `kept`."""
     compared_by: tuple[str, ...] = ()
     """Scalars of `validate` by which runs are compared."""
+    charts: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Scalars that belong in one chart, by its title."""
     memory_format = torch.contiguous_format
     """Of the volumes that the networks read; `parallel.distribute` sets it with that of their weights."""
 

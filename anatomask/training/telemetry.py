@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 GIB = 2**30
 
@@ -32,7 +33,7 @@ def update_ratio(optimiser: torch.optim.AdamW) -> Tensor:
 
     The update is worked out from the optimiser's state after its step (Loshchilov and Hutter, Algorithm 2), so no copy
     of the weights is kept; beside them, a few tensors of the largest weight's size are needed. Nothing is read from
-    the device. Call it after a step, with the learning rate of that step still set.
+    the device. Call it after a step, with the learning rate of that step still set; with sharded weights, everywhere.
     """
     moved, weights = [], []
     for group in optimiser.param_groups:
@@ -48,4 +49,5 @@ def update_ratio(optimiser: torch.optim.AdamW) -> Tensor:
             weights.append(torch.linalg.vector_norm(before))
             # before - after, without the difference of two numbers that are almost the same
             moved.append(torch.linalg.vector_norm(direction.add_(before, alpha=decay).mul_(lr)))
-    return torch.linalg.vector_norm(torch.stack(moved)) / torch.linalg.vector_norm(torch.stack(weights))
+    ratio = torch.linalg.vector_norm(torch.stack(moved)) / torch.linalg.vector_norm(torch.stack(weights))
+    return ratio.full_tensor() if isinstance(ratio, DTensor) else ratio

@@ -154,14 +154,12 @@ def test_r_t_grows_with_progress() -> None:
 
 
 @pytest.mark.parametrize("masking", ["anatomask", "random"])
-def test_picture_shows_what_figure_1_shows(masking: str) -> None:
+def test_examination_shows_what_figure_1_shows(masking: str) -> None:
     method = _method(masking=masking).train()
-    volume, noise = _batch().volume[:1] * 5 + 3, torch.rand(3, 12)
-    before = copy.deepcopy(method.state_dict())
-    picture = method.picture(volume, noise)
-    assert method.student.training and all(torch.equal(before[k], v) for k, v in method.state_dict().items())
+    volume, noise = _batch().volume[:1] * 5 + 3, torch.rand(2, 2, 12)
+    picture = method.examine(volume, noise).picture
     assert picture.volume.shape == picture.reconstruction.shape == (1, 32, 32, 48)
-    hidden = [random_mask(row[None], 0.6)[0].view(2, 2, 3) for row in noise[:2]]
+    hidden = [random_mask(row, 0.6)[0].view(2, 2, 3) for row in noise[:, :1]]
     assert torch.equal(picture.random_mask, hidden[0]) and picture.self_mask.sum() == 7
     visible = ~hidden[0].repeat_interleave(16, 0).repeat_interleave(16, 1).repeat_interleave(16, 2)[None]
     assert torch.equal(picture.reconstruction[visible], picture.volume[visible])
@@ -178,6 +176,36 @@ def test_picture_shows_what_figure_1_shows(masking: str) -> None:
     target = volume[0, 0, x, y, z]
     guess = outputs[0].reconstruction[0, 0, x, y, z] * (target.var() + 1e-6).sqrt() + target.mean()
     torch.testing.assert_close(picture.reconstruction[0, x, y, z], guess, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"r0": 0.5, "rT": 0.0}, {"masking": "random"}, {"teacher": "frozen"}])
+def test_examination_asks_as_the_last_step_of_training_would(settings: dict[str, object]) -> None:
+    method, noise = _method(**settings), torch.rand(2, 2, 12)
+    volume = _batch().volume[:1]
+    seen = method.examine(volume, noise)
+    with torch.no_grad():
+        student = method.student.eval()(volume.expand(2, -1, -1, -1, -1), ~seen.random_masks.view(2, 2, 2, 3))
+    assert torch.equal(seen.random_masks, random_mask(noise[:, 0], 0.6))
+    assert torch.equal(seen.student_loss.isnan(), ~seen.random_masks)
+    assert float(seen.student_loss.nanmean()) == pytest.approx(float(student.loss))
+    assert (seen.hard.sum(1) == 3).all() and not (seen.hard & ~seen.self_masks).any()
+    if method.teacher is None:
+        assert seen.teacher_loss is None
+    else:
+        batch = PretrainBatch(volume.expand(2, -1, -1, -1, -1), noise)
+        hardest = 0.0 if method.config.r0 > method.config.rT else 1.0
+        assert torch.equal(seen.self_masks, _masks(method, batch, hardest)["student"])
+
+
+def test_examination_leaves_training_as_it_was() -> None:
+    for training in (True, False):
+        method = _method().train(training)
+        before, random_state = copy.deepcopy(method.state_dict()), torch.get_rng_state()
+        modes = [module.training for module in method.modules()]
+        method.examine(_batch().volume[:1], torch.rand(2, 2, 12, generator=torch.Generator().manual_seed(0)))
+        assert modes == [module.training for module in method.modules()]
+        assert all(torch.equal(before[name], tensor) for name, tensor in method.state_dict().items())
+        assert torch.equal(random_state, torch.get_rng_state())
 
 
 def test_learns_to_reconstruct_a_fixed_volume() -> None:

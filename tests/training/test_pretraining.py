@@ -13,11 +13,13 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.nn.stunet import STUNetConfig
+from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device
 from anatomask.training.pretraining import PretrainingTask
 
 CPU = torch.device("cpu")
 LOADER = LoaderConfig(patch_size=(32, 32, 32))
+FIXED = FixedCases(("one",), held_out=False)
 HEADER = {"kind": "pretraining", "patch_size": [32, 32, 32], "spacing": [2.0, 2.0, 3.0]}
 
 
@@ -29,7 +31,7 @@ def dataset(prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
 
 def make(dataset: PreparedDataset, seed: int = 0, **settings: object) -> PretrainingTask:
     method = AnatoMaskConfig(decoder_width=16, r0=0.5, ema_decay=0.5, **settings)  # type: ignore[arg-type]
-    return PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, "one", seed, CPU)
+    return PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, FIXED, seed, CPU)
 
 
 def batch(dataset: PreparedDataset, size: int = 2) -> dict[str, torch.Tensor]:
@@ -73,12 +75,57 @@ def test_validation_records_a_picture_and_leaves_training_as_it_was(
     assert task.trainable().training
     assert task.validate(notes, 1) is None
     assert task.trainable().training
-    assert 0 < notes.values["val/patch_loss"] < 10
+    assert 0 < notes.values["val/loss"] < 10
+    assert set(notes.histograms) == {"patch_loss/student"} | (
+        {"patch_loss/teacher"} if masking == "anatomask" else set()
+    )
+    assert int(notes.histograms["patch_loss/student"].isfinite().sum()) == 2 * 5  # two masks of 5 out of 8 patches
     (figure,) = notes.figures.values()
     titles = [axes.get_title() for axes in figure.axes[:5]]
     assert titles == ["input", "random mask", "reconstruction", "patch loss (mean of two masks)", "self-mask"]
     shown = figure.axes[1].images[0].get_array()
     assert np.ma.getmaskarray(np.ma.masked_invalid(shown)).any()
+
+
+def test_validation_sees_the_same_scans_and_masks_every_time(dataset: PreparedDataset, notes) -> None:
+    task = make(dataset)
+    task.validate(notes, 1)
+    first = dict(notes.values)
+    torch.rand(1)
+    task.validate(notes, 2)
+    assert notes.values == first and first["val/loss"] == pytest.approx(first["val/teacher_loss"])
+    make(dataset, seed=1).validate(notes, 1)
+    assert notes.values != first
+
+
+def test_overlap_with_organs_is_measured_where_held_out_scans_have_labels(
+    prepared: Callable[..., PreparedDataset], notes
+) -> None:
+    image = np.random.default_rng(0).integers(-900, 900, (32, 32, 32)).astype(np.int16)
+    label = np.zeros(image.shape, np.uint8)
+    label[:16, :16, 20] = 3  # one of 8 patches
+    for name, labels, held_out in (("trained-on", label, False), ("unlabelled", None, True), ("held-out", label, True)):
+        dataset = prepared(image, label=labels, root=name)
+        method = AnatoMaskConfig(decoder_width=16)
+        fixed = FixedCases(("one",), held_out)
+        task = PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, fixed, 0, CPU)
+        task.validate(notes, 1)
+        assert ("mask/organs_self" in notes.values) == (name == "held-out")
+    (scan,) = task.fixed_scans
+    seen = task.method.examine(scan.volume, scan.noise)
+    for name, masks in (("random", seen.random_masks), ("self", seen.self_masks), ("hard", seen.hard)):
+        share = masks[:, 1].float() / masks.sum(1)  # patch 1 is the one at the far end of the last axis
+        assert notes.values[f"mask/organs_{name}"] == pytest.approx(float(share.mean()))
+
+
+def test_a_training_without_hard_patches_has_no_share_of_them(prepared: Callable[..., PreparedDataset], notes) -> None:
+    image = np.random.default_rng(0).integers(-900, 900, (32, 32, 32)).astype(np.int16)
+    dataset = prepared(image, label=(image > 0).astype(np.uint8))
+    method = AnatoMaskConfig(decoder_width=16, rT=0.0)
+    fixed = FixedCases(("one",), held_out=True)
+    PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, fixed, 0, CPU).validate(notes, 1)
+    assert notes.values["mask/organs_random"] == notes.values["mask/organs_self"] == 1
+    assert "mask/organs_hard" not in notes.values
 
 
 def test_labels_are_never_opened(prepared: Callable[..., PreparedDataset], monkeypatch: pytest.MonkeyPatch) -> None:

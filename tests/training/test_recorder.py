@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata
 
 from anatomask.training.recorder import RunRecorder
@@ -50,10 +53,16 @@ def test_a_picture_is_kept_as_a_file_and_for_tensorboard(tmp_path: Path) -> None
     recorder = RunRecorder(tmp_path, 0)
     figure = Figure()
     figure.subplots().plot([0, 1])
-    recorder.figure(1, "reconstruction", figure)
+    for name in ("reconstruction", "reconstruction/other scan"):
+        recorder.figure(1, name, figure)
     recorder.close()
-    assert (tmp_path / "pictures" / "reconstruction.png").stat().st_size > 1000
-    assert board(tmp_path).Tags()["images"] == ["reconstruction"]
+    assert board(tmp_path).Tags()["images"] == ["reconstruction", "reconstruction/other scan"]
+    for name in board(tmp_path).Tags()["images"]:
+        (event,) = board(tmp_path).Images(name)
+        kept = (tmp_path / "pictures" / f"{name}.png").read_bytes()
+        assert event.encoded_image_string == kept
+        with Image.open(io.BytesIO(kept)) as picture:
+            assert (event.step, event.width, event.height) == (1, *picture.size)
 
 
 def test_a_histogram_is_for_tensorboard_and_leaves_out_what_is_not_finite(tmp_path: Path) -> None:
@@ -66,6 +75,14 @@ def test_a_histogram_is_for_tensorboard_and_leaves_out_what_is_not_finite(tmp_pa
     assert (event.step, seen.num, seen.min, seen.max, seen.sum) == (1, 3, 0.25, 2.0, 2.75)
     assert board(tmp_path).Tags()["histograms"] == ["patch_loss/student"]
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_scalars_that_belong_together_share_a_chart(tmp_path: Path) -> None:
+    RunRecorder(tmp_path, 0, charts={"masks": ("mask/self", "mask/random")}).close()
+    (event,) = board(tmp_path).Tensors("custom_scalars__config__")
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    (chart,) = layout.category[0].chart
+    assert (chart.title, list(chart.multiline.tag)) == ("masks", ["mask/self", "mask/random"])
 
 
 @pytest.mark.parametrize("checkpoint", [0, 3])

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from anatomask.training.telemetry import device_scalars, update_ratio
 
@@ -49,6 +52,23 @@ def test_the_ratio_changes_neither_weights_nor_state() -> None:
     before = [tensor.detach().clone() for tensor in tensors]
     update_ratio(optimiser)
     assert all(torch.equal(old, new) for old, new in zip(before, tensors, strict=True))
+
+
+def test_sharded_weights_give_the_same_ratio() -> None:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        ratios = []
+        for shard in (False, True):
+            module = network(torch.float64)
+            if shard:
+                fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+            optimiser = torch.optim.AdamW(module.parameters())
+            module(torch.ones(2, 1, 5, 5, 5, dtype=torch.float64)).square().mean().backward()
+            optimiser.step()
+            ratios.append(update_ratio(optimiser))
+        assert not isinstance(ratios[1], DTensor) and ratios[1] == pytest.approx(ratios[0])
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_cpu_has_no_gpu_figures() -> None:

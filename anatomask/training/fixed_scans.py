@@ -1,0 +1,67 @@
+"""The scans by which a pretraining is watched: always the same ones, under the same masks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anatomask.data.normalisation import normalise
+from anatomask.data.samples import centred_origin
+from anatomask.data.shards import PreparedDataset
+from anatomask.masking import touched_patches
+from anatomask.nn.sparse import PATCH
+
+SCANS = 4
+MASKS = 2
+"""Random masks per scan, as in Fig. 1 and 3 of the paper."""
+
+
+@dataclass(frozen=True)
+class FixedCases:
+    """Which scans."""
+
+    cases: tuple[str, ...]
+    held_out: bool
+    """Whether none of them is trained on: then their labels may be read."""
+
+
+def choose_fixed_cases(dataset: PreparedDataset, trained_on: Collection[str]) -> FixedCases:
+    """Validation cases, else test cases, that are not trained on, labelled ones first; else training cases."""
+    for split in ("val", "test"):
+        held_out = [case for case in dataset.splits.get(split, ()) if case not in trained_on]
+        if held_out:
+            labelled_first = sorted(held_out, key=lambda case: not dataset.records[case].labelled)
+            return FixedCases(tuple(labelled_first[:SCANS]), held_out=True)
+    return FixedCases(tuple(sorted(trained_on)[:SCANS]), held_out=False)
+
+
+@dataclass(frozen=True)
+class FixedScan:
+    """One of them, on the host."""
+
+    case: str
+    volume: Tensor
+    """The middle of the scan, normalised (1, C, *patch_size)."""
+    noise: Tensor
+    """(MASKS, 2, n) uniform numbers: of the masks, and of what fills up the self-masks."""
+    organs: Tensor | None
+    """(n,) bool: the patches that touch an organ; None where there is no label, or it must not be read."""
+
+
+def read_fixed_scans(dataset: PreparedDataset, fixed: FixedCases, size: Sequence[int], seed: int) -> list[FixedScan]:
+    """The scans, with masks drawn from `seed`. Raises UserError as `PreparedDataset.read_crop`."""
+    patches = int(np.prod([edge // PATCH for edge in size]))
+    noise = np.random.default_rng([seed, 3]).random((len(fixed.cases), MASKS, 2, patches), dtype=np.float32)
+    scans = []
+    for case, own_noise in zip(fixed.cases, torch.from_numpy(noise), strict=True):
+        shape = dataset.records[case].shape
+        origin = centred_origin([extent // 2 for extent in shape], shape, size)
+        image, label = dataset.read_crop(case, origin, size, label=fixed.held_out)
+        volume = normalise(torch.from_numpy(image)[None], torch.from_numpy(dataset.normalisation(case))[None])
+        organs = None if label is None else touched_patches(torch.from_numpy(label), PATCH)
+        scans.append(FixedScan(case, volume, own_noise, organs))
+    return scans
