@@ -136,11 +136,11 @@ class AnatoMask(nn.Module):
         if self.teacher is None or self.config.teacher == "frozen":
             return
         weight = 1 - ema_decay(progress, self.config)
-        pairs = list(zip(_tensors(self.teacher), _tensors(self.student), strict=True))
-        floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([teacher for teacher, _ in floating], [student for _, student in floating], weight)
-        for teacher, student in pairs:
-            if not teacher.is_floating_point():  # BatchNorm's counter
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), weight)
+        for teacher, student in zip(self.teacher.buffers(), self.student.buffers(), strict=True):
+            if teacher.is_floating_point():
+                teacher.lerp_(student, weight)
+            else:  # BatchNorm's counter
                 teacher.copy_(student)
 
     @torch.no_grad()
@@ -194,10 +194,6 @@ class AnatoMask(nn.Module):
     def _self_mask(self, patch_loss: Tensor, hidden: Tensor, noise: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
         config = self.config
         return masking.self_mask(patch_loss, hidden, noise, ratio, config.mask_ratio, config.significance, config.count)
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
 
 
 def _on_device(value: float | Tensor, like: Tensor) -> Tensor:

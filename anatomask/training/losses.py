@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.losses import DeepSupervisionLoss
 from monai.networks.utils import one_hot
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.loss import _Loss
 
 from anatomask.nn.distributed import all_reduce
+from anatomask.nn.norms import widened
 
 SMOOTHING = 1e-5
 
@@ -46,7 +46,9 @@ def segmentation_loss(logits: Sequence[Tensor], label: Tensor) -> Tensor:
         logits: one (B, K, …) tensor per level, highest resolution first.
         label: (B, 1, D, H, W) class indices; resized to each level by nearest neighbour.
     """
-    weights = level_weights(len(logits))[:-1]
-    loss = DeepSupervisionLoss(DiceCrossEntropy(), weights=weights)
-    wide = [level.to(torch.promote_types(level.dtype, torch.float32)) for level in logits[: len(weights)]]
-    return loss(wide, label.to(wide[0].dtype))
+    loss, truth = DiceCrossEntropy(), label.float()
+    parts = []
+    for level, weight in zip(logits, level_weights(len(logits))[:-1], strict=False):
+        resized = functional.interpolate(truth, level.shape[2:], mode="nearest-exact")
+        parts.append(weight * loss(widened(level), resized))
+    return torch.stack(parts).sum()

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 
 from anatomask.data.samples import worker_share
+from anatomask.nn.masked_autoencoder import Densify
 from anatomask.nn.norms import synchronise_norms
-from anatomask.nn.recompute import recompute_activations
+from anatomask.nn.recompute import Recomputable, recompute_activations
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.task import Task
 
@@ -55,14 +58,32 @@ def distribute(task: Task, config: TrainingConfig, workers: Workers) -> nn.Modul
         recompute_activations(network, config.recompute_activations)
         if config.compile:
             network.compile()
+        if config.shard_weights and workers.count > 1:
+            shard(network)
     if workers.count == 1 or config.shard_weights:
         return task
-    return DistributedDataParallel(task, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(task, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def shard(network: nn.Module) -> None:
+    """Divide the weights of `network`, and what belongs to them, among all workers (FSDP2).
+
+    Each block, level and densification is gathered on its own when its turn comes.
+    """
+    kind = next(network.parameters()).device.type
+    mesh = init_device_mesh(kind, (distributed.get_world_size(),))
+    for part in network.modules():
+        if isinstance(part, Recomputable | Densify):
+            fully_shard(part, mesh=mesh)
+    fully_shard(network, mesh=mesh)
 
 
 @contextmanager
 def accumulating(model: nn.Module, last: bool) -> Iterator[None]:
     """Within, gradients add up at each worker; they are averaged over the workers in the `last` part of a batch."""
+    for part in model.modules():
+        if isinstance(part, FSDPModule):
+            part.set_requires_gradient_sync(last, recurse=False)
     if isinstance(model, DistributedDataParallel) and not last:
         with model.no_sync():
             yield

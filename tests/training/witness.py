@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from anatomask.data.samples import LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.nn.norms import BatchNorm3d
+from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.ray_train import TrainingJob
 from anatomask.training.recorder import Recorder
@@ -26,6 +27,7 @@ from anatomask.training.task import Task
 
 CASES = tuple(f"case{index}" for index in range(7))
 BATCH = 6
+CHECKPOINT_EVERY = 4
 SEEN = "seen.jsonl"
 
 
@@ -71,6 +73,8 @@ class Witness(Task):
             marker = self.run / f"death-{death.step}-{rank}"
             if step == death.step and death.rank in (None, rank) and not marker.exists():
                 marker.touch()
+                while Checkpoints(self.run).step() < (step - 1) // CHECKPOINT_EVERY * CHECKPOINT_EVERY:
+                    time.sleep(0.05)  # it is written in the background
                 if death.waits:
                     time.sleep(120)
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -88,10 +92,15 @@ class Witness(Task):
 
 
 def job(run: Path, data: str, *deaths: Death, steps: int = 12) -> TrainingJob:
-    """`steps` updates in batches of six of seven cases, with a checkpoint every four."""
+    """`steps` updates in batches of six of seven cases."""
     run.mkdir(parents=True, exist_ok=True)
     training = TrainingConfig(
-        epochs=2, steps_per_epoch=steps // 2, batch_size=BATCH, checkpoint_every=4, log_every=1, validate_every=100
+        epochs=2,
+        steps_per_epoch=steps // 2,
+        batch_size=BATCH,
+        checkpoint_every=CHECKPOINT_EVERY,
+        log_every=1,
+        validate_every=100,
     )
     return TrainingJob(
         run=run,

@@ -1,0 +1,142 @@
+"""One worker of `test_parallel.py`: `python parallel_worker.py RANK FOLDER`.
+
+First rank 0 works alone, then with rank 1, then all three. Each case is two updates in float64 on a worker's share of
+a batch. Rank 0 writes what came out into FOLDER.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
+
+from anatomask.data.samples import worker_share
+from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
+from anatomask.methods.base import PretrainBatch
+from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.training.losses import segmentation_loss
+from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.parallel import Workers, distribute
+from anatomask.training.recorder import Recorder
+from anatomask.training.settings import TrainingConfig
+from anatomask.training.state import TrainingState
+from anatomask.training.task import Task
+from anatomask.training.update import Update
+
+CPU = torch.device("cpu")
+NETWORK = STUNetConfig(base=2)
+
+
+class Segmenting(Task):
+    """STU-Net under the segmentation loss, whose Dice is over the whole batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = STUNet(NETWORK, classes=3).double()
+        self.network.heads[0].requires_grad_(False)
+
+    def trainable(self) -> nn.Module:
+        return self.network
+
+    def networks(self) -> Sequence[nn.Module]:
+        return [self.network]
+
+    def kept(self) -> nn.Module:
+        return self.network
+
+    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        return segmentation_loss(self.network(sample["volume"]), sample["label"]), {}
+
+    def after_step(self, progress: float) -> None:
+        pass
+
+    def validate(self, recorder: Recorder, step: int) -> float | None:
+        return None
+
+
+class Pretraining(Segmenting):
+    """AnatoMask: the teacher chooses the masks, and follows."""
+
+    def __init__(self) -> None:
+        Task.__init__(self)
+        settings = AnatoMaskConfig(decoder_width=16, r0=0.5, ema_decay=0.5, norm_scope="batch")
+        self.method = AnatoMask(settings, NETWORK).double()
+
+    def trainable(self) -> nn.Module:
+        return self.method.student
+
+    def networks(self) -> Sequence[nn.Module]:
+        assert self.method.teacher is not None
+        return [self.method.student, self.method.teacher]
+
+    def kept(self) -> nn.Module:
+        return self.method
+
+    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        result = self.method.training_step(PretrainBatch(sample["volume"], sample["noise"]), progress)
+        return result.loss, result.scalars
+
+    def after_step(self, progress: float) -> None:
+        self.method.after_step(progress)
+
+
+CASES: dict[str, tuple[type[Task], int, TrainingConfig]] = {
+    "segmentation": (Segmenting, 6, TrainingConfig()),
+    "pretraining": (Pretraining, 6, TrainingConfig()),
+    "unequal shares": (Pretraining, 5, TrainingConfig()),
+    "recomputed": (Pretraining, 6, TrainingConfig(recompute_activations=True)),
+    "sharded": (Pretraining, 6, TrainingConfig(shard_weights=True, recompute_activations=True)),
+    "sharded segmentation": (Segmenting, 6, TrainingConfig(shard_weights=True)),
+}
+
+
+def main() -> None:
+    """Run every case with every number of workers."""
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    for world in range(rank + 1, 4):
+        distributed.init_process_group("gloo", init_method=f"file://{folder}/{world}", rank=rank, world_size=world)
+        results = {name: updates(*case, Workers(rank, world)) for name, case in CASES.items()}
+        if rank == 0:
+            torch.save(results, folder / f"{world}.pt")
+        distributed.destroy_process_group()
+
+
+def updates(make: type[Task], batch_size: int, config: TrainingConfig, workers: Workers) -> dict[str, Tensor]:
+    """Losses, gradients, weights and running statistics of two updates of a whole batch."""
+    torch.manual_seed(0)
+    task = make()
+    config = TrainingConfig(**{**vars(config), "batch_size": batch_size})
+    batch = {
+        "volume": torch.randn(batch_size, 1, 32, 32, 32, dtype=torch.float64),
+        "label": torch.randint(0, 4, (batch_size, 1, 32, 32, 32)),
+        "noise": torch.rand(batch_size, 2, 8),
+    }
+    places = worker_share(batch_size, workers.rank, workers.count)
+    mine = {name: column[places.start : places.stop] for name, column in batch.items()}
+    model = distribute(task, config, workers)
+    state = TrainingState.of(task, OptimiserConfig(eps=1e-3), CPU)
+    update = Update(state, model, workers, config, 12.0, CPU)
+    found: dict[str, Tensor] = {}
+    for number in range(2):
+        scalars = update(mine, 0.5, 1e-3)
+        share = len(places) / batch_size
+        found |= {f"{number} {name}": workers.total(value.double() * share) for name, value in scalars.items()}
+        for name, parameter in task.trainable().named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, f"{name} is not used"
+                found[f"{number} gradient {name}"] = whole(parameter.grad)
+    return {**found, **{f"state {name}": whole(tensor) for name, tensor in task.kept().state_dict().items()}}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy, gathered from all workers where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+if __name__ == "__main__":
+    main()

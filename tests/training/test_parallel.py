@@ -1,0 +1,49 @@
+"""N workers make the updates that one makes with the same global batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+REPOSITORY = WORKER.parents[2]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Tensor]]]:
+    """What 1, 2 and 3 gloo workers found, by their number."""
+    folder = tmp_path_factory.mktemp("workers")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        subprocess.Popen([sys.executable, WORKER, str(rank), folder], env=environment, stderr=subprocess.PIPE)
+        for rank in range(3)
+    ]
+    try:
+        errors = [process.communicate(timeout=240)[1].decode() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
+    return {world: torch.load(folder / f"{world}.pt", weights_only=True) for world in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(
+    "case", ["segmentation", "pretraining", "unequal shares", "recomputed", "sharded", "sharded segmentation"]
+)
+def test_losses_gradients_and_weights_are_those_of_one_worker(
+    results: dict[int, dict[str, dict[str, Tensor]]], case: str, world: int
+) -> None:
+    """In float64, for the batch-wide Dice and for AnatoMask with its teacher, norms pooled over the batch."""
+    one, several = results[1][case], results[world][case]
+    assert one.keys() == several.keys()
+    largest = max(float(tensor.abs().max()) for name, tensor in one.items() if "gradient" in name)
+    for name, expected in one.items():
+        scale = max(float(expected.abs().max()), 1e-6 * largest if "gradient" in name else 1e-6)
+        assert float((several[name] - expected).abs().max()) < 1e-9 * scale, name
