@@ -6,6 +6,8 @@ import os
 import socket
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 import ray
@@ -70,6 +72,12 @@ def test_an_embedded_ray_listens_on_loopback_alone(ray_session: None) -> None:
     assert {port: at for port, at in found.items() if not at <= set(LOOPBACK)} == {}
     assert 10001 not in found  # no server for Ray's clients
     assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}  # by which the driver goes too
+
+
+@pytest.mark.ray
+def test_the_dashboard_asks_for_a_token(ray_session: None) -> None:
+    with pytest.raises(HTTPError, match="401"):
+        urlopen(f"http://{ray._private.worker._global_node.webui_url}/api/jobs/")
 
 
 @pytest.mark.parametrize("inherited", [None, "1"])
