@@ -49,18 +49,19 @@ def distribute(task: Task, config: TrainingConfig, workers: Workers) -> nn.Modul
 
     What is returned leaves in the weights the mean of all workers' gradients. Weights are loaded before this.
     """
+    sharded = config.shard_weights and workers.count > 1
     if config.channels_last:
         task.memory_format = torch.channels_last_3d
     for network in task.networks():
-        if config.channels_last:  # convolutions in half precision want it
+        if config.channels_last and not sharded:  # FSDP wants weights contiguous
             convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
         synchronise_norms(network, config.synchronise_norms)
         recompute_activations(network, config.recompute_activations)
         if config.compile:
             network.compile()
-        if config.shard_weights and workers.count > 1:
+        if sharded:
             shard(network)
-    if workers.count == 1 or config.shard_weights:
+    if workers.count == 1 or sharded:
         return task
     return DistributedDataParallel(task, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
@@ -75,7 +76,8 @@ def shard(network: nn.Module) -> None:
     for part in network.modules():
         if isinstance(part, Recomputable | Densify):
             fully_shard(part, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    # Also after the forward pass of the root, which would keep its own whole until a backward pass: a teacher has none.
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """One worker of `test_parallel.py`: `python parallel_worker.py RANK FOLDER`.
 
 First rank 0 works alone, then with rank 1, then all three. Each case is two updates in float64 on a worker's share of
-a batch. Rank 0 writes what came out into FOLDER.
+a batch, with a checkpoint between them from which all is built anew. Rank 0 writes what came out into FOLDER.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from anatomask.data.samples import worker_share
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.base import PretrainBatch
 from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
@@ -36,6 +37,7 @@ class Segmenting(Task):
 
     def __init__(self) -> None:
         super().__init__()
+        self.header = {"kind": "test"}
         self.network = STUNet(NETWORK, classes=3).double()
         self.network.heads[0].requires_grad_(False)
 
@@ -63,6 +65,7 @@ class Pretraining(Segmenting):
 
     def __init__(self) -> None:
         Task.__init__(self)
+        self.header = {"kind": "test"}
         settings = AnatoMaskConfig(decoder_width=16, r0=0.5, ema_decay=0.5, norm_scope="batch")
         self.method = AnatoMask(settings, NETWORK).double()
 
@@ -100,16 +103,19 @@ def main() -> None:
     torch.set_num_threads(1)
     for world in range(rank + 1, 4):
         distributed.init_process_group("gloo", init_method=f"file://{folder}/{world}", rank=rank, world_size=world)
-        results = {name: updates(*case, Workers(rank, world)) for name, case in CASES.items()}
+        results = {
+            name: updates(*case, Workers(rank, world), folder / f"{name} {world}") for name, case in CASES.items()
+        }
         if rank == 0:
             torch.save(results, folder / f"{world}.pt")
         distributed.destroy_process_group()
 
 
-def updates(make: type[Task], batch_size: int, config: TrainingConfig, workers: Workers) -> dict[str, Tensor]:
+def updates(
+    make: type[Task], batch_size: int, config: TrainingConfig, workers: Workers, run: Path
+) -> dict[str, Tensor]:
     """Losses, gradients, weights and running statistics of two updates of a whole batch."""
     torch.manual_seed(0)
-    task = make()
     config = TrainingConfig(**{**vars(config), "batch_size": batch_size})
     batch = {
         "volume": torch.randn(batch_size, 1, 32, 32, 32, dtype=torch.float64),
@@ -118,12 +124,18 @@ def updates(make: type[Task], batch_size: int, config: TrainingConfig, workers: 
     }
     places = worker_share(batch_size, workers.rank, workers.count)
     mine = {name: column[places.start : places.stop] for name, column in batch.items()}
-    model = distribute(task, config, workers)
-    state = TrainingState.of(task, OptimiserConfig(eps=1e-3), CPU)
-    update = Update(state, model, workers, config, 12.0, CPU)
     found: dict[str, Tensor] = {}
     for number in range(2):
-        scalars = update(mine, 0.5, 1e-3)
+        torch.manual_seed(number)
+        task = make()
+        with Checkpoints(run, writes=workers.rank == 0) as checkpoints:
+            assert checkpoints.load(task) == number
+            model = distribute(task, config, workers)
+            state = TrainingState.of(task, OptimiserConfig(eps=1e-3), CPU)
+            checkpoints.load_moments(state)
+            scalars = Update(state, model, workers, config, 12.0, CPU)(mine, 0.5, 1e-3)
+            checkpoints.save(number + 1, state, None)
+        distributed.barrier()
         share = len(places) / batch_size
         found |= {f"{number} {name}": workers.total(value.double() * share) for name, value in scalars.items()}
         for name, parameter in task.trainable().named_parameters():
