@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,8 @@ class AnatoMaskConfig:
     (over all workers' samples where norms are synchronised)."""
     sparse_backend: BackendName = "auto"
     """How the sparse encoder computes; the results are the same. auto: the fastest, written to the run's config."""
+    teacher_precision: Literal["training", "bf16", "fp16"] = "training"
+    """Arithmetic of the teacher's pass, which needs no gradient: half precision, or that of the training."""
     ema_decay: float = 0.999
     """EMA decay of the teacher at the first step."""
     ema_decay_final: float = 0.9999
@@ -118,7 +121,7 @@ class AnatoMask(nn.Module):
         scalars: dict[str, float | Tensor] = {"r_t": ratio, "hard_share": 0.0}
         if self.teacher is not None and masking.num_hard(noise.shape[2], config.mask_ratio, ratio, config.count):
             first = masking.random_mask(noise[:, 0], config.mask_ratio)
-            with torch.no_grad():
+            with torch.no_grad(), self._teacher_precision(batch.volume.device.type):
                 guess = self._reconstruct(self.teacher, batch.volume, first)
                 hidden, hard = self._self_mask(self._guidance(guess), first, noise[:, 1], ratio)
                 scalars["teacher_loss"] = guess.loss
@@ -187,6 +190,12 @@ class AnatoMask(nn.Module):
         grid = [side // PATCH for side in volume.shape[2:]]
         visible = hidden.shape[1] - masking.num_hidden(hidden.shape[1], self.config.mask_ratio)
         return model(volume, ~hidden.view(len(hidden), *grid), visible)
+
+    def _teacher_precision(self, device: str) -> AbstractContextManager[object]:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.teacher_precision)
+        if dtype is None or not torch.amp.is_autocast_available(device):
+            return nullcontext()
+        return torch.autocast(device, dtype)
 
     def _guidance(self, guess: MaskedReconstruction) -> Tensor:
         return guess.patch_loss if self.config.guidance == "normalised" else guess.patch_loss_raw

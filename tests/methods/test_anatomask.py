@@ -243,3 +243,21 @@ def test_a_step_never_asks_the_device(backend: str) -> None:
     method.training_step(batch, progress=0.9).loss.backward()
     method.after_step(0.9)
     assert all(parameter.grad is not None for parameter in method.student.parameters())
+
+
+def test_the_teacher_may_answer_in_half_precision() -> None:
+    method, half = _method(r0=0.5), _method(r0=0.5, teacher_precision="bf16")
+    types: dict[str, torch.dtype] = {}
+    forward = MaskedAutoencoder.forward
+
+    def spy(model: MaskedAutoencoder, *inputs: object) -> object:
+        answer = forward(model, *inputs)  # type: ignore[arg-type]
+        types["student" if model is half.student else "teacher"] = answer.reconstruction.dtype
+        return answer
+
+    with mock.patch.object(MaskedAutoencoder, "forward", spy):
+        result = half.training_step(_batch(), 0.0)
+    assert types == {"teacher": torch.bfloat16, "student": torch.float32}
+    exact = method.training_step(_batch(), 0.0).scalars["teacher_loss"]
+    assert float(result.scalars["teacher_loss"]) == pytest.approx(float(exact), rel=0.02)
+    result.loss.backward()

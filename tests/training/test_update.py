@@ -1,0 +1,98 @@
+"""One update of a real network in each precision, on a real scan."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from anatomask.data.samples import LoaderConfig, PretrainingDraw, SampleSequence
+from anatomask.data.shards import PreparedDataset
+from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.nn.stunet import STUNetConfig
+from anatomask.training.fixed_scans import FixedCases
+from anatomask.training.loop import to_device
+from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.parallel import Workers, distribute
+from anatomask.training.pretraining import PretrainingTask
+from anatomask.training.settings import TrainingConfig
+from anatomask.training.state import TrainingState
+from anatomask.training.update import Update, set_matrix_precision
+
+CPU = torch.device("cpu")
+SIZE = (48, 48, 48)
+
+
+@pytest.fixture
+def scan(real_data: Path, prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
+    voxels = np.asarray(nib.load(real_data / "openkbp" / "imagesTr" / "kbp_001_0000.nii.gz").dataobj)
+    return prepared(voxels.astype(np.int16))
+
+
+def update(scan: PreparedDataset, config: TrainingConfig, seed: int = 0) -> tuple[dict[str, float], TrainingState]:
+    """Scalars of three updates' last, and what they lead to."""
+    header = {"patch_size": list(SIZE), "spacing": [2.0, 2.0, 3.0]}
+    method = AnatoMaskConfig(decoder_width=32, r0=0.5, ema_decay=0.5)
+    task = PretrainingTask(method, STUNetConfig(base=8), header, scan, FixedCases((), held_out=False), seed, CPU)
+    model = distribute(task, config, Workers())
+    state = TrainingState.of(task, OptimiserConfig(), CPU, scaled=config.precision == "fp16")
+    step = Update(state, model, Workers(), config, 12.0, CPU)
+    sequence, draw = SampleSequence(("one",), 0), PretrainingDraw(LoaderConfig(patch_size=SIZE))
+    for number in range(3):
+        drawn = [draw(scan, "one", sequence.rng(k)) for k in range(2 * number, 2 * number + 2)]
+        sample = to_device({name: np.stack([each[name] for each in drawn]) for name in drawn[0]}, CPU)
+        scalars = {name: float(value) for name, value in step(sample, 0.5, 1e-3).items()}
+    return scalars, state
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
+def test_precisions_agree_and_weights_stay_single(precision: str, scan: PreparedDataset) -> None:
+    config = TrainingConfig(batch_size=2)
+    exact, _ = update(scan, config)
+    rounded, state = update(scan, replace(config, precision=precision))
+    assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.01)
+    assert (rounded["loss"] == exact["loss"]) == (precision == "tf32")  # which only GPUs have
+    tensors = [
+        *state.task.kept().state_dict().values(),
+        *state.optimiser.state[next(iter(state.optimiser.state))].values(),
+    ]
+    assert {tensor.dtype for tensor in tensors} <= {torch.float32, torch.int64}
+    assert all(tensor.isfinite().all() for tensor in tensors)
+    if precision != "fp16":  # whose first updates find the loss scale
+        assert rounded["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=0.1)
+
+
+@pytest.mark.parametrize("setting", [{"channels_last": False}, {"recompute_activations": True}])
+def test_settings_of_speed_and_memory_change_rounding_alone(setting: dict, scan: PreparedDataset) -> None:
+    config = TrainingConfig(batch_size=2)
+    exact, _ = update(scan, config)
+    other, _ = update(scan, replace(config, **setting))
+    for name, value in exact.items():
+        assert other[name] == pytest.approx(value, rel=0.01), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_make_the_same_updates(scan: PreparedDataset) -> None:
+    config = TrainingConfig(batch_size=2)
+    exact, _ = update(scan, config)
+    for recompute in (False, True):
+        other, _ = update(scan, replace(config, compile=True, recompute_activations=recompute))
+        for name, value in exact.items():
+            assert other[name] == pytest.approx(value, rel=0.01), name
+
+
+def test_tf32_is_asked_for_or_not() -> None:
+    try:
+        set_matrix_precision("tf32")
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+        set_matrix_precision("fp32")
+        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+    finally:
+        set_matrix_precision("fp32")
