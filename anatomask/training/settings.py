@@ -13,7 +13,9 @@ class TrainingConfig:
     epochs: int = 1000
     """Epochs; the schedules run over all of them."""
     steps_per_epoch: int | None = None
-    """Updates per epoch; none: so many that an epoch sees each case once."""
+    """Updates per epoch; none: so many that an epoch sees each case `crops_per_case` times."""
+    crops_per_case: int = 1
+    """Crops of each case in an epoch."""
     batch_size: int = 4
     """Samples per update, over all workers."""
     accumulate: int = 1
@@ -40,14 +42,13 @@ class TrainingConfig:
     """Updates between transfers of the scalars from the device; each update's are recorded."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "checkpoint_every", "validate_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.steps_per_epoch is not None and self.steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be at least 1, not {self.steps_per_epoch}")
+        lengths = ("epochs", "steps_per_epoch", "crops_per_case", "batch_size", "accumulate")
+        for name in (*lengths, "checkpoint_every", "validate_every", "log_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if self.shard_weights and self.precision == "fp16":
             raise ValueError("shard_weights does not go with precision fp16, whose scale each worker would lower alone")
 
     def updates_per_epoch(self, cases: int) -> int:
         """Updates per epoch for a data set of `cases` cases."""
-        return self.steps_per_epoch or max(1, cases // self.batch_size)
+        return self.steps_per_epoch or max(1, self.crops_per_case * cases // self.batch_size)

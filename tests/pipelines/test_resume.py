@@ -76,8 +76,8 @@ def test_stopped_again_and_again(prepared, tmp_path: Path) -> None:
         os.killpg(process.pid, how)
         code = process.wait()
         assert code == (-how if how == signal.SIGKILL else 128 + how)
-        done = json.loads((cut / "checkpoints" / "index.json").read_text())["step"] if step >= 4 else 0
-        assert done >= (step if how != signal.SIGKILL else 0)
+        if how != signal.SIGKILL:
+            assert json.loads((cut / "checkpoints" / "index.json").read_text())["step"] >= step
     subprocess.run(command(dataset, tmp_path, "cut"), check=True)
 
     journal = (cut / "log.txt").read_text()

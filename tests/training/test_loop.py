@@ -195,3 +195,4 @@ def test_epochs_follow_the_cases() -> None:
     assert TrainingConfig(batch_size=4).updates_per_epoch(843) == 210
     assert TrainingConfig(batch_size=4).updates_per_epoch(3) == 1
     assert TrainingConfig(batch_size=4, steps_per_epoch=250).updates_per_epoch(3) == 250
+    assert TrainingConfig(batch_size=4, crops_per_case=3).updates_per_epoch(8) == 6

@@ -19,6 +19,14 @@ def test_the_same_settings_go_on_wherever_they_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a" / "environment.json").read_text())["packages"]["torch"]
 
 
+def test_another_environment_is_told_and_the_same_is_not(tmp_path: Path) -> None:
+    for threads in (1, 1, 2):
+        open_run(tmp_path / "a", SETTINGS, overwrite=False, resources={"workers": 1, "threads": threads})
+    (line,) = (tmp_path / "a" / "log.txt").read_text().splitlines()
+    assert line.endswith("in their last digits: resources.threads is 1 there, 2 here")
+    assert json.loads((tmp_path / "a" / "environment.json").read_text())["resources"]["threads"] == 2
+
+
 def test_other_settings_are_refused_and_the_field_is_named(tmp_path: Path) -> None:
     open_run(tmp_path / "a", SETTINGS, overwrite=False)
     with pytest.raises(UserError, match=r"method\.mask_ratio is 0\.6 there, 0\.8 here"):
