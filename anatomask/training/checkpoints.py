@@ -75,7 +75,7 @@ class Checkpoints:
         scale = json.dumps(state.scaler.state_dict())
         if not self.writes:
             return
-        copied = torch.cuda.Event() if torch.cuda.is_available() else None
+        copied = torch.cuda.Event() if next(state.task.parameters()).is_cuda else None
         if copied is not None:
             copied.record()
         self.wait()

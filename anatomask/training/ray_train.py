@@ -194,6 +194,7 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
         recorder.close()
     if writes:
         note(job.run, f"update {checkpoints.step()} of {job.total_steps}: the end")
+        stop_file(job.run).unlink(missing_ok=True)
 
 
 def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) -> Recorder:
@@ -202,7 +203,8 @@ def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) ->
         return SilentRecorder()
     recorder = RunRecorder(job.run, start, identity(job.settings), task.compared_by, task.charts)
     again = f"; updates {start + 1} to {recorder.reached} are computed again" if recorder.reached > start else ""
-    note(job.run, f"update {start} of {job.total_steps}: on with {workers.count} workers{again}")
+    who = f"{workers.count} worker{'s' if workers.count > 1 else ''}"
+    note(job.run, f"update {start} of {job.total_steps}: on with {who}{again}")
     return recorder
 
 

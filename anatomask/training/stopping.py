@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -12,10 +13,12 @@ from anatomask.errors import Stopped
 from anatomask.training.journal import note
 
 POLL_SECONDS = 0.2
+GRACE_SECONDS = 10.0
+"""For what follows the workers' end. A signal to all processes of a job has ended Ray too, which then tells nothing."""
 
 
 def stop_file(run: Path) -> Path:
-    """While it exists, workers write a checkpoint and end."""
+    """While it exists, workers write a checkpoint and end. The last thing that rank 0 does is to remove it."""
     return run / "stop"
 
 
@@ -25,7 +28,7 @@ def run_until_stopped(work: Callable[[], object], run: Path) -> None:
     A second signal does not wait. Outside the main thread, where no signal arrives, `work` is just done.
 
     Raises:
-        Stopped: when a signal came, after the work has ended.
+        Stopped: when a signal came, after the workers' checkpoint.
     """
     stop_file(run).unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():
@@ -50,15 +53,18 @@ def run_until_stopped(work: Callable[[], object], run: Path) -> None:
 
     thread = threading.Thread(target=attempt, daemon=True)
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    answered: float | None = None
     try:
         thread.start()
-        while thread.is_alive():
+        while thread.is_alive() and (answered is None or time.monotonic() < answered + GRACE_SECONDS):
             thread.join(POLL_SECONDS)
+            if received and answered is None and not stop_file(run).exists():
+                answered = time.monotonic()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
         stop_file(run).unlink(missing_ok=True)
-    if failure:
+    if failure and answered is None:
         raise failure[0]
     if received:
         raise Stopped(received[0])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -105,23 +105,31 @@ def two_nodes() -> Iterator[Cluster]:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_all_workers_gone_then_a_node(data: str, tmp_path: Path, two_nodes: Cluster) -> None:
-    """All are replaced; when a node has gone, one worker does the work of two."""
+def test_all_workers_gone_then_a_node_which_returns(data: str, tmp_path: Path, two_nodes: Cluster) -> None:
+    """All are replaced; while a node has gone, one worker does the work of two."""
     one_a_node = TrainingResources(2, 1, False, worker_cpus=1.5, readers=1, reader_cpus=0.4, threads=1)
     whole, run = undisturbed(tmp_path / "whole"), tmp_path / "run"
-
-    def lose_a_node() -> None:
-        while not list(run.glob("death-10-*")):
-            time.sleep(0.1)
+    training = job(run, data, Death(step=7), Death(step=10, waits=True), Death(step=11, rank=0, waits=True))
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(fit, training, one_a_node, max_failures=5)
+        await_death(run, 10, future)
         two_nodes.remove_node(next(iter(two_nodes.worker_nodes)), allow_graceful=False)
-
-    threading.Thread(target=lose_a_node, daemon=True).start()
-    fit(job(run, data, Death(step=7), Death(step=10, waits=True)), one_a_node, max_failures=5)
+        await_death(run, 11, future)
+        two_nodes.add_node(num_cpus=2)
+        future.result()
     lines = [line.split(" ", 2)[2] for line in check(run, whole).splitlines()]
     assert [line for line in lines if line.startswith("update")] == [
         "update 0 of 12: on with 2 workers",
         "update 4 of 12: on with 2 workers; updates 5 to 6 are computed again",
-        "update 8 of 12: on with 1 workers; updates 9 to 9 are computed again",
+        "update 8 of 12: on with 1 worker; updates 9 to 9 are computed again",
+        "update 8 of 12: on with 2 workers; updates 9 to 10 are computed again",
         "update 12 of 12: the end",
     ]
     assert sum("failed" in line for line in lines) >= 3
+
+
+def await_death(run: Path, step: int, training: Future[None]) -> None:
+    """Until a worker waits for its death in update `step`."""
+    while not list(run.glob(f"death-{step}-*")):
+        assert not training.done(), training.exception()
+        time.sleep(0.1)
