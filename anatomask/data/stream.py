@@ -50,6 +50,7 @@ def stream_batches(
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # so that a damaged case is named
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=BUFFER_BYTES)
     numbers = np.array_split(samples, range(SAMPLES_PER_TASK, len(samples), SAMPLES_PER_TASK))

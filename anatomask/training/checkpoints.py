@@ -70,6 +70,7 @@ class Checkpoints:
         Raises:
             OSError: what kept the checkpoint before from being written.
         """
+        self.wait()  # so that there is one copy at a time
         weights = {name: self._copied(tensor) for name, tensor in state.task.kept().state_dict().items()}
         moments = {name: self._copied(tensor) for name, tensor in _optimiser_tensors(state).items()}
         scale = json.dumps(state.scaler.state_dict())
@@ -78,7 +79,6 @@ class Checkpoints:
         copied = torch.cuda.Event() if next(state.task.parameters()).is_cuda else None
         if copied is not None:
             copied.record()
-        self.wait()
         self.pending = self.thread.submit(
             self._write, step, weights, dict(state.task.header), moments, scale, score, copied
         )
@@ -89,27 +89,24 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def load(self, task: Task) -> int:
-        """Load the last checkpoint's weights into `task`; the updates behind it, 0 when there is none.
+    def load(self, step: int, task: Task) -> None:
+        """Load the weights after update `step` into `task`; nothing where it is 0.
 
         Raises:
             UserError: naming the folder, when it is damaged.
         """
-        index = self.index()
-        if not index:
-            return 0
-        folder = self.folder / index["last"]
+        folder = self.folder / _name(step)
+        if not step:
+            return
         if not folder.is_dir():
             raise _damaged(folder, "it does not exist")
         load_matching(task.kept(), read_weights(folder).tensors)
-        return int(index["step"])
 
-    def load_moments(self, state: TrainingState) -> None:
-        """Load what the last checkpoint, if there is one, holds besides the weights. Raises as `load`."""
-        index = self.index()
-        if not index:
+    def load_moments(self, step: int, state: TrainingState) -> None:
+        """Load what that checkpoint holds besides the weights. Raises as `load`."""
+        folder = self.folder / _name(step)
+        if not step:
             return
-        folder = self.folder / index["last"]
         try:
             _load_optimiser(state, load_file(folder / OPTIMISER))
             state.scaler.load_state_dict(json.loads((folder / SCALER).read_text()))
@@ -138,13 +135,17 @@ class Checkpoints:
     ) -> None:
         if copied is not None:
             copied.synchronize()
-        name = f"step_{step:08d}"
+        name = _name(step)
         temporary = self.folder / f".{name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        write_weights(temporary, weights, header)
-        write_tensors(temporary / OPTIMISER, moments)
-        write_text(temporary / SCALER, scale)
+        try:
+            write_weights(temporary, weights, header)
+            write_tensors(temporary / OPTIMISER, moments)
+            write_text(temporary / SCALER, scale)
+        except OSError:  # a full disk: what is half there helps nobody
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         shutil.rmtree(self.folder / name, ignore_errors=True)
         temporary.rename(self.folder / name)
         flush(self.folder)
@@ -156,6 +157,10 @@ class Checkpoints:
         for folder in [*self.folder.glob("step_*"), *self.folder.glob(".step_*")]:
             if folder.name not in (index["last"], index.get("best")):
                 shutil.rmtree(folder)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def _damaged(folder: Path, why: str) -> UserError:
@@ -176,7 +181,7 @@ def _load_optimiser(state: TrainingState, tensors: Mapping[str, Tensor]) -> None
         key, name = entry.split("/", 1)
         parameter = parameters[name]
         if key == "step":
-            state.optimiser.state[parameter][key] = tensor.to(parameter.device)
+            state.optimiser.state[parameter][key] = tensor.to(parameter.device, copy=True)  # not the file's own memory
             continue
         if isinstance(parameter.data, DTensor):
             tensor = distribute_tensor(

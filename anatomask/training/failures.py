@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from anatomask.errors import UserError
+from anatomask.files import naming
 
 NON_FINITE = "non_finite.jsonl"
 
@@ -19,7 +20,7 @@ PATIENCE = 20
 
 @dataclass
 class NonFiniteWatch:
-    """Is told every update's loss and gradient norm."""
+    """Is told every update's loss, gradient norm, and what the task records (a teacher's loss)."""
 
     run: Path
     cases: Callable[[int], Sequence[str]]
@@ -36,7 +37,7 @@ class NonFiniteWatch:
         Raises:
             UserError: when training is to stop then, or too many in a row were left out.
         """
-        bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(scalars[name])]
+        bad = [name for name, value in scalars.items() if not math.isfinite(value)]
         if not bad:
             self.in_a_row = 0
             return
@@ -46,7 +47,7 @@ class NonFiniteWatch:
         cases = list(self.cases(step))
         if self.writes:
             row = {"step": step, **{name: str(scalars[name]) for name in bad}, "cases": cases}
-            with (self.run / NON_FINITE).open("a", encoding="utf-8") as file:
+            with naming(self.run / NON_FINITE), (self.run / NON_FINITE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if self.policy == "skip" and self.in_a_row < PATIENCE:
             return

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from anatomask.files import naming
+
 JOURNAL = "log.txt"
 
 
 def note(run: Path, text: str) -> None:
     """Add a line with the time to the journal of a run."""
-    with (run / JOURNAL).open("a", encoding="utf-8") as file:
+    with naming(run / JOURNAL), (run / JOURNAL).open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

@@ -39,6 +39,14 @@ class Workers:
             distributed.all_reduce(values)
         return values
 
+    def agree(self, number: int, device: torch.device) -> int:
+        """The first worker's number: on shared storage, others may see an older file than it does."""
+        if self.count == 1:
+            return number
+        agreed = torch.tensor(number, device=device)
+        distributed.broadcast(agreed, 0)
+        return int(agreed)
+
     def any(self, here: bool, device: torch.device) -> bool:
         """Whether it is so at any worker. Waits for all of them."""
         return bool(self.total(torch.tensor(float(here), device=device)) > 0)
@@ -63,7 +71,12 @@ def distribute(task: Task, config: TrainingConfig, workers: Workers) -> nn.Modul
             shard(network)
     if workers.count == 1 or sharded:
         return task
-    return DistributedDataParallel(task, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        task,
+        # Statistics that workers do not share become the first one's before each update: those that a checkpoint has.
+        forward_sync_buffers=not config.synchronise_norms,
+        gradient_as_bucket_view=True,
+    )
 
 
 def shard(network: nn.Module) -> None:

@@ -160,10 +160,11 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
     set_matrix_precision(settings.precision)
     task = job.build_task(device)
     with Checkpoints(job.run, writes=writes) as checkpoints:
-        start = checkpoints.load(task)
+        start = workers.agree(checkpoints.step(), device)
+        checkpoints.load(start, task)
         model = distribute(task, settings, workers)
         state = TrainingState.of(task, job.optimiser, device, scaled=settings.precision == "fp16")
-        checkpoints.load_moments(state)
+        checkpoints.load_moments(start, state)
         recorder = open_recorder(job, start, task, workers)
         train(
             Update(state, model, workers, settings, job.optimiser.clip, device),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from anatomask.files import write_text
+from anatomask.files import naming, write_text
 
 METRICS = "metrics.jsonl"
 DPI = 110
@@ -72,8 +73,9 @@ class RunRecorder:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values of an update."""
-        self.metrics.write(json.dumps({"step": step, **values}) + "\n")
-        self.metrics.flush()
+        with naming(self.run / METRICS):
+            self.metrics.write(json.dumps({"step": step, **values}) + "\n")
+            self.metrics.flush()
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
@@ -96,8 +98,11 @@ class RunRecorder:
         self.board.flush()
 
     def flush(self) -> None:
-        """Write what is pending: events from before a checkpoint do not come again."""
-        self.board.flush()
+        """Write what is pending: what was recorded before a checkpoint does not come again."""
+        with naming(self.run / METRICS):
+            os.fsync(self.metrics.fileno())
+        with naming(self.run):
+            self.board.flush()
 
     def close(self) -> None:
         """The last of it."""

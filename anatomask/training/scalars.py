@@ -61,5 +61,5 @@ class ScalarLog:
             scalars = {name: next(values) if isinstance(value, Tensor) else value for name, value in row.items()}
             finite = {name: value for name, value in {**scalars, **shared}.items() if math.isfinite(value)}
             self.recorder.scalars(step, {f"train/{name}": value for name, value in finite.items()})
-            self.watch(step, scalars)
+            self.watch(step, {name: value for name, value in scalars.items() if name != "update_ratio"})
         self.restart_clock()

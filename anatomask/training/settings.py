@@ -48,6 +48,8 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.shard_weights and self.precision == "fp16":
             raise ValueError("shard_weights does not go with precision fp16, whose scale each worker would lower alone")
+        if self.shard_weights and not self.synchronise_norms:
+            raise ValueError("shard_weights needs synchronise_norms: a checkpoint holds one worker's statistics")
 
     def updates_per_epoch(self, cases: int) -> int:
         """Updates per epoch for a data set of `cases` cases."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from anatomask.errors import Stopped
+from anatomask.errors import Stopped, UserError
 from anatomask.training.journal import note
 
 POLL_SECONDS = 0.2
@@ -64,7 +64,7 @@ def run_until_stopped(work: Callable[[], object], run: Path) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
         stop_file(run).unlink(missing_ok=True)
-    if failure and answered is None:
+    if failure and (not received or isinstance(failure[0], UserError | OSError)):
         raise failure[0]
     if received:
         raise Stopped(received[0])
