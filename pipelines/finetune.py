@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anatomask.config import FinetuneConfig, plain
 from anatomask.data.addresses import public_address
-from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes, worker_share
+from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
 from anatomask.nn.stunet import STUNet
-from anatomask.training.estimate import cost_rows, device_of, step_cost
+from anatomask.training.cost import less_memory, step_cost
+from anatomask.training.estimate import cost_rows, device_of
 from anatomask.training.finetuning import FinetuningTask
 from anatomask.training.losses import segmentation_loss
+from anatomask.training.parallel import memory_format
 from anatomask.training.ray_train import TrainingJob
 from anatomask.training.run import run_folder
 from anatomask.weights import (
@@ -147,12 +149,13 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     job = build_job(config)
     dataset = PreparedDataset.open(config.data)
     train_cases, val_cases = select_labelled(dataset, config)
+    workers = config.cluster.workers
     with torch.device("meta"):
         network = STUNet(config.network, len(dataset.class_names))
-        share = len(worker_share(config.training.batch_size, config.cluster.workers - 1, config.cluster.workers))
-        volume = torch.empty(share, config.network.in_channels, *config.loader.patch_size)
-        label = torch.empty(share, 1, *config.loader.patch_size, dtype=torch.uint8)
-    cost = step_cost(network, lambda: segmentation_loss(network(volume), label))
+    network.heads[0].requires_grad_(False)  # as in FinetuningTask
+    loss = partial(any_loss, config=config)
+    cost = step_cost(network, loss, config.training, workers)
+    options = less_memory(network, loss, config.training, workers)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return [
         ("run", str(job.run)),
@@ -164,8 +167,15 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
         ("classes", ", ".join(dataset.class_names.values())),
         ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
         ("parameters", f"{parameters / 1e6:.2f} M"),
-        *cost_rows(cost, job.total_steps, config.cluster.workers, config.training.precision, device_of(config.plan)),
+        *cost_rows(cost, options, job.total_steps, workers, config.training.precision, device_of(config.plan)),
     ]
+
+
+def any_loss(network: nn.Module, samples: int, config: FinetuneConfig) -> Tensor:
+    """The loss of so many samples that hold nothing."""
+    volume = torch.empty(samples, config.network.in_channels, *config.loader.patch_size)
+    label = torch.empty(samples, 1, *config.loader.patch_size, dtype=torch.uint8)
+    return segmentation_loss(network(volume.contiguous(memory_format=memory_format(config.training))), label)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from anatomask.config import PretrainConfig, plain
 from anatomask.data.addresses import public_address
@@ -20,8 +21,10 @@ from anatomask.methods.base import PretrainBatch
 from anatomask.nn.backends import choose_backend
 from anatomask.nn.sparse import PATCH
 from anatomask.nn.submanifold import require_spconv
-from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows, step_cost
+from anatomask.training.cost import less_memory, step_cost
+from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
+from anatomask.training.parallel import memory_format
 from anatomask.training.pretraining import PretrainingTask
 from anatomask.training.ray_train import TrainingJob
 from anatomask.training.run import run_folder
@@ -116,16 +119,14 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
     config = resolved(config)
     job = build_job(config)
+    workers = config.cluster.workers
     with torch.device("meta"):
         method = AnatoMask(config.method, config.network)
-        share = len(worker_share(config.training.batch_size, config.cluster.workers - 1, config.cluster.workers))
-        patches = math.prod(edge // PATCH for edge in config.loader.patch_size)
-        batch = PretrainBatch(
-            torch.empty(share, config.network.in_channels, *config.loader.patch_size), torch.empty(share, 2, patches)
-        )
     if config.method.sparse_backend == "spconv":
         method.set_sparse_backend("blocks")  # as many operations, and they can be counted
-    cost = step_cost(method, lambda: method.training_step(batch, progress=1.0).loss)
+    loss = partial(last_loss, config=config)
+    cost = step_cost(method, loss, config.training, workers)
+    options = less_memory(method, loss, config.training, workers)
     parameters = sum(parameter.numel() for parameter in method.student.parameters())
     encoder = sum(parameter.numel() for parameter in method.student.encoder.parameters())
     dataset = PreparedDataset.open(config.data)
@@ -150,11 +151,24 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
         ),
         ("sparse backend", config.method.sparse_backend),
         ("parameters", f"{parameters / 1e6:.2f} M, in the encoder {encoder / 1e6:.2f} M"),
-        *cost_rows(cost, steps, config.cluster.workers, config.training.precision, device),
+        *cost_rows(cost, options, steps, workers, config.training.precision, device),
         *reading_rows(
-            read_some(job, dataset, cases, config.plan.samples), crop_bytes, share, cost, config.cluster.workers, device
+            read_some(job, dataset, cases, config.plan.samples),
+            crop_bytes,
+            len(worker_share(config.training.batch_size, workers - 1, workers)),
+            cost,
+            workers,
+            device,
         ),
     ]
+
+
+def last_loss(method: nn.Module, samples: int, config: PretrainConfig) -> Tensor:
+    """The loss of so many samples that hold nothing, at the end of a training: by then the teacher is asked."""
+    patches = math.prod(edge // PATCH for edge in config.loader.patch_size)
+    volume = torch.empty(samples, config.network.in_channels, *config.loader.patch_size)
+    volume = volume.contiguous(memory_format=memory_format(config.training))
+    return method(PretrainBatch(volume, torch.empty(samples, 2, patches)), 1.0).loss
 
 
 def read_some(job: TrainingJob, dataset: PreparedDataset, cases: int, count: int) -> Reading:

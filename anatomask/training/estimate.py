@@ -1,17 +1,16 @@
-"""What a training will cost, found without running it: operations and memory on the meta device, time from a probe."""
+"""What a training will take, in words: its memory, and its time on devices of a speed that is measured or assumed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-ADAMW_BYTES = 16
-"""Per trained parameter: weight, gradient and two moments in float32."""
+if TYPE_CHECKING:
+    from anatomask.training.cost import StepCost
 
 
 @dataclass(frozen=True)
@@ -44,41 +43,6 @@ class PretrainPlanConfig(DeviceConfig):
         for name in ("cases", "samples"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """One update of one worker."""
-
-    flops: int
-    """Floating-point operations, forward and backward; a multiplication and an addition count as two."""
-    activation_bytes: int
-    """Tensors that the backward pass keeps."""
-    state_bytes: int
-    """Weights, gradients and optimiser state, and networks that are not trained."""
-
-    @property
-    def memory_bytes(self) -> int:
-        """At least this much is needed on the device."""
-        return self.activation_bytes + self.state_bytes
-
-
-def step_cost(module: nn.Module, step: Callable[[], Tensor]) -> StepCost:
-    """Cost of `step`, which gives the loss of one batch; `module` and the batch lie on the meta device."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = step()
-        activation_bytes = sum(kept.values())
-        loss.backward()
-    state_bytes = sum(tensor.numel() * (ADAMW_BYTES if tensor.requires_grad else 4) for tensor in module.parameters())
-    return StepCost(counter.get_total_flops(), activation_bytes, state_bytes)
 
 
 def matrix_speed(device: torch.device, size: int = 2048) -> float:
@@ -115,18 +79,26 @@ def device_of(config: DeviceConfig) -> Device:
     return Device(config.share_of_peak * speed, f"{name}, at {share} of the {speed / 1e12:.3g} TFLOP/s of its {of}")
 
 
-def cost_rows(cost: StepCost, steps: int, workers: int, precision: str, device: Device) -> list[tuple[str, str]]:
-    """Rows of a dry run: operations, memory, and the time that `steps` updates take on `workers` such devices."""
+def cost_rows(
+    cost: StepCost, options: Mapping[str, StepCost], steps: int, workers: int, precision: str, device: Device
+) -> list[tuple[str, str]]:
+    """Rows of a dry run: operations, memory, and the time that `steps` updates take on `workers` such devices.
+
+    `options` are the costs with settings that take less memory, by what to write for them.
+    """
     hours = steps * cost.flops / device.flops_per_second / 3600
     taken = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
-    return [
+    rows = [
         ("operations", f"{cost.flops / 1e12:.3g} TFLOP per update and worker"),
         (
             "memory",
-            f"at least {cost.memory_bytes / 2**30:.2f} GiB per worker, counted in float32 (the run: {precision})",
+            f"{_gib(cost.memory_bytes)} GiB per worker: {_gib(cost.state_bytes)} of weights, gradients and moments, "
+            f"{_gib(cost.activation_bytes)} of activations ({precision})",
         ),
-        ("time", f"about {taken} on {workers} x {device.description}"),
     ]
+    if options:
+        rows.append(("", ", ".join(f"{_gib(less.memory_bytes)} with {name}" for name, less in options.items())))
+    return [*rows, ("time", f"about {taken} on {workers} x {device.description}")]
 
 
 @dataclass(frozen=True)
@@ -167,6 +139,10 @@ def reading_rows(
             f"{'device' if workers == 1 else 'devices'}",
         ),
     ]
+
+
+def _gib(size: int) -> str:
+    return _short(size / 2**30)
 
 
 def _short(value: float) -> str:

@@ -52,14 +52,18 @@ class Workers:
         return bool(self.total(torch.tensor(float(here), device=device)) > 0)
 
 
+def memory_format(config: TrainingConfig) -> torch.memory_format:
+    """Of the volumes that the networks read."""
+    return torch.channels_last_3d if config.channels_last else torch.contiguous_format
+
+
 def distribute(task: Task, config: TrainingConfig, workers: Workers) -> nn.Module:
     """Make the networks of `task` compute as `config` says, on these workers; returns what to call in its place.
 
     What is returned leaves in the weights the mean of all workers' gradients. Weights are loaded before this.
     """
     sharded = config.shard_weights and workers.count > 1
-    if config.channels_last:
-        task.memory_format = torch.channels_last_3d
+    task.memory_format = memory_format(config)
     for network in task.networks():
         if config.channels_last and not sharded:  # FSDP wants weights contiguous
             convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
@@ -86,11 +90,15 @@ def shard(network: nn.Module) -> None:
     """
     kind = next(network.parameters()).device.type
     mesh = init_device_mesh(kind, (distributed.get_world_size(),))
-    for part in network.modules():
-        if isinstance(part, Recomputable | Densify):
-            fully_shard(part, mesh=mesh)
+    for part in sharded_parts(network):
+        fully_shard(part, mesh=mesh)
     # Also after the forward pass of the root, which would keep its own whole until a backward pass: a teacher has none.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+def sharded_parts(network: nn.Module) -> list[nn.Module]:
+    """What is gathered on its own where weights are divided among workers; the rest is gathered together."""
+    return [part for part in network.modules() if isinstance(part, Recomputable | Densify)]
 
 
 @contextmanager

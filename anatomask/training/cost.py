@@ -1,0 +1,195 @@
+"""What one update takes of one worker, found by computing it on tensors that have shapes and types, and no numbers."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from anatomask.data.samples import worker_share
+from anatomask.nn.norms import synchronise_norms
+from anatomask.nn.recompute import recompute_activations
+from anatomask.training.parallel import sharded_parts
+from anatomask.training.settings import TrainingConfig
+from anatomask.training.update import autocast
+
+ADAMW_TENSORS = 4
+"""As large as a trained parameter, in float32: weight, gradient and two moments."""
+GATHERED_TENSORS = 4
+"""As large as the part that FSDP has gathered: weights, gradients, a copy of these that is summed over the workers, and
+the weights of the part that is next."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One update of the worker that has the largest share of a batch."""
+
+    flops: int
+    """Floating-point operations, what is computed again included; a multiplication and an addition count as two."""
+    state_bytes: int
+    """Weights, gradients and moments, networks that are not trained, and the part that is gathered at a time."""
+    activation_bytes: int
+    """What lies beside them when most does: inputs, what the backward pass keeps, and temporaries. Gradients that are
+    not there yet at that moment, though `state_bytes` has them, are taken off."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What tensors take at the peak; the allocator and the libraries of a GPU take more."""
+        return self.state_bytes + self.activation_bytes
+
+
+Loss = Callable[[nn.Module, int], Tensor]
+"""The loss of a module for so many samples, which it makes."""
+
+
+def step_cost(module: nn.Module, loss: Loss, config: TrainingConfig, workers: int) -> StepCost:
+    """Cost of an update of `module`, on the meta device, by one of so many workers; `module` stays as it is.
+
+    Compilation is left out.
+    """
+    share = len(worker_share(config.batch_size, workers - 1, workers))  # no worker's is larger
+    part = -(-share // config.accumulate)
+    sharded = config.shard_weights and workers > 1
+    module = copy.deepcopy(module)
+    synchronise_norms(module, config.synchronise_norms)
+    recompute_activations(module, config.recompute_activations)
+    gradients = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"), _AutocastOfGpus(), _one_of(workers):
+        module.to_empty(device="cpu")
+        if config.channels_last and not sharded:
+            convert_conv3d_weight_memory_format(module, torch.channels_last_3d)
+        kept = workers > 1 or config.accumulate > 1  # by the buckets of DDP, or from one part to the next
+        with FlopCounterMode(display=False) as counter:  # on its own: it keeps tensors alive that are computed again
+            _backward(module, loss, part, config.precision)
+        for parameter in module.parameters():
+            parameter.grad = torch.empty_like(parameter) if kept and parameter.requires_grad else None
+        with LiveBytes(_tensors(module)) as live:
+            _backward(module, loss, part, config.precision)
+    state = state_bytes(module, workers if sharded else 1)
+    if sharded and config.accumulate > 1:  # gradients are whole until the last part
+        state += gradients
+    return StepCost(
+        counter.get_total_flops() * share // part,
+        state,
+        live.peak - (0 if kept else gradients),
+    )
+
+
+def _backward(module: nn.Module, loss: Loss, samples: int, precision: str) -> None:
+    with autocast(precision, torch.device("cpu")):
+        value = loss(module, samples)
+    value.backward()
+
+
+def state_bytes(module: nn.Module, divided_by: int) -> int:
+    """What one of the workers among whom weights are divided holds of them, and of what belongs to them."""
+    total = sum(map(_bytes, module.buffers()))
+    for parameter in module.parameters():
+        rows = len(parameter) if parameter.dim() else 1
+        own = _bytes(parameter) // rows * -(-rows // divided_by)  # FSDP divides along the first dimension
+        total += own * (ADAMW_TENSORS if parameter.requires_grad else 1)
+    if divided_by > 1:
+        parts = [sum(map(_bytes, part.parameters())) for part in sharded_parts(module)]
+        rest = sum(map(_bytes, module.parameters())) - sum(parts)
+        total += GATHERED_TENSORS * max([*parts, rest])
+    return total
+
+
+def less_memory(module: nn.Module, loss: Loss, config: TrainingConfig, workers: int) -> dict[str, StepCost]:
+    """Costs with the settings that take less memory and that `config` leaves off, by what to write for them."""
+    changes: dict[str, TrainingConfig] = {}
+    if not config.recompute_activations:
+        changes["--training.recompute-activations True"] = replace(config, recompute_activations=True)
+    if workers > 1 and not config.shard_weights and config.precision != "fp16":
+        changes["--training.shard-weights True"] = replace(config, shard_weights=True)
+    if len(changes) > 1:
+        changes["both"] = replace(config, recompute_activations=True, shard_weights=True)
+    return {name: step_cost(module, loss, changed, workers) for name, changed in changes.items()}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Follows how many bytes of tensors live, by the birth and death of what stores them. Views store nothing."""
+
+    peak = 0
+    """The most that lived at a time, apart from what was there before."""
+
+    def __init__(self, before: Iterable[Tensor] = ()) -> None:
+        """`before`: tensors that are not counted."""
+        super().__init__()
+        self._live = 0
+        self._sizes: dict[int, int] = {}
+        for tensor in before:
+            self._follow(tensor, counted=False)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Compute, and follow what came of it."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._follow(leaf)
+        return result
+
+    def _follow(self, tensor: Tensor, *, counted: bool = True) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes() if counted else 0
+        self._live += self._sizes[key]
+        self.peak = max(self.peak, self._live)
+        weakref.finalize(storage, self._forget, key).atexit = False
+
+    def _forget(self, key: int) -> None:
+        self._live -= self._sizes.pop(key)
+
+
+class _AutocastOfGpus(TorchFunctionMode):
+    """Of what the networks call, CUDA's autocast takes the same to half precision as the CPU's, but interpolation."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Interpolate in float32 where autocast is on."""
+        if func is functional.interpolate and torch.is_autocast_enabled("cpu"):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _one_of(workers: int) -> Iterator[None]:
+    """Within, this process is one of so many workers, whose sums nobody adds up."""
+    if workers == 1:
+        yield
+        return
+    distributed.init_process_group("fake", rank=0, world_size=workers)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    for tensor in chain(module.parameters(), module.buffers()):
+        yield tensor
+        if tensor.grad is not None:
+            yield tensor.grad
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
