@@ -114,7 +114,7 @@ def less_memory(module: nn.Module, loss: Loss, config: TrainingConfig, workers: 
     changes: dict[str, TrainingConfig] = {}
     if not config.recompute_activations:
         changes["--training.recompute-activations True"] = replace(config, recompute_activations=True)
-    if workers > 1 and not config.shard_weights and config.precision != "fp16":
+    if workers > 1 and not config.shard_weights and config.precision != "fp16" and config.synchronise_norms:
         changes["--training.shard-weights True"] = replace(config, shard_weights=True)
     if len(changes) > 1:
         changes["both"] = replace(config, recompute_activations=True, shard_weights=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
@@ -223,7 +223,8 @@ def _unwrapped(cause: BaseException) -> BaseException:
     """The first error in a chain of Ray's wrappers that is the user's to mend, else the innermost."""
     while True:
         inner = getattr(cause, "cause", None) or getattr(cause, "_base_exc", None) or cause.__cause__
-        if isinstance(cause, UserError | OSError) or not isinstance(inner, BaseException):
+        posing = isinstance(cause, RayTaskError)  # as what it wraps
+        if (isinstance(cause, UserError | OSError) and not posing) or not isinstance(inner, BaseException):
             return cause
         cause = inner
 

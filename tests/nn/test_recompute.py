@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from anatomask.nn import recompute
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.recompute import recompute_activations
 from anatomask.nn.stunet import STUNet, STUNetConfig
@@ -66,10 +68,23 @@ def test_less_is_kept(decoder: str) -> None:
     assert kept[1] < 0.6 * kept[0]
 
 
-def test_without_gradients_nothing_is_recomputed() -> None:
-    model = MaskedAutoencoder(STUNetConfig(base=2), decoder_width=16)
+def test_without_gradients_nothing_is_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = MaskedAutoencoder(STUNetConfig(base=2), decoder_width=16), []
+
+    def count(compute: Callable[..., object], *inputs: object, **options: object) -> object:
+        calls.append(compute)
+        return checkpoint(compute, *inputs, **options)
+
+    monkeypatch.setattr(recompute, "checkpoint", count)
+
+    def forward() -> int:
+        calls.clear()
+        model(torch.randn(1, 1, 32, 32, 32), torch.arange(8).view(1, 2, 2, 2) < 4)
+        return len(calls)
+
     recompute_activations(model)
+    assert forward() == 5 + 4  # blocks of the encoder, levels of the decoder
     with torch.no_grad():
-        assert not model(torch.randn(1, 1, 32, 32, 32), torch.arange(8).view(1, 2, 2, 2) < 4).loss.requires_grad
+        assert forward() == 0
     recompute_activations(model, on=False)
-    assert not any(getattr(module, "recompute", False) for module in model.modules())
+    assert forward() == 0

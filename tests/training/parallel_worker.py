@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
@@ -91,6 +92,8 @@ CASES: dict[str, tuple[type[Task], int, TrainingConfig]] = {
     "segmentation": (Segmenting, 6, TrainingConfig()),
     "pretraining": (Pretraining, 6, TrainingConfig()),
     "unequal shares": (Pretraining, 5, TrainingConfig()),
+    "accumulated": (Pretraining, 12, TrainingConfig(accumulate=2)),
+    "sharded and accumulated": (Pretraining, 12, TrainingConfig(shard_weights=True, accumulate=2)),
     "recomputed": (Pretraining, 6, TrainingConfig(recompute_activations=True)),
     "sharded": (Pretraining, 6, TrainingConfig(shard_weights=True, recompute_activations=True)),
     "sharded segmentation": (Segmenting, 6, TrainingConfig(shard_weights=True)),
@@ -122,21 +125,24 @@ def updates(
         "label": torch.randint(0, 4, (batch_size, 1, 32, 32, 32)),
         "noise": torch.rand(batch_size, 2, 8),
     }
-    places = worker_share(batch_size, workers.rank, workers.count)
-    mine = {name: column[places.start : places.stop] for name, column in batch.items()}
+    # Each part of a whole batch is divided, so that the workers' parts make up those of one worker.
+    parts = np.array_split(np.arange(batch_size), config.accumulate)
+    shares = [part[list(worker_share(len(part), workers.rank, workers.count))] for part in parts]
+    mine = {name: column[np.concatenate(shares)] for name, column in batch.items()}
     found: dict[str, Tensor] = {}
     for number in range(2):
         torch.manual_seed(number)
         task = make()
         with Checkpoints(run, writes=workers.rank == 0) as checkpoints:
-            assert checkpoints.load(task) == number
+            assert workers.agree(checkpoints.step() if workers.rank == 0 else -1, CPU) == number
+            checkpoints.load(number, task)
             model = distribute(task, config, workers)
             state = TrainingState.of(task, OptimiserConfig(eps=1e-3), CPU)
-            checkpoints.load_moments(state)
+            checkpoints.load_moments(number, state)
             scalars = Update(state, model, workers, config, 12.0, CPU)(mine, 0.5, 1e-3)
             checkpoints.save(number + 1, state, None)
         distributed.barrier()
-        share = len(places) / batch_size
+        share = workers.share(batch_size) / batch_size
         found |= {f"{number} {name}": workers.total(value.double() * share) for name, value in scalars.items()}
         for name, parameter in task.trainable().named_parameters():
             if parameter.requires_grad:

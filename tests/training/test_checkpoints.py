@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,9 @@ def save(run: Path, step: int, state: TrainingState, score: float | None = None)
 
 def restore(run: Path, state: TrainingState) -> int:
     checkpoints = Checkpoints(run)
-    step = checkpoints.load(state.task)
-    checkpoints.load_moments(state)
+    step = checkpoints.step()
+    checkpoints.load(step, state.task)
+    checkpoints.load_moments(step, state)
     return step
 
 
@@ -65,13 +67,20 @@ def test_without_a_checkpoint_training_begins_at_zero(tmp_path: Path, line_task)
     assert restore(tmp_path, trained(line_task())) == 0
 
 
-def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, line_task) -> None:
+def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, line_task, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training goes on while the checkpoint is written."""
-    state = trained(line_task())
+    state, trained_on = trained(line_task()), threading.Event()
     weight = state.task.line.weight.detach().clone()
+
+    def write_later(*arguments: object) -> None:
+        assert trained_on.wait(60)
+        write_weights(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "write_weights", write_later)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, state, None)
         train(state)
+        trained_on.set()
     other = fresh(line_task())
     restore(tmp_path, other)
     assert torch.equal(other.task.line.weight, weight)
@@ -119,4 +128,5 @@ def test_a_full_disk_is_told_and_leaves_the_last_one_in_place(
         checkpoints.save(6, state, None)
         with pytest.raises(OSError, match="No space left"):  # before anything else is lost
             checkpoints.save(9, state, None)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["index.json", "step_00000003"]
     assert restore(tmp_path, fresh(line_task())) == 3

@@ -140,13 +140,14 @@ def test_settings_that_save_memory_do() -> None:
 
 def test_several_workers() -> None:
     """Norms over all workers keep more; sharding divides what one worker holds."""
-    plain = pretraining_cost(workers=2, batch_size=4, synchronise_norms=False)
+    plain = pretraining_cost(workers=2, batch_size=4)
     assert plain.flops == pretraining_cost().flops  # of two samples
-    assert pretraining_cost(workers=2, batch_size=4).activation_bytes > plain.activation_bytes
+    alone = pretraining_cost(workers=2, batch_size=4, synchronise_norms=False)
+    assert plain.activation_bytes > alone.activation_bytes
     assert pretraining_cost(workers=2, batch_size=3).flops == plain.flops  # of the worker that has more
-    sharded = pretraining_cost(workers=2, batch_size=4, synchronise_norms=False, shard_weights=True)
+    sharded = pretraining_cost(workers=2, batch_size=4, shard_weights=True)
     assert sharded.activation_bytes == plain.activation_bytes
-    parts = pretraining_cost(workers=2, batch_size=4, synchronise_norms=False, shard_weights=True, accumulate=2)
+    parts = pretraining_cost(workers=2, batch_size=4, shard_weights=True, accumulate=2)
     assert parts.state_bytes > sharded.state_bytes  # gradients are whole until the last part
     assert not distributed.is_initialized()
 

@@ -31,9 +31,10 @@ def run(folder: Path, task, batches, config: TrainingConfig = CONFIG, stop_after
     folder.mkdir(exist_ok=True)
     workers = Workers()
     with Checkpoints(folder) as checkpoints:
-        start = checkpoints.load(task)
+        start = checkpoints.step()
+        checkpoints.load(start, task)
         state = TrainingState.of(task, SCHEDULE, CPU, scaled=config.precision == "fp16")
-        checkpoints.load_moments(state)
+        checkpoints.load_moments(start, state)
         recorder = RunRecorder(folder, start)
         stream = batches(start)
         if stop_after is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ray.cluster_utils import Cluster
 from anatomask.cluster import ClusterConfig, TrainingResources, running, training_resources
 from anatomask.data.samples import worker_samples
 from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
 from anatomask.training.journal import JOURNAL
@@ -89,6 +91,21 @@ def test_a_worker_that_is_killed_is_replaced(data: str, tmp_path: Path, ray_sess
         "update 4 of 12: on with 2 workers; updates 5 to 6 are computed again",
         "update 12 of 12: the end",
     ]
+
+
+def damaged(dataset: PreparedDataset, case: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    raise UserError(f"cases/{case}.parquet is damaged: prepare it again")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_what_the_user_has_to_mend_is_said_at_once(data: str, tmp_path: Path, ray_session: None) -> None:
+    """A case that a reader finds damaged is not tried again, and is named."""
+    resources = training_resources(ClusterConfig(threads=1))
+    broken = replace(job(tmp_path / "run", data), draw=damaged)
+    with pytest.raises(UserError, match=r"^cases/case\d.parquet is damaged: prepare it again$"):
+        fit(broken, resources, max_failures=3)
+    assert (tmp_path / "run" / JOURNAL).read_text().count("on with") == 1
 
 
 @pytest.fixture

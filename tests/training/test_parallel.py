@@ -35,7 +35,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dic
 
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize(
-    "case", ["segmentation", "pretraining", "unequal shares", "recomputed", "sharded", "sharded segmentation"]
+    "case",
+    [
+        "segmentation",
+        "pretraining",
+        "unequal shares",
+        "accumulated",
+        "recomputed",
+        "sharded",
+        "sharded segmentation",
+        "sharded and accumulated",
+    ],
 )
 def test_losses_gradients_and_weights_are_those_of_one_worker(
     results: dict[int, dict[str, dict[str, Tensor]]], case: str, world: int
