@@ -108,7 +108,9 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
         run_until_stopped(trainer.fit, job.run)
     except TrainingFailedError as error:
         cause = _cause(error)
-        if isinstance(cause, UserError | OSError):
+        if isinstance(cause, UserError):
+            raise UserError(_first_line(cause)) from error  # Ray Data adds what it thinks of it
+        if isinstance(cause, OSError):
             raise cause from error
         if isinstance(cause, RayActorError):
             raise UserError(
