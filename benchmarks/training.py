@@ -16,7 +16,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -52,7 +52,10 @@ def main() -> None:
         data = Path(arguments.data or Path(scratch) / "openkbp")
         prepared(Path(arguments.scans), data, arguments.limit, tuple(arguments.spacing))
         with running(ClusterConfig()):
-            found = {count: measured(configuration(arguments, count, data, scratch)) for count in arguments.workers}
+            found = {
+                count: measured(configuration(arguments, count, data, scratch), arguments.loads)
+                for count in arguments.workers
+            }
     report(
         f"Pretraining, recipe {arguments.recipe}, {arguments.updates} updates of {arguments.batch} crops of "
         f"{'x'.join(map(str, arguments.patch))}, {arguments.precision}",
@@ -91,13 +94,14 @@ def configuration(arguments: argparse.Namespace, workers: int, data: Path, runs:
     )
 
 
-def measured(config: PretrainConfig) -> dict[str, Any]:
-    """The figures of one number of workers."""
+def measured(config: PretrainConfig, loads: int) -> dict[str, Any]:
+    """The figures of one number of workers; `loads` batches are loaded alone."""
     job = build_job(resolved(config))
     for variant in (WITH_LOADING, SAME_BATCH, LOADING):
         (job.run / variant).mkdir(parents=True)
-    with patch.object(ray_train, "run_worker", run_in_turn):
-        ray_train.fit(job, training_resources(config.cluster), max_failures=0)
+    resources = training_resources(config.cluster)
+    with patch.object(ray_train, "run_worker", in_turn(loads)):
+        ray_train.fit(job, resources, max_failures=0)
     training, same_batch = (recorded(job.run / variant, config.training) for variant in (WITH_LOADING, SAME_BATCH))
     stopped = statistics.mean(training["checkpoint_seconds"])
     written = json.loads((job.run / WITH_LOADING / "written.json").read_text())
@@ -107,6 +111,7 @@ def measured(config: PretrainConfig) -> dict[str, Any]:
             SAME_BATCH: same_batch["updates_per_second"],
             LOADING: min(map(batches_per_second, (job.run / LOADING).glob("arrivals-*.json"))),
         },
+        "threads_per_worker": resources.threads,
         "data_wait_share": training["wait_share"],
         "first_updates_wait_s": training["first_wait_s"],
         "checkpoint_s": stopped,
@@ -139,19 +144,23 @@ def batches_per_second(arrivals: Path) -> float:
 # ---- in the workers
 
 
-def run_in_turn(config: dict[str, Any]) -> None:
-    """A worker's share of the job, three times."""
-    job = config["job"]
+def in_turn(loads: int) -> Callable[[dict[str, Any]], None]:
+    """In place of `run_worker`: it three times, the last time for `loads` updates."""
 
-    def run(variant: str) -> None:
-        ray_train.run_worker({**config, "job": replace(job, run=job.run / variant)})
+    def run(config: dict[str, Any], variant: str, **changed: int) -> None:
+        job = config["job"]
+        training = replace(job.training, **changed)
+        ray_train.run_worker({**config, "job": replace(job, run=job.run / variant, training=training)})
 
-    with patch.object(ray_train, "Checkpoints", TimedCheckpoints):
-        run(WITH_LOADING)
-    with patch.object(ray_train, "stream_batches", same_batch):
-        run(SAME_BATCH)
-    with patch.object(ray_train, "train", only_load):
-        run(LOADING)
+    def run_in_turn(config: dict[str, Any]) -> None:
+        with patch.object(ray_train, "Checkpoints", TimedCheckpoints):
+            run(config, WITH_LOADING)
+        with patch.object(ray_train, "stream_batches", same_batch):
+            run(config, SAME_BATCH)
+        with patch.object(ray_train, "train", only_load):
+            run(config, LOADING, steps_per_epoch=loads)
+
+    return run_in_turn
 
 
 class TimedCheckpoints(Checkpoints):
@@ -219,13 +228,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", nargs="+", type=int, help="default: 1 2, or as many as there are GPUs")
     parser.add_argument("--readers", type=int, default=1, help="reading processes of each worker")
     parser.add_argument("--updates", type=int, default=500 if gpu else 100)
+    parser.add_argument("--loads", type=int, default=1000, help="batches that are loaded alone")
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.recipe]()["pretrain"]
     arguments.patch = arguments.patch or recipe.loader.patch_size
     arguments.batch = arguments.batch or recipe.training.batch_size
     arguments.workers = arguments.workers or ([1, 2] if torch.cuda.device_count() != 1 else [1])
     if arguments.quick:
-        arguments.limit, arguments.workers, arguments.updates = 4, [1], 10
+        arguments.limit, arguments.workers, arguments.updates, arguments.loads = 4, [1], 10, 160
     if arguments.updates < 10:
         parser.error("--updates: at least 10")
     return arguments
