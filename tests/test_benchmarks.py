@@ -13,17 +13,26 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ENCODER = ("blocks_over_dense", "blocks_over_spconv")
 STEP = ("step_over_published", "samples_per_second", "share_of_peak", "peak_memory_gib")
+PRECISION = ("compared", "final_val_loss", "seconds_per_update")
+TRAINING = ("data_wait_share", "checkpoint_share", "workers")
 LOADER = ("bytes_read_over_crop", "first_batch_s", "peak_memory_gib", "memory_growth_mib", "mib_per_volume")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "keys"),
-    [("encoder", ENCODER), ("pretrain_step", STEP), ("loader", LOADER), ("space", ("mib_per_scan", "bytes_per_voxel"))],
+    [
+        ("encoder", ENCODER),
+        ("pretrain_step", STEP),
+        ("loader", LOADER),
+        ("space", ("mib_per_scan", "bytes_per_voxel")),
+        ("precision", PRECISION),
+        ("training", TRAINING),
+    ],
 )
 def test_quick_run_ends_with_its_figures(program: str, keys: tuple[str, ...], request: pytest.FixtureRequest) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{program}.py"), "--quick"]
-    if program in ("loader", "space"):
+    if program in ("loader", "space", "precision", "training"):
         command += ["--scans", str(request.getfixturevalue("real_data"))]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-2000:]
