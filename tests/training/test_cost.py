@@ -173,7 +173,7 @@ def test_only_what_would_help_is_offered() -> None:
     def offered(workers: int, **changes: object) -> dict[str, StepCost]:
         return less_memory(network, segmentation_loss_of, replace(CONFIG, **changes), workers)  # type: ignore[arg-type]
 
-    recompute, shard = "--training.recompute-activations True", "--training.shard-weights True"
+    recompute, shard = "--training.recompute-activations", "--training.shard-weights"
     assert list(offered(1)) == [recompute]
     assert list(offered(2)) == [recompute, shard, "both"]
     assert list(offered(2, recompute_activations=True)) == [shard]
