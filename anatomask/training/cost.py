@@ -113,9 +113,9 @@ def less_memory(module: nn.Module, loss: Loss, config: TrainingConfig, workers: 
     """Costs with the settings that take less memory and that `config` leaves off, by what to write for them."""
     changes: dict[str, TrainingConfig] = {}
     if not config.recompute_activations:
-        changes["--training.recompute-activations True"] = replace(config, recompute_activations=True)
+        changes["--training.recompute-activations"] = replace(config, recompute_activations=True)
     if workers > 1 and not config.shard_weights and config.precision != "fp16" and config.synchronise_norms:
-        changes["--training.shard-weights True"] = replace(config, shard_weights=True)
+        changes["--training.shard-weights"] = replace(config, shard_weights=True)
     if len(changes) > 1:
         changes["both"] = replace(config, recompute_activations=True, shard_weights=True)
     return {name: step_cost(module, loss, changed, workers) for name, changed in changes.items()}

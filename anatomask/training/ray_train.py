@@ -152,7 +152,7 @@ def run_worker(config: dict[str, Any]) -> None:
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"the GPU's memory is too small ({_first_line(error)}): lower --training.batch-size or "
-            "--loader.patch-size, raise --training.accumulate, or set --training.recompute-activations True"
+            "--loader.patch-size, raise --training.accumulate, or set --training.recompute-activations"
         ) from error
 
 

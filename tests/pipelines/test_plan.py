@@ -71,4 +71,7 @@ def test_pretraining_on_more_cases_and_devices(prepared: Callable[..., PreparedD
     fast = rows("--plan.share-of-peak", "0.6")
     assert figures(fast["samples"])[0] == pytest.approx(2 * rates[0], rel=0.02)
     assert math.isclose(figures(fast["read bandwidth"])[0], 2 * bandwidth[0], rel_tol=0.02)
+    assert one[""].endswith("with --training.recompute-activations") and many[""].endswith("with both")
+    shared = rows("--cluster.workers", "2", "--training.recompute-activations")
+    assert figures(shared["memory"])[0] == figures(many[""])[0]  # the option that was named
     assert not (tmp_path / "runs").exists()
