@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from anatomask.cluster import TrainingResources
-from anatomask.data.samples import Draw, LoaderConfig, SampleSequence, worker_samples
+from anatomask.data.samples import PATCH, Draw, LoaderConfig, SampleSequence, worker_samples
 from anatomask.data.stream import stream_batches
 from anatomask.errors import UserError
 from anatomask.training.checkpoints import Checkpoints
@@ -159,6 +159,11 @@ def run_worker(config: dict[str, Any]) -> None:
 def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, device: torch.device) -> None:
     """This worker's share of a job."""
     settings, writes = job.training, workers.rank == 0
+    if device.type == "cpu" and settings.precision == "bf16" and job.loader.patch_size[0] == 2 * PATCH:
+        raise UserError(  # torch 2.13, two voxels along the first axis at stride 16: docs/results/precision.md
+            "--training.precision bf16: PyTorch's gradients on CPUs are wrong for crops of 32 voxels along the first "
+            "axis; choose --loader.patch-size 48 … or --training.precision fp32"
+        )
     set_matrix_precision(settings.precision)
     task = job.build_task(device)
     with Checkpoints(job.run, writes=writes) as checkpoints:

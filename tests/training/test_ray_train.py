@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from anatomask.cluster import TrainingResources
+from anatomask.data.samples import LoaderConfig
+from anatomask.errors import UserError
+from anatomask.training.parallel import Workers
+from anatomask.training.ray_train import run_share
+from tests.training.witness import job
+
+
+def test_gradients_that_torch_gets_wrong_are_refused(tmp_path: Path) -> None:
+    whole = job(tmp_path / "run", "")
+    training = replace(whole.training, precision="bf16")
+    broken = replace(whole, training=training, loader=LoaderConfig(patch_size=(32, 48, 48)))
+    resources = TrainingResources(1, 1, False, worker_cpus=0.5, readers=1, reader_cpus=0.5, threads=1)
+    with pytest.raises(UserError, match="patch-size 48"):
+        run_share(broken, resources, Workers(), torch.device("cpu"))
