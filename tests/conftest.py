@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import nibabel as nib
@@ -48,6 +52,32 @@ def golden() -> Path:
     if not (folder / "b1_depth1.npz").is_file():
         pytest.skip(f"the published implementation's numbers are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def three_workers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[int, Any]]:
+    """Starts `python SCRIPT RANK FOLDER` three times; what 1, 2 and 3 gloo workers left in FOLDER, by their number."""
+
+    def run(script: Path) -> dict[int, Any]:
+        folder = tmp_path_factory.mktemp("workers")
+        settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo"}
+        logs = [folder / f"{rank}.log" for rank in range(3)]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, script, str(rank), folder], env=os.environ | settings, stderr=log.open("w")
+            )
+            for rank, log in enumerate(logs)
+        ]
+        try:
+            while None in (codes := [process.poll() for process in processes]) and not any(codes):
+                time.sleep(0.1)  # one that fails leaves the others waiting
+        finally:
+            for process in processes:
+                process.kill()
+        assert not any(codes), "\n".join(log.read_text() for log in logs)
+        return {count: torch.load(folder / f"{count}.pt", weights_only=True) for count in (1, 2, 3)}
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -49,14 +49,6 @@ class FinetuningTask(Task):
         """The whole network."""
         return self.network
 
-    def networks(self) -> Sequence[nn.Module]:
-        """The whole network."""
-        return [self.network]
-
-    def kept(self) -> nn.Module:
-        """The whole network."""
-        return self.network
-
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss of a batch that `FinetuningDraw` drew: padded, normalised and augmented here, on the device."""
         image, label = self.augmentation(normalised_crops(sample), sample["label"][:, None], sample["seed"])

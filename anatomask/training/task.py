@@ -32,13 +32,13 @@ class Task(nn.Module, ABC):
     def trainable(self) -> nn.Module:
         """The module whose parameters are updated: all of those that want a gradient get one in every update."""
 
-    @abstractmethod
     def networks(self) -> Sequence[nn.Module]:
         """The modules that compute, `trainable` first."""
+        return [self.trainable()]
 
-    @abstractmethod
     def kept(self) -> nn.Module:
         """The module whose weights a checkpoint holds."""
+        return self.trainable()
 
     @abstractmethod
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:

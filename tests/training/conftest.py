@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -26,12 +26,6 @@ class LineTask(Task):
         self.progress: list[float] = []
 
     def trainable(self) -> nn.Module:
-        return self.line
-
-    def networks(self) -> Sequence[nn.Module]:
-        return [self.line]
-
-    def kept(self) -> nn.Module:
         return self.line
 
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:

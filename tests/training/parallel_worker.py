@@ -45,12 +45,6 @@ class Segmenting(Task):
     def trainable(self) -> nn.Module:
         return self.network
 
-    def networks(self) -> Sequence[nn.Module]:
-        return [self.network]
-
-    def kept(self) -> nn.Module:
-        return self.network
-
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         return segmentation_loss(self.network(sample["volume"]), sample["label"]), {}
 

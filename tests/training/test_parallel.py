@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-REPOSITORY = WORKER.parents[2]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Tensor]]]:
+def results(
+    three_workers: Callable[[Path], dict[int, dict[str, dict[str, Tensor]]]],
+) -> dict[int, dict[str, dict[str, Tensor]]]:
     """What 1, 2 and 3 gloo workers found, by their number."""
-    folder = tmp_path_factory.mktemp("workers")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen([sys.executable, WORKER, str(rank), folder], env=environment, stderr=subprocess.PIPE)
-        for rank in range(3)
-    ]
-    try:
-        errors = [process.communicate(timeout=240)[1].decode() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
-    return {world: torch.load(folder / f"{world}.pt", weights_only=True) for world in (1, 2, 3)}
+    return three_workers(WORKER)
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -61,12 +61,6 @@ class Witness(Task):
     def trainable(self) -> nn.Module:
         return self.net
 
-    def networks(self) -> Sequence[nn.Module]:
-        return [self.net]
-
-    def kept(self) -> nn.Module:
-        return self.net
-
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         step, rank = round(progress * self.total) + 1, distributed.get_rank() if distributed.is_initialized() else 0
         for death in self.deaths:
