@@ -73,6 +73,8 @@ class Histogram:
 
     @classmethod
     def of(cls, voxels: np.ndarray) -> Histogram:
+        if voxels.dtype == np.float16:  # which NumPy 2.4 sorts wrongly on some processors with AVX-512
+            voxels = voxels.astype(np.float32)
         values, counts = np.unique(voxels, return_counts=True)
         return cls(values.astype(np.float64), counts.astype(np.int64))
 

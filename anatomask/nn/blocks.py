@@ -33,7 +33,7 @@ def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int)
     """A 3x3x3 convolution of stride 1 or 2 on rows of blocks of `edge` voxels, without its bias."""
     weight, stride = convolution.weight, convolution.stride[0]
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if not x.is_meta and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
     out = edge // stride
@@ -41,15 +41,17 @@ def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int)
         read = blocks.table(edge, (0, edge, stride), TAPS)
     else:
         read = blocks.table(edge, (-1, edge + 2 - stride, 1))
-    spread = read if stride == 1 else blocks.table(out, (0, out + 1, 1))
+    spread = None if stride == 1 else blocks.table(out, (0, out + 1, 1))
     return _Convolution.apply(x, weight, read, spread, out, stride)
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution of blocks; `read` gathers what it reads, `spread` what its gradient reads."""
+    """A convolution of blocks; `read` gathers what it reads, `spread` what its gradient reads (none: the same)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, read: Tensor, spread: Tensor, edge: int, stride: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, read: Tensor, spread: Tensor | None, edge: int, stride: int
+    ) -> Tensor:
         """Rows (B, K·(edge·stride)³, C) to rows (B, K·edge³, C')."""
         ctx.save_for_backward(x, weight, read, spread)
         ctx.edge, ctx.stride = edge, stride
@@ -63,8 +65,8 @@ class _Convolution(torch.autograd.Function):
         edge, stride = ctx.edge, ctx.stride
         into_x = None
         if ctx.needs_input_grad[0]:
-            if stride == 1:
-                into_x = _correlate(grad, weight.flip(2, 3, 4).transpose(0, 1), spread, edge, 1)
+            if spread is None:
+                into_x = _correlate(grad, weight.flip(2, 3, 4).transpose(0, 1), read, edge, 1)
             else:
                 into_x = _transpose(grad, weight, spread, edge)
         into_weight = _weight_gradient(x, grad, weight, read, edge, stride)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +20,18 @@ def test_merged_histograms_give_the_statistics_of_all_voxels(parts: list[np.ndar
     assert histogram.total == voxels.size
     assert histogram.percentile(percent) == pytest.approx(np.percentile(voxels, percent), abs=1e-6)
     assert histogram.mean_std() == pytest.approx((voxels.mean(), voxels.std()), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_half_precision_voxels_are_counted_as_what_they_are(seed: int) -> None:
+    """Much of one value, as around a normalised scan: NumPy 2.4.6 sorts these wrongly on some processors."""
+    rng = np.random.default_rng(seed)
+    air, body, noise = np.full(7000, -3.547), np.sort(rng.normal(size=20000)), rng.normal(0, 0.01, 20000)
+    voxels = np.concatenate([air, body, noise]).astype(np.float16)
+    histogram = Histogram.of(voxels)
+    expected = Counter(voxels.tolist())
+    assert histogram.values.tolist() == sorted(expected)
+    assert dict(zip(histogram.values.tolist(), histogram.counts.tolist(), strict=True)) == expected
 
 
 def test_no_voxels_are_not_a_number() -> None:
