@@ -22,7 +22,7 @@ from torch import Tensor
 from anatomask.errors import UserError
 from anatomask.matching import describe_faults, find_faults, is_named
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
-from anatomask.nn.sparse import NormScope
+from anatomask.nn.norms import NormScope
 from anatomask.nn.stunet import ENCODER_STRIDES, STAGE_STRIDES, STUNet, STUNetConfig, STUNetEncoder
 
 FRESH = "fresh"

@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace, size: str) -> dict[str, dict[str, Any
             with FlopCounterMode(display=False) as counter:
                 run(encode, inputs, arguments.dtype, backward=True)
             gflop[name] = counter.get_total_flops() / 1e9
-            encode = torch.compile(encode) if arguments.compile else encode
+            encode = torch.compile(encode) if name in arguments.compile else encode
         forward[name] = partial(run, encode, inputs, arguments.dtype, backward=False)
         both[name], memory[name] = peak_memory_gib(
             lambda encode=encode: partial(run, encode, inputs, arguments.dtype, backward=True), device

@@ -96,13 +96,21 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="default: 1 on CPU, 4 on GPU")
     parser.add_argument("--mask-ratio", type=float, default=0.6)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32 on CPU, bfloat16 on GPU")
-    parser.add_argument("--compile", action="store_true", help="compile what is torch's own")
+    parser.add_argument(
+        "--compile",
+        nargs="*",
+        choices=["dense", "blocks"],
+        help="compile these backends (all that are torch's own where none is named)",
+    )
     parser.add_argument("--threads", type=int, help="default: torch's")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     gpu = arguments.device == "cuda"
     arguments.patch = arguments.patch or ([112, 112, 128] if gpu else [64, 64, 64])
     arguments.batch = arguments.batch or (4 if gpu else 1)
+    if arguments.compile == []:
+        arguments.compile = ["dense", "blocks"]
+    arguments.compile = arguments.compile or []
     arguments.dtype = arguments.dtype or ("bfloat16" if gpu else "float32")
     if arguments.quick:
         arguments.sizes, arguments.rounds = ["s"], 3
@@ -114,7 +122,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def setting(arguments: argparse.Namespace) -> str:
     """What was measured, for a table's title."""
-    compiled = ", compiled" if arguments.compile else ""
+    compiled = f", compiled: {', '.join(arguments.compile)}" if arguments.compile else ""
     return (
         f"{'x'.join(map(str, arguments.patch))}, batch {arguments.batch}, γ = {arguments.mask_ratio}, "
         f"{arguments.device} {arguments.dtype}{compiled}"

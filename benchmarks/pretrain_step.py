@@ -48,7 +48,7 @@ def main() -> None:
         for name, seconds in found["seconds"].items()
     ]
     first = next(iter(sizes.values()))
-    ours = "blocks compiled" if arguments.compile else "blocks"
+    ours = "blocks compiled" if "blocks" in arguments.compile else "blocks"
     result: dict[str, object] = {
         "step_over_published": first["seconds"]["published"] / first["seconds"][ours],
         "samples_per_second": arguments.batch / first["seconds"][ours],
@@ -70,11 +70,10 @@ def measure(arguments: argparse.Namespace, size: str) -> dict[str, dict[str, Any
     ways |= {name: partial(our_step, name, network, batch, arguments) for name in BACKENDS}
     if not find_spec("spconv"):
         del ways["spconv"]
-    if arguments.compile:
-        ways |= {
-            f"{name} compiled": partial(our_step, name, network, batch, arguments, compiled=True)
-            for name in ("dense", "blocks")
-        }
+    ways |= {
+        f"{name} compiled": partial(our_step, name, network, batch, arguments, compiled=True)
+        for name in arguments.compile
+    }
     steps, memory = {}, {}
     for name, make in ways.items():
         steps[name], memory[name] = peak_memory_gib(make, arguments.device)

@@ -15,7 +15,8 @@ from anatomask import masking
 from anatomask.methods.base import Examination, Picture, PretrainBatch, StepResult
 from anatomask.nn.backends import BackendName, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder, MaskedReconstruction, patch_statistics
-from anatomask.nn.sparse import PATCH, NormScope, expand_active
+from anatomask.nn.norms import NormScope
+from anatomask.nn.sparse import PATCH, expand_active
 from anatomask.nn.stunet import STUNetConfig
 
 

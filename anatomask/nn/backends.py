@@ -8,7 +8,8 @@ from typing import Literal
 from torch import Tensor
 
 from anatomask.nn.blocks import encode_blocks
-from anatomask.nn.sparse import Pool, SparseMap, encode_dense
+from anatomask.nn.norms import Pool
+from anatomask.nn.sparse import SparseMap, encode_dense
 from anatomask.nn.stunet import STUNetEncoder
 from anatomask.nn.submanifold import encode_spconv
 

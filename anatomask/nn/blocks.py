@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from anatomask.nn.norms import Pool
+from anatomask.nn.precision import autocast_tensors
 from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
-from anatomask.nn.sparse import Pool
 from anatomask.nn.stunet import STUNetEncoder
 
 _LARGEST_GATHERED = 2
@@ -32,10 +33,7 @@ def encode_blocks(
 def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int) -> Tensor:
     """A 3x3x3 convolution of stride 1 or 2 on rows of blocks of `edge` voxels, without its bias."""
     weight, stride = convolution.weight, convolution.stride[0]
-    device = x.device.type
-    if not x.is_meta and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight = x.to(dtype), weight.to(dtype)
+    x, weight = autocast_tensors(x, weight)
     out = edge // stride
     if out <= _LARGEST_GATHERED:
         read = blocks.table(edge, (0, edge, stride), TAPS)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from anatomask.nn.norms import BatchNorm3d, RunningStatistics
 from anatomask.nn.recompute import Recomputable
+from anatomask.nn.upsampling import Upsampling3d
 
 DecoderName = Literal["hierarchical", "simple"]
 
@@ -19,7 +20,7 @@ class UpsamplingLevel(Recomputable, nn.Module):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
-        self.upsample = nn.ConvTranspose3d(in_channels, in_channels, 4, stride=2, padding=1)
+        self.upsample = Upsampling3d(in_channels, in_channels, stride=2)
         self.conv1 = nn.Conv3d(in_channels, in_channels, 3, padding=1, bias=False)
         self.norm1 = BatchNorm3d(in_channels)
         self.conv2 = nn.Conv3d(in_channels, channels, 3, padding=1, bias=False)
@@ -66,8 +67,7 @@ class FourfoldLevel(Recomputable, nn.Sequential):
     """ConvTranspose(k8, s4, p2) – BatchNorm – ReLU6: four times the resolution."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
-        upsample = nn.ConvTranspose3d(in_channels, channels, 8, stride=4, padding=2)
-        super().__init__(upsample, BatchNorm3d(channels), nn.ReLU6(inplace=True))
+        super().__init__(Upsampling3d(in_channels, channels, stride=4), BatchNorm3d(channels), nn.ReLU6(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, D, H, W) to (B, channels, 4D, 4H, 4W)."""

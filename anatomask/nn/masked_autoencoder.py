@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.decoders import DECODERS, DecoderName
-from anatomask.nn.norms import Synchronisable, widened
-from anatomask.nn.sparse import PATCH, NormScope, Pool, SparseMap, check_active
+from anatomask.nn.norms import NormScope, Pool, Synchronisable, widened
+from anatomask.nn.sparse import PATCH, SparseMap, check_active
 from anatomask.nn.stunet import ENCODER_STRIDES, STUNetConfig, STUNetEncoder
 from anatomask.nn.submanifold import require_spconv
 

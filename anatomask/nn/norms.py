@@ -1,6 +1,8 @@
-"""BatchNorm that counts every worker's samples, on any device."""
+"""Whose samples norms count; BatchNorm that counts every worker's, on any device."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,18 @@ from anatomask.nn.distributed import all_reduce, workers
 
 RunningStatistics = tuple[Tensor, Tensor] | None
 """What a batch makes of the running mean and variance, (C,) each; None outside training."""
+
+
+NormScope = Literal["sample", "batch"]
+"""Whether InstanceNorm's statistics are each sample's own, or pooled over the batch as in the published code."""
+
+Pool = Literal["sample", "batch", "workers"]
+"""The same while training: a batch is one worker's samples, or those of all workers."""
+
+
+def pooled(total: Tensor, pool: Pool) -> Tensor:
+    """This worker's sum, or that of all workers where they are pooled."""
+    return all_reduce(total) if pool == "workers" else total
 
 
 def widened(x: Tensor) -> Tensor:

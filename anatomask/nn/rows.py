@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from anatomask.nn.norms import widened
-from anatomask.nn.sparse import PATCH, Pool, pooled
+from anatomask.nn.norm_activation import norm_activation
+from anatomask.nn.norms import Pool
+from anatomask.nn.sparse import PATCH
 from anatomask.nn.stunet import ENCODER_STRIDES, NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 
 TAPS = (-1, 2, 1)
@@ -38,6 +37,8 @@ class ActiveBlocks:
     batch: int
     grid: tuple[int, int, int]
     """Patches along D, H, W."""
+    active: Tensor
+    """(B, d, h, w) bool."""
     patches: Tensor
     """(B, K): the patch in each slot, an index into the sample's grid in raster order."""
     used: Tensor | None
@@ -67,9 +68,8 @@ class ActiveBlocks:
         around = slot.unfold(1, 3, 1).unfold(2, 3, 1).unfold(3, 3, 1).reshape(batch, d * h * w, 27)
         neighbours = around.gather(1, patches[..., None].expand(batch, slots, 27))
         neighbours = neighbours.masked_fill(~used[..., None], batch * slots)
-        return cls(
-            batch, (d, h, w), patches, None if regular else used[..., None, None], neighbours.view(batch * slots, 27)
-        )
+        in_use = None if regular else used[..., None, None]
+        return cls(batch, (d, h, w), active, patches, in_use, neighbours.view(batch * slots, 27))
 
     @property
     def slots(self) -> int:
@@ -120,12 +120,11 @@ class ActiveBlocks:
     def scatter(self, rows: Tensor, fill: Tensor) -> Tensor:
         """Rows (B, K·e³, C) back into a volume (B, C, d·e, h·e, w·e), whose other voxels are `fill` (C,)."""
         (d, h, w), channels = self.grid, rows.shape[2]
-        blocks = rows.reshape(self.batch, self.slots, -1, channels)
-        if self.used is not None:
-            blocks = torch.where(self.used, blocks, fill)
-        canvas = fill.to(rows.dtype).expand(self.batch * d * h * w, blocks.shape[2], channels)
-        canvas = canvas.index_copy(0, self._flat_patches(), blocks.flatten(0, 1))
-        edge = round(blocks.shape[2] ** (1 / 3))
+        blocks = rows.reshape(self.batch * self.slots, -1, channels)
+        canvas = blocks.new_empty(self.batch * d * h * w, blocks.shape[1], channels)
+        canvas = canvas.index_copy(0, self._flat_patches(), blocks)  # unused slots land where it is hidden
+        canvas = torch.where(self.active.view(-1, 1, 1), canvas, fill.to(rows.dtype))
+        edge = round(blocks.shape[1] ** (1 / 3))
         volume = canvas.view(self.batch, d, h, w, edge, edge, edge, channels).permute(0, 1, 4, 2, 5, 3, 6, 7)
         return volume.reshape(self.batch, d * edge, h * edge, w * edge, channels).permute(0, 4, 1, 2, 3)
 
@@ -146,72 +145,7 @@ def _outer(axis: Tensor, base: int) -> Tensor:
     return (d * base + h) * base + w
 
 
-class _NormActivation(torch.autograd.Function):
-    """InstanceNorm over rows, plus a skip connection, then leaky ReLU: one node that keeps what backward needs only."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        cancelled: Tensor | None,
-        skip: Tensor | None,
-        used: Tensor | None,
-        eps: float,
-        slope: float,
-        pool: Pool,
-    ) -> Tensor:
-        """x (B, K, e³, C); statistics over K and e³, and what `pool` adds. A slope of 1 is no activation.
-
-        `cancelled` is the bias of the convolution before: the norm takes it away, so it is not added to begin with,
-        and its gradient is exactly zero.
-        """
-        dims = (1, 2) if pool == "sample" else (0, 1, 2)
-        wide = widened(x)
-        voxels = x.shape[1] * x.shape[2] * (1 if pool == "sample" else x.shape[0])
-        count: Tensor | int = voxels
-        if used is not None:
-            count = pooled(used.sum(dims, keepdim=True).to(wide.dtype) * x.shape[2], pool).clamp_min(1)
-            wide = torch.where(used, wide, 0)
-        elif pool == "workers":
-            count = pooled(wide.new_full((1, 1, 1, 1), voxels), pool)
-        mean = pooled(wide.sum(dims, keepdim=True), pool) / count
-        centred = wide - mean if used is None else torch.where(used, wide - mean, 0)
-        deviation = torch.rsqrt(pooled((centred * centred).sum(dims, keepdim=True), pool) / count + eps)
-        y = centred.mul_(deviation * weight).add_(bias)
-        if skip is not None:
-            y.add_(skip)
-        if slope != 1:
-            functional.leaky_relu_(y, slope)
-        y = y.to(x.dtype)
-        ctx.save_for_backward(x, weight, cancelled, used, mean, deviation, y if slope != 1 else None)
-        ctx.slope, ctx.dims, ctx.count, ctx.pool, ctx.skips = slope, dims, count, pool, skip is not None
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, cancelled, used, mean, deviation, y = ctx.saved_tensors
-        (grad,) = grads
-        if ctx.slope != 1:
-            grad = torch.ops.aten.leaky_relu_backward(grad, y, ctx.slope, True)
-        wide = widened(grad)
-        standard = (widened(x) - mean) * deviation
-        if used is not None:
-            wide, standard = torch.where(used, wide, 0), torch.where(used, standard, 0)
-        bias_sum = wide.sum(ctx.dims, keepdim=True)
-        weight_sum = (wide * standard).sum(ctx.dims, keepdim=True)
-        per_channel = (weight_sum.flatten(0, 2).sum(0), bias_sum.flatten(0, 2).sum(0))
-        bias_sum, weight_sum = pooled(bias_sum, ctx.pool), pooled(weight_sum, ctx.pool)
-        into = (wide - bias_sum / ctx.count).addcmul_(standard, weight_sum / -ctx.count).mul_(deviation * weight)
-        if used is not None:
-            into = torch.where(used, into, 0)
-        no_bias = None if cancelled is None else torch.zeros_like(cancelled)
-        return into.to(x.dtype), *per_channel, no_bias, grad if ctx.skips else None, None, None, None, None
-
-
-def norm_activation(
+def norm_rows(
     rows: Tensor,
     norm: nn.InstanceNorm3d,
     blocks: ActiveBlocks,
@@ -220,15 +154,10 @@ def norm_activation(
     skip: Tensor | None = None,
     slope: float = NEGATIVE_SLOPE,
 ) -> Tensor:
-    """InstanceNorm of rows (B, K·e³, C) over the active voxels, plus `skip`, then leaky ReLU (none if `slope` is 1).
-
-    `cancelled` is the bias of the convolution that made the rows, which left it out.
-    """
+    """`norm_activation` of rows (B, K·e³, C), over the active voxels."""
     per_block = (blocks.batch, blocks.slots, -1, rows.shape[2])
     skip = None if skip is None else skip.view(per_block)
-    y = _NormActivation.apply(
-        rows.view(per_block), norm.weight, norm.bias, cancelled, skip, blocks.used, norm.eps, slope, pool
-    )
+    y = norm_activation(rows.view(per_block), norm, cancelled, skip, slope, blocks.used, pool)
     return y.view_as(rows)
 
 
@@ -247,7 +176,7 @@ class RowMap:
 
     def densify(self, norm: nn.InstanceNorm3d, token: Tensor) -> Tensor:
         """(B, C, D, H, W), normalised over the active voxels; hidden ones are `token` (1, C, 1, 1, 1)."""
-        rows = norm_activation(self.values, norm, self.blocks, self.pool, slope=1)
+        rows = norm_rows(self.values, norm, self.blocks, self.pool, slope=1)
         return self.blocks.scatter(rows, token.flatten())
 
 
@@ -271,9 +200,9 @@ def _residual_block(
     """A residual block of STU-Net on rows, to rows of blocks of `edge` voxels."""
     conv1, conv2 = block.conv1, block.conv2
     edge_before = edge * conv1.stride[0]
-    hidden = norm_activation(convolve(x, conv1, blocks, edge_before), block.norm1, blocks, pool, conv1.bias)
+    hidden = norm_rows(convolve(x, conv1, blocks, edge_before), block.norm1, blocks, pool, conv1.bias)
     skip = x if block.shortcut is None else _pointwise(x, block.shortcut, edge_before)
-    return norm_activation(convolve(hidden, conv2, blocks, edge), block.norm2, blocks, pool, conv2.bias, skip)
+    return norm_rows(convolve(hidden, conv2, blocks, edge), block.norm2, blocks, pool, conv2.bias, skip)
 
 
 def _pointwise(x: Tensor, convolution: nn.Conv3d, edge: int) -> Tensor:

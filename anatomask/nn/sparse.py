@@ -7,24 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anatomask.nn.distributed import all_reduce
-from anatomask.nn.norms import widened
+from anatomask.nn.norms import Pool, pooled, widened
 from anatomask.nn.stunet import ENCODER_STRIDES, NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 
 PATCH = 16
 """Edge of a patch in voxels: the unit in which a volume is hidden."""
-
-NormScope = Literal["sample", "batch"]
-"""Whether InstanceNorm's statistics are each sample's own, or pooled over the batch as in the published code."""
-
-Pool = Literal["sample", "batch", "workers"]
-"""The same while training: a batch is one worker's samples, or those of all workers."""
 
 
 class SparseMap(Protocol):
@@ -58,11 +51,6 @@ def expand_active(active: Tensor, factor: int) -> Tensor:
     d, h, w = grid
     blocks = active[:, :, None, :, None, :, None].expand(batch, d, factor, h, factor, w, factor)
     return blocks.reshape(batch, 1, d * factor, h * factor, w * factor)
-
-
-def pooled(total: Tensor, pool: Pool) -> Tensor:
-    """This worker's sum, or that of all workers where they are pooled."""
-    return all_reduce(total) if pool == "workers" else total
 
 
 def masked_instance_norm(x: Tensor, mask: Tensor, norm: nn.InstanceNorm3d, pool: Pool) -> Tensor:

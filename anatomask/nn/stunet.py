@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anatomask.nn.norm_activation import norm_activation
 from anatomask.nn.recompute import Recomputable
 
 STAGE_STRIDES = (1, 2, 2, 2, 2, 1)
@@ -56,9 +57,21 @@ SIZES = {
 
 def residual(block: ResidualBlock, x: Tensor) -> Tensor:
     """conv3 – InstanceNorm – leaky ReLU – conv3 – InstanceNorm, plus the shortcut, then leaky ReLU."""
-    hidden = functional.leaky_relu(block.norm1(block.conv1(x)), NEGATIVE_SLOPE, inplace=True)
-    skip = x if block.shortcut is None else block.shortcut(x)
-    return functional.leaky_relu(block.norm2(block.conv2(hidden)) + skip, NEGATIVE_SLOPE, inplace=True)
+    hidden = _normalised(block.conv1, block.norm1, x)
+    return _normalised(block.conv2, block.norm2, hidden, x if block.shortcut is None else block.shortcut(x))
+
+
+def _normalised(convolution: nn.Conv3d, norm: nn.InstanceNorm3d, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    y = functional.conv3d(x, convolution.weight, None, convolution.stride, convolution.padding)
+    rows = norm_activation(
+        _rows(y), norm, convolution.bias, None if skip is None else _rows(skip), slope=NEGATIVE_SLOPE
+    )
+    return rows.view(len(y), *y.shape[2:], -1).permute(0, 4, 1, 2, 3)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, D, H, W) seen as (B, 1, D·H·W, C)."""
+    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)[:, None]
 
 
 class ResidualBlock(Recomputable, nn.Module):

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from anatomask.nn.norms import Pool
 from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
-from anatomask.nn.sparse import Pool
 from anatomask.nn.stunet import STUNetEncoder
 
 

@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from anatomask.nn.backends import BACKENDS, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
+from anatomask.nn.norms import NormScope
 from anatomask.nn.rows import ActiveBlocks
-from anatomask.nn.sparse import NormScope, expand_active
+from anatomask.nn.sparse import expand_active
 from anatomask.nn.stunet import STUNetConfig
 
 SPARSE = [name for name in BACKENDS if name != "dense"]
@@ -194,6 +195,19 @@ def test_tables_name_the_neighbouring_voxels(
         where = coordinates[sample, :used].reshape(-1, 4).long()
         found = volume[where[:, 0], 0, where[:, 1], where[:, 2], where[:, 3]]
         assert torch.equal(found, numbers[sample, : used * edge**3, 0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_blocks_compute_on_a_gpu_what_dense_does_on_a_cpu() -> None:
+    """In float64; widths on both sides of where our transposed convolution computes its own gradients."""
+    network, grid = STUNetConfig(widths=(4, 8, 16, 130, 140, 140)), (3, 2, 4)
+    model = _model(network).double()
+    volume, active = torch.randn(2, 1, *(16 * n for n in grid)).double(), _masks(2, grid, 0.4, 3)
+    upstream = [x.double() for x in _upstream(2, grid, model.encoder.widths)]
+    expected = _everything(model, "dense", volume, active, upstream)
+    maps, gradients = _everything(model.cuda(), "blocks", volume.cuda(), active.cuda(), [x.cuda() for x in upstream])
+    mine = [x.cpu() for x in maps], {name: gradient.cpu() for name, gradient in gradients.items()}
+    assert _error(mine, expected) <= 1e-7
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from anatomask.nn.stunet import STUNet, STUNetConfig, STUNetEncoder
+from anatomask.nn.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNet, STUNetConfig, STUNetEncoder
 
 
 def _millions(module: torch.nn.Module) -> float:
@@ -39,6 +39,28 @@ def test_every_parameter_gets_a_gradient() -> None:
     network = STUNet(STUNetConfig(base=4, depth=2), classes=2)
     sum(level.square().mean() for level in network(torch.randn(1, 1, 32, 32, 32))).backward()
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_residual_block_is_the_sum_of_its_layers(stride: int, channels_last: bool) -> None:
+    """Outputs and gradients, in float64; the gradient of a bias that a norm takes away is zero."""
+    torch.manual_seed(0)
+    block = ResidualBlock(3, 4 if stride == 2 else 3, stride, projection=stride == 2).double()
+    for norm in (block.norm1, block.norm2):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    x = torch.randn(2, 3, 4, 6, 8, dtype=torch.float64, requires_grad=True)
+    given = x.contiguous(memory_format=torch.channels_last_3d) if channels_last else x
+
+    hidden = functional.leaky_relu(block.norm1(block.conv1(given)), NEGATIVE_SLOPE)
+    skip = given if block.shortcut is None else block.shortcut(given)
+    expected = functional.leaky_relu(block.norm2(block.conv2(hidden)) + skip, NEGATIVE_SLOPE)
+    output, weights = block(given), [x, *block.parameters()]
+    torch.testing.assert_close(output, expected)
+    grad = torch.randn_like(expected)
+    for mine, theirs in zip(*(torch.autograd.grad(y, weights, grad) for y in (output, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_convolving_before_upsampling_is_the_same() -> None:

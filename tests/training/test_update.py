@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from anatomask.data.samples import LoaderConfig, PretrainingDraw, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.nn.stunet import STUNetConfig
+from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device
 from anatomask.training.optimiser import OptimiserConfig
@@ -26,6 +28,7 @@ from anatomask.training.state import TrainingState
 from anatomask.training.update import Update, set_matrix_precision
 
 CPU = torch.device("cpu")
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SIZE = (48, 48, 48)
 
 
@@ -35,20 +38,38 @@ def scan(real_data: Path, prepared: Callable[..., PreparedDataset]) -> PreparedD
     return prepared(voxels.astype(np.int16))
 
 
-def update(scan: PreparedDataset, config: TrainingConfig, seed: int = 0) -> tuple[dict[str, float], TrainingState]:
-    """Scalars of three updates' last, and what they lead to."""
+def update(
+    scan: PreparedDataset, config: TrainingConfig, device: torch.device = CPU
+) -> tuple[dict[str, float], TrainingState]:
+    """Scalars of three updates' last, which does not wait for the device, and what they lead to."""
+    set_matrix_precision(config.precision)
     header = {"patch_size": list(SIZE), "spacing": [2.0, 2.0, 3.0]}
     method = AnatoMaskConfig(decoder_width=32, r0=0.5, ema_decay=0.5)
-    task = PretrainingTask(method, STUNetConfig(base=8), header, scan, FixedCases((), held_out=False), seed, CPU)
+    task = PretrainingTask(method, STUNetConfig(base=8), header, scan, FixedCases((), held_out=False), 0, device)
     model = distribute(task, config, Workers())
-    state = TrainingState.of(task, OptimiserConfig(), CPU, scaled=config.precision == "fp16")
-    step = Update(state, model, Workers(), config, 12.0, CPU)
+    state = TrainingState.of(task, OptimiserConfig(), device, scaled=config.precision == "fp16")
+    step = Update(state, model, Workers(), config, 12.0, device)
     sequence, draw = SampleSequence(("one",), 0), PretrainingDraw(LoaderConfig(patch_size=SIZE))
     for number in range(3):
         drawn = [draw(scan, "one", sequence.rng(k)) for k in range(2 * number, 2 * number + 2)]
-        sample = to_device({name: np.stack([each[name] for each in drawn]) for name in drawn[0]}, CPU)
-        scalars = {name: float(value) for name, value in step(sample, 0.5, 1e-3).items()}
-    return scalars, state
+        with never_waiting(device) if number == 2 else nullcontext():
+            sample = to_device({name: np.stack([each[name] for each in drawn]) for name in drawn[0]}, device)
+            scalars = step(sample, 0.5, 1e-3)
+    set_matrix_precision("fp32")
+    return {name: float(value) for name, value in scalars.items()}, state
+
+
+@contextmanager
+def never_waiting(device: torch.device) -> Iterator[None]:
+    """Raises where the host waits for a GPU."""
+    if device.type == "cpu":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
@@ -66,6 +87,39 @@ def test_precisions_agree_and_weights_stay_single(precision: str, scan: Prepared
     assert all(tensor.isfinite().all() for tensor in tensors)
     if precision != "fp16":  # whose first updates find the loss scale
         assert rounded["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=0.1)
+
+
+@GPU
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("setting", [{}, {"accumulate": 2}, {"recompute_activations": True}, {"channels_last": False}])
+def test_a_gpu_makes_the_same_updates_and_nobody_waits_for_it(
+    precision: str, setting: dict, scan: PreparedDataset
+) -> None:
+    config = TrainingConfig(batch_size=2, **setting)
+    exact, _ = update(scan, config)
+    there, state = update(scan, replace(config, precision=precision), torch.device("cuda"))
+    assert there["loss"] == pytest.approx(exact["loss"], rel=0.01)
+    assert {tensor.device.type for tensor in state.task.kept().state_dict().values()} == {"cuda"}
+
+
+@GPU
+def test_a_checkpoint_of_a_gpu_is_the_state_at_the_call(scan: PreparedDataset, tmp_path: Path) -> None:
+    """The copy is on its way while training goes on; what comes back is what was saved."""
+    config, device = TrainingConfig(batch_size=2), torch.device("cuda")
+    _, state = update(scan, config, device)
+    saved = {name: tensor.cpu() for name, tensor in state.task.kept().state_dict().items()}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state, None)
+        with torch.no_grad():
+            for tensor in state.task.kept().state_dict().values():
+                tensor.add_(1)
+    _, other = update(scan, config, device)
+    checkpoints.load(3, other.task)
+    checkpoints.load_moments(3, other)
+    for name, tensor in other.task.kept().state_dict().items():
+        assert torch.equal(tensor.cpu(), saved[name]), name
+    moments = zip(state.optimiser.state.values(), other.optimiser.state.values(), strict=True)
+    assert all(torch.equal(mine[key], theirs[key]) for mine, theirs in moments for key in mine)
 
 
 @pytest.mark.parametrize("setting", [{"channels_last": False}, {"recompute_activations": True}])
