@@ -14,11 +14,11 @@ from anatomask.data.nifti import reason
 from anatomask.errors import UserError
 
 UNREADABLE = (
-    OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError, zipfile.BadZipFile,
-    zlib.error,
+    OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError, SyntaxError,
+    zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-"""What NumPy, zipfile and Blosc2 raise for files that are cut off, damaged (MemoryError: an impossible size), or hold
-Python objects."""
+"""What NumPy, zipfile and Blosc2 raise for files that are cut off, damaged (MemoryError: an impossible size;
+SyntaxError: a type without sense), or hold Python objects."""
 
 
 def npz_names(path: Path) -> set[str]:

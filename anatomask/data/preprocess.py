@@ -16,6 +16,7 @@ from anatomask.data.bricks import Codec
 from anatomask.data.classes import refuse_unknown
 from anatomask.data.datasets.base import RawCase, RawImage, RawLabel
 from anatomask.data.fingerprint import Scheme
+from anatomask.data.grids import same_grid
 from anatomask.data.records import PreparedCase, triple
 from anatomask.data.resampling import (
     resample_image,
@@ -29,6 +30,8 @@ from anatomask.errors import UserError
 FLOAT16_SAFE = 32768.0
 """Below the largest float16 (65504), with room for the sums that statistics need."""
 HALF_MAX = float(np.finfo(np.float16).max)
+LARGEST: dict[Scheme, float] = {"ct": 1e6, "zscore": 1e9, "quantitative": HALF_MAX, "none": HALF_MAX}
+"""What a channel may hold by its scheme. Beyond lie marks for "no data" and damage, next to which all else is lost."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def to_stored_type(volume: np.ndarray, scheme: Scheme) -> np.ndarray:
         return np.clip(np.rint(volume), limits.min, limits.max).astype(np.int16)
     if scheme != "zscore":
         return volume.astype(np.float16)
-    peak = float(np.abs(volume).max())
+    peak = largest(volume)
     exponent = math.frexp(FLOAT16_SAFE)[1] - 1 - math.frexp(peak)[1]
     return np.ldexp(volume.astype(np.float64), exponent).astype(np.float16)
 
@@ -180,12 +183,18 @@ def read_images(images: Sequence[RawImage]) -> tuple[list[np.ndarray], np.ndarra
     """The channels of a case, (D, H, W) each, and the affine (4, 4) of the first.
 
     Raises:
-        UserError: a file cannot be read, or the channels do not lie on one grid. The message names the file.
+        UserError: a file cannot be read or holds values that are no measurement, or the channels do not lie on one
+            grid. The message names the file.
     """
     volumes: list[np.ndarray] = []
     affine = np.eye(4)
     for image in images:
         volume, own = image.read(image.path)
+        if largest(volume) > max(LARGEST.values()):
+            raise UserError(
+                f"{image.path} has values up to {largest(volume):.3g}, which no scanner measures (a mark for missing "
+                "data?); repair it or leave it out"
+            )
         if not volumes:
             affine = own
         else:
@@ -194,12 +203,17 @@ def read_images(images: Sequence[RawImage]) -> tuple[list[np.ndarray], np.ndarra
     return volumes, affine
 
 
+def largest(volume: np.ndarray) -> float:
+    """The largest absolute value."""
+    return max(-float(volume.min()), float(volume.max()))  # np.abs overflows for the smallest integer
+
+
 def _fits(path: Path, volume: np.ndarray, scheme: Scheme) -> None:
-    """Refuse values that half floats cannot hold where no factor may be applied."""
-    if scheme in ("quantitative", "none") and float(np.abs(volume).max()) > HALF_MAX:
+    """Refuse values that cannot be kept."""
+    if largest(volume) > LARGEST[scheme]:
         raise UserError(
-            f"{path} has values beyond ±{HALF_MAX:g}, which normalisation {scheme} cannot keep; "
-            "choose zscore for this channel (--preprocess.normalisation)"
+            f"{path} has values beyond ±{LARGEST[scheme]:g}, which normalisation {scheme} cannot keep; "
+            "repair it, or choose zscore for this channel (--preprocess.normalisation)"
         )
 
 
@@ -207,20 +221,3 @@ def _read_label(label: RawLabel, classes: Collection[int]) -> tuple[np.ndarray, 
     voxels, affine = label.read(label.path)
     refuse_unknown(label.path, voxels, classes)
     return voxels.astype(np.uint8), affine
-
-
-def same_grid(
-    path: Path,
-    shape: Sequence[int],
-    affine: np.ndarray,
-    reference: Path,
-    reference_shape: Sequence[int],
-    reference_affine: np.ndarray,
-) -> None:
-    """Raise UserError for files of one case that do not lie on one grid; half a voxel of rounding is let pass."""
-    if tuple(shape) != tuple(reference_shape):
-        raise UserError(f"{path} has shape {tuple(shape)}, but {reference} has {tuple(reference_shape)}")
-    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*shape, 1]
-    apart = np.linalg.norm(corners @ (affine - reference_affine).T, axis=1).max()
-    if apart > 0.5 * nib.affines.voxel_sizes(reference_affine).min():
-        raise UserError(f"{path} and {reference} lie {apart:.1f} mm apart by their headers; copy the right affine")

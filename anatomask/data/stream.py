@@ -14,6 +14,8 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 
 SAMPLES_PER_TASK = 32
+SAMPLES_PER_EXECUTION = 2**17
+"""Of which the start takes seconds: half a millisecond for each task, and some for the reading processes."""
 
 BUFFER_BYTES = 512 * 2**20
 """How far a worker's reading may run ahead: without a limit, a short run would be read whole at its start."""
@@ -46,21 +48,24 @@ def stream_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of `batch_size` samples, in the order of `samples`, read ahead by `readers` processes.
 
-    One Ray Data execution covers the whole run: its start costs seconds, so epochs must not pay for it.
+    One Ray Data execution covers many epochs: its start costs seconds, so none of them must pay for it.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # so that a damaged case is named
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=BUFFER_BYTES)
-    numbers = np.array_split(samples, range(SAMPLES_PER_TASK, len(samples), SAMPLES_PER_TASK))
-    # Put as they are: `from_numpy` would start a task of a whole CPU for each block, and wait for ever without one.
-    rows = ray.data.from_blocks([pa.table({"sample": block}) for block in numbers]).map_batches(
-        SampleReader,
-        fn_constructor_args=(Storage(path), sequence, draw),  # Ray's dashboard shows their text: no credentials
-        batch_size=batch_size,
-        concurrency=readers,
-        num_cpus=reader_cpus,
-        zero_copy_batch=True,
-    )
-    yield from rows.iter_batches(batch_size=batch_size, prefetch_batches=read_ahead, drop_last=True)
+    length = SAMPLES_PER_EXECUTION // batch_size * batch_size
+    for first in range(0, len(samples), length):
+        part = samples[first : first + length]
+        numbers = np.array_split(part, range(SAMPLES_PER_TASK, len(part), SAMPLES_PER_TASK))
+        # Put as they are: `from_numpy` would start a task of a whole CPU for each block, and wait for ever without one.
+        rows = ray.data.from_blocks([pa.table({"sample": block}) for block in numbers]).map_batches(
+            SampleReader,
+            fn_constructor_args=(Storage(path), sequence, draw),  # Ray's dashboard shows their text: no credentials
+            batch_size=batch_size,
+            concurrency=readers,
+            num_cpus=reader_cpus,
+            zero_copy_batch=True,
+        )
+        yield from rows.iter_batches(batch_size=batch_size, prefetch_batches=read_ahead, drop_last=True)

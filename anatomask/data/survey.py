@@ -16,9 +16,10 @@ from anatomask.data.anatomy import Coarse, coarse, lungs_above, spine_behind, th
 from anatomask.data.datasets.base import RawCase, is_nifti
 from anatomask.data.datasets.folder import AIR_HU, looks_like_ct
 from anatomask.data.fingerprint import Histogram, Scheme
+from anatomask.data.grids import same_grid
 from anatomask.data.nifti import header_doubt
 from anatomask.data.organs import Organ
-from anatomask.data.preprocess import read_images, same_grid
+from anatomask.data.preprocess import read_images
 from anatomask.data.records import Affine, Shape, affine_rows, triple
 from anatomask.errors import UserError
 

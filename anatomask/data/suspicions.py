@@ -14,7 +14,7 @@ import numpy as np
 
 from anatomask.data.datasets.base import RawDataset
 from anatomask.data.organs import simple_name, twins, votes
-from anatomask.data.preprocess import HALF_MAX
+from anatomask.data.preprocess import LARGEST
 from anatomask.data.survey import FEW_VALUES, CaseFacts, ChannelFacts, ClassFacts, LabelFacts
 
 ENOUGH = 10
@@ -94,8 +94,8 @@ def label_as_image(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
 def units(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
     """A CT whose values cannot be Hounsfield units; values of other units that cannot be stored."""
     for (name, channel), scheme in zip(_channels(raw, facts), raw.schemes, strict=False):
-        if scheme in ("quantitative", "none") and max(-channel.minimum, channel.maximum) > HALF_MAX:
-            reason = f"{name} reaches {channel.minimum:.4g} to {channel.maximum:.4g}: beyond half precision"
+        if max(-channel.minimum, channel.maximum) > LARGEST[scheme]:
+            reason = f"{name} reaches {channel.minimum:.4g} to {channel.maximum:.4g}: more than {scheme} can keep"
             remedy = "`prepare` leaves this case out; give it --preprocess.normalisation zscore for this channel"
             yield Suspicion(facts.case, "values too large", reason, remedy)
         if scheme == "ct" and channel.distinct > 1 and not _is_label_map(channel) and (found := _not_hu(channel)):

@@ -265,6 +265,34 @@ def test_what_has_a_unit_keeps_it_and_what_is_normalised_stays(tmp_path: Path) -
     prepare_case(raw, ("zscore",), (), (1, 1, 1))
 
 
+@pytest.mark.parametrize(
+    ("scheme", "value", "message"),
+    [
+        ("zscore", -1.797e308, "values up to 1.8e"),
+        ("zscore", 3.3e38, "which no scanner measures"),
+        ("zscore", 1e12, "which no scanner measures"),
+        ("ct", 1e300, "which no scanner measures"),
+        ("ct", 2e6, "values beyond ±1e"),
+        ("quantitative", float(np.iinfo(np.int32).min), "which no scanner measures"),
+    ],
+)
+def test_marks_for_missing_data_are_refused(scheme: str, value: float, message: str, tmp_path: Path) -> None:
+    """One voxel of them would make all others of the scan NaN, or the same."""
+    image = np.random.default_rng(0).normal(size=(8, 8, 8)) * 100
+    image[2, 3, 4] = value
+    path = tmp_path / "mr.nii.gz"
+    kind = np.int32 if value == np.iinfo(np.int32).min else np.float64
+    nib.save(nib.Nifti1Image(image.astype(kind), np.eye(4), dtype=kind), path)
+    raw = RawCase("mr", "mr", (nifti_image(path),))
+    with pytest.raises(UserError, match=message):
+        prepare_case(raw, (scheme,), (), (1.5, 1.5, 1.5))  # type: ignore[arg-type]
+    image[2, 3, 4] = 5e5
+    nib.save(nib.Nifti1Image(image, np.eye(4)), path)
+    for kept in ("ct", "zscore"):
+        (stored,) = prepare_case(raw, (kept,), (), (1.5, 1.5, 1.5)).images  # type: ignore[arg-type]
+        assert np.isfinite(stored).all() and len(np.unique(stored.astype(np.float32))) > 50
+
+
 @pytest.mark.parametrize("cut", ["checksum", "end"])
 def test_a_compressed_file_is_read_to_its_checksum(cut: str, ct: Ct, raw_case: MakeRaw) -> None:
     raw = raw_case(ct((40, 40, 40))[0])

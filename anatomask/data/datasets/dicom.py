@@ -8,6 +8,7 @@ Bq/ml), not SUV. Localizers, and files that hold no scan (structures, reports, d
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -86,9 +87,12 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     series: dict[Path, dict[str, list[Slice]]] = defaultdict(lambda: defaultdict(list))
     cases: list[RawCase] = []
     others: Counter[str] = Counter()
-    for path in _files(source):
-        if not is_dicom(path):
-            if path.suffix.lower() in (".dcm", ".ima"):
+    paths = _files(source)
+    scans = {path for path in paths if is_dicom(path)}
+    patterns = {_pattern(path) for path in scans}
+    for path in paths:
+        if path not in scans:
+            if path.suffix.lower() in (".dcm", ".ima") or _pattern(path) in patterns:
                 cases.append(_broken(path, source))
             continue
         try:
@@ -153,6 +157,11 @@ def _cases(folder: Path, series: dict[str, list[Slice]], source: Path) -> list[R
         image = RawImage(folder, partial(read_series, names=names), partial(read_grid, names=names))
         cases.append(RawCase(case, patient, (image,)))
     return cases
+
+
+def _pattern(path: Path) -> tuple[Path, str]:
+    """Folder and name without its numbers, which is the same for all slices of a series."""
+    return path.parent, re.sub(r"\d+", "#", path.name)
 
 
 def _broken(path: Path, source: Path) -> RawCase:

@@ -8,6 +8,7 @@ the split "unlabeled_test", which nobody trains on unless told to. `splits_final
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,11 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         for folder in (UNLABELLED, TEST)
         for case in sorted(_cases(source / folder, ending))
     ]
-    known = [raw.case for raw in labelled + unlabelled]
-    if twice := {case for case in known if known.count(case) > 1}:
+    known = Counter(raw.case for raw in labelled + unlabelled)
+    if twice := {case for case, count in known.items() if count > 1}:
         raise UserError(f"{source}: case {min(twice)} lies in more than one image folder")
+    splits = given_split(source / SPLITS, fold, {raw.case for raw in labelled})
+    idle = [] if splits is None else sorted({raw.case for raw in labelled} - set().union(*splits.values()))
     return RawDataset(
         reader="nnunet",
         cases=tuple(labelled + unlabelled),
@@ -79,7 +82,8 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         schemes=tuple(map(scheme_of, names)),
         class_names=classes,
         nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
-        splits=given_split(source / SPLITS, fold, {raw.case for raw in labelled}),
+        splits=splits,
+        remarks=(f"{len(idle)} labelled cases are in no split of {SPLITS}, as {idle[0]}: not used",) if idle else (),
         held_back=frozenset(_cases(source / TEST, ending)),
     )
 

@@ -23,6 +23,7 @@ from anatomask.data.datasets.base import (
     is_nifti,
     nifti_image,
 )
+from anatomask.data.grids import same_grid
 from anatomask.data.nifti import read_nifti
 from anatomask.errors import UserError
 
@@ -50,7 +51,7 @@ def merge_masks(folder: Path, version: Version = "v1") -> tuple[np.ndarray, np.n
         version: whose classes.
 
     Raises:
-        UserError: a mask is missing, unknown, damaged, not binary, or of another shape than the first.
+        UserError: a mask is missing, unknown, damaged, not binary, or of another shape or place than the first.
     """
     names = class_names(version)
     known = {f"{name}.nii.gz" for name in names.values()}
@@ -64,9 +65,8 @@ def merge_masks(folder: Path, version: Version = "v1") -> tuple[np.ndarray, np.n
         path = folder / f"{name}.nii.gz"
         mask, mask_affine = read_nifti(path)
         if c == first:
-            merged, affine = np.zeros(mask.shape, np.uint8), mask_affine
-        if mask.shape != merged.shape:
-            raise UserError(f"{path} has shape {mask.shape}, the masks before it {merged.shape}")
+            merged, affine, first_path = np.zeros(mask.shape, np.uint8), mask_affine, path
+        same_grid(path, mask.shape, mask_affine, first_path, merged.shape, affine)
         inside = mask != 0
         if not np.array_equal(mask[inside], np.ones(int(inside.sum()))):
             raise UserError(f"{path} is not a binary mask: it holds values other than 0 and 1")
@@ -83,13 +83,23 @@ def _root(source: Path) -> Path:
 
 
 def _version(source: Path) -> Version | None:
-    """By the names of the first masks; none: no folder has any, which is what tells it from other folders."""
+    """By the names of masks; none: no folder has any, which is what tells it from other folders."""
     folders = _folders(_root(source))
-    masks = next((folder / MASKS for folder in folders if (folder / MASKS).is_dir()), None)
-    if masks is None or not any((folder / SCAN).is_file() for folder in folders):
+    masks = [folder / MASKS for folder in folders if (folder / MASKS).is_dir()]
+    if not masks or not any((folder / SCAN).is_file() for folder in folders):
         return None
-    only_v2 = {f"{name}.nii.gz" for name in {*class_names("v2").values()} - {*class_names("v1").values()}}
-    return "v2" if _masks(masks) & only_v2 else "v1"
+    only = _only("v1", "v2"), _only("v2", "v1")
+    for folder in masks:  # until one tells: some may be empty, or hold a few masks
+        names = _masks(folder)
+        v1, v2 = (not names.isdisjoint(one) for one in only)
+        if v1 != v2:
+            return "v2" if v2 else "v1"
+    return "v1"
+
+
+def _only(version: Version, other: Version) -> set[str]:
+    """Files of masks that one version has and the other has not."""
+    return {f"{name}.nii.gz" for name in {*class_names(version).values()} - {*class_names(other).values()}}
 
 
 def _folders(root: Path) -> list[Path]:

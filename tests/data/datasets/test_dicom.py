@@ -195,6 +195,18 @@ def test_several_series_in_a_folder_and_files_that_are_no_scans(
         only(raw).read(only(raw).path)
 
 
+@pytest.mark.parametrize("name", ["IM{:04d}", "1.2.840.{}"])
+def test_a_damaged_slice_without_suffix_is_not_lost_unseen(
+    name: str, scan: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """Named like the others; what is not is no slice."""
+    files = [path.rename(tmp_path / name.format(k)) for k, path in enumerate(write_series(tmp_path, *scan))]
+    (tmp_path / "README").write_text("of the archive")
+    assert [case.case for case in read_dataset(tmp_path).cases] == [tmp_path.name]
+    files[-1].write_bytes(files[-1].read_bytes()[:100])
+    assert sorted(case.case for case in read_dataset(tmp_path).cases) == sorted([tmp_path.name, files[-1].name])
+
+
 def test_modalities_are_taken_apart(scan: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     write_series(tmp_path / "a", *scan)
     write_series(tmp_path / "b", *scan, Modality="MR")

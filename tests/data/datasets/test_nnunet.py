@@ -101,6 +101,13 @@ def test_a_case_in_two_folders_is_refused(nnunet_source: Path) -> None:
         read_dataset(nnunet_source)
 
 
+def test_labelled_cases_that_are_in_no_split_are_said(nnunet_source: Path) -> None:
+    (nnunet_source / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    assert read_dataset(nnunet_source).remarks == (
+        "2 labelled cases are in no split of splits_final.json, as c: not used",
+    )
+
+
 def test_a_header_that_is_a_list_is_refused(nnunet_source: Path) -> None:
     (nnunet_source / "dataset.json").write_text("[]")
     with pytest.raises(UserError, match=r"dataset\.json must hold a JSON object"):

@@ -15,9 +15,9 @@ from anatomask.errors import UserError
 AFFINE = np.diag([1.5, 1.5, 1.5, 1.0])
 
 
-def save(path: Path, voxels: np.ndarray) -> None:
+def save(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(voxels, AFFINE), path)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
 
 
 @pytest.fixture
@@ -69,6 +69,9 @@ def test_masks_that_are_missing_unknown_or_not_binary(case: Path) -> None:
         merge_masks(masks)
     save(masks / "liver.nii.gz", np.zeros((4, 4, 5), np.uint8))
     with pytest.raises(UserError, match=r"liver\.nii\.gz has shape"):
+        merge_masks(masks)
+    save(masks / "liver.nii.gz", np.zeros((4, 4, 4), np.uint8), np.diag([-1.5, 1.5, 1.5, 1.0]))
+    with pytest.raises(UserError, match=r"liver\.nii\.gz and .*spleen\.nii\.gz lie 12\.0 mm apart"):
         merge_masks(masks)
     (masks / "liver.nii.gz").unlink()
     with pytest.raises(UserError, match=r"liver\.nii\.gz is missing \(1 of 104"):
@@ -139,6 +142,13 @@ def test_v2_is_told_from_v1_and_its_organs_are_the_same(v2: Path, real_data: Pat
     new, old = read_dataset(v2.parents[1]), read_dataset(real_data / "totalsegmentator")
     assert (new.reader, old.reader) == ("totalsegmentator_v2", "totalsegmentator")
     assert new.splits is None
+    for first, masks in (("s0000", ()), ("s0000b", ("liver.nii.gz",))):  # broken cases do not decide the version
+        folder = v2.parent / first / "segmentations"
+        folder.mkdir(parents=True)
+        (v2.parent / first / "ct.nii.gz").symlink_to(v2 / "ct.nii.gz")
+        for name in masks:
+            (folder / name).symlink_to(v2 / "segmentations" / name)
+        assert read_dataset(v2.parents[1]).reader == "totalsegmentator_v2"
     after, _ = merge_masks(v2 / "segmentations", "v2")
     before, _ = merge_masks(real_data / "totalsegmentator" / "Totalsegmentator_dataset" / "s0001" / "segmentations")
     ids = {name: c for c, name in class_names("v2").items()}

@@ -1,0 +1,29 @@
+"""Whether files lie on one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from anatomask.errors import UserError
+
+
+def same_grid(
+    path: Path,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    reference: Path,
+    reference_shape: Sequence[int],
+    reference_affine: np.ndarray,
+) -> None:
+    """Raise UserError for files of one case that do not lie on one grid; half a voxel of rounding is let pass."""
+    if tuple(shape) != tuple(reference_shape):
+        where, other = (path, reference) if path != reference else (f"the label in {path}", "its image")
+        raise UserError(f"{where} has shape {tuple(shape)}, but {other} has {tuple(reference_shape)}")
+    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*shape, 1]
+    apart = np.linalg.norm(corners @ (affine - reference_affine).T, axis=1).max()
+    if apart > 0.5 * nib.affines.voxel_sizes(reference_affine).min():
+        raise UserError(f"{path} and {reference} lie {apart:.1f} mm apart by their headers; copy the right affine")
