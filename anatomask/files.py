@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +23,32 @@ def naming(path: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in one step: a temporary name, flushed to the disk, then a rename."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with naming(path):
-        temporary.write_text(text, encoding="utf-8")
-        flush(temporary)
+    try:
+        with naming(path):
+            temporary.write_text(text, encoding="utf-8")
+            flush(temporary)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[bool]:
+    """Whether no other process is in this block with the same `path`, an empty file that stays.
+
+    It is over with the process, whatever ends that. Where the file system knows no locks, it cannot be told: yes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
 
 
 def flush(path: Path) -> None:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from measure import interleaved, machine, matrix_product, parse, peak_memory_gib, report, setting
+from measure import interleaved, machine, matrix_products, parse, peak_memory_gib, report, setting
 from published import PublishedStep
 from torch import Tensor, nn
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
@@ -80,9 +80,9 @@ def measure(arguments: argparse.Namespace, size: str) -> dict[str, dict[str, Any
     # spconv's products are not torch's: they cannot be counted. Compiled, the work is the same.
     gflop = {name: counted(steps[name]) / 1e9 for name in ("published", "dense", "blocks")}
     gflop |= {name: gflop[name.removesuffix(" compiled")] for name in steps if name.endswith("compiled")}
-    product, work = matrix_product(getattr(torch, arguments.dtype), arguments.device)
-    seconds = interleaved({**steps, "matrix product": product}, arguments.rounds, arguments.device)
-    peak = work / seconds.pop("matrix product")
+    products, work = matrix_products(getattr(torch, arguments.dtype), arguments.device)
+    seconds = interleaved({**steps, "matrix products": products}, arguments.rounds, arguments.device)
+    peak = work / seconds.pop("matrix products")
     return {
         "seconds": seconds,
         "gflop": gflop,

@@ -35,7 +35,7 @@ from anatomask.weights import (
     require_same_size,
 )
 from pipelines.door import run
-from pipelines.jobs import data_digest, run_job, weights_digest
+from pipelines.jobs import data_digest, refuse_here, run_job, weights_digest
 from pipelines.pretrain import check_channels
 
 SCRATCH = "scratch"
@@ -147,6 +147,7 @@ def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
 def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
     job = build_job(config)
+    refuse_here(job, config.cluster)
     dataset = PreparedDataset.open(config.data)
     train_cases, val_cases = select_labelled(dataset, config)
     workers = config.cluster.workers

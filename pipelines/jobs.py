@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from anatomask.cluster import ClusterConfig, running, training_resources
+from anatomask.config import FinetuneConfig, PretrainConfig, plain
 from anatomask.data.storage import Storage
+from anatomask.errors import UserError
+from anatomask.files import alone
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.journal import JOURNAL
-from anatomask.training.ray_train import TrainingJob, fit
+from anatomask.training.ray_train import TrainingJob, fit, refuse_wrong_gradients
 from anatomask.training.recorder import METRICS
 from anatomask.training.run import open_run
 from anatomask.weights import TENSORS
@@ -33,8 +39,29 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
     """Train, or go on with it, and show its progress.
 
     Raises:
-        UserError: the run's folder holds another run, the cluster is too small, or a worker found bad input.
+        UserError: the run's folder holds another run or is in use, the cluster is too small, or a worker found bad
+            input.
     """
+    refuse_here(job, cluster)
+    lock = job.run.with_name(f".{job.run.name}.lock")
+    with alone(lock) as mine:
+        if not mine:
+            raise UserError(f"{job.run} is in use: another process trains it; wait for it, or choose another --name")
+        _run_alone(replace(job, columns=all_settings()), cluster, description, overwrite=overwrite)
+
+
+def refuse_here(job: TrainingJob, cluster: ClusterConfig) -> None:
+    """Raise UserError for what the workers would refuse, where this machine is the one that they run on."""
+    if cluster.address == "local" and not torch.cuda.is_available():
+        refuse_wrong_gradients(job, torch.device("cpu"))
+
+
+def all_settings() -> dict[str, Any]:
+    """Those of both kinds of trainings, with some value or other."""
+    return plain(FinetuneConfig(data="")) | plain(PretrainConfig(data=""))
+
+
+def _run_alone(job: TrainingJob, cluster: ClusterConfig, description: str, *, overwrite: bool) -> None:
     with running(cluster):
         resources = training_resources(cluster)
         journal = NewLines(job.run / JOURNAL)

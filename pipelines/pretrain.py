@@ -30,7 +30,7 @@ from anatomask.training.ray_train import TrainingJob
 from anatomask.training.run import run_folder
 from anatomask.weights import describe_architecture
 from pipelines.door import run
-from pipelines.jobs import data_digest, run_job
+from pipelines.jobs import data_digest, refuse_here, run_job
 
 
 def resolved(config: PretrainConfig) -> PretrainConfig:
@@ -119,6 +119,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
     config = resolved(config)
     job = build_job(config)
+    refuse_here(job, config.cluster)
     workers = config.cluster.workers
     with torch.device("meta"):
         method = AnatoMask(config.method, config.network)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -14,44 +13,7 @@ import ray
 from ray._private import ray_constants
 
 from anatomask.cluster import ClusterConfig, on_loopback, running
-
-LISTENING = "0A"
-LOOPBACK = ["127.0.0.1", "::1"]
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes below `pid`."""
-    below = [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
-    return below + [pid for child in below for pid in descendants(child)]
-
-
-def sockets(pid: int) -> set[str]:
-    """Inodes of a process's sockets."""
-    found = set()
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            kind, _, inode = str(file.readlink()).partition(":")
-        except OSError:  # closed meanwhile
-            continue
-        if kind == "socket":
-            found.add(inode.strip("[]"))
-    return found
-
-
-def listening(pids: list[int]) -> dict[int, set[str]]:
-    """Port -> addresses on which one of the processes listens there."""
-    inodes = {inode for pid in pids for inode in sockets(pid)}
-    found: dict[int, set[str]] = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            _, local, _, state, *fields = line.split()
-            if state == LISTENING and fields[5] in inodes:
-                words, _, port = local.partition(":")
-                raw = b"".join(bytes.fromhex(words[at : at + 8])[::-1] for at in range(0, len(words), 8))
-                address = ip_address(raw)
-                mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-                found.setdefault(int(port, 16), set()).add(str(mapped or address))
-    return found
+from tests.sockets import LOOPBACK, descendants, listening
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="sockets are looked up in Linux's /proc")

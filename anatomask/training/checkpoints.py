@@ -119,7 +119,7 @@ class Checkpoints:
         if isinstance(whole, DTensor):
             whole = whole.full_tensor()
         if not self.writes:
-            return whole
+            return whole.new_empty(0)  # so that no device holds all that was gathered
         host = torch.empty(whole.shape, dtype=whole.dtype, pin_memory=whole.is_cuda)
         return host.copy_(whole, non_blocking=True)
 
@@ -155,7 +155,7 @@ class Checkpoints:
             index |= {"best": name, "best_step": step, "best_score": score}
         write_text(self.folder / "index.json", json.dumps(index, indent=1))
         for folder in [*self.folder.glob("step_*"), *self.folder.glob(".step_*")]:
-            if folder.name not in (index["last"], index.get("best")):
+            if folder.name.lstrip(".") < name and folder.name != index.get("best"):
                 shutil.rmtree(folder)
 
 

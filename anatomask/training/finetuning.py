@@ -21,8 +21,6 @@ Validate = Callable[[nn.Module, torch.device], Mapping[str, float]]
 class FinetuningTask(Task):
     """STU-Net for segmentation of augmented crops under Dice + cross-entropy with deep supervision."""
 
-    compared_by = ("val/dice",)
-
     def __init__(
         self,
         network: STUNetConfig,

@@ -26,7 +26,6 @@ from anatomask.training.task import Task
 class PretrainingTask(Task):
     """AnatoMask on crops as they are stored: padding, normalisation and flips happen here, on the device."""
 
-    compared_by = ("val/loss",)
     charts = MappingProxyType(
         {
             "masked patches that touch an organ": ("mask/organs_hard", "mask/organs_self", "mask/organs_random"),

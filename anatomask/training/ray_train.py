@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import ray.train
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from anatomask.cluster import TrainingResources
@@ -51,6 +53,8 @@ class TrainingJob:
     seed: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The run's configuration, for TensorBoard's table of hyperparameters."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of all kinds of runs, which that table has columns for."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Digests of what the run is made from, by the name under which a message would speak of it."""
 
@@ -96,7 +100,7 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
             use_gpu=resources.gpu,
             resources_per_worker=resources.per_worker,
         ),
-        torch_config=TorchConfig(backend="nccl" if resources.gpu else "gloo"),
+        torch_config=Meeting(backend="nccl" if resources.gpu else "gloo"),
         run_config=RunConfig(
             name="ray",
             storage_path=str(job.run),
@@ -120,6 +124,21 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
         raise
 
 
+class Meeting(TorchConfig):
+    """How workers find each other. A single one has nobody to meet, so it opens no port for it, as Ray's own would."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """Starts the workers' process group."""
+        return _MeetingOfSeveral
+
+
+class _MeetingOfSeveral(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        if len(worker_group) > 1:
+            super().on_start(worker_group, backend_config)
+
+
 class FailureCallback(UserCallback):
     """Writes down why workers failed. A lost worker is worth another try; bad input and a full disk are not."""
 
@@ -131,6 +150,8 @@ class FailureCallback(UserCallback):
         causes = {rank: _unwrapped(exception) for rank, exception in worker_exceptions.items()}
         for cause in causes.values():
             if isinstance(cause, UserError) or (isinstance(cause, OSError) and not _of_a_connection(cause)):
+                with suppress(OSError):  # where the disk is full
+                    note(self.run, f"stopped: {_first_line(cause)}")
                 raise cause
         for rank, cause in causes.items():
             note(self.run, f"worker {rank} failed: {_first_line(cause)}")
@@ -159,11 +180,7 @@ def run_worker(config: dict[str, Any]) -> None:
 def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, device: torch.device) -> None:
     """This worker's share of a job."""
     settings, writes = job.training, workers.rank == 0
-    if device.type == "cpu" and settings.precision == "bf16" and job.loader.patch_size[0] == 2 * PATCH:
-        raise UserError(  # torch 2.13, two voxels along the first axis at stride 16: docs/results/precision.md
-            "--training.precision bf16: PyTorch's gradients on CPUs are wrong for crops of 32 voxels along the first "
-            "axis; choose --loader.patch-size 48 … or --training.precision fp32"
-        )
+    refuse_wrong_gradients(job, device)
     set_matrix_precision(settings.precision)
     task = job.build_task(device)
     with Checkpoints(job.run, writes=writes) as checkpoints:
@@ -205,11 +222,21 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
         stop_file(job.run).unlink(missing_ok=True)
 
 
+def refuse_wrong_gradients(job: TrainingJob, device: torch.device) -> None:
+    """Raise UserError where torch 2.13 gets gradients wrong: see docs/results/precision.md."""
+    two_voxels = job.loader.patch_size[0] == 2 * PATCH  # along the first axis, at stride 16
+    if device.type == "cpu" and job.training.precision == "bf16" and two_voxels:
+        raise UserError(
+            "--training.precision bf16: PyTorch's gradients on CPUs are wrong for crops of 32 voxels along the first "
+            "axis; choose --loader.patch-size 48 … or --training.precision fp32"
+        )
+
+
 def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) -> Recorder:
     """The run's recorder for rank 0, who also notes from where training goes on; a silent one for the others."""
     if workers.rank > 0:
         return SilentRecorder()
-    recorder = RunRecorder(job.run, start, identity(job.settings), task.compared_by, task.charts)
+    recorder = RunRecorder(job.run, start, identity(job.settings), identity(job.columns), task.charts)
     again = f"; updates {start + 1} to {recorder.reached} are computed again" if recorder.reached > start else ""
     who = f"{workers.count} worker{'s' if workers.count > 1 else ''}"
     note(job.run, f"update {start} of {job.total_steps}: on with {who}{again}")

@@ -21,6 +21,8 @@ DPI = 110
 RGBA = 4
 """TensorBoard's number for the colours of a PNG with transparency."""
 HISTOGRAM_BINS = 64
+COMPARED_BY = ("val/loss", "val/dice")
+"""Scalars by which TensorBoard's table compares runs: of pretrainings, and of finetunings."""
 FLUSH_SECONDS = 10
 """So much of what TensorBoard shows is lost at most when the process is killed."""
 
@@ -52,11 +54,12 @@ class RunRecorder:
         run: Path,
         step: int,
         settings: Mapping[str, Any] | None = None,
-        compared_by: Sequence[str] = (),
+        columns: Mapping[str, Any] | None = None,
         charts: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`settings` and the scalars `compared_by` are for TensorBoard's table of hyperparameters; `charts` are the
-        scalars that it draws together, by title.
+        """`settings` are for TensorBoard's table of hyperparameters. It takes its columns from any one of the runs that
+        it shows, so each run says all: `columns` are settings of other kinds of runs. `charts` are the scalars that
+        TensorBoard draws together, by title.
         """
         self.run = run
         metrics = run / METRICS
@@ -67,7 +70,7 @@ class RunRecorder:
         self.metrics = metrics.open("a", encoding="utf-8")
         self.board = SummaryWriter(str(run), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
         if step == 0 and settings is not None:
-            self._hyperparameters(settings, compared_by)
+            self._hyperparameters(settings, columns or {})
         if step == 0 and charts:
             self.board.add_custom_scalars({"charts": {title: ["Multiline", tags] for title, tags in charts.items()}})
 
@@ -76,26 +79,30 @@ class RunRecorder:
         with naming(self.run / METRICS):
             self.metrics.write(json.dumps({"step": step, **values}) + "\n")
             self.metrics.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        with naming(self.run):
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
         """Record how the finite ones of `values`, of any shape, are distributed: for TensorBoard only."""
         finite = values[values.isfinite()]
         if finite.numel():
-            self.board.add_histogram(name, finite, step, bins=HISTOGRAM_BINS)
+            with naming(self.run):
+                self.board.add_histogram(name, finite, step, bins=HISTOGRAM_BINS)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture, and keep its newest state as `pictures/<name>.png`."""
         path = self.run / "pictures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}")
-        figure.savefig(temporary, dpi=DPI, format="png")
+        with naming(path):
+            figure.savefig(temporary, dpi=DPI, format="png")
         temporary.replace(path)
         width, height = (round(inches * DPI) for inches in figure.get_size_inches())
         image = Summary.Image(height=height, width=width, colorspace=RGBA, encoded_image_string=path.read_bytes())
-        self._write(Summary(value=[Summary.Value(tag=name, image=image)]), step)
-        self.board.flush()
+        with naming(self.run):
+            self._write(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+            self.board.flush()
 
     def flush(self) -> None:
         """Write what is pending: what was recorded before a checkpoint does not come again."""
@@ -106,12 +113,15 @@ class RunRecorder:
 
     def close(self) -> None:
         """The last of it."""
-        self.metrics.close()
-        self.board.close()
+        with naming(self.run):
+            self.metrics.close()
+            self.board.close()
 
-    def _hyperparameters(self, settings: Mapping[str, Any], compared_by: Sequence[str]) -> None:
+    def _hyperparameters(self, settings: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
         """Of this run, in its own events: `SummaryWriter.add_hparams` would make another run of them."""
-        experiment, session, _ = hparams(flattened(settings), dict.fromkeys(compared_by, 0.0))
+        own = flattened(settings)
+        experiment, _, _ = hparams(flattened(columns) | own, dict.fromkeys(COMPARED_BY, 0.0))
+        _, session, _ = hparams(own, {})
         self._write(experiment, 0)
         self._write(session, 0)
         self.board.flush()

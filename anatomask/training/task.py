@@ -21,8 +21,6 @@ class Task(nn.Module, ABC):
 
     header: Mapping[str, Any]
     """Describes the weights of `kept`."""
-    compared_by: tuple[str, ...] = ()
-    """Scalars of `validate` by which runs are compared."""
     charts: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Scalars that belong in one chart, by its title."""
     memory_format = torch.contiguous_format

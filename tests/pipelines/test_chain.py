@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import nibabel as nib
 import numpy as np
 import pytest
 import yaml
 
+from anatomask.files import alone
 from anatomask.weights import find_weights, read_header, read_weights
 from pipelines.__main__ import main
+from tests.sockets import LOOPBACK, descendants, listening
 
 SHORT = ["--training.epochs", "2", "--training.steps-per-epoch", "2", "--training.validate-every", "2"]
 SMALL = ["--recipe", "tiny", "--loader.patch-size", "32", "32", "32", "--network.base", "4"]
@@ -28,6 +34,24 @@ def chain(data: str, runs: Path, out: Path) -> None:
     assert main(["finetune", *common, "--name", "finetuned", "--init", str(runs / "pretrained")]) == 0
     assert main(["evaluate", "--recipe", "tiny", "--run", str(runs / "finetuned")]) == 0
     assert main(["report", "--runs", str(runs / "finetuned"), "--out", str(out)]) == 0
+
+
+@pytest.fixture
+def open_to_others() -> Iterator[set[int]]:
+    """Ports that processes below this one open to other machines in the meantime."""
+    found: set[int] = set()
+    end = Event()
+
+    def look() -> None:
+        while not end.wait(0.2):
+            ports = listening(descendants(os.getpid()))
+            found.update(port for port, addresses in ports.items() if not addresses <= set(LOOPBACK))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        yield found
+        end.set()
+        looking.result()
 
 
 def check_run(run: Path) -> None:
@@ -64,7 +88,11 @@ def check_results(runs: Path, out: Path, cases: list[str], originals: dict[str, 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_phantoms(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], ray_session: None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    ray_session: None,
+    open_to_others: set[int],
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a user's paths are relative, and Ray's workers run elsewhere
     scans, shards, runs, out = (Path(name) for name in ("scans", "shards", "runs", "report"))
@@ -96,6 +124,11 @@ def test_phantoms(
     before = (runs / "finetuned" / "metrics.jsonl").read_text()
     assert main([*finetune, "--name", "finetuned", "--init", str(runs / "pretrained")]) == 0
     assert (runs / "finetuned" / "metrics.jsonl").read_text() == before
+    with alone(runs / ".finetuned.lock"):  # as another process that trains it
+        assert main([*finetune, "--name", "finetuned", "--init", str(runs / "pretrained"), "--overwrite"]) == 1
+    assert "is in use: another process trains it" in capfd.readouterr().err
+    assert (runs / "finetuned" / "metrics.jsonl").read_text() == before
+    assert not open_to_others
 
 
 @pytest.mark.ray

@@ -89,7 +89,7 @@ def test_scalars_that_belong_together_share_a_chart(tmp_path: Path) -> None:
 def test_the_settings_are_hyperparameters_of_the_run_itself(checkpoint: int, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     for start in (0, checkpoint):  # the second is a run that was killed and goes on
-        recorder = RunRecorder(tmp_path / "run", start, SETTINGS, ("val/loss",))
+        recorder = RunRecorder(tmp_path / "run", start, SETTINGS, {"seed": 0, "init": "scratch"})
         for step in range(start + 1, 6):
             recorder.scalars(step, {"val/loss": 0.1 * step})
         recorder.close()
@@ -101,6 +101,8 @@ def test_the_settings_are_hyperparameters_of_the_run_itself(checkpoint: int, tmp
     values = {name: value.string_value or value.number_value for name, value in session.hparams.items()}
     assert values == {"seed": 3, "train_fraction": 0.5, "method.masking": "random", "splits": "a, b"}
     experiment = metadata.parse_experiment_plugin_data(found[metadata.EXPERIMENT_TAG])
-    assert [info.name for info in experiment.hparam_infos] == ["seed", "train_fraction", "method.masking", "splits"]
-    assert [info.name.tag for info in experiment.metric_infos] == ["val/loss"]
+    assert {info.name for info in experiment.hparam_infos} == {
+        "seed", "train_fraction", "method.masking", "splits", "init"
+    }  # fmt: skip
+    assert [info.name.tag for info in experiment.metric_infos] == ["val/loss", "val/dice"]
     assert [event.step for event in events.Scalars("run", "val/loss")] == [1, 2, 3, 4, 5]
