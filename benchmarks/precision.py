@@ -41,7 +41,7 @@ from anatomask.training.recorder import SilentRecorder
 from anatomask.training.scalars import ScalarLog
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.state import TrainingState
-from anatomask.training.update import Update, set_matrix_precision
+from anatomask.training.update import Update, set_arithmetic
 
 PRECISIONS = get_args(get_type_hints(TrainingConfig)["precision"])
 DATA_SEED = 0
@@ -113,7 +113,7 @@ def main() -> None:
 def run(arguments: argparse.Namespace, folder: Path, precision: str, seed: int) -> dict[str, list[float]]:
     """One training in this process: by kind of loss its curve, and the median `seconds` of an update."""
     torch.set_num_threads(arguments.threads)
-    set_matrix_precision(precision)
+    set_arithmetic(precision)
     device, workers = torch.device(arguments.device), Workers()
     recipe = RECIPES["small"]()["pretrain"]
     training = replace(

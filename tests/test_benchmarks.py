@@ -24,6 +24,7 @@ LOADER = ("bytes_read_over_crop", "first_batch_s", "peak_memory_gib", "memory_gr
     [
         ("encoder", ENCODER),
         ("pretrain_step", STEP),
+        ("upsampling", ("library_over_ours",)),
         ("loader", LOADER),
         ("space", ("mib_per_scan", "bytes_per_voxel")),
         ("precision", PRECISION),

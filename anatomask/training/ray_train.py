@@ -33,7 +33,7 @@ from anatomask.training.settings import TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.stopping import run_until_stopped, stop_file
 from anatomask.training.task import Task
-from anatomask.training.update import Update, set_matrix_precision
+from anatomask.training.update import Update, set_arithmetic
 
 
 @dataclass(frozen=True, repr=False)
@@ -181,7 +181,7 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
     """This worker's share of a job."""
     settings, writes = job.training, workers.rank == 0
     refuse_wrong_gradients(job, device)
-    set_matrix_precision(settings.precision)
+    set_arithmetic(settings.precision)
     task = job.build_task(device)
     with Checkpoints(job.run, writes=writes) as checkpoints:
         start = workers.agree(checkpoints.step(), device)

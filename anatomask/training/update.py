@@ -15,9 +15,13 @@ from anatomask.training.state import TrainingState
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def set_matrix_precision(precision: str) -> None:
-    """Let this process round the inputs of float32 products to TensorFloat-32, or not; only NVIDIA GPUs do."""
+def set_arithmetic(precision: str) -> None:
+    """Let this process round the inputs of float32 products to TensorFloat-32, or not; only NVIDIA GPUs do.
+
+    Of cuDNN's algorithms, those that add in the same order every time.
+    """
     tf32 = precision == "tf32"
+    torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
 

@@ -25,7 +25,7 @@ from anatomask.training.parallel import Workers, distribute
 from anatomask.training.pretraining import PretrainingTask
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.state import TrainingState
-from anatomask.training.update import Update, set_matrix_precision
+from anatomask.training.update import Update, set_arithmetic
 
 CPU = torch.device("cpu")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -42,7 +42,7 @@ def update(
     scan: PreparedDataset, config: TrainingConfig, device: torch.device = CPU
 ) -> tuple[dict[str, float], TrainingState]:
     """Scalars of three updates' last, which does not wait for the device, and what they lead to."""
-    set_matrix_precision(config.precision)
+    set_arithmetic(config.precision)
     header = {"patch_size": list(SIZE), "spacing": [2.0, 2.0, 3.0]}
     method = AnatoMaskConfig(decoder_width=32, r0=0.5, ema_decay=0.5)
     task = PretrainingTask(method, STUNetConfig(base=8), header, scan, FixedCases((), held_out=False), 0, device)
@@ -55,7 +55,7 @@ def update(
         with never_waiting(device) if number == 2 else nullcontext():
             sample = to_device({name: np.stack([each[name] for each in drawn]) for name in drawn[0]}, device)
             scalars = step(sample, 0.5, 1e-3)
-    set_matrix_precision("fp32")
+    set_arithmetic("fp32")
     return {name: float(value) for name, value in scalars.items()}, state
 
 
@@ -103,6 +103,15 @@ def test_a_gpu_makes_the_same_updates_and_nobody_waits_for_it(
 
 
 @GPU
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_makes_the_same_updates_every_time(precision: str, scan: PreparedDataset) -> None:
+    """To the last bit."""
+    config, gpu = TrainingConfig(batch_size=2, precision=precision), torch.device("cuda")
+    once, twice = (update(scan, config, gpu)[1].task.kept().state_dict() for _ in range(2))
+    assert all(torch.equal(tensor, twice[name]) for name, tensor in once.items())
+
+
+@GPU
 def test_a_checkpoint_of_a_gpu_is_the_state_at_the_call(scan: PreparedDataset, tmp_path: Path) -> None:
     """The copy is on its way while training goes on; what comes back is what was saved."""
     config, device = TrainingConfig(batch_size=2), torch.device("cuda")
@@ -145,9 +154,9 @@ def test_compiled_networks_make_the_same_updates(recompute: bool, scan: Prepared
 
 def test_tf32_is_asked_for_or_not() -> None:
     try:
-        set_matrix_precision("tf32")
+        set_arithmetic("tf32")
         assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
-        set_matrix_precision("fp32")
+        set_arithmetic("fp32")
         assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
     finally:
-        set_matrix_precision("fp32")
+        set_arithmetic("fp32")
