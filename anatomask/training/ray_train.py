@@ -181,8 +181,6 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
     """This worker's share of a job."""
     settings, writes = job.training, workers.rank == 0
     refuse_wrong_gradients(job, device)
-    if device.type == "cuda":  # Ray lets all workers of a node see all of its GPUs
-        torch.cuda.set_device(device)
     set_arithmetic(settings.precision)
     task = job.build_task(device)
     with Checkpoints(job.run, writes=writes) as checkpoints:
