@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Codec = Literal["none", "lz4", "zstd"]
+Codec = Literal["none", "lz4", "lz4hc", "zstd"]
 Slab = tuple[slice, slice, slice]
 
 PREFIX = 4
 """Bytes before a value in a Parquet page: its length, little-endian."""
 LENGTHS_KEY = b"anatomask.lengths"
-_BLOSC2 = {"lz4": (blosc2.Codec.LZ4, 5), "zstd": (blosc2.Codec.ZSTD, 1)}
+_BLOSC2 = {"lz4": (blosc2.Codec.LZ4, 5), "lz4hc": (blosc2.Codec.LZ4HC, 9), "zstd": (blosc2.Codec.ZSTD, 1)}
 
 
 def slabs(shape: Sequence[int], brick: int) -> list[Slab]:
@@ -52,7 +52,7 @@ def class_bricks(label: np.ndarray, parts: Sequence[Slab]) -> dict[int, dict[int
 
 
 def pack(block: np.ndarray, codec: Codec) -> bytes:
-    """A brick's voxels as bytes: as they are, or a Blosc2 chunk, bytes shuffled by significance."""
+    """A brick's voxels as bytes: as they are, or a Blosc2 chunk, the bytes of a voxel shuffled apart."""
     if codec == "none":
         return block.tobytes()
     compressor, level = _BLOSC2[codec]
@@ -61,7 +61,7 @@ def pack(block: np.ndarray, codec: Codec) -> bytes:
         codec=compressor,
         clevel=level,
         typesize=block.itemsize,
-        filters=[blosc2.Filter.SHUFFLE],
+        filters=[blosc2.Filter.SHUFFLE if block.itemsize > 1 else blosc2.Filter.NOFILTER],
         filters_meta=[0],
         nthreads=1,
     )

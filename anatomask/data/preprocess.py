@@ -50,7 +50,8 @@ class PreprocessConfig:
     brick: int = 32
     """Edge in voxels of the cubes in which a volume is stored."""
     codec: Codec = "none"
-    """How they are stored: none is read fastest, lz4 takes about half the space, zstd less; see docs/loading.md."""
+    """How they are stored: none is read fastest, lz4 and lz4hc take about half the space, zstd less; see
+    docs/loading.md."""
 
     def __post_init__(self) -> None:
         for name in ("spacing", "default_spacing"):

@@ -48,7 +48,7 @@ from anatomask.errors import UserError
 FORMAT = 2
 METADATA_KEY = b"anatomask.case"
 REMEDY = "write it again with `anatomask prepare --overwrite`"
-LABEL_CODEC: Codec = "lz4"
+LABEL_CODEC: Codec = "lz4hc"
 """Labels shrink a hundredfold, and are quick to decode for it."""
 LOCATED_CASES = 1024
 """Of so many cases a data set remembers where their bricks lie: some ten kilobytes each."""
