@@ -28,6 +28,8 @@ class PublishedAutoencoder(nn.Module):
     def __init__(self, model: MaskedAutoencoder) -> None:
         super().__init__()
         self.model = model
+        for level in model.decoder.levels:
+            level.upsample.__class__ = nn.ConvTranspose3d  # with the library's own gradients
         narrowest = model.decoder.widths[-1] // 2
         self.full_resolution = Densify(model.encoder.widths[0], narrowest, kernel=3)
 

@@ -23,7 +23,10 @@ from anatomask.nn.upsampling import upsample
 
 def main() -> None:
     """Measure and print."""
-    arguments = parse(argparse.ArgumentParser(description=__doc__))
+    parser = argparse.ArgumentParser(description=__doc__)
+    arguments = parse(parser)
+    if arguments.compile:
+        parser.error("--compile: there is nothing to compile here")
     found: dict[str, dict[str, float]] = {}
     for size in arguments.sizes:
         with torch.device("meta"):

@@ -147,7 +147,8 @@ def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
 def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
     job = build_job(config)
-    refuse_here(job, config.cluster)
+    if config.plan.tflops is None:  # else it is for other devices than this machine's
+        refuse_here(job, config.cluster)
     dataset = PreparedDataset.open(config.data)
     train_cases, val_cases = select_labelled(dataset, config)
     workers = config.cluster.workers

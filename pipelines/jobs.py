@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -43,29 +45,30 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
             input.
     """
     refuse_here(job, cluster)
-    lock = job.run.with_name(f".{job.run.name}.lock")
-    with alone(lock) as mine:
+    with kept_from_others(job.run), running(cluster):
+        resources = training_resources(cluster)
+        journal = NewLines(job.run / JOURNAL)
+        open_run(job.run, job.settings, overwrite=overwrite, inputs=job.inputs, resources=asdict(resources))
+        start = Checkpoints(job.run).step()
+        with following(job.run / METRICS, journal, job.total_steps, description, start):
+            fit(replace(job, columns=all_settings()), resources, cluster.max_failures)
+
+
+@contextmanager
+def kept_from_others(folder: Path) -> Iterator[None]:
+    """Keep the folder of a run or a sweep from other processes. Raises UserError where one has it."""
+    with alone(folder.with_name(f".{folder.name}.lock")) as mine:
         if not mine:
-            raise UserError(f"{job.run} is in use: another process trains it; wait for it, or choose another --name")
-        _run_alone(replace(job, columns=all_settings()), cluster, description, overwrite=overwrite)
+            raise UserError(f"{folder} is in use by another process; wait for its end, or choose another --name")
+        yield
 
 
 def refuse_here(job: TrainingJob, cluster: ClusterConfig) -> None:
-    """Raise UserError for what the workers would refuse, where this machine is the one that they run on."""
-    if cluster.address == "local" and not torch.cuda.is_available():
+    """Raise UserError for what the workers would refuse, where they are to run on this machine's CPUs."""
+    if cluster.address == "local" and not cluster.gpu and not torch.cuda.is_available():
         refuse_wrong_gradients(job, torch.device("cpu"))
 
 
 def all_settings() -> dict[str, Any]:
     """Those of both kinds of trainings, with some value or other."""
     return plain(FinetuneConfig(data="")) | plain(PretrainConfig(data=""))
-
-
-def _run_alone(job: TrainingJob, cluster: ClusterConfig, description: str, *, overwrite: bool) -> None:
-    with running(cluster):
-        resources = training_resources(cluster)
-        journal = NewLines(job.run / JOURNAL)
-        open_run(job.run, job.settings, overwrite=overwrite, inputs=job.inputs, resources=asdict(resources))
-        start = Checkpoints(job.run).step()
-        with following(job.run / METRICS, journal, job.total_steps, description, start):
-            fit(job, resources, cluster.max_failures)

@@ -119,7 +119,8 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
     config = resolved(config)
     job = build_job(config)
-    refuse_here(job, config.cluster)
+    if config.plan.tflops is None:  # else it is for other devices than this machine's
+        refuse_here(job, config.cluster)
     workers = config.cluster.workers
     with torch.device("meta"):
         method = AnatoMask(config.method, config.network)

@@ -43,6 +43,7 @@ from anatomask.training.ray_train import TrainingJob, fit
 from anatomask.training.recorder import METRICS
 from anatomask.training.run import open_run, run_folder
 from pipelines import door, evaluate, finetune, pretrain
+from pipelines.jobs import all_settings, kept_from_others
 from pipelines.progress import last_row, polling, progress_bar
 from pipelines.study import (
     METRIC,
@@ -150,7 +151,14 @@ def stage(config: SweepConfig, *, overwrite: bool) -> int:
     space = load_space(config.space)
     chain = build_chain(config)
     updates = check(chain, space)
-    open_run(chain.folder, plain(config), overwrite=overwrite)
+    with kept_from_others(chain.folder):
+        open_run(chain.folder, plain(config), overwrite=overwrite)
+        return run_sweep(chain, space, updates)
+
+
+def run_sweep(chain: Chain, space: Space, updates: int) -> int:
+    """The trials that are left, of so many updates each, then the table; returns 1 when a trial failed."""
+    config = chain.config
     study = open_study(chain.folder, space)
     left = trials_left(study, space, config.trials)
     failures = {}
@@ -216,7 +224,7 @@ def run_trial(chain: Chain, resources: TrainingResources, trial: str, point: Poi
 
 
 def _train(build_job: Callable[[Any], TrainingJob], config: Any, resources: TrainingResources) -> Path:
-    job = build_job(config)
+    job = replace(build_job(config), columns=all_settings())
     open_run(job.run, plain(config), overwrite=False, inputs=job.inputs)
     fit(job, resources, config.cluster.max_failures)
     return job.run

@@ -35,8 +35,8 @@ def listening(pids: list[int]) -> dict[int, set[str]]:
     """Port -> addresses on which one of the processes listens there."""
     inodes = {inode for pid in pids for inode in sockets(pid)}
     found: dict[int, set[str]] = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+    for table in filter(Path.exists, (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))):
+        for line in table.read_text().splitlines()[1:]:
             _, local, _, state, *fields = line.split()
             if state == LISTENING and fields[5] in inodes:
                 words, _, port = local.partition(":")

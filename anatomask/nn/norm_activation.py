@@ -61,7 +61,9 @@ class _NormActivation(torch.autograd.Function):
         elif pool == "workers":
             count = pooled(wide.new_full((1, 1, 1, 1), voxels), pool)
         mean = pooled(wide.sum(dims, keepdim=True), pool) / count
-        centred = wide - mean if used is None else torch.where(used, wide - mean, 0)
+        centred = wide - mean if wide.dtype == x.dtype else wide.sub_(mean)  # in the copy that widening made
+        if used is not None:
+            centred = torch.where(used, centred, 0)
         deviation = torch.rsqrt(pooled((centred * centred).sum(dims, keepdim=True), pool) / count + eps)
         y = centred.mul_(deviation * weight).add_(bias)
         if skip is not None:
@@ -81,7 +83,7 @@ class _NormActivation(torch.autograd.Function):
         if ctx.slope != 1:
             grad = torch.ops.aten.leaky_relu_backward(grad, y, ctx.slope, True)
         wide = widened(grad)
-        standard = (widened(x) - mean) * deviation
+        standard = (widened(x) - mean).mul_(deviation)
         if used is not None:
             wide, standard = torch.where(used, wide, 0), torch.where(used, standard, 0)
         bias_sum = wide.sum(ctx.dims, keepdim=True)

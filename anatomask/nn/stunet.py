@@ -144,7 +144,7 @@ class STUNet(nn.Module):
         """Logits, highest resolution first.
 
         Args:
-            volume: (B, C, D, H, W), normalised; sides are multiples of 16.
+            volume: (B, C, D, H, W), normalised; sides are multiples of 16, from 32 on (one voxel has no variance).
             deep_supervision: whether every level answers (strides 1, 2, 4, 8, 16), or only the first.
 
         Returns:

@@ -126,7 +126,7 @@ def test_phantoms(
     assert (runs / "finetuned" / "metrics.jsonl").read_text() == before
     with alone(runs / ".finetuned.lock"):  # as another process that trains it
         assert main([*finetune, "--name", "finetuned", "--init", str(runs / "pretrained"), "--overwrite"]) == 1
-    assert "is in use: another process trains it" in capfd.readouterr().err
+    assert "is in use by another process" in capfd.readouterr().err
     assert (runs / "finetuned" / "metrics.jsonl").read_text() == before
     assert not open_to_others
 

@@ -24,6 +24,7 @@ from anatomask.cluster import ClusterConfig, divide
 from anatomask.config import PretrainConfig, overlay_dotted, parse, plain
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
+from anatomask.files import alone
 from anatomask.recipes import RECIPES
 from anatomask.reports.sweeps import paper_ablation
 from pipelines.__main__ import main
@@ -279,6 +280,17 @@ def test_a_field_that_a_space_misnames_is_refused_before_anything_starts(labelle
     assert check(build_chain(config), RATIOS) == 3 * 5 + 4 * 2
     with pytest.raises(UserError, match=r"tune_spaces/table3_mask_ratio.py: method.mask_rato: no such field"):
         check(build_chain(config), grid({"method.mask_rato": (0.6,)}))
+
+
+def test_two_processes_never_work_on_one_sweep(
+    labelled: PreparedDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (Path(labelled.path) / "splits.json").write_text('{"train": ["one"], "unlabeled": [], "val": ["one"]}')
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path), "--name", "it"]
+    with alone(tmp_path / ".it.lock"):
+        assert main(["sweep", *argv, "--overwrite"]) == 1
+    assert "it is in use by another process" in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "it").exists()
 
 
 # A real sweep

@@ -99,10 +99,9 @@ def test_the_settings_are_hyperparameters_of_the_run_itself(checkpoint: int, tmp
     found = events.PluginRunToTagToContent(metadata.PLUGIN_NAME)["run"]
     session = metadata.parse_session_start_info_plugin_data(found[metadata.SESSION_START_INFO_TAG])
     values = {name: value.string_value or value.number_value for name, value in session.hparams.items()}
-    assert values == {"seed": 3, "train_fraction": 0.5, "method.masking": "random", "splits": "a, b"}
+    own = {"seed": 3, "train_fraction": 0.5, "method.masking": "random", "method.decoder_width": "none"}
+    assert values == {**own, "splits": "a, b"}
     experiment = metadata.parse_experiment_plugin_data(found[metadata.EXPERIMENT_TAG])
-    assert {info.name for info in experiment.hparam_infos} == {
-        "seed", "train_fraction", "method.masking", "splits", "init"
-    }  # fmt: skip
+    assert {info.name for info in experiment.hparam_infos} == {*own, "splits", "init"}
     assert [info.name.tag for info in experiment.metric_infos] == ["val/loss", "val/dice"]
     assert [event.step for event in events.Scalars("run", "val/loss")] == [1, 2, 3, 4, 5]
