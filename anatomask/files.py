@@ -1,4 +1,4 @@
-"""Local files that are written whole or not at all."""
+"""Local files: written whole or not at all, and by one process at a time."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ FLOAT16_SAFE = 32768.0
 """Below the largest float16 (65504), with room for the sums that statistics need."""
 HALF_MAX = float(np.finfo(np.float16).max)
 LARGEST: dict[Scheme, float] = {"ct": 1e6, "zscore": 1e9, "quantitative": HALF_MAX, "none": HALF_MAX}
-"""What a channel may hold by its scheme. Beyond lie marks for "no data" and damage, next to which all else is lost."""
+"""What a channel may hold by its scheme: values that a scanner may give (beyond lie marks for missing data and damage,
+next to which all else is lost), and those that half floats can hold where no factor may be applied."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,10 @@ def units(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
     for (name, channel), scheme in zip(_channels(raw, facts), raw.schemes, strict=False):
         if max(-channel.minimum, channel.maximum) > LARGEST[scheme]:
             reason = f"{name} reaches {channel.minimum:.4g} to {channel.maximum:.4g}: more than {scheme} can keep"
-            remedy = "`prepare` leaves this case out; give it --preprocess.normalisation zscore for this channel"
+            remedy = (
+                "`prepare` leaves this case out; repair it, or if it is no CT give it "
+                "--preprocess.normalisation zscore for this channel"
+            )
             yield Suspicion(facts.case, "values too large", reason, remedy)
         if scheme == "ct" and channel.distinct > 1 and not _is_label_map(channel) and (found := _not_hu(channel)):
             reason, remedy = found
