@@ -28,6 +28,7 @@ from anatomask.errors import UserError
 from anatomask.evaluation.inference import InferenceConfig
 from anatomask.exporting import ExportFormat
 from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.names import check_name
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.optimiser import OptimiserConfig
@@ -111,6 +112,7 @@ class PretrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         check_training(self.training, self.optimiser, self.cluster, self.seed)
 
 
@@ -141,6 +143,7 @@ class FinetuneConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction must lie in (0, 1], not {self.train_fraction}")
         check_training(self.training, self.optimiser, self.cluster, self.seed)
@@ -255,6 +258,7 @@ class SweepConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         for name in ("trials", "concurrent"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

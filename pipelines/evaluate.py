@@ -34,9 +34,11 @@ from anatomask.evaluation.inference import logits_bytes, window_count
 from anatomask.evaluation.network import build_network, match_dataset, read_network
 from anatomask.evaluation.results import (
     CASES_FILE,
+    IDENTITY_FILE,
     PREDICTIONS,
     SUMMARY_FILE,
     CaseScore,
+    evaluation_files,
     from_csv,
     summarise,
     to_csv,
@@ -47,7 +49,6 @@ from anatomask.weights import TENSORS, Weights, find_weights
 from pipelines import door
 from pipelines.progress import progress_bar
 
-IDENTITY_FILE = "evaluation.json"
 CPUS_PER_CASE = 4
 """More threads than these hardly speed up a window; further cores take further cases."""
 TASK_BYTES = 2**30
@@ -169,11 +170,16 @@ def _identity(config: EvaluateConfig, dataset: PreparedDataset, weights: Weights
 
 
 def _claim(folder: Storage, identity: dict[str, Any], overwrite: bool) -> None:
-    """Take the run's folder for this evaluation.
+    """Take the run's folder for this evaluation; `overwrite` removes what an earlier one wrote.
 
-    Raises UserError naming what differs when another evaluation lies there and `overwrite` is not set.
+    Raises UserError naming what differs when another evaluation lies there and `overwrite` is not set, or which files
+    there no evaluation wrote.
     """
-    if folder.exists(IDENTITY_FILE) and not overwrite:
+    if not folder.exists(IDENTITY_FILE):
+        for name in (PREDICTIONS, CASES_FILE, SUMMARY_FILE):
+            if folder.exists(name):
+                raise UserError(f"{folder.show(name)} is there, but no evaluation wrote it; move it elsewhere")
+    elif not overwrite:
         before = folder.read_json(IDENTITY_FILE, REMEDY)
         if not isinstance(before, Mapping):
             raise UserError(f"{folder.show(IDENTITY_FILE)} is damaged (no fields); {REMEDY}")
@@ -181,8 +187,8 @@ def _claim(folder: Storage, identity: dict[str, Any], overwrite: bool) -> None:
         if changed:
             raise UserError(f"{folder.show()} was evaluated differently: {'; '.join(changed)}; {REMEDY}")
         return
-    for name in (PREDICTIONS, CASES_FILE, SUMMARY_FILE):
-        folder.clear(name)
+    for path in evaluation_files(Path(folder.root)):
+        path.unlink()
     folder.write_json(IDENTITY_FILE, identity)
 
 

@@ -7,7 +7,6 @@ transaction of SQLite has happened or has not. Going on therefore is a new Tune 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from anatomask.errors import UserError
+from anatomask.names import file_name
 from tune_spaces import Space, Table, point_name
 
 METRIC = "dsc"
@@ -79,7 +79,7 @@ def shown_name(trial: FrozenTrial) -> str:
 
 def trial_name(trial: FrozenTrial) -> str:
     """Name of the folder of a trial's runs, the same for all its tries: `000-mask_ratio=0.6`."""
-    return f"{first_number(trial):03d}-{re.sub(r'[^A-Za-z0-9_.=+-]+', '-', shown_name(trial))}"
+    return f"{first_number(trial):03d}-{file_name(shown_name(trial))}"
 
 
 def trials_left(study: optuna.Study, space: Space, wanted: int) -> int:

@@ -38,13 +38,15 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
 from anatomask.files import write_text
+from anatomask.names import file_name
 from anatomask.reports.sweeps import SweepRow, paper_ablation, sweep_csv, sweep_table
+from anatomask.training.journal import JOURNAL
 from anatomask.training.ray_train import TrainingJob, fit
 from anatomask.training.recorder import METRICS
 from anatomask.training.run import open_run, run_folder
 from pipelines import door, evaluate, finetune, pretrain
 from pipelines.jobs import all_settings, kept_from_others
-from pipelines.progress import last_row, polling, progress_bar
+from pipelines.progress import NewLines, last_row, polling, progress_bar
 from pipelines.study import (
     METRIC,
     SCORES,
@@ -84,7 +86,7 @@ class Chain:
             data=data,
             init=init,
             runs=str(self.folder / trial),
-            name=f"finetune-{folder_name(data)}",
+            name=f"finetune-{file_name(folder_name(data))}",
             cluster=self.config.cluster,
         )
 
@@ -112,7 +114,7 @@ def build_chain(config: SweepConfig) -> Chain:
         pretrain_data=PreparedDataset.open(config.pretrain_data).path,
         finetune_data=tuple(PreparedDataset.open(data).path for data in config.finetune_data),
     )
-    names = [folder_name(data) for data in config.finetune_data]
+    names = [file_name(folder_name(data)) for data in config.finetune_data]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--finetune-data: two folders are named {name}; rename one, for tables tell them apart so")
@@ -152,7 +154,10 @@ def stage(config: SweepConfig, *, overwrite: bool) -> int:
     chain = build_chain(config)
     updates = check(chain, space)
     with kept_from_others(chain.folder):
+        journal = NewLines(chain.folder / JOURNAL)
         open_run(chain.folder, plain(config), overwrite=overwrite)
+        for line in journal.read():
+            Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
         return run_sweep(chain, space, updates)
 
 

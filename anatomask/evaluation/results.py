@@ -10,12 +10,14 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from anatomask.errors import UserError
 
+IDENTITY_FILE = "evaluation.json"
 PREDICTIONS = "predictions"
 CASES_FILE = "cases.csv"
 SUMMARY_FILE = "summary.json"
@@ -34,6 +36,19 @@ class CaseScore:
     nsd: float
     voxels: int
     """Voxels of the ground truth; 0 where the class is absent and both scores are NaN."""
+
+
+def evaluation_files(run: Path) -> list[Path]:
+    """List what an evaluation wrote into a run's folder; a prediction is known by its scores.
+
+    The evaluation's identity is last: without it, there was no evaluation, and the files are somebody else's.
+    """
+    if not (run / IDENTITY_FILE).is_file():
+        return []
+    scores = sorted((run / PREDICTIONS).glob("*.csv"))
+    predictions = [path.with_suffix(".nii.gz") for path in scores]
+    tables = [run / name for name in (CASES_FILE, SUMMARY_FILE, IDENTITY_FILE)]
+    return [path for path in (*predictions, *scores, *tables) if path.is_file()]
 
 
 def to_csv(scores: Iterable[CaseScore]) -> str:

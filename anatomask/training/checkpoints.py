@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,8 @@ from anatomask.weights import load_matching, read_weights, write_tensors, write_
 
 OPTIMISER = "optimiser.safetensors"
 SCALER = "scaler.json"
+STEP = re.compile(r"\.?step_\d+")
+"""Name of a checkpoint's folder; one with a dot was cut off."""
 
 
 class Checkpoints:
@@ -154,8 +157,8 @@ class Checkpoints:
         if score is not None and score >= index.get("best_score", float("-inf")):
             index |= {"best": name, "best_step": step, "best_score": score}
         write_text(self.folder / "index.json", json.dumps(index, indent=1))
-        for folder in [*self.folder.glob("step_*"), *self.folder.glob(".step_*")]:
-            if folder.name.lstrip(".") < name and folder.name != index.get("best"):
+        for folder in self.folder.iterdir():
+            if STEP.fullmatch(folder.name) and folder.name.lstrip(".") < name and folder.name != index.get("best"):
                 shutil.rmtree(folder)
 
 

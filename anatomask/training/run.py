@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ import yaml
 from anatomask.data.addresses import folder_name
 from anatomask.errors import UserError
 from anatomask.files import write_text
+from anatomask.names import file_name, shown
+from anatomask.parsing import from_json, from_yaml
+from anatomask.training.belongings import CONFIG, ENVIRONMENT, INPUTS, claim_folder, remove_run
 from anatomask.training.journal import note
-
-ENVIRONMENT = "environment.json"
 
 WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every", "training.on_non_finite")
 ELSEWHERE = ("name", "runs", "cluster", "plan", "trials", "concurrent", *WATCHED)
@@ -32,7 +32,7 @@ PACKAGES = ("torch", "ray", "monai", "numpy", "pyarrow", "safetensors", "optuna"
 def run_folder(runs: str, name: str, verb: str, data: str, settings: Mapping[str, Any]) -> Path:
     """Folder of a run: `name`, else `<verb>-<data set>-<digest of the settings>`."""
     digest = hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()[:8]
-    return Path(runs).absolute() / (name or f"{verb}-{folder_name(data)}-{digest}")
+    return Path(runs).absolute() / (name or f"{verb}-{file_name(folder_name(data))}-{digest}")
 
 
 def open_run(
@@ -45,46 +45,57 @@ def open_run(
 ) -> None:
     """Begin a run, or go on with it when it has the same settings and inputs.
 
-    Writes `config.yaml` (complete), `environment.json` (versions, hardware and `resources`), and `inputs.json`: a
-    digest of what each input held. What has changed in the environment since the run was last opened is noted in its
-    journal: the same numbers are promised for the same versions, workers and threads alone.
+    Writes `config.yaml` (complete), `environment.json` (versions, hardware and `resources`), `inputs.json`: a digest of
+    what each input held, and the marker by which the folder is known as a run's. What has changed in the environment
+    since the run was last opened is noted in its journal: the same numbers are promised for the same versions, workers
+    and threads alone.
+
+    Args:
+        folder: of the run.
+        settings: the complete configuration.
+        overwrite: remove what an earlier run wrote there. The files of others stay, and the journal names them.
+        inputs: a digest of each input, by the name under which a message would speak of it.
+        resources: what the training takes of the cluster.
 
     Raises:
-        UserError: the folder holds another run; the differing fields or inputs are named.
+        UserError: the folder holds another run, whose differing fields or inputs are named, a damaged one, or something
+            else than a run.
         OSError: the folder cannot be written.
     """
-    if overwrite and folder.exists():
-        if not (folder / "config.yaml").exists() and any(folder.iterdir()):
-            raise UserError(f"{folder} is not a run's folder, so --overwrite does not empty it; choose another --name")
-        shutil.rmtree(folder)
-    config = folder / "config.yaml"
-    if config.exists():
-        changed = differences(identity(yaml.safe_load(config.read_text())), identity(settings))
-        if changed:
-            raise UserError(
-                f"{folder} holds a run with other settings: {'; '.join(changed)}. "
-                "Choose another --name, or --overwrite to begin anew"
-            )
-    given = folder / "inputs.json"
-    if given.exists():
-        before = json.loads(given.read_text())
-        stale = [name for name, digest in (inputs or {}).items() if before.get(name, digest) != digest]
-        if stale:
-            raise UserError(
-                f"{' and '.join(stale)} changed since {folder} began: choose another --name, or --overwrite"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(given, json.dumps(dict(inputs or {}), indent=1))
-    write_text(config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    claim_folder(folder)
+    if overwrite and (others := remove_run(folder)):
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        note(folder, f"--overwrite leaves the files that anatomask did not write: {', '.join(others[:3])}{more}")
+    changed = differences(identity(_read(folder / CONFIG, from_yaml) or settings), identity(settings))
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with other settings: {'; '.join(changed)}. "
+            "Choose another --name, or --overwrite to begin anew"
+        )
+    before = _read(folder / INPUTS, from_json)
+    stale = [name for name, digest in (inputs or {}).items() if before.get(name, digest) != digest]
+    if stale:
+        raise UserError(f"{' and '.join(stale)} changed since {folder} began: choose another --name, or --overwrite")
     described = environment() | {"resources": dict(resources or {})}
-    if (folder / ENVIRONMENT).exists():
-        other = differences(json.loads((folder / ENVIRONMENT).read_text()), described)
-        if other:
-            note(
-                folder,
-                f"goes on in another environment, so numbers may differ in their last digits: {'; '.join(other)}",
-            )
+    earlier = _read(folder / ENVIRONMENT, from_json)
+    write_text(folder / INPUTS, json.dumps(dict(inputs or {}), indent=1))
+    write_text(folder / CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    if earlier and (other := differences(earlier, described)):
+        note(folder, f"goes on in another environment, so numbers may differ in their last digits: {'; '.join(other)}")
     write_text(folder / ENVIRONMENT, json.dumps(described, indent=1))
+
+
+def _read(path: Path, parse: Callable[[bytes], Any]) -> Mapping[str, Any]:
+    """Read a file of a run that holds fields; there are none where it is missing. UserError where it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        fields = parse(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); put it back, or begin the run anew with --overwrite") from error
+    if not isinstance(fields, Mapping):
+        raise UserError(f"{path} is damaged (it holds no fields); put it back, or begin the run anew with --overwrite")
+    return fields
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -95,8 +106,13 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += differences(before, after, f"{prefix}{name}.")
         elif before != after:
-            found.append(f"{prefix}{name} is {before} there, {after} here")
+            found.append(f"{prefix}{name} is {_short(before)} there, {_short(after)} here")
     return found
+
+
+def _short(value: Any) -> str:
+    """A value as text, cut to 80 characters."""
+    return value if isinstance(value, str) and len(value) <= 80 else shown(value)
 
 
 def environment() -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""Names that come from outside: checked, refused, or made safe as the name of a file."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 128
+"""Characters of a run's name, or of a file name made of a text: file systems take 255 bytes, endings included."""
+
+_PLAIN = re.compile(rf"[A-Za-z0-9_+=][A-Za-z0-9._+=-]{{0,{LONGEST - 1}}}")
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9._+=-]+")
+
+
+def check_name(name: str) -> None:
+    """Check the `name` of a run, which names its folder; it may be empty, to be derived.
+
+    Raises:
+        ValueError: it is not one path component of plain characters.
+    """
+    if name and not _PLAIN.fullmatch(name):
+        raise ValueError(
+            f"name must be at most {LONGEST} letters, digits and characters of . _ - + = "
+            f"that begin with none of . and -, not {shown(name)}"
+        )
+
+
+def file_name(text: str) -> str:
+    """Turn any text into a file name of plain characters; one that is such a name stays as it is.
+
+    Different texts may have the same file name.
+    """
+    return _NOT_PLAIN.sub("-", text).lstrip(".-")[:LONGEST] or "unnamed"
+
+
+def component(name: str) -> str:
+    """Return `name`, which a file says, once it is known to name something inside a folder.
+
+    Raises:
+        ValueError: it is empty, leads elsewhere (`..`, `a/b`), or holds control characters.
+    """
+    if name in ("", ".", "..") or "/" in name or any(ord(character) < 32 for character in name):
+        raise ValueError(f"{shown(name)} is not the name of a file")
+    return name
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """Return the `repr` of a value, cut to `longest` characters."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[: longest - 2]} …"

@@ -1,0 +1,65 @@
+"""JSON and YAML from outside, which may be damaged or made to do harm."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+MOST_VALUES = 100_000
+"""Values that a YAML file may stand for: a few aliases of aliases in a file of 1 kB stand for 10^8."""
+
+
+def from_json(text: str | bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is not JSON, not UTF-8, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def from_yaml(text: str | bytes) -> Any:
+    """Parse YAML as plain values.
+
+    Raises:
+        ValueError: it is not YAML, not UTF-8, nested too deeply, or its aliases stand for more than `MOST_VALUES`.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _count(root, {})
+        return loader.construct_document(root)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        raise ValueError(f"{error.problem}{line}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Number of values that a node stands for, aliases written out. ValueError where there are too many."""
+    if id(node) in known:
+        count = known[id(node)]
+        if count is None:
+            raise ValueError("an alias (*) in it stands for what holds it")
+        return count
+    known[id(node)] = None
+    parts: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        parts = node.value
+    elif isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    count = 1 + sum(_count(part, known) for part in parts)
+    if count > MOST_VALUES:
+        raise ValueError(f"it holds, or its aliases (*) stand for, more than {MOST_VALUES:,} values")
+    known[id(node)] = count
+    return count

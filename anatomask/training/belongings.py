@@ -1,0 +1,106 @@
+"""What belongs to a run: the marker by which its folder is known, and the files that `--overwrite` removes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from anatomask.errors import UserError
+from anatomask.evaluation.results import evaluation_files
+from anatomask.files import write_text
+from anatomask.parsing import from_json
+
+MARKER = "anatomask-run.txt"
+CONFIG = "config.yaml"
+INPUTS = "inputs.json"
+ENVIRONMENT = "environment.json"
+
+INDEX = "checkpoints/index.json"
+WRITTEN = (
+    *("stop", "metrics.jsonl", "non_finite.jsonl", "log.txt", "events.out.tfevents.*"),
+    *("checkpoints/step_*/*.safetensors", "checkpoints/step_*/*.json", "checkpoints/.step_*/*", "pictures/**/*.png"),
+    *("exported/*.pth", "exported/*.pt", "exported/*.model", "exported/*.safetensors"),
+    *("study.db", "study.db-journal", "sweep.csv", "tune.log"),
+    *(INPUTS, ENVIRONMENT, CONFIG),
+)
+"""Patterns of the files that the program writes into the folder of a run or a sweep, besides those of an evaluation."""
+
+OF_RAY = ("ray", "tune")
+"""Folders in which Ray keeps its state of a training and of a sweep."""
+
+TRIALS = "[0-9][0-9][0-9]*-*/*"
+"""Pattern of the runs of a sweep's trials."""
+
+TEMPORARY = re.compile(r"\..+\.(\d+|[0-9a-f]{8}\.tmp)")
+"""Name of a file whose writing was cut off."""
+
+TEXT = "A run of anatomask. Its --overwrite removes the files that anatomask wrote into this folder, and no others.\n"
+
+
+def claim_folder(folder: Path) -> None:
+    """Make `folder` a run's folder, if it is none yet.
+
+    Raises:
+        UserError: it holds files of something else.
+        OSError: it cannot be written.
+    """
+    if not is_run(folder) and folder.exists() and any(not TEMPORARY.fullmatch(path.name) for path in folder.iterdir()):
+        raise UserError(f"{folder} holds files and is not a run's folder: choose another --name")
+    if not (folder / MARKER).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / MARKER, TEXT)
+
+
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder is a run's: by its marker, or by the files of older versions, which wrote no marker."""
+    if (folder / MARKER).is_file():
+        return True
+    if not (folder / CONFIG).is_file():
+        return False
+    try:
+        described = from_json((folder / ENVIRONMENT).read_bytes())
+    except (OSError, ValueError):
+        return False
+    packages = described.get("packages") if isinstance(described, Mapping) else None
+    return isinstance(packages, Mapping) and "anatomask" in packages and "python" in described
+
+
+def remove_run(folder: Path) -> list[str]:
+    """Remove what the program wrote into the folder of a run or a sweep; the marker stays.
+
+    The index of the checkpoints is first and the settings are last: a run that is half removed begins anew, and is
+    still the run that it was.
+
+    Returns:
+        The files of others, which stay, relative to `folder`.
+    """
+    _remove(folder, folder / INDEX)
+    for name in OF_RAY:
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            shutil.rmtree(folder / name)
+    for run in [path for path in folder.glob(TRIALS) if is_run(path)]:
+        if not remove_run(run):
+            _remove(folder, run / MARKER)
+    for path in [*evaluation_files(folder), *_written_files(folder)]:
+        _remove(folder, path)
+    return sorted(str(path.relative_to(folder)) for path in _files(folder) if path.name != MARKER)
+
+
+def _written_files(folder: Path) -> Iterator[Path]:
+    for pattern in WRITTEN:
+        yield from (path for path in list(folder.glob(pattern)) if not path.is_dir())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if not path.is_dir() and not TEMPORARY.fullmatch(path.name))
+
+
+def _remove(folder: Path, path: Path) -> None:
+    """Remove a file, and the folders below `folder` that it leaves empty."""
+    path.unlink(missing_ok=True)
+    for parent in path.parents:
+        if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+            return
+        parent.rmdir()
