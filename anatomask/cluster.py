@@ -14,6 +14,7 @@ import torch
 from ray._private import ray_constants
 
 from anatomask.errors import UserError
+from anatomask.settings import Settings
 
 WORKER_CPUS = 0.5
 """What a CPU training worker reserves: its threads use idle cores whatever it reserves, and readers need room."""
@@ -23,7 +24,7 @@ DRIVERS = "trial_driver"
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
+class ClusterConfig(Settings):
     """Where a stage runs. Never part of what a run is: another cluster continues the same run."""
 
     address: str = "local"
@@ -42,13 +43,12 @@ class ClusterConfig:
     """Lost workers after which training gives up."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "readers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        super().__post_init__()
+        self.require_range(1, 10_000, "workers", "threads")
+        self.require_range(1, 1000, "readers")
+        self.require_range(0, 1_000_000, "max_failures")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(f"min_workers must lie between 1 and workers {self.workers}, not {self.min_workers}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, not {self.threads}")
 
 
 @dataclass(frozen=True)

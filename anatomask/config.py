@@ -30,13 +30,14 @@ from anatomask.exporting import ExportFormat
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.names import check_name
 from anatomask.nn.stunet import STUNetConfig
+from anatomask.settings import Settings, check_value
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.settings import TrainingConfig
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Settings):
     """Raw scans to Parquet shards."""
 
     source: str
@@ -55,7 +56,7 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True)
-class SurveyConfig:
+class SurveyConfig(Settings):
     """What is in a folder of raw scans, and which of them are suspicious."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
@@ -70,8 +71,8 @@ class SurveyConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
-        if self.tiles < 1:
-            raise ValueError(f"tiles must be at least 1, not {self.tiles}")
+        super().__post_init__()
+        self.require_range(1, 1000, "tiles")
 
 
 def check_training(training: TrainingConfig, optimiser: OptimiserConfig, cluster: ClusterConfig, seed: int) -> None:
@@ -90,7 +91,7 @@ def check_training(training: TrainingConfig, optimiser: OptimiserConfig, cluster
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Settings):
     """Self-supervised pretraining of the encoder."""
 
     data: str
@@ -112,12 +113,16 @@ class PretrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(self.name)
+        if not self.splits:
+            raise ValueError("splits must name at least one split, such as train")
+        self.require_distinct("splits")
         check_training(self.training, self.optimiser, self.cluster, self.seed)
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(Settings):
     """Supervised training of the segmentation network."""
 
     data: str
@@ -143,6 +148,7 @@ class FinetuneConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(self.name)
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction must lie in (0, 1], not {self.train_fraction}")
@@ -152,7 +158,7 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """DSC and NSD of a finetuned network on the original grid of each case."""
 
     run: str
@@ -168,7 +174,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(Settings):
     """One table and one figure of any number of evaluated runs."""
 
     runs: tuple[str, ...]
@@ -179,12 +185,15 @@ class ReportConfig:
     """Cases shown in the figure."""
 
     def __post_init__(self) -> None:
-        if self.cases < 1:
-            raise ValueError(f"cases must be at least 1, not {self.cases}")
+        super().__post_init__()
+        if self.runs == ():
+            raise ValueError("runs must name at least one folder of an evaluated run")
+        self.require_distinct("runs")
+        self.require_range(1, 100, "cases")
 
 
 @dataclass(frozen=True)
-class ExportWeightsConfig:
+class ExportWeightsConfig(Settings):
     """Weights of a run in a file that other programs load."""
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
@@ -200,12 +209,12 @@ class ExportWeightsConfig:
     """Repeat the stem's weights, unscaled, over so many image channels; none: as they are."""
 
     def __post_init__(self) -> None:
-        if self.in_channels is not None and self.in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, not {self.in_channels}")
+        super().__post_init__()
+        self.require_range(1, 1000, "in_channels")
 
 
 @dataclass(frozen=True)
-class ImportWeightsConfig:
+class ImportWeightsConfig(Settings):
     """Weights that others have published, made into a folder that `finetune --init` reads."""
 
     file: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
@@ -228,7 +237,7 @@ SET_BY_SWEEP = {
 
 
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(Settings):
     """Many chains of pretraining, finetuning and scoring, one for each point of a space."""
 
     space: str
@@ -258,10 +267,11 @@ class SweepConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(self.name)
-        for name in ("trials", "concurrent"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self.require_range(1, 1_000_000, "trials")
+        self.require_range(1, 1000, "concurrent")
+        self.require_distinct("finetune_data")
         if self.finetune_data == ():
             raise ValueError("finetune_data must name at least one prepared folder")
         for stage, names in SET_BY_SWEEP.items():
@@ -311,7 +321,16 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
     config = tyro.cli(
         type(default), default=default, args=list(rest), prog=f"anatomask {verb}", description=description
     )
+    for name, value in vars(config).items():
+        if value == "" and name in required_fields(config):
+            raise UserError(f"--{name.replace('_', '-')} is empty; name a folder or file, as --help says")
     return Invocation(config, own.dry_run, own.overwrite)
+
+
+def required_fields(config: Any) -> set[str]:
+    """Names of the fields that have no default."""
+    absent = dataclasses.MISSING
+    return {one.name for one in dataclasses.fields(config) if one.default is absent and one.default_factory is absent}
 
 
 def read_yaml(path: str) -> Mapping[str, Any]:
@@ -346,9 +365,12 @@ def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "
             values[name] = overlay(current, value, source, f"{prefix}{name}.")
         else:
             try:
+                check_value(name, value, hints[name])
                 values[name] = TypeAdapter(hints[name]).validate_python(value)
             except ValidationError as error:
                 raise UserError(f"{where}: {error.errors()[0]['msg'].lower()}, not {value!r}") from error
+            except ValueError as error:
+                raise UserError(f"{source}: {prefix}{error}") from error
     try:
         return dataclasses.replace(default, **values)  # type: ignore[type-var]
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from anatomask.data.phantom_shapes import AIR, Canvas, correlated_noise, smooth_
 from anatomask.data.splits import SplitConfig, split_patients
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
+from anatomask.settings import Settings
 
 FOLDER = "Totalsegmentator_dataset"
 SETTINGS = "phantom.json"
@@ -29,7 +31,7 @@ FEWEST_VOXELS = 10
 
 
 @dataclass(frozen=True)
-class PhantomConfig:
+class PhantomConfig(Settings):
     """Phantom scans in the layout of TotalSegmentator v1."""
 
     out: str
@@ -44,14 +46,11 @@ class PhantomConfig:
     """Decides everything that is random."""
 
     def __post_init__(self) -> None:
-        if self.cases < 1:
-            raise ValueError(f"cases must be at least 1, not {self.cases}")
-        if self.size < 32:
-            raise ValueError(f"size must be at least 32 voxels, not {self.size}")
-        if self.spacing <= 0:
-            raise ValueError(f"spacing must be positive, in mm, not {self.spacing}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, not {self.seed}")
+        super().__post_init__()
+        self.require_range(1, 1_000_000, "cases")
+        self.require_range(32, 1024, "size")
+        self.require_range(0.01, 100, "spacing")
+        self.require_range(0, math.inf, "seed")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from anatomask.data.resampling import (
     target_shape,
 )
 from anatomask.errors import UserError
+from anatomask.settings import Settings
 
 FLOAT16_SAFE = 32768.0
 """Below the largest float16 (65504), with room for the sums that statistics need."""
@@ -36,7 +37,7 @@ next to which all else is lost), and those that half floats can hold where no fa
 
 
 @dataclass(frozen=True)
-class PreprocessConfig:
+class PreprocessConfig(Settings):
     """How a raw scan becomes a prepared volume."""
 
     spacing: tuple[float, float, float] | None = None
@@ -55,15 +56,10 @@ class PreprocessConfig:
     docs/loading.md."""
 
     def __post_init__(self) -> None:
-        for name in ("spacing", "default_spacing"):
-            value = getattr(self, name)
-            if value is not None and not all(0 < mm < math.inf for mm in value):
-                raise ValueError(f"{name} must be positive, in mm, not {value}")
-        twice = [name for name in self.classes if self.classes.count(name) > 1]
-        if twice:
-            raise ValueError(f"classes names {twice[0]} twice")
-        if self.brick < 8:
-            raise ValueError(f"brick must be at least 8 voxels, not {self.brick}")
+        super().__post_init__()
+        self.require_range(0.001, 1000, "spacing", "default_spacing")
+        self.require_range(8, 512, "brick")
+        self.require_distinct("classes")
 
 
 @dataclass(frozen=True)

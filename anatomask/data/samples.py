@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from anatomask.data.shards import PreparedDataset
+from anatomask.settings import Settings
 
 PATCH = 16
 
@@ -24,7 +25,7 @@ ON_HOST = ("sample", "seed")
 
 
 @dataclass(frozen=True)
-class LoaderConfig:
+class LoaderConfig(Settings):
     """What a training sample looks like."""
 
     patch_size: tuple[int, int, int] = (112, 112, 128)
@@ -37,6 +38,10 @@ class LoaderConfig:
     """Batches that are read ahead per worker."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(1, 4096, "patch_size")
+        self.require_range(1, 1000, "read_ahead")
+        self.require_distinct("mirror_axes")
         if min(self.patch_size) < 2 * PATCH or any(size % PATCH for size in self.patch_size):
             raise ValueError(
                 f"patch_size must be three multiples of {PATCH} from {2 * PATCH} on, not {self.patch_size}"
@@ -45,8 +50,6 @@ class LoaderConfig:
             raise ValueError(f"foreground must lie in [0, 1], not {self.foreground}")
         if self.mirror_axes is not None and not set(self.mirror_axes) <= {0, 1, 2}:
             raise ValueError(f"mirror_axes must be among 0, 1 and 2, not {self.mirror_axes}")
-        if self.read_ahead < 1:
-            raise ValueError(f"read_ahead must be at least 1, not {self.read_ahead}")
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from anatomask.data.preparation import histograms_of, prepare_and_write
 from anatomask.data.records import DatasetInfo
 from anatomask.data.shards import PreparedDataset, read_record
 from anatomask.data.storage import Storage
+from anatomask.settings import Settings
 
 
 @dataclass(frozen=True)
-class PreparePlanConfig:
+class PreparePlanConfig(Settings):
     """What `--dry-run` plans for. Nothing that is prepared depends on it."""
 
     cases: int | None = None
@@ -27,10 +28,9 @@ class PreparePlanConfig:
     """Cases that are prepared in a temporary folder, to measure bytes and CPU time; 0: none."""
 
     def __post_init__(self) -> None:
-        if self.cases is not None and self.cases < 1:
-            raise ValueError(f"cases must be at least 1, not {self.cases}")
-        if self.sample < 0:
-            raise ValueError(f"sample must not be negative, not {self.sample}")
+        super().__post_init__()
+        self.require_range(1, 1_000_000_000, "cases")
+        self.require_range(0, 1000, "sample")
 
 
 @dataclass(frozen=True)

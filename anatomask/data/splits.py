@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from anatomask.data.datasets.base import RawDataset
+from anatomask.settings import Settings
 
 Splits = dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(Settings):
     """The split of a data set that brings none of its own."""
 
     seed: int = 0
@@ -24,10 +26,11 @@ class SplitConfig:
     """Fold of a given `splits_final.json`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(0, math.inf, "seed")
+        self.require_range(0, 1000, "fold")
         if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ValueError(f"fractions must be three shares that add up to 1, not {self.fractions}")
-        if self.fold < 0:
-            raise ValueError(f"fold must be at least 0, not {self.fold}")
 
 
 def dataset_splits(raw: RawDataset, config: SplitConfig) -> Splits:

@@ -18,13 +18,14 @@ from anatomask.data.resampling import resample_logits_to_label
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.metrics import dice_scores
+from anatomask.settings import Settings
 
 GPU_SHARE = 0.25
 """Of a GPU's free memory, what the logits of a whole case may take there."""
 
 
 @dataclass(frozen=True)
-class InferenceConfig:
+class InferenceConfig(Settings):
     """How the windows slide."""
 
     overlap: float = 0.5
@@ -35,10 +36,10 @@ class InferenceConfig:
     """Windows per forward pass."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(1, 4096, "batch")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap must lie in [0, 1), not {self.overlap}")
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, not {self.batch}")
 
 
 def predict_logits(

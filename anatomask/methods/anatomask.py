@@ -18,10 +18,11 @@ from anatomask.nn.masked_autoencoder import MaskedAutoencoder, MaskedReconstruct
 from anatomask.nn.norms import NormScope
 from anatomask.nn.sparse import PATCH, expand_active
 from anatomask.nn.stunet import STUNetConfig
+from anatomask.settings import Settings
 
 
 @dataclass(frozen=True)
-class AnatoMaskConfig:
+class AnatoMaskConfig(Settings):
     """Settings of AnatoMask. The recipe `spark` is masking `random`, which needs no teacher."""
 
     mask_ratio: float = 0.6
@@ -57,6 +58,8 @@ class AnatoMaskConfig:
     """EMA decay that is reached after the first quarter of training and kept."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(16, 65_536, "decoder_width")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1 (exclusive), not {self.mask_ratio}")
         for name in ("r0", "rT"):
@@ -65,7 +68,7 @@ class AnatoMaskConfig:
         for name in ("ema_decay", "ema_decay_final"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}")
-        if self.decoder_width is not None and (self.decoder_width < 16 or self.decoder_width % 16):
+        if self.decoder_width is not None and self.decoder_width % 16:
             raise ValueError(f"decoder_width must be a multiple of 16, not {self.decoder_width}")
 
 

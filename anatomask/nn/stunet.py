@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from anatomask.nn.norm_activation import norm_activation
 from anatomask.nn.recompute import Recomputable
+from anatomask.settings import Settings
 
 STAGE_STRIDES = (1, 2, 2, 2, 2, 1)
 """Stride of each stage relative to the one before."""
@@ -21,7 +22,7 @@ NEGATIVE_SLOPE = 0.01
 
 
 @dataclass(frozen=True)
-class STUNetConfig:
+class STUNetConfig(Settings):
     """Size of an STU-Net."""
 
     in_channels: int = 1
@@ -34,10 +35,11 @@ class STUNetConfig:
     """Widths of the six stages, where they are not those that follow from base."""
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "base", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.widths is not None and (len(self.widths) != len(STAGE_STRIDES) or min(self.widths) < 1):
+        super().__post_init__()
+        self.require_range(1, 1000, "in_channels", "depth")
+        self.require_range(1, 4096, "base")
+        self.require_range(1, 65_536, "widths")
+        if self.widths is not None and len(self.widths) != len(STAGE_STRIDES):
             raise ValueError(f"widths must be six positive numbers, not {self.widths}")
 
     @property

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from anatomask.settings import Settings
+
 if TYPE_CHECKING:
     from anatomask.training.cost import StepCost
 
 
 @dataclass(frozen=True)
-class DeviceConfig:
+class DeviceConfig(Settings):
     """What `--dry-run` takes a training device to be. No run depends on it."""
 
     tflops: float | None = None
@@ -23,6 +25,7 @@ class DeviceConfig:
     """Share of that speed that the training reaches: a rule of thumb."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tflops is not None and not self.tflops > 0:
             raise ValueError(f"tflops must be positive, not {self.tflops}")
         if not 0 < self.share_of_peak <= 1:
@@ -40,9 +43,8 @@ class PretrainPlanConfig(DeviceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("cases", "samples"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        self.require_range(1, 1_000_000_000, "cases")
+        self.require_range(1, 100_000, "samples")
 
 
 def matrix_speed(device: torch.device, size: int = 2048) -> float:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from anatomask.settings import Settings
+
 
 @dataclass(frozen=True)
-class OptimiserConfig:
+class OptimiserConfig(Settings):
     """AdamW with linear warm-up and cosine decay to zero, set per epoch."""
 
     lr: float = 1e-4
@@ -30,10 +32,12 @@ class OptimiserConfig:
     """Largest norm of the gradient."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(0, 1_000_000, "warmup_epochs")
         for name in ("lr", "eps", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_epochs", "warmup_lr"):
+        for name in ("weight_decay", "warmup_lr"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from anatomask.settings import Settings
+
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Settings):
     """How long, how large, how often, how precisely."""
 
     epochs: int = 1000
@@ -42,10 +44,9 @@ class TrainingConfig:
     """Updates between transfers of the scalars from the device; each update's are recorded."""
 
     def __post_init__(self) -> None:
-        lengths = ("epochs", "steps_per_epoch", "crops_per_case", "batch_size", "accumulate")
-        for name in (*lengths, "checkpoint_every", "validate_every", "log_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        super().__post_init__()
+        self.require_range(1, 1_000_000, "epochs", "steps_per_epoch", "crops_per_case", "batch_size", "accumulate")
+        self.require_range(1, 1_000_000_000, "checkpoint_every", "validate_every", "log_every")
         if self.shard_weights and self.precision == "fp16":
             raise ValueError("shard_weights does not go with precision fp16, whose scale each worker would lower alone")
         if self.shard_weights and not self.synchronise_norms:

@@ -13,6 +13,7 @@ import numpy as np
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.nifti import nifti_grid, read_nifti
 from anatomask.errors import UserError
+from anatomask.settings import Settings
 
 DEFAULT_NSD_TOLERANCE = 3.0
 """In mm, for data sets that publish none."""
@@ -82,7 +83,7 @@ class RawDataset:
 
 
 @dataclass(frozen=True)
-class ReaderConfig:
+class ReaderConfig(Settings):
     """What is read of the source. But for `cases`, a field that means nothing in the source's layout is refused."""
 
     cases: str = ""

@@ -1,0 +1,91 @@
+"""The base of all settings: what no field may hold, whatever it sets."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+LARGEST_INTEGER = 2**63 - 1
+"""The largest whole number that NumPy and torch take, as a seed for example."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A section of the settings. A subclass that checks more calls `super().__post_init__()` first."""
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            ValueError: a field holds true or false for a number, a number that is not finite or too large, text that
+                cannot be shown, or nothing where its default is some text. The message names it.
+        """
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            check_value(field.name, value, hints[field.name])
+            if value == "" and isinstance(field.default, str) and field.default:
+                raise ValueError(f"{field.name} is empty; leave it out for its default, {field.default}")
+
+    def require_range(self, low: float, high: float, *names: str) -> None:
+        """Check that the named fields, each a number, several numbers or None, lie in [low, high].
+
+        Raises:
+            ValueError: one does not.
+        """
+        for name in names:
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and not low <= number:
+                    raise ValueError(f"{name} must be at least {low:,}, not {value}")
+                if number is not None and not number <= high:
+                    raise ValueError(f"{name} must be at most {high:,}, not {value}")
+
+    def require_distinct(self, *names: str) -> None:
+        """Check that the named fields, each a tuple or None, hold nothing twice.
+
+        Raises:
+            ValueError: one does.
+        """
+        for name in names:
+            values = getattr(self, name)
+            twice = [one for one, count in Counter(values if isinstance(values, tuple) else ()).items() if count > 1]
+            if twice:
+                raise ValueError(f"{name} names {twice[0]} twice")
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Check the value of one field, before or after it is converted to the type `hint`.
+
+    Raises:
+        ValueError: as `Settings.__post_init__`, but for empty text.
+    """
+    kinds = set(_leaves(hint))
+    for item in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(item, bool) and bool not in kinds and kinds & {int, float}:
+            raise ValueError(f"{name} must be a number, not {str(item).lower()}")
+        if isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"{name} must be a finite number, not {item}")
+        if isinstance(item, int) and abs(item) > LARGEST_INTEGER:
+            raise ValueError(f"{name} must be at most {LARGEST_INTEGER}")
+        if isinstance(item, str) and not is_text(item):
+            raise ValueError(f"{name} holds characters that are not text: {item!a}")
+
+
+def is_text(value: str) -> bool:
+    """Tell whether `value` holds neither control characters nor bytes that were not UTF-8."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+
+
+def _leaves(hint: Any) -> Iterator[Any]:
+    """The types that a type hint is made of: int and None of `tuple[int, ...] | None`."""
+    if get_origin(hint) in (tuple, Union, UnionType):
+        for part in get_args(hint):
+            yield from _leaves(part)
+    else:
+        yield hint
