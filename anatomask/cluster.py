@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from ray._private import ray_constants
 
 from anatomask.errors import UserError
+from anatomask.names import shown
 from anatomask.settings import Settings
 
 WORKER_CPUS = 0.5
@@ -21,6 +23,10 @@ WORKER_CPUS = 0.5
 
 DRIVERS = "trial_driver"
 """The custom resource that a Tune trial holds while the trainers it starts hold the CPUs and GPUs."""
+
+
+ADDRESS = re.compile(r"local|auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", re.ASCII)
+"""Addresses of a cluster."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class ClusterConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not ADDRESS.fullmatch(self.address):
+            raise ValueError(f"address must be local, auto or HOST:PORT, not {shown(self.address)}")
         self.require_range(1, 10_000, "workers", "threads")
         self.require_range(1, 1000, "readers")
         self.require_range(0, 1_000_000, "max_failures")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from anatomask.cluster import ClusterConfig
@@ -28,8 +27,9 @@ from anatomask.errors import UserError
 from anatomask.evaluation.inference import InferenceConfig
 from anatomask.exporting import ExportFormat
 from anatomask.methods.anatomask import AnatoMaskConfig
-from anatomask.names import check_name
+from anatomask.names import check_name, shown
 from anatomask.nn.stunet import STUNetConfig
+from anatomask.parsing import from_yaml
 from anatomask.settings import Settings, check_value
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.optimiser import OptimiserConfig
@@ -336,10 +336,10 @@ def required_fields(config: Any) -> set[str]:
 def read_yaml(path: str) -> Mapping[str, Any]:
     """The mapping in a YAML file. Raises UserError when it is missing or is not one."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = from_yaml(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"--config {path} must hold a mapping of fields")
@@ -355,7 +355,7 @@ def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "
     hints = get_type_hints(type(default))
     values = {}
     for name, value in changes.items():
-        where = f"{source}: {prefix}{name}"
+        where = f"{source}: {prefix}{name if isinstance(name, str) else shown(name)}"
         if name not in hints:
             raise UserError(f"{where}: no such field; there are {', '.join(hints)}")
         current = getattr(default, name)
@@ -368,7 +368,7 @@ def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "
                 check_value(name, value, hints[name])
                 values[name] = TypeAdapter(hints[name]).validate_python(value)
             except ValidationError as error:
-                raise UserError(f"{where}: {error.errors()[0]['msg'].lower()}, not {value!r}") from error
+                raise UserError(f"{where}: {error.errors()[0]['msg'].lower()}, not {shown(value)}") from error
             except ValueError as error:
                 raise UserError(f"{source}: {prefix}{error}") from error
     try:

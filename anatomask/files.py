@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with naming(path):
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
             flush(temporary)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -40,7 +40,7 @@ def alone(path: Path) -> Iterator[bool]:
     It is over with the process, whatever ends that. Where the file system knows no locks, it cannot be told: yes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -75,11 +76,22 @@ def check_value(name: str, value: Any, hint: Any) -> None:
             raise ValueError(f"{name} must be at most {LARGEST_INTEGER}")
         if isinstance(item, str) and not is_text(item):
             raise ValueError(f"{name} holds characters that are not text: {item!a}")
+        if isinstance(item, str) and not is_file_text(item):
+            raise ValueError(f"{name} {item!a} cannot be encoded: set a locale of UTF-8, as LC_ALL=C.UTF-8")
 
 
 def is_text(value: str) -> bool:
     """Tell whether `value` holds neither control characters nor bytes that were not UTF-8."""
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+
+
+def is_file_text(value: str) -> bool:
+    """Tell whether the locale's encoding has `value`, so that it may be the name of a file."""
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _leaves(hint: Any) -> Iterator[Any]:

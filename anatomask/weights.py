@@ -18,11 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anatomask.checkpoint_index import read_index
 from anatomask.errors import UserError
 from anatomask.files import flush, write_text
 from anatomask.foreign_weights import import_anatomask_checkpoint as import_anatomask_checkpoint
 from anatomask.matching import load_matching as load_matching
 from anatomask.nn.stunet import ENCODER_STRIDES, STUNet, STUNetConfig
+from anatomask.parsing import from_json
 
 TENSORS = "model.safetensors"
 HEADER = "model.json"
@@ -101,7 +103,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}): copy or train it again") from error
     try:
-        return dict(json.loads(text or ""))
+        return dict(from_json(text or ""))
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} has no header that says what it is: it was not written by anatomask") from error
 
@@ -110,7 +112,7 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
     """The folder of weights that `path` means: itself, or the `last` or `best` checkpoint of the run at `path`.
 
     Raises:
-        UserError: there is nothing of the kind.
+        UserError: there is nothing of the kind, or the run's index is damaged.
     """
     folder = Path(path).absolute()  # it is opened by workers, which run elsewhere
     if (folder / TENSORS).is_file():
@@ -120,13 +122,9 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
             f"{folder} is a file, not a run: weights from elsewhere become ours by "
             f"`anatomask import-weights {folder} --output FOLDER`; then give that folder"
         )
-    index = folder / "checkpoints" / "index.json"
-    if not index.is_file():
+    names = read_index(folder / "checkpoints")
+    if not names:
         raise UserError(f"{folder} is neither a run with checkpoints nor a folder with {TENSORS}: check the path")
-    try:
-        names = json.loads(index.read_text())
-    except ValueError as error:
-        raise UserError(f"{index} is damaged ({error}); begin the run anew with --overwrite") from error
     if which == "best" and "best" not in names:
         which = "last"  # no validation case had a score to choose by
     if which not in names:

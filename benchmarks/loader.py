@@ -150,7 +150,7 @@ def cpu_seconds() -> float:
     clock = os.sysconf("SC_CLK_TCK")
     total = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     for pid in descendants(os.getpid()):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / clock
     return total
 
@@ -159,7 +159,7 @@ def descendants(pid: int) -> list[int]:
     """Processes below `pid`."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for below in map(int, task.read_text().split()):
+        for below in map(int, task.read_text(encoding="utf-8").split()):
             found += [below, *descendants(below)]
     return found
 
@@ -172,7 +172,7 @@ def peak_bytes() -> float:
 
 def proportional_bytes(pid: int | str) -> int:
     """Resident memory of a process; what it shares is divided among those that share it."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 

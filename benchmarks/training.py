@@ -104,7 +104,7 @@ def measured(config: PretrainConfig, loads: int) -> dict[str, Any]:
         ray_train.fit(job, resources, max_failures=0)
     training, same_batch = (recorded(job.run / variant, config.training) for variant in (WITH_LOADING, SAME_BATCH))
     stopped = statistics.mean(training["checkpoint_seconds"])
-    written = json.loads((job.run / WITH_LOADING / "written.json").read_text())
+    written = json.loads((job.run / WITH_LOADING / "written.json").read_text(encoding="utf-8"))
     return {
         "updates_per_second": {
             WITH_LOADING: training["updates_per_second"],
@@ -122,7 +122,7 @@ def measured(config: PretrainConfig, loads: int) -> dict[str, Any]:
 
 def recorded(run: Path, training: TrainingConfig) -> dict[str, Any]:
     """What a run's metrics say of its updates but the first fifth."""
-    rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
     timed = [(row, training.batch_size / row["train/samples_per_second"]) for row in rows if "train/wait" in row]
     first = training.steps_per_epoch // 5
     seconds = sum(took for row, took in timed if row["step"] > first)
@@ -136,7 +136,7 @@ def recorded(run: Path, training: TrainingConfig) -> dict[str, Any]:
 
 def batches_per_second(arrivals: Path) -> float:
     """Of one worker, from the times at which its batches came; the first fifth does not count."""
-    times = json.loads(arrivals.read_text())
+    times = json.loads(arrivals.read_text(encoding="utf-8"))
     first = len(times) // 5
     return (len(times) - 1 - first) / (times[-1] - times[first])
 
@@ -170,7 +170,7 @@ class TimedCheckpoints(Checkpoints):
         """Write the seconds down once all are written."""
         super().__exit__(*error)
         if self.writes:
-            (self.folder.parent / "written.json").write_text(json.dumps(self.seconds))
+            (self.folder.parent / "written.json").write_text(json.dumps(self.seconds), encoding="utf-8")
 
     def _write(self, *state: Any) -> None:
         began = time.perf_counter()
@@ -190,7 +190,7 @@ def only_load(
 ) -> None:
     """In place of `train`: take the batches as fast as they come, and note when each came."""
     times = [time.perf_counter() for _ in batches]
-    (checkpoints.folder.parent / f"arrivals-{update.workers.rank}.json").write_text(json.dumps(times))
+    (checkpoints.folder.parent / f"arrivals-{update.workers.rank}.json").write_text(json.dumps(times), encoding="utf-8")
 
 
 # ---- the program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,16 +14,23 @@ from rich.table import Table
 from anatomask.config import parse
 from anatomask.errors import Stopped, UserError
 from anatomask.recipes import RECIPES
+from pipelines.printing import message_text, never_fail_to_print
 
-WRITE_ERRORS = {
+REMEDIES = {
+    errno.ENOENT: "there is no such file or folder; check the path",
     errno.ENOSPC: "no space is left on the device; free some or choose another folder",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "permission denied; choose a folder that you may use",
     errno.EPERM: "permission denied; choose a folder that you may use",
     errno.ENOTDIR: "a file is in the way; choose another folder",
     errno.EEXIST: "a file is in the way; choose another folder",
+    errno.EISDIR: "a folder is in the way; choose another path",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENFILE: "the machine has too many files open; close some programs",
 }
+"""What to say of an error of the operating system; of others, the system's own words."""
 
 
 def run(
@@ -36,6 +44,7 @@ def run(
     Returns the exit code: 0, or 1 after a user's error, which is printed as one message, or 130 after Ctrl-C, 143
     after SIGTERM.
     """
+    never_fail_to_print()
     console = Console(stderr=True)
     try:
         invocation = parse(verb, sys.argv[1:] if argv is None else argv, RECIPES)
@@ -46,9 +55,7 @@ def run(
     except UserError as error:
         return _fail(console, verb, str(error))
     except OSError as error:
-        if error.errno not in WRITE_ERRORS:
-            raise
-        return _fail(console, verb, f"{error.filename or 'output'}: {WRITE_ERRORS[error.errno]}")
+        return _fail(console, verb, describe(error))
     except (KeyboardInterrupt, Stopped) as stop:
         console.print(f"anatomask {verb}: stopped. The same command goes on where it was.")
         return stop.exit_code if isinstance(stop, Stopped) else 130
@@ -64,7 +71,17 @@ def show_plan(verb: str, rows: Sequence[tuple[str, str]]) -> None:
     Console().print(table)
 
 
+def describe(error: OSError) -> str:
+    """Say which file an error of the operating system is about, why, and what helps."""
+    cause = getattr(error, "cause", None)  # a task of Ray failed by it
+    error = cause if isinstance(cause, OSError) else error
+    if error.errno is None:
+        return str(error) or type(error).__name__
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else "output"
+    return f"{name}: {REMEDIES.get(error.errno, os.strerror(error.errno))}"
+
+
 def _fail(console: Console, verb: str, message: str) -> int:
     console.print(f"[bold red]anatomask {verb}:[/bold red] ", end="")
-    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    console.print(message_text(message), markup=False, highlight=False, soft_wrap=True)
     return 1

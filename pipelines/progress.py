@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
+
+from anatomask.parsing import from_json
 
 POLL_SECONDS = 0.5
 ESTIMATE_SECONDS = 600
@@ -195,5 +196,6 @@ def last_row(metrics: Path) -> dict[str, float] | None:
         lines = file.read().split(b"\n")[:-1]
     for line in reversed(lines):
         if b'"train/loss"' in line and line.startswith(b"{"):
-            return dict(json.loads(line))
+            with suppress(ValueError):  # a damaged line tells nothing
+                return dict(from_json(line))
     return None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from anatomask.evaluation.results import (
     check_summary,
     from_csv,
 )
+from anatomask.names import file_name
 from anatomask.reports.figures import CT_WINDOW, OverlayRow, Panel, best_slice, overlay_figure
 from anatomask.reports.tables import Row, by_dataset, csv_table, markdown_table, notes, terminal_table
 from pipelines import door
@@ -52,7 +52,7 @@ def plan(config: ReportConfig) -> list[tuple[str, str]]:
     return [
         *(("run", f"{run.folder}: {run.summary['dataset']}, {run.summary['cases']} cases") for run in runs),
         ("table", f"{config.out}/table.md, {config.out}/table.csv"),
-        *(("figure", str(_figure_path(config, dataset))) for dataset in _by_dataset(runs)),
+        *(("figure", str(path)) for path in _figure_paths(config, _by_dataset(runs)).values()),
     ]
 
 
@@ -68,9 +68,10 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     for note in notes(rows):
         console.print(note, style="dim", markup=False, highlight=False)
     paths = [Path(config.out) / "table.md", Path(config.out) / "table.csv"]
-    for dataset, members in _by_dataset(runs).items():
+    members = _by_dataset(runs)
+    for dataset, path in _figure_paths(config, members).items():
         try:
-            paths.append(_draw(config, dataset, members))
+            paths.append(_draw(config, path, members[dataset]))
         except UserError as error:
             console.print(f"No figure of {dataset}: {error}", markup=False, highlight=False, style="yellow")
     for path in paths:
@@ -94,18 +95,23 @@ def _by_dataset(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
     return {dataset: [runs[index] for index in indices] for dataset, indices in members.items()}
 
 
-def _figure_path(config: ReportConfig, dataset: str) -> Path:
-    return Path(config.out) / f"overlays-{re.sub('[^a-z0-9._-]+', '-', dataset.lower()).strip('-')}.png"
+def _figure_paths(config: ReportConfig, datasets: Iterable[str]) -> dict[str, Path]:
+    """The file of each data set's figure; those whose names differ in nothing that a file name holds are numbered."""
+    names: dict[str, str] = {}
+    for dataset in datasets:
+        name = file_name(dataset.lower()).strip("-")
+        same = sum(other == name or other.startswith(f"{name}.") for other in names.values())
+        names[dataset] = f"{name}.{same + 1}" if same else name
+    return {dataset: Path(config.out) / f"overlays-{name}.png" for dataset, name in names.items()}
 
 
-def _draw(config: ReportConfig, name: str, runs: Sequence[EvaluatedRun]) -> Path:
-    """Draw the runs of one data set side by side; returns the figure's path.
+def _draw(config: ReportConfig, path: Path, runs: Sequence[EvaluatedRun]) -> Path:
+    """Draw the runs of one data set side by side in the file `path`.
 
     Raises UserError when the prepared data or a prediction is missing, or no case was evaluated by all runs.
     """
     dataset = PreparedDataset.open(runs[0].summary["data"])
     rows = [_overlay(dataset, case, runs) for case in _choose_cases(runs, config.cases)]
-    path = _figure_path(config, name)
     overlay_figure(rows, dataset.class_names, _caption(dataset, rows, _titles(runs)[0]), path)
     return path
 

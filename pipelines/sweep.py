@@ -203,7 +203,7 @@ def run_trials(chain: Chain, resources: TrainingResources, search: StudySearch, 
         ),
         run_config=tune.RunConfig(name="tune", storage_path=str(chain.folder), verbose=0),
     )
-    with (chain.folder / TUNE_LOG).open("a") as log, redirect_stdout(log):
+    with (chain.folder / TUNE_LOG).open("a", encoding="utf-8", errors="backslashreplace") as log, redirect_stdout(log):
         results = tuner.fit()
     ended = [results[index] for index in range(len(results))]
     return {str((result.config or {})[TRIAL]): _reason(result.error) for result in ended if result.error is not None}

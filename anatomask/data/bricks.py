@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from anatomask.parsing import from_json
+
 Codec = Literal["none", "lz4", "lz4hc", "zstd"]
 Slab = tuple[slice, slice, slice]
 
@@ -92,7 +94,7 @@ def locations(footer: pq.FileMetaData) -> dict[str, np.ndarray]:
     Raises:
         KeyError, ValueError: the file is not one of ours.
     """
-    lengths = json.loads(footer.metadata[LENGTHS_KEY])
+    lengths = from_json(footer.metadata[LENGTHS_KEY])
     found = {name: np.empty((footer.num_row_groups, 2), np.int64) for name in lengths}
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)

@@ -23,6 +23,7 @@ from anatomask.data.shards import PreparedDataset, read_record, write_case, writ
 from anatomask.data.splits import Splits, keep
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
+from anatomask.names import component
 
 SETTINGS = "prepare.json"
 SCANS = "scans"
@@ -50,6 +51,7 @@ def prepare_and_write(root: str, info: DatasetInfo, raw: RawCase) -> Outcome:
     """Prepare one case and write it to `root`. Never raises: the outcome says what went wrong."""
     start = time.perf_counter()
     try:
+        component(raw.case)
         prepared = prepare_case(raw, info.schemes, info.class_names, info.spacing)
     except UserError as error:
         return Outcome(raw.case, str(error))

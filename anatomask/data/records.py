@@ -11,6 +11,8 @@ import numpy as np
 
 from anatomask.data.bricks import Codec
 from anatomask.data.fingerprint import Scheme
+from anatomask.names import component
+from anatomask.parsing import from_json
 
 Affine = tuple[tuple[float, float, float, float], ...]
 Shape = tuple[int, int, int]
@@ -63,10 +65,11 @@ class CaseRecord:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: it is not JSON, or a value is not of its kind.
+            ValueError: it is not JSON, a value is not of its kind, or the case's name would lead out of its folder.
             KeyError, TypeError, AttributeError: a field is missing, unknown or of another structure.
         """
-        data = json.loads(text)
+        data = from_json(text)
+        component(data["case"])
         data["class_bricks"] = {
             int(c): {int(index): count for index, count in bricks.items()} for c, bricks in data["class_bricks"].items()
         }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -44,6 +43,8 @@ from anatomask.data.records import (
 )
 from anatomask.data.storage import Storage, as_json
 from anatomask.errors import UserError
+from anatomask.names import component
+from anatomask.parsing import from_json
 
 FORMAT = 2
 METADATA_KEY = b"anatomask.case"
@@ -59,11 +60,13 @@ T = TypeVar("T")
 
 
 def case_path(case: str) -> str:
-    return f"cases/{case}.parquet"
+    """Where a case's shard lies. ValueError where the name would lead out of its folder."""
+    return f"cases/{component(case)}.parquet"
 
 
 def original_path(case: str) -> str:
-    return f"originals/{case}.nii.gz"
+    """Where a case's label lies as it came. ValueError as `case_path`."""
+    return f"originals/{component(case)}.nii.gz"
 
 
 def write_case(root: str, prepared: PreparedCase, brick: int, codec: Codec) -> CaseRecord:
@@ -178,12 +181,12 @@ class PreparedDataset:
                 raise UserError(
                     f"{storage.show(name)} is missing; write it with `anatomask prepare --out {storage.show()}`"
                 )
-        header = _parsed(storage, "dataset.json", json.loads)
+        header = _parsed(storage, "dataset.json", from_json)
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise UserError(f"{storage.show('dataset.json')} has another format version; run `anatomask prepare` again")
         info = _parsed(storage, "dataset.json", _info)
         records = _parsed(storage, "cases.jsonl", lambda text: [CaseRecord.from_json(x) for x in text.splitlines()])
-        fingerprint = _parsed(storage, "fingerprint.json", lambda text: Fingerprint.from_dict(json.loads(text)))
+        fingerprint = _parsed(storage, "fingerprint.json", lambda text: Fingerprint.from_dict(from_json(text)))
         splits = _parsed(storage, "splits.json", lambda text: _splits(text, {record.case for record in records}))
         return cls(path, info, {record.case: record for record in records}, splits, fingerprint)
 
@@ -375,7 +378,7 @@ def _parsed(storage: Storage, name: str, parse: Callable[[bytes], T]) -> T:
 
 
 def _info(text: bytes) -> DatasetInfo:
-    data = json.loads(text)
+    data = from_json(text)
     del data["format"]
     for name in ("channel_names", "schemes"):
         data[name] = tuple(data[name])
@@ -386,7 +389,7 @@ def _info(text: bytes) -> DatasetInfo:
 
 
 def _splits(text: bytes, known: set[str]) -> dict[str, tuple[str, ...]]:
-    splits = {name: tuple(cases) for name, cases in json.loads(text).items()}
+    splits = {name: tuple(cases) for name, cases in from_json(text).items()}
     for name, cases in splits.items():
         if unknown := [case for case in cases if case not in known]:
             raise ValueError(f"{name} names case {unknown[0]!r}, which was not prepared")

@@ -18,6 +18,8 @@ from pyarrow import fs as pafs
 from anatomask.data.addresses import cannot_open, is_address, public_address
 from anatomask.errors import UserError
 from anatomask.files import flush
+from anatomask.names import shown
+from anatomask.parsing import from_json
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
 """File systems where a file appears when its upload is complete; elsewhere it takes a rename."""
@@ -50,6 +52,8 @@ class Storage:
                 self.filesystem, self._base = pafs.FileSystem.from_uri(self.root)
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise UserError(cannot_open(self.root, error)) from None
+            if not self._base:
+                raise UserError(f"{public_address(self.root)} names no folder; write it as s3://bucket/folder")
         else:
             self.filesystem, self._base = pafs.LocalFileSystem(use_mmap=True), Path(self.root).absolute().as_posix()
 
@@ -65,7 +69,9 @@ class Storage:
         return Storage, (self.root,)
 
     def locate(self, path: str) -> str:
-        """The path as the file system wants it."""
+        """The path as the file system wants it. UserError where it leads out of the folder."""
+        if ".." in path.split("/") or path.startswith("/"):
+            raise UserError(f"{self.show()}: {shown(path)} leads out of this folder; correct the file that names it")
         return f"{self._base}/{path}"
 
     def show(self, path: str = "") -> str:
@@ -156,7 +162,7 @@ class Storage:
             OSError: it is not there or cannot be read.
         """
         try:
-            return json.loads(self.read(path))
+            return from_json(self.read(path))
         except ValueError as error:
             raise UserError(f"{self.show(path)} is damaged ({error}); {remedy}") from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,16 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from anatomask.checkpoint_index import INDEX, STEP, read_index
 from anatomask.errors import UserError
 from anatomask.files import flush, write_text
+from anatomask.parsing import from_json
 from anatomask.training.state import TrainingState
 from anatomask.training.task import Task
 from anatomask.weights import load_matching, read_weights, write_tensors, write_weights
 
 OPTIMISER = "optimiser.safetensors"
 SCALER = "scaler.json"
-STEP = re.compile(r"\.?step_\d+")
-"""Name of a checkpoint's folder; one with a dot was cut off."""
 
 
 class Checkpoints:
@@ -54,12 +53,8 @@ class Checkpoints:
             self.wait()
 
     def index(self) -> dict[str, Any]:
-        """Names of the `last` and the `best` checkpoint, with their updates and the best score; empty at first."""
-        path = self.folder / "index.json"
-        try:
-            return dict(json.loads(path.read_text())) if path.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); begin the run anew with --overwrite") from error
+        """Read the names of the `last` and the `best` checkpoint, and more; empty at first. Raises as `read_index`."""
+        return read_index(self.folder)
 
     def step(self) -> int:
         """Updates behind the last checkpoint; 0 when there is none."""
@@ -112,8 +107,8 @@ class Checkpoints:
             return
         try:
             _load_optimiser(state, load_file(folder / OPTIMISER))
-            state.scaler.load_state_dict(json.loads((folder / SCALER).read_text()))
-        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            state.scaler.load_state_dict(from_json((folder / SCALER).read_bytes()))
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise _damaged(folder, str(error)) from error
 
     def _copied(self, tensor: Tensor) -> Tensor:
@@ -156,9 +151,10 @@ class Checkpoints:
         index = self.index() | {"last": name, "step": step}
         if score is not None and score >= index.get("best_score", float("-inf")):
             index |= {"best": name, "best_step": step, "best_score": score}
-        write_text(self.folder / "index.json", json.dumps(index, indent=1))
+        write_text(self.folder / INDEX, json.dumps(index, indent=1))
         for folder in self.folder.iterdir():
-            if STEP.fullmatch(folder.name) and folder.name.lstrip(".") < name and folder.name != index.get("best"):
+            own = folder.name.removeprefix(".")  # one with a dot was cut off
+            if STEP.fullmatch(own) and own < name and folder.name != index.get("best"):
                 shutil.rmtree(folder)
 
 

@@ -12,5 +12,6 @@ JOURNAL = "log.txt"
 
 def note(run: Path, text: str) -> None:
     """Add a line with the time to the journal of a run."""
-    with naming(run / JOURNAL), (run / JOURNAL).open("a", encoding="utf-8") as file:
+    path = run / JOURNAL
+    with naming(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

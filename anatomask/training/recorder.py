@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from anatomask.errors import UserError
 from anatomask.files import naming, write_text
+from anatomask.parsing import from_json
 
 METRICS = "metrics.jsonl"
 DPI = 110
@@ -63,7 +65,7 @@ class RunRecorder:
         """
         self.run = run
         metrics = run / METRICS
-        rows = [(int(json.loads(line)["step"]), line) for line in _whole_lines(metrics)] if metrics.exists() else []
+        rows = _rows(metrics)
         self.reached = max((at for at, _ in rows), default=0)
         """The update that had been recorded last, which may be one of those that come again."""
         write_text(metrics, "".join(line for at, line in rows if at <= step))
@@ -162,5 +164,16 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _whole_lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+def _rows(metrics: Path) -> list[tuple[int, str]]:
+    """The update and the text of each whole line. UserError where a line is damaged."""
+    if not metrics.exists():
+        return []
+    rows = []
+    for number, line in enumerate(metrics.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            rows.append((int(from_json(line)["step"]), line.decode()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"line {number} of {metrics} is damaged; delete the line") from error
+    return rows

@@ -7,7 +7,6 @@ the split "unlabeled_test", which nobody trains on unless told to. `splits_final
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from anatomask.data.datasets.base import (
 )
 from anatomask.data.fingerprint import Scheme
 from anatomask.errors import UserError
+from anatomask.parsing import from_json
 
 TRAINING, UNLABELLED, TEST = "imagesTr", "imagesUnlabeled", "imagesTs"
 LABELS = "labelsTr"
@@ -173,7 +173,7 @@ def _members(fold: Any, name: str, path: Path) -> tuple[str, ...]:
 def read_json(path: Path) -> Any:
     """The parsed file. Raises UserError where it is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return from_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 

@@ -35,6 +35,7 @@ from anatomask.data.fingerprint import Scheme
 from anatomask.data.nifti import nifti_grid
 from anatomask.data.resampling import resampled_affine, target_shape
 from anatomask.errors import UserError
+from anatomask.names import component
 
 HEADER, TRUTH = "dataset.json", "gt_segmentations"
 NOT_PLANS = {HEADER, "dataset_fingerprint.json", SPLITS}
@@ -144,8 +145,11 @@ def _choose(source: Path, wanted: str) -> Configuration:
         for name in plans["configurations"]:
             entries = _inherited(plans["configurations"], name, path)
             identifier = str(entries.get("data_identifier", ""))
-            if not identifier or not _names(source / identifier):
-                continue
+            try:
+                if not identifier or not _names(source / component(identifier)):
+                    continue
+            except ValueError as error:
+                raise UserError(f"{path}: data_identifier of configuration {name}: {error}") from error
             seen |= {name, identifier}
             if wanted in (name, identifier):
                 there.append(_configuration(path, plans, name, entries, source / identifier))

@@ -39,7 +39,7 @@ DAMAGED = "s0864"
 
 def class_names(version: Version = "v1") -> dict[int, str]:
     """Class id -> name, in the order of merging."""
-    text = files(__package__).joinpath(f"totalsegmentator_{version}_labels.csv").read_text()
+    text = files(__package__).joinpath(f"totalsegmentator_{version}_labels.csv").read_text(encoding="utf-8")
     return {int(row["id"]): row["name"] for row in csv.DictReader(text.splitlines())}
 
 

@@ -1,0 +1,22 @@
+"""Printing what comes from outside: names and messages in any encoding, of any length."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+LONGEST = 4000
+"""Characters of a message."""
+
+
+def never_fail_to_print() -> None:
+    """Print what the terminal's encoding lacks (± and umlauts in ASCII) as an escape, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def message_text(message: str) -> str:
+    """Return a message of bounded length, with the control characters that names may hold as escapes."""
+    kept = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in kept)
