@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from anatomask.data.splits import SplitConfig
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import InferenceConfig
 from anatomask.exporting import ExportFormat
+from anatomask.masking import num_hidden
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.names import check_name, shown
 from anatomask.nn.stunet import STUNetConfig
@@ -119,6 +121,20 @@ class PretrainConfig(Settings):
             raise ValueError("splits must name at least one split, such as train")
         self.require_distinct("splits")
         check_training(self.training, self.optimiser, self.cluster, self.seed)
+        check_patches(self.loader.patch_size, self.method.patch, self.method.mask_ratio)
+
+
+def check_patches(size: Sequence[int], patch: int, mask_ratio: float) -> None:
+    """Raise ValueError unless a crop of `size` voxels divides into patches some of which are hidden, some visible."""
+    if any(edge % patch for edge in size):
+        raise ValueError(f"loader.patch_size {tuple(size)} must be three multiples of method.patch {patch}")
+    patches = math.prod(edge // patch for edge in size)
+    hidden = num_hidden(patches, mask_ratio)
+    if not 0 < hidden < patches:
+        raise ValueError(
+            f"method.mask_ratio {mask_ratio} hides {hidden} of the {patches} patches of {patch} voxels in a crop of "
+            f"{tuple(size)}: choose a larger loader.patch_size, a smaller method.patch or another ratio"
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,8 @@ class FinetuneConfig(Settings):
     data: str
     """Folder that `prepare` wrote."""
     init: str = "scratch"
-    """scratch, or the folder of a pretraining or finetuning run, or of weights."""
+    """scratch, or the folder RUN of a pretraining or finetuning run, or of weights. Controls: encoder:RUN takes the
+    encoder alone of a finetuned network; permuted:RUN takes the encoder with the entries of each tensor shuffled."""
     runs: str = "runs"
     """Folder of all runs."""
     name: str = ""
@@ -137,6 +154,8 @@ class FinetuneConfig(Settings):
     """Decides everything that is random."""
     train_fraction: float = 1.0
     """Share of the labelled training cases that is used; at least one case."""
+    val_split: str = "val"
+    """Split whose labelled cases watch the training and choose the best checkpoint."""
     val_fraction: float = 0.1
     """Share of the training cases held out to choose the best checkpoint, where the split has no val cases."""
     network: STUNetConfig = field(default_factory=STUNetConfig)

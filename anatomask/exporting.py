@@ -25,8 +25,8 @@ from torch import Tensor
 from anatomask.errors import UserError
 from anatomask.files import flush
 from anatomask.foreign_weights import AUTOENCODER, FRESH, PUBLISHED_STUNET, Form
-from anatomask.nn.stunet import ENCODER_STRIDES, STUNet
-from anatomask.weights import Weights, encoder_tensors, network_of, repeat_stem, write_described
+from anatomask.nn.stunet import STUNet
+from anatomask.weights import Weights, encoder_tensors, network_of, repeat_stem, trained_stages, write_described
 
 ExportFormat = Literal["nnunet", "stunet", "monai", "safetensors"]
 
@@ -133,5 +133,5 @@ def _untrained(weights: Weights) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = STUNet(network_of(weights.header), classes=1)
-    trained = tuple(f"encoder.stages.{stage}." for stage in range(len(ENCODER_STRIDES)))
+    trained = tuple(f"encoder.stages.{stage}." for stage in range(trained_stages(weights.header)))
     return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith((*trained, "heads."))}

@@ -23,7 +23,7 @@ from anatomask.errors import UserError
 from anatomask.matching import describe_faults, find_faults, is_named
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.norms import NormScope
-from anatomask.nn.stunet import ENCODER_STRIDES, STAGE_STRIDES, STUNet, STUNetConfig, STUNetEncoder
+from anatomask.nn.stunet import STAGE_STRIDES, STUNet, STUNetConfig, STUNetEncoder, pretrained_stages
 
 FRESH = "fresh"
 """Beside an exported pretrained encoder's tensors: the names of those that were drawn only to complete the network."""
@@ -84,6 +84,8 @@ PUBLISHED_STUNET = Form(
 )
 OWN_NAMES = Form("state dict of anatomask.nn.stunet.STUNet", "encoder.stages.", (("", ""),))
 FORMS = (AUTOENCODER, PUBLISHED_STUNET, OWN_NAMES)
+PUBLISHED_STAGES = pretrained_stages(patch=16)
+"""Number of encoder stages in the weights of a published pretraining."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def _match_network(
     form: Form, tensors: Mapping[str, Tensor], path: str | Path
 ) -> tuple[str, STUNetConfig, int | None, Mapping[str, Tensor]]:
     """Kind, size, classes and empty state of the network that the tensors (by our names) are of."""
-    pretrained = tuple(f"encoder.stages.{stage}." for stage in range(len(ENCODER_STRIDES)))
+    pretrained = tuple(f"encoder.stages.{stage}." for stage in range(PUBLISHED_STAGES))
     if form is not AUTOENCODER and not all(name.startswith(pretrained) for name in tensors):
         network = _infer_network(tensors, len(STAGE_STRIDES), path)
         head = tensors.get(f"heads.{len(STAGE_STRIDES) - 2}.weight")
@@ -249,12 +251,12 @@ def _match_network(
             raise UserError(f"{path}: heads of {classes + 1} output(s) have no class besides the background")
         with torch.device("meta"):
             return "segmentation", network, classes, STUNet(network, classes or 1).state_dict()
-    network = _infer_network(tensors, len(ENCODER_STRIDES), path)
+    network = _infer_network(tensors, PUBLISHED_STAGES, path)
     width = tensors.get(_DECODER_WIDTH)
     with torch.device("meta"):
         if form is AUTOENCODER and width is not None:
             return "pretraining", network, None, _autoencoder(network, width, path).state_dict()
-        encoder = STUNetEncoder(network, len(ENCODER_STRIDES)).state_dict()
+        encoder = STUNetEncoder(network, PUBLISHED_STAGES).state_dict()
     return "pretraining", network, None, {f"encoder.{name}": tensor for name, tensor in encoder.items()}
 
 

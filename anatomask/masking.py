@@ -1,7 +1,8 @@
 """Which patches are hidden: pure functions on tensors, vectorised over the batch, without a copy to the host.
 
 Masks are (B, n) bool over the n patches in raster order, True = hidden. Randomness comes in as noise: (B, n) uniform
-numbers, drawn with the sample. Counts are those of the published code.
+numbers, drawn with the sample. Counts are those of the published code. Where masks are drawn among some patches alone
+(`among`, (B, n) bool), the shares are those of these patches, and samples differ in how many are hidden.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 
 Significance = Literal["highest", "lowest"]
 HardCount = Literal["text", "algorithm1"]
+Among = Literal["all", "body", "foreground"]
+"""Patches that may be hidden: all, those with body in them, or those with soft tissue in them."""
 
 
 def num_hidden(patches: int, mask_ratio: float) -> int:
@@ -31,14 +34,31 @@ def num_hard(patches: int, mask_ratio: float, hard_ratio: float, count: HardCoun
     return min(wanted, hidden)
 
 
+def hidden_counts(among: Tensor, mask_ratio: float) -> Tensor:
+    """Number of hidden patches of each sample, `num_hidden` of its patches that are `among` (B, n) bool: (B, 1)."""
+    patches = among.sum(1, keepdim=True)
+    return patches - ((1 - mask_ratio) * patches.double()).round().long()
+
+
 def hard_ratio(progress: float, r0: float, rT: float) -> float:
     """r_t = r_0 + (t/T)(r_T - r_0), masking dynamics; `progress` = t/T is clipped to [0, 1]."""
     return r0 + min(max(progress, 0.0), 1.0) * (rT - r0)
 
 
-def random_mask(noise: Tensor, mask_ratio: float) -> Tensor:
-    """Hide the `num_hidden` patches of largest noise: (B, n) to (B, n) bool. Ties still give that many."""
-    return _largest(noise, num_hidden(noise.shape[1], mask_ratio))
+def random_mask(noise: Tensor, mask_ratio: float, among: Tensor | None = None) -> Tensor:
+    """Hide the patches of largest noise.
+
+    Args:
+        noise: (B, n) uniform numbers.
+        mask_ratio: γ, the share of hidden patches.
+        among: (B, n) bool, the patches that may be hidden. None: all.
+
+    Returns:
+        (B, n) bool, `num_hidden` of each row, or of those among which it is drawn. Ties still give that many.
+    """
+    if among is None:
+        return _largest(noise, num_hidden(noise.shape[1], mask_ratio))
+    return _largest(noise.masked_fill(~among, -math.inf), hidden_counts(among, mask_ratio))
 
 
 def self_mask(
@@ -49,6 +69,7 @@ def self_mask(
     mask_ratio: float,
     significance: Significance = "highest",
     count: HardCount = "text",
+    among: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The teacher's hard patches, filled up at random from all others (Algorithm 1).
 
@@ -60,15 +81,26 @@ def self_mask(
         mask_ratio: γ, the share of hidden ones.
         significance: whether high or low loss is hard.
         count: how `hard_ratio` becomes a number.
+        among: (B, n) bool, the patches that may be hidden. None: all.
 
     Returns:
         The final mask and the hard patches in it, both (B, n) bool. Without hard patches: `random_mask(noise)`.
     """
-    patches = noise.shape[1]
-    hard_patches = num_hard(patches, mask_ratio, hard_ratio, count)
+    hard_patches: int | Tensor
+    hidden_patches: int | Tensor
+    if among is None:
+        patches = noise.shape[1]
+        hidden_patches = num_hidden(patches, mask_ratio)
+        hard_patches = num_hard(patches, mask_ratio, hard_ratio, count)
+    else:
+        noise = noise.masked_fill(~among, -math.inf)
+        hidden_patches = hidden_counts(among, mask_ratio)
+        base = hidden_patches if count == "text" else among.sum(1, keepdim=True)
+        wanted = hard_ratio * base.double()
+        hard_patches = (wanted.floor() if count == "text" else wanted.ceil()).long().minimum(hidden_patches)
     order = patch_loss if significance == "highest" else -patch_loss
     hard = _largest(order.masked_fill(~hidden, -math.inf), hard_patches)
-    final = _largest(noise.masked_fill(hard, math.inf), num_hidden(patches, mask_ratio))
+    final = _largest(noise.masked_fill(hard, math.inf), hidden_patches)
     return final, hard
 
 
@@ -83,7 +115,10 @@ def share_among(mask: Tensor, patches: Tensor) -> Tensor:
     return (mask & patches).sum(1) / mask.sum(1)
 
 
-def _largest(values: Tensor, number: int) -> Tensor:
-    """Mark the `number` largest of each row of (B, n)."""
+def _largest(values: Tensor, number: int | Tensor) -> Tensor:
+    """Mark the `number` largest of each row of (B, n), one number for all rows or (B, 1) of them."""
     order = values.argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order[:, :number], True)
+    marked = torch.zeros_like(values, dtype=torch.bool)
+    if isinstance(number, int):
+        return marked.scatter_(1, order[:, :number], True)
+    return marked.scatter_(1, order, torch.arange(values.shape[1], device=values.device) < number)

@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,12 +24,16 @@ from anatomask.errors import UserError
 from anatomask.files import flush, write_text
 from anatomask.foreign_weights import import_anatomask_checkpoint as import_anatomask_checkpoint
 from anatomask.matching import load_matching as load_matching
-from anatomask.nn.stunet import ENCODER_STRIDES, STUNet, STUNetConfig
+from anatomask.nn.stunet import STAGE_STRIDES, STUNet, STUNetConfig, pretrained_stages
 from anatomask.parsing import from_json
 
 TENSORS = "model.safetensors"
 HEADER = "model.json"
 _STEM = ("encoder.stages.0.0.conv1.weight", "encoder.stages.0.0.shortcut.weight")
+
+
+Transfer = Literal["whole", "encoder", "permuted"]
+"""What a network takes over of weights: all that fits, the encoder, or the encoder with shuffled entries."""
 
 
 @dataclass(frozen=True)
@@ -155,19 +160,47 @@ def network_of(header: Mapping[str, Any]) -> STUNetConfig:
         raise UserError(f"the header's architecture cannot be read: {error}") from error
 
 
+def trained_stages(header: Mapping[str, Any]) -> int:
+    """Number of encoder stages that the weights of a header hold: what pretraining trained, or all of a network."""
+    if header.get("kind") == "segmentation":
+        return len(STAGE_STRIDES)
+    return pretrained_stages(int(header.get("method", {}).get("patch", 16)))
+
+
 def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
-    """The student's encoder, stages 1 to 5, of a pretraining checkpoint, under a segmentation network's names.
+    """Take the encoder out of weights, under a segmentation network's names.
+
+    It is the student's of a pretraining checkpoint, which lacks the last stages, or that of a segmentation network.
 
     Raises:
         UserError: there is none, or its stem cannot be repeated to `in_channels`.
     """
-    prefix = "student.encoder."
+    prefix = "encoder." if weights.header.get("kind") == "segmentation" else "student.encoder."
     encoder = {
-        name.removeprefix("student."): tensor for name, tensor in weights.tensors.items() if name.startswith(prefix)
+        f"encoder.{name.removeprefix(prefix)}": tensor
+        for name, tensor in weights.tensors.items()
+        if name.startswith(prefix)
     }
     if not encoder:
         raise UserError(f"the weights hold no tensor named {prefix}*: they are not of a pretraining run")
     return repeat_stem(encoder, in_channels)
+
+
+def permuted(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Shuffle the entries of each tensor: what is left of weights are their sizes, for a control."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view_as(tensor)
+        for name, tensor in sorted(tensors.items())
+    }
+
+
+def split_init(init: str) -> tuple[Transfer, str]:
+    """Split `encoder:RUN` or `permuted:RUN` into what is taken of the weights and where they are. RUN alone: whole."""
+    for part in ("encoder", "permuted"):
+        if init.startswith(f"{part}:"):
+            return part, init.removeprefix(f"{part}:")
+    return "whole", init
 
 
 def repeat_stem(tensors: Mapping[str, Tensor], in_channels: int) -> dict[str, Tensor]:
@@ -196,19 +229,34 @@ def require_same_size(header: Mapping[str, Any], mine: STUNetConfig) -> None:
         )
 
 
-def initialise(network: STUNet, weights: Weights) -> list[str]:
+def initialise(network: STUNet, weights: Weights, transfer: Transfer = "whole", seed: int = 0) -> list[str]:
     """Start a segmentation network from a pretrained encoder, or from another one's weights but the output heads.
 
-    Returns what was not transferred. UserError if the architectures differ or the kind of weights is unknown.
     What the header calls `missing` was so when the weights were imported, by the user's leave.
+
+    Args:
+        network: its parameters are overwritten in place.
+        weights: of a pretraining run, or of a segmentation network.
+        transfer: whole: all that fits; encoder: of a segmentation network the encoder alone; permuted: the encoder
+            with the entries of each tensor shuffled.
+        seed: decides how they are shuffled.
+
+    Returns:
+        The names of the tensors that were not transferred.
+
+    Raises:
+        UserError: the architectures differ, or the kind of weights is unknown.
     """
     mine = network.config
     require_same_size(weights.header, mine)
     kind = weights.header.get("kind")
     missing = tuple(weights.header.get("missing", ()))
-    if kind == "pretraining":
-        fresh = (f"encoder.stages.{len(ENCODER_STRIDES)}", "upsample", "decoder", "heads", *missing)
-        return load_matching(network, encoder_tensors(weights, mine.in_channels), fresh)
+    if kind == "pretraining" or (kind == "segmentation" and transfer != "whole"):
+        stages = range(trained_stages(weights.header), len(STAGE_STRIDES))
+        untrained = tuple(f"encoder.stages.{stage}" for stage in stages)
+        encoder = encoder_tensors(weights, mine.in_channels)
+        encoder = permuted(encoder, seed) if transfer == "permuted" else encoder
+        return load_matching(network, encoder, (*untrained, "upsample", "decoder", "heads", *missing))
     if kind == "segmentation":
         trunk = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("heads.")}
         return load_matching(network, repeat_stem(trunk, mine.in_channels), ("heads", *missing))

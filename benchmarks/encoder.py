@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from measure import interleaved, machine, parse, peak_memory_gib, report, setting
+from measure import PATCH, interleaved, machine, parse, peak_memory_gib, report, setting
 from torch import Tensor
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from anatomask import masking
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
-from anatomask.nn.sparse import PATCH
+from anatomask.nn.sparse import Visible
 from anatomask.nn.stunet import SIZES
 
 
@@ -79,7 +79,7 @@ def measure(arguments: argparse.Namespace, size: str) -> dict[str, dict[str, Any
     grid = [edge // PATCH for edge in arguments.patch]
     patches = grid[0] * grid[1] * grid[2]
     hidden = masking.random_mask(torch.rand(batch, patches, device=device), arguments.mask_ratio)
-    visible = patches - masking.num_hidden(patches, arguments.mask_ratio)
+    visible = Visible(patches - masking.num_hidden(patches, arguments.mask_ratio))
     inputs = (volume, ~hidden.view(batch, *grid), visible)
 
     forward: dict[str, Callable[[], None]] = {}
@@ -134,7 +134,7 @@ def print_profile(name: str, call: Callable[[], None]) -> None:
     print(f"{name}, forward and backward: {total / 1e3:.0f} ms: {shares}")
 
 
-def values(model: MaskedAutoencoder, backend: str, volume: Tensor, active: Tensor, visible: int) -> list[Tensor]:
+def values(model: MaskedAutoencoder, backend: str, volume: Tensor, active: Tensor, visible: Visible) -> list[Tensor]:
     """What a backend holds of the five maps."""
     maps = BACKENDS[backend](model.encoder, volume, active, model.norm_scope, visible)
     return [encoded.values for encoded in maps]

@@ -14,6 +14,9 @@ import torch
 
 from anatomask.nn.stunet import SIZES
 
+PATCH = 16
+"""Edge of a hidden patch in voxels, as published."""
+
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
     """Median seconds of each candidate, called in turn `rounds` times after one warm-up."""

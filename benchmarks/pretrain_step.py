@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from measure import interleaved, machine, matrix_products, parse, peak_memory_gib, report, setting
+from measure import PATCH, interleaved, machine, matrix_products, parse, peak_memory_gib, report, setting
 from published import PublishedStep
 from torch import Tensor, nn
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
@@ -23,7 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.base import PretrainBatch
 from anatomask.nn.backends import BACKENDS
-from anatomask.nn.sparse import PATCH
 from anatomask.nn.stunet import SIZES, STUNetConfig
 from anatomask.training.optimiser import OptimiserConfig, build_optimiser
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from measure import PATCH
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +19,7 @@ from anatomask import masking
 from anatomask.methods.anatomask import AnatoMaskConfig, ema_decay
 from anatomask.methods.base import PretrainBatch
 from anatomask.nn.masked_autoencoder import Densify, MaskedAutoencoder
-from anatomask.nn.sparse import PATCH, expand_active
+from anatomask.nn.sparse import expand_active
 from anatomask.nn.stunet import NEGATIVE_SLOPE, STUNetConfig
 
 

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from measure import interleaved, machine, parse, report, setting
+from measure import PATCH, interleaved, machine, parse, report, setting
 from torch import Tensor, nn
 from torch.nn import functional
 
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
-from anatomask.nn.sparse import PATCH
 from anatomask.nn.stunet import SIZES
 from anatomask.nn.upsampling import upsample
 

@@ -27,12 +27,14 @@ from anatomask.training.parallel import memory_format
 from anatomask.training.ray_train import TrainingJob
 from anatomask.training.run import run_folder
 from anatomask.weights import (
+    Transfer,
     describe_architecture,
     find_weights,
     initialise,
     read_header,
     read_weights,
     require_same_size,
+    split_init,
 )
 from pipelines.door import run
 from pipelines.jobs import data_digest, refuse_here, run_job, weights_digest
@@ -52,7 +54,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
     check_channels(dataset, config.network.in_channels)
     train_cases, val_cases = select_labelled(dataset, config)
     inputs = {f"--data {public_address(config.data)}": data_digest(dataset.path)}
-    source = None if config.init == SCRATCH else find_weights(config.init)
+    source = None if config.init == SCRATCH else find_weights(split_init(config.init)[1])
     if source is not None:
         inputs[f"--init {config.init}"] = weights_digest(source)
     header: dict[str, Any] = {
@@ -79,7 +81,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
             FinetuningTask,
             config.network,
             header,
-            partial(start_from, source=source),
+            partial(start_from, source=source, transfer=split_init(config.init)[0], seed=config.seed),
             partial(validate, dataset=dataset, cases=val_cases, config=config),
             config.seed,
         ),
@@ -99,12 +101,14 @@ def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any
     header = read_header(source)
     require_same_size(header, config.network)
     method = header["method"]["name"] if header["kind"] == "pretraining" else f"finetuned on {header['dataset']}"
-    return {"method": method, "run": config.init, "dataset": header["dataset"]}
+    transfer, run = split_init(config.init)
+    described = {"whole": method, "encoder": f"{method}, encoder", "permuted": f"{method}, permuted"}[transfer]
+    return {"method": described, "run": run, "dataset": header["dataset"]}
 
 
-def start_from(network: STUNet, *, source: Path | None) -> Sequence[str]:
+def start_from(network: STUNet, *, source: Path | None, transfer: Transfer, seed: int) -> Sequence[str]:
     """Put initial weights into `network`; the tensors that were not transferred."""
-    return [] if source is None else initialise(network, read_weights(source))
+    return [] if source is None else initialise(network, read_weights(source), transfer, seed)
 
 
 def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -117,7 +121,10 @@ def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[t
         UserError: when no labelled training case remains.
     """
     train = sorted(case for case in dataset.splits["train"] if dataset.records[case].labelled)
-    val = sorted(case for case in dataset.splits.get("val", ()) if dataset.records[case].labelled)
+    watched = dataset.splits.get(config.val_split)
+    if watched is None and config.val_split != "val":
+        raise UserError(f"{dataset.shown} has no split {config.val_split}; there are {', '.join(dataset.splits)}")
+    val = sorted(case for case in watched or () if dataset.records[case].labelled)
     order = [train[index] for index in np.random.default_rng([config.seed, 2]).permutation(len(train))]
     if not val and len(order) > 1:
         held_out = max(1, round(config.val_fraction * len(order)))

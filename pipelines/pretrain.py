@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from anatomask.config import PretrainConfig, plain
 from anatomask.data.addresses import public_address
+from anatomask.data.body import body_bounds
 from anatomask.data.samples import PretrainingDraw, SampleSequence, random_origin, worker_share
 from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask
 from anatomask.methods.base import PretrainBatch
 from anatomask.nn.backends import choose_backend
-from anatomask.nn.sparse import PATCH
+from anatomask.nn.stunet import pretrained_stages
 from anatomask.nn.submanifold import require_spconv
 from anatomask.training.cost import less_memory, step_cost
 from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows
@@ -60,6 +61,9 @@ def build_job(config: PretrainConfig) -> TrainingJob:
     cases = select_cases(dataset, config.splits)
     check_channels(dataset, config.network.in_channels)
     fixed = choose_fixed_cases(dataset, cases)
+    draw = PretrainingDraw(config.loader, config.method.patch, config.method.among, config.method.body_share)
+    if draw.among != "all":
+        body_bounds(dataset, cases[0], draw.among)  # refuses what the data set has not
     header = {
         "format": 1,
         "kind": "pretraining",
@@ -75,8 +79,8 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         run=run_folder(config.runs, config.name, "pretrain", config.data, plain(config)),
         data=dataset.path,
         sequence=SampleSequence(cases, config.seed),
-        draw=PretrainingDraw(config.loader),
-        build_task=partial(PretrainingTask, config.method, config.network, header, dataset, fixed, config.seed),
+        draw=draw,
+        build_task=partial(PretrainingTask, config.method, config.network, header, dataset, fixed, draw, config.seed),
         loader=config.loader,
         training=config.training,
         optimiser=config.optimiser,
@@ -151,6 +155,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
             "crops",
             f"{steps * config.training.batch_size} of {'x'.join(map(str, config.loader.patch_size))} voxels",
         ),
+        ("patch", describe_patch(config, dataset.spacing)),
         ("sparse backend", config.method.sparse_backend),
         ("parameters", f"{parameters / 1e6:.2f} M, in the encoder {encoder / 1e6:.2f} M"),
         *cost_rows(cost, options, steps, workers, config.training.precision, device),
@@ -165,12 +170,25 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     ]
 
 
+def describe_patch(config: PretrainConfig, spacing: Sequence[float]) -> str:
+    """Say how large a hidden patch is in voxels and mm, how many a crop has, and among which masks are drawn."""
+    patch = config.method.patch
+    size = " x ".join(f"{patch * side:g}" for side in spacing)
+    patches = math.prod(edge // patch for edge in config.loader.patch_size)
+    hidden = "of all patches" if config.method.among == "all" else f"of those with {config.method.among} in them"
+    return (
+        f"{patch} voxels = {size} mm, {patches} in a crop, a share of {config.method.mask_ratio:g} {hidden} is hidden; "
+        f"{pretrained_stages(patch)} stages of the encoder are trained"
+    )
+
+
 def last_loss(method: nn.Module, samples: int, config: PretrainConfig) -> Tensor:
     """The loss of so many samples that hold nothing, at the end of a training: by then the teacher is asked."""
-    patches = math.prod(edge // PATCH for edge in config.loader.patch_size)
+    patches = math.prod(edge // config.method.patch for edge in config.loader.patch_size)
     volume = torch.empty(samples, config.network.in_channels, *config.loader.patch_size)
     volume = volume.contiguous(memory_format=memory_format(config.training))
-    return method(PretrainBatch(volume, torch.empty(samples, 2, patches)), 1.0).loss
+    among = None if config.method.among == "all" else torch.ones(samples, patches, dtype=torch.bool)
+    return method(PretrainBatch(volume, torch.empty(samples, 2, patches), among, patches), 1.0).loss
 
 
 def read_some(job: TrainingJob, dataset: PreparedDataset, cases: int, count: int) -> Reading:

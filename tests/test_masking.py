@@ -140,3 +140,48 @@ def test_the_share_of_masked_patches_that_touch_an_organ(
     for share, row in zip(shares.tolist(), mask, strict=True):
         among = [touches for touches, hidden in zip(expected, row, strict=True) if hidden]
         assert share == pytest.approx(np.mean(among) if among else np.nan, nan_ok=True)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    patches=st.integers(1, 40),
+    batch=st.integers(1, 4),
+    mask_ratio=st.floats(0.05, 0.95),
+    ratio=st.floats(0, 1),
+    count=st.sampled_from(["text", "algorithm1"]),
+)
+def test_masks_among_some_patches_are_those_of_a_volume_that_has_no_others(
+    seed: int, patches: int, batch: int, mask_ratio: float, ratio: float, count: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    loss, first, second = (torch.from_numpy(rng.random((batch, patches), dtype=np.float32)) for _ in range(3))
+    among = torch.from_numpy(rng.random((batch, patches)) < rng.random((batch, 1)))
+    hidden = random_mask(first, mask_ratio, among)
+    final, hard = self_mask(loss, hidden, second, ratio, mask_ratio, count=count, among=among)  # type: ignore[arg-type]
+    for row, kept in enumerate(among):
+        alone = random_mask(first[row, kept][None], mask_ratio)
+        assert torch.equal(hidden[row, kept], alone[0]) and not hidden[row, ~kept].any()
+        expected = self_mask(
+            loss[row, kept][None],
+            alone,
+            second[row, kept][None],
+            ratio,
+            mask_ratio,
+            count=count,  # type: ignore[arg-type]
+        )
+        for mine, theirs in zip((final, hard), expected, strict=True):
+            assert torch.equal(mine[row, kept], theirs[0]) and not mine[row, ~kept].any()
+
+
+def test_among_all_patches_is_the_same_as_no_restriction() -> None:
+    noise, loss = torch.rand(3, 50), torch.rand(3, 50)
+    everywhere = torch.ones(3, 50, dtype=torch.bool)
+    hidden = random_mask(noise, 0.6)
+    assert torch.equal(random_mask(noise, 0.6, everywhere), hidden)
+    for mine, theirs in zip(
+        self_mask(loss, hidden, noise, 0.3, 0.6, among=everywhere),
+        self_mask(loss, hidden, noise, 0.3, 0.6),
+        strict=True,
+    ):
+        assert torch.equal(mine, theirs)

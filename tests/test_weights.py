@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from anatomask.weights import (
     load_matching,
     network_of,
     read_weights,
+    split_init,
     write_weights,
 )
 
@@ -135,3 +137,52 @@ def test_foreign_architecture_is_refused() -> None:
         initialise(STUNet(TINY, 2), _pretrained(STUNetConfig(base=4)))
     with pytest.raises(UserError, match="kind 'unknown'"):
         initialise(STUNet(TINY, 2), Weights({}, {"kind": "unknown", "architecture": describe_architecture(TINY)}))
+
+
+def test_an_encoder_of_four_stages_fills_the_stages_that_it_has() -> None:
+    method = AnatoMask(AnatoMaskConfig(decoder_width=16, patch=8), TINY)
+    header = {"kind": "pretraining", "architecture": describe_architecture(TINY), "method": {"patch": 8}}
+    weights, network = Weights(method.state_dict(), header), STUNet(TINY, 2)
+    left_out = initialise(network, weights)
+    transferred = {name for name in network.state_dict() if name not in left_out}
+    assert transferred == {name for name in network.state_dict() if re.match(r"encoder\.stages\.[0-3]\.", name)}
+    assert all(torch.equal(network.state_dict()[name], weights.tensors[f"student.{name}"]) for name in transferred)
+    with pytest.raises(UserError, match=r"encoder.stages.4.* is missing"):  # a header that promises more
+        initialise(network, Weights(weights.tensors, {**header, "method": {"patch": 16}}))
+
+
+def test_the_encoder_alone_of_a_finetuned_network() -> None:
+    source, network = STUNet(TINY, 5), STUNet(TINY, 2)
+    fresh = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    header = {"kind": "segmentation", "architecture": describe_architecture(TINY, 5)}
+    initialise(network, Weights(source.state_dict(), header), "encoder")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name] if name.startswith("encoder.") else fresh[name]), name
+
+
+def test_permuted_weights_keep_each_tensors_values_and_lose_their_places() -> None:
+    weights = _pretrained()
+    networks = [STUNet(TINY, 2) for _ in range(3)]
+    for network, seed in zip(networks, (0, 0, 1), strict=True):
+        initialise(network, weights, "permuted", seed)
+    first, again, other = (network.state_dict() for network in networks)
+    moved = 0
+    for name in first:
+        source = weights.tensors.get(f"student.{name}")
+        if name.startswith("encoder.") and source is not None:
+            assert torch.equal(first[name].flatten().sort().values, source.flatten().sort().values)
+            assert torch.equal(first[name], again[name])
+            moved += not torch.equal(first[name], source) and not torch.equal(first[name], other[name])
+    assert moved > 10
+
+
+@pytest.mark.parametrize(
+    ("init", "expected"),
+    [
+        ("runs/x", ("whole", "runs/x")),
+        ("encoder:runs/x", ("encoder", "runs/x")),
+        ("permuted:/a/b", ("permuted", "/a/b")),
+    ],
+)
+def test_what_is_taken_of_weights_stands_before_their_place(init: str, expected: tuple[str, str]) -> None:
+    assert split_init(init) == expected

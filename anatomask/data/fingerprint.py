@@ -101,6 +101,20 @@ class Histogram:
         fraction = position - np.floor(position)
         return float(self.values[below] * (1 - fraction) + self.values[above] * fraction)
 
+    def otsu_threshold(self) -> float:
+        """Divide the voxels into two groups of the largest variance between them (Otsu, 1979).
+
+        Returns:
+            The largest value of the lower group: what lies above it is the upper one. NaN for fewer than two values.
+        """
+        if len(self.values) < 2:
+            return float("nan")
+        counts = self.counts.astype(np.float64)
+        below, sums = np.cumsum(counts), np.cumsum(counts * self.values)
+        above = below[-1] - below[:-1]
+        difference = sums[:-1] / below[:-1] - (sums[-1] - sums[:-1]) / above
+        return float(self.values[np.argmax(below[:-1] * above * difference**2)])
+
     def mean_std(self) -> tuple[float, float]:
         """Mean and (population) standard deviation of all voxels; NaN when there are none."""
         if not self.total:

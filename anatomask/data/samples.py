@@ -12,15 +12,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from anatomask.data.body import body_bounds, body_shares
 from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.masking import Among
 from anatomask.settings import Settings
 
-PATCH = 16
+CROP_MULTIPLE = 16
+"""Voxels by which a crop's sides must be divisible: the largest stride of the networks."""
+
+CROPS_TRIED = 16
+"""Crops of a case that are drawn until one holds body."""
 
 Sample = dict[str, np.ndarray]
 Draw = Callable[[PreparedDataset, str, np.random.Generator], Sample]
 
-ON_HOST = ("sample", "seed")
+ON_HOST = ("sample", "seed", "candidates")
 """Columns of a batch that only the host reads, so they never go to the device."""
 
 
@@ -29,7 +36,7 @@ class LoaderConfig(Settings):
     """What a training sample looks like."""
 
     patch_size: tuple[int, int, int] = (112, 112, 128)
-    """Crop in voxels; multiples of 16."""
+    """Crop in voxels; multiples of 16, and of the patch that is hidden as one."""
     foreground: float = 0.33
     """Share of finetuning crops that are centred on a voxel of a random class (pretraining never reads labels)."""
     mirror_axes: tuple[int, ...] | None = None
@@ -42,9 +49,10 @@ class LoaderConfig(Settings):
         self.require_range(1, 4096, "patch_size")
         self.require_range(1, 1000, "read_ahead")
         self.require_distinct("mirror_axes")
-        if min(self.patch_size) < 2 * PATCH or any(size % PATCH for size in self.patch_size):
+        if min(self.patch_size) < 2 * CROP_MULTIPLE or any(size % CROP_MULTIPLE for size in self.patch_size):
             raise ValueError(
-                f"patch_size must be three multiples of {PATCH} from {2 * PATCH} on, not {self.patch_size}"
+                f"patch_size must be three multiples of {CROP_MULTIPLE} from {2 * CROP_MULTIPLE} on, "
+                f"not {self.patch_size}"
             )
         if not 0 <= self.foreground <= 1:
             raise ValueError(f"foreground must lie in [0, 1], not {self.foreground}")
@@ -95,20 +103,53 @@ def worker_samples(start: int, stop: int, batch_size: int, rank: int, workers: i
 
 @dataclass(frozen=True)
 class PretrainingDraw:
-    """Draws a `stored_crop`, `flip` (3,) bool and mask `noise` (2, patches)."""
+    """Draws a `stored_crop`, `flip` (3,) bool and mask `noise` (2, patches).
+
+    Where masks are drawn among some patches alone, `among` (patches,) bool says which, and `candidates` their number.
+    """
 
     loader: LoaderConfig
+    patch: int = 16
+    """Edge of a patch in voxels."""
+    among: Among = "all"
+    """Patches that may be hidden."""
+    body_share: float = 0.25
+    """Share of a patch's voxels that must be body or foreground for the patch to be hidden."""
 
     def __call__(self, dataset: PreparedDataset, case: str, rng: np.random.Generator) -> Sample:
-        """One label-free random crop of `case`."""
+        """Draw one label-free random crop of `case`.
+
+        Raises:
+            UserError: no crop that is drawn holds body.
+        """
         size = self.loader.patch_size
-        origin = random_origin(dataset.records[case].shape, size, rng)
-        patches = int(np.prod([edge // PATCH for edge in size]))
-        return {
-            **stored_crop(dataset, case, origin, size, label=False),
-            "flip": rng.random(3) < 0.5,
-            "noise": rng.random((2, patches), dtype=np.float32),
-        }
+        sample: Sample = {}
+        for _ in range(1 if self.among == "all" else CROPS_TRIED):
+            origin = random_origin(dataset.records[case].shape, size, rng)
+            sample = stored_crop(dataset, case, origin, size, label=False)
+            if self.among == "all":
+                break
+            sample["among"] = self.candidates(dataset, case, sample["image"], sample["inside"])
+            if sample["among"].any():
+                break
+        else:
+            raise UserError(
+                f"{dataset.shown}: {CROPS_TRIED} crops of case {case} hold no patch of which a share of "
+                f"{self.body_share:g} is {self.among}: lower --method.body-share, leave the case out, or choose "
+                "--method.among all"
+            )
+        among = sample.get("among")
+        patches = int(np.prod([edge // self.patch for edge in size]))
+        flips = rng.random(3) < 0.5
+        if among is not None:  # the device mirrors the crop, and masks are drawn on what it has then
+            sample["among"] = mirrored(among, [edge // self.patch for edge in size], flips)
+            sample["candidates"] = np.asarray(among.sum())
+        return {**sample, "flip": flips, "noise": rng.random((2, patches), dtype=np.float32)}
+
+    def candidates(self, dataset: PreparedDataset, case: str, image: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Find the patches of a crop (C, D, H, W) that may be hidden: (patches,) bool. Raises as `body_bounds`."""
+        channel, lowest, highest = body_bounds(dataset, case, self.among)
+        return body_shares(image[channel], inside, lowest, highest, self.patch) >= self.body_share
 
 
 @dataclass(frozen=True)
@@ -128,6 +169,11 @@ class FinetuningDraw:
             "flip": (rng.random(3) < 0.5) & np.isin(range(3), self.mirror_axes),
             "seed": np.asarray(rng.integers(2**32)),
         }
+
+
+def mirrored(patches: np.ndarray, grid: Sequence[int], axes: np.ndarray) -> np.ndarray:
+    """Mirror a value per patch (n,) of a `grid` along the axes that are true in (3,) `axes`."""
+    return np.ascontiguousarray(np.flip(patches.reshape(grid), tuple(np.flatnonzero(axes).tolist()))).ravel()
 
 
 def stored_crop(

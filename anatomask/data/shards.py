@@ -31,7 +31,7 @@ from anatomask.data.bricks import (
     unpack,
     value_of,
 )
-from anatomask.data.fingerprint import Fingerprint, Scheme, body_voxels
+from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme, body_voxels
 from anatomask.data.nifti import UNREADABLE, reason
 from anatomask.data.records import (
     CaseRecord,
@@ -165,6 +165,7 @@ class PreparedDataset:
         self.fingerprint = fingerprint
         self._storage = Storage(path)
         self._where: dict[str, dict[str, np.ndarray]] = {}
+        self._otsu: dict[tuple[str, int], float] = {}
 
     @classmethod
     def open(cls, path: str) -> PreparedDataset:
@@ -280,6 +281,13 @@ class PreparedDataset:
             UserError: as `read_crop`.
         """
         return self.read_crop(case, (0, 0, 0), self._record(case).shape, label=label)
+
+    def otsu_threshold(self, case: str, channel: int) -> float:
+        """Otsu's threshold of one channel of a case, which is read whole the first time. Raises as `read_crop`."""
+        if (case, channel) not in self._otsu:
+            image, _ = self.read_volume(case, label=False)
+            self._otsu[case, channel] = Histogram.of(image[channel]).otsu_threshold()
+        return self._otsu[case, channel]
 
     def foreground_voxel(self, case: str, rng: np.random.Generator) -> tuple[int, int, int] | None:
         """A voxel of a class drawn uniformly among those present, uniform over its voxels; None without any label."""

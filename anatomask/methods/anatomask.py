@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from anatomask import masking
+from anatomask.masking import Among
 from anatomask.methods.base import Examination, Picture, PretrainBatch, StepResult
 from anatomask.nn.backends import BackendName, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder, MaskedReconstruction, patch_statistics
 from anatomask.nn.norms import NormScope
-from anatomask.nn.sparse import PATCH, expand_active
+from anatomask.nn.sparse import Visible, expand_active
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.settings import Settings
 
@@ -27,6 +28,15 @@ class AnatoMaskConfig(Settings):
 
     mask_ratio: float = 0.6
     """γ, the share of patches that is hidden."""
+    patch: Literal[8, 16, 32] = 16
+    """Edge of a patch in voxels, what is hidden as one: 24 mm in the paper, 16 voxels of 1.5 mm. The pretrained encoder
+    has the stages whose stride is at most this: four for 8, five for 16 and 32."""
+    among: Among = "all"
+    """Patches that may be hidden and are scored. all: every one; body: those with enough voxels of body, which is above
+    -500 HU in CT and above Otsu's threshold elsewhere; foreground: those with enough voxels of -175 to 250 HU, the
+    window of SubFore (arXiv 2509.07534), CT only."""
+    body_share: float = 0.25
+    """Share of a patch's voxels that must be body or foreground for it to be hidden. Read unless among is all."""
     masking: Literal["anatomask", "random"] = "anatomask"
     """anatomask: hide what the teacher reconstructs worst; random: SparK."""
     r0: float = 0.0
@@ -44,7 +54,8 @@ class AnatoMaskConfig(Settings):
     decoder: Literal["hierarchical", "simple"] = "hierarchical"
     """Reconstruction decoder (Table 1)."""
     decoder_width: int | None = None
-    """Width of the decoder's deepest level; none: that of the encoder's fifth stage (16 x base)."""
+    """Width of the decoder's deepest level. Default: that of the encoder's deepest stage (16 x base, or 8 x base for
+    patches of 8 voxels)."""
     norm_scope: NormScope = "sample"
     """Statistics of the encoder's InstanceNorm: each sample's own, or pooled over the batch as in the published code
     (over all workers' samples where norms are synchronised)."""
@@ -62,6 +73,8 @@ class AnatoMaskConfig(Settings):
         self.require_range(16, 65_536, "decoder_width")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1 (exclusive), not {self.mask_ratio}")
+        if not 0 < self.body_share <= 1:
+            raise ValueError(f"body_share must lie in (0, 1], not {self.body_share}")
         for name in ("r0", "rT"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
@@ -95,7 +108,7 @@ class AnatoMask(nn.Module):
 
     def _build(self) -> MaskedAutoencoder:
         config = self.config
-        return MaskedAutoencoder(self.network, config.decoder, config.decoder_width, config.norm_scope)
+        return MaskedAutoencoder(self.network, config.decoder, config.decoder_width, config.norm_scope, config.patch)
 
     def set_sparse_backend(self, name: str) -> None:
         """Choose how both sparse encoders compute; raises as `MaskedAutoencoder.set_sparse_backend`."""
@@ -120,21 +133,23 @@ class AnatoMask(nn.Module):
         Scalars: r_t and hard_share (the share of masked patches that are hard ones); teacher_loss when the teacher
         was asked, which it is not while no patch is hard; ema_decay when the teacher follows.
         """
-        config, noise = self.config, batch.noise
+        config, noise, among = self.config, batch.noise, batch.among
+        visible = self._visible(noise.shape[2], batch.fewest if among is not None else None)
         ratio = masking.hard_ratio(progress, config.r0, config.rT) if self.teacher is not None else 0.0
         scalars: dict[str, float | Tensor] = {"r_t": ratio, "hard_share": 0.0}
         if self.teacher is not None and masking.num_hard(noise.shape[2], config.mask_ratio, ratio, config.count):
-            first = masking.random_mask(noise[:, 0], config.mask_ratio)
+            first = masking.random_mask(noise[:, 0], config.mask_ratio, among)
             with torch.no_grad(), self._teacher_precision(batch.volume.device.type):
-                guess = self._reconstruct(self.teacher, batch.volume, first)
-                hidden, hard = self._self_mask(self._guidance(guess), first, noise[:, 1], ratio)
-                scalars["teacher_loss"] = guess.loss
+                guess = self._reconstruct(self.teacher, batch.volume, first, visible)
+                hidden, hard = self._self_mask(self._guidance(guess), first, noise[:, 1], ratio, among)
+                scalars["teacher_loss"] = guess.loss if among is None else guess.mean_sample_loss
                 scalars["hard_share"] = hard.sum() / hidden.sum()
         else:
-            hidden = masking.random_mask(noise[:, 1], config.mask_ratio)
+            hidden = masking.random_mask(noise[:, 1], config.mask_ratio, among)
         if self.teacher is not None and config.teacher == "ema":
             scalars["ema_decay"] = ema_decay(progress, config)
-        loss = self._reconstruct(self.student, batch.volume, hidden).loss
+        result = self._reconstruct(self.student, batch.volume, hidden, visible)
+        loss = result.loss if among is None else result.mean_sample_loss
         return StepResult(loss, {name: _on_device(value, loss) for name, value in scalars.items()})
 
     @torch.no_grad()
@@ -151,30 +166,38 @@ class AnatoMask(nn.Module):
                 teacher.copy_(student)
 
     @torch.no_grad()
-    def examine(self, volume: Tensor, noise: Tensor) -> Examination:
-        """Show `volume` (1, C, D, H, W), normalised, under M random masks to student and teacher, in eval mode.
+    def examine(self, volume: Tensor, noise: Tensor, among: Tensor | None = None) -> Examination:
+        """Show one volume under M random masks to student and teacher, in eval mode.
 
-        `noise` (M, 2, n) is as in training, a sample per mask. Masks follow from the teacher's loss, or where there is
-        none from the student's, with the largest r_t of the training.
+        Masks follow from the teacher's loss, or where there is none from the student's, with the largest r_t of the
+        training.
+
+        Args:
+            volume: (1, C, D, H, W), normalised.
+            noise: (M, 2, n) as in training, a sample per mask.
+            among: (1, n) bool, the patches that may be hidden. None: all.
         """
-        hidden = masking.random_mask(noise[:, 0], self.config.mask_ratio)
+        among = None if among is None else among.expand(len(noise), -1)
+        hidden = masking.random_mask(noise[:, 0], self.config.mask_ratio, among)
+        visible = self._visible(noise.shape[2], None) if among is None else None
         volumes = volume.expand(len(noise), *volume.shape[1:])
         was_training = self.student.training
         self.student.eval()
-        student = self._reconstruct(self.student, volumes, hidden)
+        student = self._reconstruct(self.student, volumes, hidden, visible)
         self.student.train(was_training)
-        teacher = None if self.teacher is None else self._reconstruct(self.teacher, volumes, hidden)
+        teacher = None if self.teacher is None else self._reconstruct(self.teacher, volumes, hidden, visible)
 
         guide = teacher or student
         guidance, ratio = self._guidance(guide), max(self.config.r0, self.config.rT)
-        self_masks, hard = self._self_mask(guidance, hidden, noise[:, 1], ratio)
+        self_masks, hard = self._self_mask(guidance, hidden, noise[:, 1], ratio, among)
         times = hidden.sum(0, keepdim=True)
         patch_loss = guidance.sum(0, keepdim=True) / times
-        self_mask, _ = self._self_mask(patch_loss, times > 0, noise[:1, 1], ratio)
+        one = None if among is None else among[:1]
+        self_mask, _ = self._self_mask(patch_loss, times > 0, noise[:1, 1], ratio, one)
         grid = guide.active.shape[1:]
-        mean, deviation = patch_statistics(volume)
-        visible = expand_active(guide.active[:1], PATCH)
-        reconstruction = torch.where(visible, volume, guide.reconstruction[:1].float() * deviation + mean)
+        mean, deviation = patch_statistics(volume, self.config.patch)
+        shown = expand_active(guide.active[:1], self.config.patch)
+        reconstruction = torch.where(shown, volume, guide.reconstruction[:1].float() * deviation + mean)
         return Examination(
             random_masks=hidden,
             student_loss=student.patch_loss.masked_fill(~hidden, math.nan),
@@ -190,9 +213,22 @@ class AnatoMask(nn.Module):
             ),
         )
 
-    def _reconstruct(self, model: MaskedAutoencoder, volume: Tensor, hidden: Tensor) -> MaskedReconstruction:
-        grid = [side // PATCH for side in volume.shape[2:]]
-        visible = hidden.shape[1] - masking.num_hidden(hidden.shape[1], self.config.mask_ratio)
+    def _visible(self, patches: int, fewest: int | None) -> Visible:
+        """Number of visible patches per sample, of which at least `fewest` may be hidden (None: all may).
+
+        Where samples differ, the bound is rounded up to an eighth of the grid: few shapes then recur, for which
+        compilers and allocators are prepared.
+        """
+        if fewest is None:
+            return Visible(patches - masking.num_hidden(patches, self.config.mask_ratio))
+        most = patches - masking.num_hidden(fewest, self.config.mask_ratio)
+        eighth = -(-patches // 8)
+        return Visible(min(patches, -(-most // eighth) * eighth), same=False)
+
+    def _reconstruct(
+        self, model: MaskedAutoencoder, volume: Tensor, hidden: Tensor, visible: Visible | None
+    ) -> MaskedReconstruction:
+        grid = [side // self.config.patch for side in volume.shape[2:]]
         return model(volume, ~hidden.view(len(hidden), *grid), visible)
 
     def _teacher_precision(self, device: str) -> AbstractContextManager[object]:
@@ -204,9 +240,13 @@ class AnatoMask(nn.Module):
     def _guidance(self, guess: MaskedReconstruction) -> Tensor:
         return guess.patch_loss if self.config.guidance == "normalised" else guess.patch_loss_raw
 
-    def _self_mask(self, patch_loss: Tensor, hidden: Tensor, noise: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    def _self_mask(
+        self, patch_loss: Tensor, hidden: Tensor, noise: Tensor, ratio: float, among: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         config = self.config
-        return masking.self_mask(patch_loss, hidden, noise, ratio, config.mask_ratio, config.significance, config.count)
+        return masking.self_mask(
+            patch_loss, hidden, noise, ratio, config.mask_ratio, config.significance, config.count, among
+        )
 
 
 def _on_device(value: float | Tensor, like: Tensor) -> Tensor:

@@ -15,6 +15,10 @@ class PretrainBatch:
     """(B, C, D, H, W) float, normalised."""
     noise: Tensor
     """(B, 2, n) uniform numbers, drawn with each sample: one row per mask of n patches."""
+    among: Tensor | None = None
+    """(B, n) bool, the patches that may be hidden. None: all."""
+    fewest: int = 0
+    """Lower bound, known to the host, of the number of patches of a sample that may be hidden. Read with `among`."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Picture:
-    """Fig. 1 of the paper for one volume: voxels (C, D, H, W), patches (D/16, H/16, W/16)."""
+    """Fig. 1 of the paper for one volume: voxels (C, D, H, W), patches (D/patch, H/patch, W/patch)."""
 
     volume: Tensor
     """The input."""

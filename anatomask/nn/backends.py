@@ -9,15 +9,15 @@ from torch import Tensor
 
 from anatomask.nn.blocks import encode_blocks
 from anatomask.nn.norms import Pool
-from anatomask.nn.sparse import SparseMap, encode_dense
+from anatomask.nn.sparse import SparseMap, Visible, encode_dense
 from anatomask.nn.stunet import STUNetEncoder
 from anatomask.nn.submanifold import encode_spconv
 
-SparseEncode = Callable[[STUNetEncoder, Tensor, Tensor, Pool, int | None], Sequence[SparseMap]]
+SparseEncode = Callable[[STUNetEncoder, Tensor, Tensor, Pool, Visible | None], Sequence[SparseMap]]
 """A backend: (encoder, volume (B, C, D, H, W), active (B, d, h, w), pool, visible) to one map per stage.
 
-All give the same five maps from the same weights; they differ in what they compute. `visible` is the number of active
-patches of each sample, where it is known.
+All give the same maps from the same weights; they differ in what they compute. `visible` bounds the number of active
+patches of a sample, where it is known.
 """
 
 BACKENDS: dict[str, SparseEncode] = {"dense": encode_dense, "blocks": encode_blocks, "spconv": encode_spconv}

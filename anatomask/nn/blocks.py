@@ -17,6 +17,7 @@ from torch.nn import functional
 from anatomask.nn.norms import Pool
 from anatomask.nn.precision import autocast_tensors
 from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
+from anatomask.nn.sparse import Visible
 from anatomask.nn.stunet import STUNetEncoder
 
 _LARGEST_GATHERED = 2
@@ -24,7 +25,7 @@ _LARGEST_GATHERED = 2
 
 
 def encode_blocks(
-    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: int | None
+    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
 ) -> list[RowMap]:
     """Only active blocks are computed."""
     return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), pool, convolve)

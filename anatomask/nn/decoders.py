@@ -40,22 +40,20 @@ class UpsamplingLevel(Recomputable, nn.Module):
 
 
 class HierarchicalDecoder(nn.Module):
-    """Four levels, widths halving, to each of which the encoder's map of that scale is added."""
+    """Levels of halving widths, to each of which the encoder's map of that scale is added: four from stride 16."""
 
-    scales = 4
-    """How many encoder maps it reads, deepest first (strides 16, 8, 4, 2)."""
-
-    def __init__(self, width: int, out_channels: int) -> None:
+    def __init__(self, width: int, out_channels: int, stride: int = 16) -> None:
+        """`width` is that of the deepest level, which reads the encoder's map of `stride`."""
         super().__init__()
-        if width < 16 or width % 16:
-            raise ValueError(f"decoder_width must be a multiple of 16, not {width}")
-        self.widths = tuple(width >> level for level in range(self.scales))
+        _check_width(width)
+        levels = stride.bit_length() - 1
+        self.widths = tuple(width >> level for level in range(levels))
         self.levels = nn.ModuleList(UpsamplingLevel(channels, channels // 2) for channels in self.widths)
-        self.head = nn.Conv3d(width >> self.scales, out_channels, 1)
+        self.head = nn.Conv3d(width >> levels, out_channels, 1)
         self.apply(_initialise)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, width >> i, D/(16 >> i), ...), deepest first, to (B, out_channels, D, H, W)."""
+        """Maps (B, width >> i, D/(stride >> i), ...), deepest first, to (B, out_channels, D, H, W)."""
         deepest, *others = maps
         x = self.levels[0](deepest)
         for level, skip in zip(self.levels[1:], others, strict=True):
@@ -63,14 +61,14 @@ class HierarchicalDecoder(nn.Module):
         return self.head(x)
 
 
-class FourfoldLevel(Recomputable, nn.Sequential):
-    """ConvTranspose(k8, s4, p2) – BatchNorm – ReLU6: four times the resolution."""
+class SimpleLevel(Recomputable, nn.Sequential):
+    """ConvTranspose (kernel twice the stride) – BatchNorm – ReLU6: `stride` times the resolution."""
 
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__(Upsampling3d(in_channels, channels, stride=4), BatchNorm3d(channels), nn.ReLU6(inplace=True))
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__(Upsampling3d(in_channels, channels, stride), BatchNorm3d(channels), nn.ReLU6(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, D, H, W) to (B, channels, 4D, 4H, 4W)."""
+        """(B, in_channels, D, H, W) to (B, channels, stride·D, stride·H, stride·W)."""
         x, running = self.recomputed(self._compute, x)
         cast(BatchNorm3d, self[1]).track(running)
         return x
@@ -81,26 +79,31 @@ class FourfoldLevel(Recomputable, nn.Sequential):
 
 
 class SimpleDecoder(nn.Module):
-    """Two levels on the deepest map alone."""
+    """Two levels on the deepest map alone: the first makes the resolution four times as fine, the second the rest."""
 
-    scales = 1
-    """How many encoder maps it reads, deepest first."""
-
-    def __init__(self, width: int, out_channels: int) -> None:
+    def __init__(self, width: int, out_channels: int, stride: int = 16) -> None:
+        """`width` is that of the map that is read, the encoder's of `stride`."""
         super().__init__()
-        if width < 16 or width % 16:
-            raise ValueError(f"decoder_width must be a multiple of 16, not {width}")
+        _check_width(width)
         self.widths = (width,)
-        self.levels = nn.ModuleList(FourfoldLevel(channels, channels // 4) for channels in (width, width // 4))
-        self.head = nn.Conv3d(width // 16, out_channels, 1)
+        rest = stride // 4
+        self.levels = nn.ModuleList(
+            (SimpleLevel(width, width // 4, 4), SimpleLevel(width // 4, width // 4 // rest, rest))
+        )
+        self.head = nn.Conv3d(width // stride, out_channels, 1)
         self.apply(_initialise)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """One map (B, width, D/16, H/16, W/16) to (B, out_channels, D, H, W)."""
+        """One map (B, width, D/stride, H/stride, W/stride) to (B, out_channels, D, H, W)."""
         (x,) = maps
         for level in self.levels:
             x = level(x)
         return self.head(x)
+
+
+def _check_width(width: int) -> None:
+    if width < 16 or width % 16:
+        raise ValueError(f"decoder_width must be a multiple of 16, not {width}")
 
 
 def _initialise(module: nn.Module) -> None:

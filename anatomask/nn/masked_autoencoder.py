@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.decoders import DECODERS, DecoderName
 from anatomask.nn.norms import NormScope, Pool, Synchronisable, widened
-from anatomask.nn.sparse import PATCH, SparseMap, check_active
-from anatomask.nn.stunet import ENCODER_STRIDES, STUNetConfig, STUNetEncoder
+from anatomask.nn.sparse import SparseMap, Visible, check_active
+from anatomask.nn.stunet import STUNetConfig, STUNetEncoder, pretrained_stages
 from anatomask.nn.submanifold import require_spconv
 
 _TARGET_EPS = 1e-6
@@ -24,31 +24,32 @@ _VOXELS = (3, 5, 7)
 """The dimensions inside a patch of what `_split` returns."""
 
 
-def _split(volume: Tensor) -> Tensor:
-    """(B, C, D, H, W) seen as patches: (B, C, d, 16, h, 16, w, 16)."""
+def _split(volume: Tensor, patch: int) -> Tensor:
+    """(B, C, D, H, W) seen as patches: (B, C, d, patch, h, patch, w, patch)."""
     batch, channels, *sides = volume.shape
-    d, h, w = (side // PATCH for side in sides)
-    return volume.reshape(batch, channels, d, PATCH, h, PATCH, w, PATCH)
+    d, h, w = (side // patch for side in sides)
+    return volume.reshape(batch, channels, d, patch, h, patch, w, patch)
 
 
-def patch_statistics(volume: Tensor) -> tuple[Tensor, Tensor]:
+def patch_statistics(volume: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (of the unbiased variance + 1e-6) of each patch and channel.
 
     Args:
         volume: (B, C, D, H, W).
+        patch: edge of a patch in voxels.
 
     Returns:
         Two tensors (B, C, D, H, W) in which each patch is constant: `(volume - mean) / deviation` is the target.
     """
-    patches = _split(volume)
+    patches = _split(volume, patch)
     variance, mean = torch.var_mean(patches, _VOXELS, keepdim=True)
     deviation = (variance + _TARGET_EPS).sqrt()
     return (mean.expand_as(patches).reshape_as(volume), deviation.expand_as(patches).reshape_as(volume))
 
 
-def normalise_patches(volume: Tensor) -> Tensor:
+def normalise_patches(volume: Tensor, patch: int) -> Tensor:
     """The reconstruction target: each patch of (B, C, D, H, W) to mean 0 and variance 1, channel by channel."""
-    patches = _split(volume)
+    patches = _split(volume, patch)
     variance, mean = torch.var_mean(patches, _VOXELS, keepdim=True)
     return ((patches - mean) * (variance + _TARGET_EPS).rsqrt()).reshape_as(volume)
 
@@ -64,10 +65,15 @@ class MaskedReconstruction:
     reconstruction: Tensor
     """(B, C, D, H, W), in patch-normalised space."""
 
+    @property
+    def patch(self) -> int:
+        """Edge of a patch in voxels."""
+        return self.volume.shape[2] // self.active.shape[1]
+
     @cached_property
     def patch_loss(self) -> Tensor:
         """Mean squared error of each patch against its normalised voxels (B, d*h*w), 0 where visible."""
-        return self._loss_against(normalise_patches(widened(self.volume)))
+        return self._loss_against(normalise_patches(widened(self.volume), self.patch))
 
     @cached_property
     def patch_loss_raw(self) -> Tensor:
@@ -79,9 +85,18 @@ class MaskedReconstruction:
         """Mean squared error over all hidden patches of the batch, a scalar; 0 where nothing is hidden."""
         return self.patch_loss.sum() / (~self.active).sum().clamp_min(1)
 
+    @cached_property
+    def mean_sample_loss(self) -> Tensor:
+        """Mean over the samples of each one's mean over its hidden patches, a scalar.
+
+        Where samples have differing numbers of hidden patches, this is the mean that does not depend on how a batch is
+        divided among workers.
+        """
+        return (self.patch_loss.sum(1) / (~self.active).flatten(1).sum(1).clamp_min(1)).mean()
+
     def _loss_against(self, target: Tensor) -> Tensor:
         error = (widened(self.reconstruction) - target).square()
-        per_patch = _split(error).mean((1, *_VOXELS))
+        per_patch = _split(error, self.patch).mean((1, *_VOXELS))
         return (per_patch * ~self.active).flatten(1)
 
 
@@ -114,16 +129,23 @@ class MaskedAutoencoder(Synchronisable, nn.Module):
         decoder: DecoderName = "hierarchical",
         decoder_width: int | None = None,
         norm_scope: NormScope = "sample",
+        patch: int = 16,
     ) -> None:
-        """`decoder_width` is that of the decoder's deepest level; none: that of the encoder's fifth stage."""
+        """`decoder_width` is that of the decoder's deepest level; none: that of the encoder's deepest stage.
+
+        `patch` is the edge of a hidden patch in voxels. It decides how many stages the encoder has.
+        """
         super().__init__()
         if decoder not in DECODERS:
             raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, not {decoder}")
         self.network = network
         self.norm_scope = norm_scope
+        self.patch = patch
         self.sparse_backend = "dense"
-        self.encoder = STUNetEncoder(network, stages=len(ENCODER_STRIDES))
-        self.decoder = DECODERS[decoder](decoder_width or self.encoder.widths[-1], network.in_channels)
+        self.encoder = STUNetEncoder(network, stages=pretrained_stages(patch))
+        self.decoder = DECODERS[decoder](
+            decoder_width or self.encoder.widths[-1], network.in_channels, self.encoder.strides[-1]
+        )
         scales = zip(reversed(self.encoder.widths), self.decoder.widths, strict=False)
         self.densify = nn.ModuleList(
             Densify(width, channels, kernel=3 if scale else 1) for scale, (width, channels) in enumerate(scales)
@@ -143,24 +165,25 @@ class MaskedAutoencoder(Synchronisable, nn.Module):
         self.sparse_backend = name
 
     def encode(self, volume: Tensor, active: Tensor) -> list[Tensor]:
-        """Five maps of strides 1, 2, 4, 8, 16, zero outside the active patches.
+        """Encode the active patches: a map per stage, of the encoder's strides, zero outside those patches.
 
         Args:
-            volume: (B, C, D, H, W) float, normalised; sides are multiples of 16.
-            active: (B, D/16, H/16, W/16) bool, True = visible.
+            volume: (B, C, D, H, W) float, normalised; sides are multiples of the patch.
+            active: (B, D/patch, H/patch, W/patch) bool, True = visible.
         """
         return [encoded.dense() for encoded in self._encode(volume, active, None)]
 
-    def forward(self, volume: Tensor, active: Tensor, visible: int | None = None) -> MaskedReconstruction:
-        """Reconstruct `volume` (B, C, D, H, W) from its `active` patches (B, D/16, H/16, W/16).
+    def forward(self, volume: Tensor, active: Tensor, visible: Visible | None = None) -> MaskedReconstruction:
+        """Reconstruct `volume` (B, C, D, H, W) from its `active` patches (B, D/patch, H/patch, W/patch).
 
-        Every sample has `visible` active patches; where that is not said, it is counted, which waits for the device.
+        `visible` bounds the number of active patches of a sample; where it is None, they are counted, which waits for
+        the device.
         """
         deepest_first = reversed(self._encode(volume, active, visible))
         filled = [densify(encoded) for densify, encoded in zip(self.densify, deepest_first, strict=False)]
         return MaskedReconstruction(volume, active, self.decoder(filled))
 
-    def _encode(self, volume: Tensor, active: Tensor, visible: int | None) -> Sequence[SparseMap]:
-        check_active(volume, active)
+    def _encode(self, volume: Tensor, active: Tensor, visible: Visible | None) -> Sequence[SparseMap]:
+        check_active(volume, active, self.patch)
         pool: Pool = "workers" if self.synchronised and self.norm_scope == "batch" else self.norm_scope
         return BACKENDS[self.sparse_backend](self.encoder, volume, active, pool, visible)

@@ -1,7 +1,7 @@
 """Active voxels as rows: what the sparse backends compute on.
 
 A batch's active blocks are gathered into rows (B, K·e³, C): K blocks per sample in raster order, each of e³ voxels in
-raster order, where e = 16 / stride is the edge of a block at the resolution in question. Every sample has the same
+raster order, where e = patch / stride is the edge of a block at the resolution in question. Every sample has the same
 number of rows: where one has fewer active blocks than another, the last slots are unused and hold anything.
 """
 
@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from anatomask.nn.norm_activation import norm_activation
 from anatomask.nn.norms import Pool
-from anatomask.nn.sparse import PATCH
-from anatomask.nn.stunet import ENCODER_STRIDES, NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
+from anatomask.nn.sparse import Visible
+from anatomask.nn.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 
 TAPS = (-1, 2, 1)
 """Where a kernel of edge 3 reads, relative to its centre: a range."""
@@ -48,18 +48,18 @@ class ActiveBlocks:
     _tables: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, active: Tensor, visible: int | None = None) -> ActiveBlocks:
-        """The blocks of `active` (B, d, h, w) bool.
+    def of(cls, active: Tensor, visible: Visible | None = None) -> ActiveBlocks:
+        """Find the blocks of `active` (B, d, h, w) bool.
 
-        `visible` is the number of active patches of every sample. Where it is not known, the device is asked, which
-        waits for it.
+        `visible` bounds the number of active patches of a sample. Where it is None, the device is asked, which waits
+        for it.
         """
         batch, d, h, w = active.shape
         flat = active.flatten(1)
-        slots = int(flat.sum(1).max()) if visible is None else visible
+        slots = int(flat.sum(1).max()) if visible is None else visible.most
         patches = flat.int().argsort(dim=1, descending=True, stable=True)[:, :slots]
         used = flat.gather(1, patches)
-        regular = visible is not None or bool(used.all())
+        regular = bool(used.all()) if visible is None else visible.same
 
         number = torch.arange(batch * slots, device=active.device).view(batch, slots)
         number = number.masked_fill(~used, batch * slots)
@@ -111,9 +111,10 @@ class ActiveBlocks:
         return (block.view(-1, 1, 4) * scale + voxel).view(-1, 4).int().contiguous()
 
     def rows(self, volume: Tensor) -> Tensor:
-        """The active voxels of (B, C, D, H, W): (B, K·16³, C). Hidden ones are not read."""
+        """The active voxels of (B, C, D, H, W): (B, K·patch³, C). Hidden ones are not read."""
         d, h, w = self.grid
-        patches = volume.view(self.batch, -1, d, PATCH, h, PATCH, w, PATCH).permute(0, 2, 4, 6, 3, 5, 7, 1)
+        patch = volume.shape[2] // d
+        patches = volume.view(self.batch, -1, d, patch, h, patch, w, patch).permute(0, 2, 4, 6, 3, 5, 7, 1)
         chosen = patches.reshape(self.batch * d * h * w, -1).index_select(0, self._flat_patches())
         return chosen.view(self.batch, -1, volume.shape[1])
 
@@ -184,10 +185,10 @@ def encode_rows(
     encoder: STUNetEncoder, volume: Tensor, blocks: ActiveBlocks, pool: Pool, convolve: Convolve
 ) -> list[RowMap]:
     """The encoder on active voxels alone; `convolve` does the 3x3x3 convolutions, the rest is the same for all."""
-    x = blocks.rows(volume)
+    x, patch = blocks.rows(volume), volume.shape[2] // blocks.grid[0]
     maps: list[RowMap] = []
-    for stage, stride in zip(encoder.stages, ENCODER_STRIDES, strict=True):
-        compute = partial(_residual_block, blocks=blocks, edge=PATCH // stride, pool=pool, convolve=convolve)
+    for stage, stride in zip(encoder.stages, encoder.strides, strict=True):
+        compute = partial(_residual_block, blocks=blocks, edge=patch // stride, pool=pool, convolve=convolve)
         for block in stage:  # type: ignore[attr-defined]
             x = block(x, compute)
         maps.append(RowMap(x, blocks, pool))

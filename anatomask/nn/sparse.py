@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anatomask.nn.norms import Pool, pooled, widened
-from anatomask.nn.stunet import ENCODER_STRIDES, NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
+from anatomask.nn.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 
-PATCH = 16
-"""Edge of a patch in voxels: the unit in which a volume is hidden."""
+
+@dataclass(frozen=True)
+class Visible:
+    """Number of visible patches per sample, as far as it is known without asking the device."""
+
+    most: int
+    """Upper bound of the number of visible patches in a sample."""
+    same: bool = True
+    """Whether every sample has exactly that many."""
 
 
 class SparseMap(Protocol):
@@ -34,11 +41,22 @@ class SparseMap(Protocol):
         """(B, C, D, H, W), normalised over the active voxels; hidden ones are `token` (1, C, 1, 1, 1)."""
 
 
-def check_active(volume: Tensor, active: Tensor) -> None:
-    """Raise ValueError unless `active` (B, d, h, w) is the boolean patch grid of `volume` (B, C, D, H, W)."""
-    grid = tuple(size // PATCH for size in volume.shape[2:])
-    if volume.dim() != 5 or any(size % PATCH for size in volume.shape[2:]):
-        raise ValueError(f"volume must be (B, C, D, H, W) with sides that are multiples of 16: {tuple(volume.shape)}")
+def check_active(volume: Tensor, active: Tensor, patch: int) -> None:
+    """Check that `active` is the grid of patches of `patch` voxels of `volume`.
+
+    Args:
+        volume: (B, C, D, H, W).
+        active: (B, D/patch, H/patch, W/patch) bool.
+        patch: edge of a patch in voxels.
+
+    Raises:
+        ValueError: the sides of `volume` are no multiples of `patch`, or `active` has another shape or type.
+    """
+    grid = tuple(size // patch for size in volume.shape[2:])
+    if volume.dim() != 5 or any(size % patch for size in volume.shape[2:]):
+        raise ValueError(
+            f"volume must be (B, C, D, H, W) with sides that are multiples of {patch}: {tuple(volume.shape)}"
+        )
     if active.dtype != torch.bool or tuple(active.shape) != (volume.shape[0], *grid):
         raise ValueError(
             f"active must be bool of shape {(volume.shape[0], *grid)}, not {active.dtype} of {tuple(active.shape)}"
@@ -100,13 +118,14 @@ class MaskedMap:
 
 
 def encode_dense(
-    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: int | None
+    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
 ) -> list[MaskedMap]:
-    """The reference backend: ordinary convolutions, their results masked."""
-    x = volume.masked_fill(~expand_active(active, PATCH), 0)  # a product would let hidden NaNs through
+    """Encode by ordinary convolutions whose results are masked: the reference backend."""
+    patch = volume.shape[2] // active.shape[1]
+    x = volume.masked_fill(~expand_active(active, patch), 0)  # a product would let hidden NaNs through
     maps: list[MaskedMap] = []
-    for stage, stride in zip(encoder.stages, ENCODER_STRIDES, strict=True):
-        mask = expand_active(active, PATCH // stride)
+    for stage, stride in zip(encoder.stages, encoder.strides, strict=True):
+        mask = expand_active(active, patch // stride)
         compute = partial(_dense_block, mask=mask.to(volume.dtype), pool=pool)
         for block in stage:  # type: ignore[attr-defined]
             x = block(x, compute)

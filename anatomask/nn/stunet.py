@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,10 @@ from anatomask.settings import Settings
 
 STAGE_STRIDES = (1, 2, 2, 2, 2, 1)
 """Stride of each stage relative to the one before."""
-ENCODER_STRIDES = (1, 2, 4, 8, 16)
-"""Stride of stages 1 to 5, those that are pretrained, relative to the input."""
+STRIDES = tuple(accumulate(STAGE_STRIDES, mul))
+"""Stride of each stage relative to the input: 1, 2, 4, 8, 16, 16."""
+LARGEST_STRIDE = max(STRIDES)
+"""Voxels by which the sides of a crop must be divisible."""
 NEGATIVE_SLOPE = 0.01
 """Slope of the leaky ReLU below zero."""
 
@@ -46,6 +50,15 @@ class STUNetConfig(Settings):
     def stage_widths(self) -> tuple[int, ...]:
         """Widths of the six stages."""
         return self.widths or tuple(self.base * factor for factor in (1, 2, 4, 8, 16, 16))
+
+
+def pretrained_stages(patch: int) -> int:
+    """Count the stages that masked pretraining trains when hidden patches are `patch` voxels wide.
+
+    A stage is trained if a patch is at least one voxel wide at its resolution, and if it changes the resolution: four
+    stages (strides 1 to 8) for patches of 8 voxels, five (1 to 16) for those of 16 and 32.
+    """
+    return sum(stride <= patch for stride in STRIDES[:-1])
 
 
 SIZES = {
@@ -102,13 +115,14 @@ def _stage(in_channels: int, channels: int, depth: int, stride: int = 1) -> nn.S
 
 
 class STUNetEncoder(nn.Module):
-    """The contracting path: `stages` = 6 for segmentation, 5 (strides 1, 2, 4, 8, 16) for pretraining."""
+    """The contracting path: `stages` = 6 for segmentation, `pretrained_stages` for pretraining."""
 
     def __init__(self, config: STUNetConfig, stages: int = len(STAGE_STRIDES)) -> None:
         super().__init__()
         if not 1 <= stages <= len(STAGE_STRIDES):
             raise ValueError(f"stages must be 1 to {len(STAGE_STRIDES)}, not {stages}")
         self.widths = config.stage_widths[:stages]
+        self.strides = STRIDES[:stages]
         inputs = (config.in_channels, *self.widths)
         self.stages = nn.ModuleList(
             _stage(in_channels, channels, config.depth, stride)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from anatomask.nn.norms import Pool
 from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
+from anatomask.nn.sparse import Visible
 from anatomask.nn.stunet import STUNetEncoder
 
 
 def encode_spconv(
-    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: int | None
+    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
 ) -> list[RowMap]:
     """Only active voxels are computed."""
     return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), pool, convolve)

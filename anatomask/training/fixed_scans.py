@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from anatomask.data.normalisation import normalise
-from anatomask.data.samples import centred_origin
+from anatomask.data.samples import PretrainingDraw, centred_origin, inside_scan
 from anatomask.data.shards import PreparedDataset
 from anatomask.masking import touched_patches
-from anatomask.nn.sparse import PATCH
 
 SCANS = 4
 MASKS = 2
@@ -50,11 +49,18 @@ class FixedScan:
     """(MASKS, 2, n) uniform numbers: of the masks, and of what fills up the self-masks."""
     organs: Tensor | None
     """(n,) bool: the patches that touch an organ; None where there is no label, or it must not be read."""
+    among: Tensor | None
+    """(1, n) bool: the patches that may be hidden. None: all."""
 
 
-def read_fixed_scans(dataset: PreparedDataset, fixed: FixedCases, size: Sequence[int], seed: int) -> list[FixedScan]:
-    """The scans, with masks drawn from `seed`. Raises UserError as `PreparedDataset.read_crop`."""
-    patches = int(np.prod([edge // PATCH for edge in size]))
+def read_fixed_scans(dataset: PreparedDataset, fixed: FixedCases, draw: PretrainingDraw, seed: int) -> list[FixedScan]:
+    """Read the middles of the scans, of the size that `draw` draws, with masks from `seed`.
+
+    Raises:
+        UserError: as `PreparedDataset.read_crop`.
+    """
+    size = draw.loader.patch_size
+    patches = int(np.prod([edge // draw.patch for edge in size]))
     noise = np.random.default_rng([seed, 3]).random((len(fixed.cases), MASKS, 2, patches), dtype=np.float32)
     scans = []
     for case, own_noise in zip(fixed.cases, torch.from_numpy(noise), strict=True):
@@ -62,6 +68,10 @@ def read_fixed_scans(dataset: PreparedDataset, fixed: FixedCases, size: Sequence
         origin = centred_origin([extent // 2 for extent in shape], shape, size)
         image, label = dataset.read_crop(case, origin, size, label=fixed.held_out)
         volume = normalise(torch.from_numpy(image)[None], torch.from_numpy(dataset.normalisation(case))[None])
-        organs = None if label is None else touched_patches(torch.from_numpy(label), PATCH)
-        scans.append(FixedScan(case, volume, own_noise, organs))
+        organs = None if label is None else touched_patches(torch.from_numpy(label), draw.patch)
+        among = None
+        if draw.among != "all":
+            found = draw.candidates(dataset, case, image, inside_scan(origin, shape, size))
+            among = torch.from_numpy(found)[None] if found.any() else None
+        scans.append(FixedScan(case, volume, own_noise, organs, among))
     return scans

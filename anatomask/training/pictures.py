@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from anatomask.methods.base import Picture
-from anatomask.nn.sparse import PATCH
 
 HIDDEN = "#9db4c0"
 """Colour of patches that are hidden, or that have no value."""
@@ -27,6 +26,7 @@ def reconstruction_figure(picture: Picture, spacing: Sequence[float], case: str)
     """
     volume, reconstruction = picture.volume[0].cpu().numpy(), picture.reconstruction[0].cpu().numpy()
     loss = picture.patch_loss.cpu().numpy()
+    patch = volume.shape[0] // loss.shape[0]
     window = {"cmap": "gray", "vmin": float(volume.min()), "vmax": float(np.quantile(volume, 0.995))}
     figure = Figure(figsize=(12, 7.6), layout="constrained")
     figure.suptitle(case, fontsize=10)
@@ -35,10 +35,10 @@ def reconstruction_figure(picture: Picture, spacing: Sequence[float], case: str)
         middle = volume.shape[axis] // 2
         columns = {
             "input": (volume, window),
-            "random mask": (hide(volume, picture.random_mask), window),
+            "random mask": (hide(volume, picture.random_mask, patch), window),
             "reconstruction": (reconstruction, window),
-            "patch loss (mean of two masks)": (voxels(loss), {"cmap": "inferno", "vmin": 0}),
-            "self-mask": (hide(volume, picture.self_mask), window),
+            "patch loss (mean of two masks)": (voxels(loss, patch), {"cmap": "inferno", "vmin": 0}),
+            "self-mask": (hide(volume, picture.self_mask, patch), window),
         }
         in_plane = [spacing[other] for other in range(3) if other != axis]
         for axes_of_plane, (title, (values, style)) in zip(row, columns.items(), strict=True):
@@ -57,11 +57,11 @@ def reconstruction_figure(picture: Picture, spacing: Sequence[float], case: str)
     return figure
 
 
-def voxels(patches: np.ndarray) -> np.ndarray:
-    """A value per patch (d, h, w) repeated to its voxels."""
-    return patches.repeat(PATCH, 0).repeat(PATCH, 1).repeat(PATCH, 2)
+def voxels(patches: np.ndarray, patch: int) -> np.ndarray:
+    """Repeat a value per patch (d, h, w) to its `patch`³ voxels."""
+    return patches.repeat(patch, 0).repeat(patch, 1).repeat(patch, 2)
 
 
-def hide(volume: np.ndarray, mask: Tensor) -> np.ndarray:
-    """`volume` with NaN (drawn as nothing) where the patch mask is true."""
-    return np.where(voxels(mask.cpu().numpy()), np.nan, volume)
+def hide(volume: np.ndarray, mask: Tensor, patch: int) -> np.ndarray:
+    """Put NaN (drawn as nothing) into `volume` where the patch mask is true."""
+    return np.where(voxels(mask.cpu().numpy(), patch), np.nan, volume)

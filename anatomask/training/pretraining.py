@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anatomask.data.crops import flip, normalised_crops
+from anatomask.data.samples import PretrainingDraw
 from anatomask.data.shards import PreparedDataset
 from anatomask.masking import share_among
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
@@ -40,6 +41,7 @@ class PretrainingTask(Task):
         header: Mapping[str, Any],
         dataset: PreparedDataset,
         fixed: FixedCases,
+        draw: PretrainingDraw,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -49,7 +51,7 @@ class PretrainingTask(Task):
         self.method = AnatoMask(method, network).to(device)
         self.header = header
         self.device = device
-        self.fixed_scans = read_fixed_scans(dataset, fixed, header["patch_size"], seed)
+        self.fixed_scans = read_fixed_scans(dataset, fixed, draw, seed)
 
     def trainable(self) -> nn.Module:
         """The student."""
@@ -70,7 +72,10 @@ class PretrainingTask(Task):
         """
         volume = flip(normalised_crops(sample), sample["flip"])
         volume = volume.contiguous(memory_format=self.memory_format)
-        result = self.method.training_step(PretrainBatch(volume, sample["noise"]), progress)
+        candidates = sample.get("candidates")  # on the host: the device is not asked
+        fewest = 0 if candidates is None else int(candidates.min())
+        batch = PretrainBatch(volume, sample["noise"], sample.get("among"), fewest)
+        result = self.method.training_step(batch, progress)
         return result.loss, result.scalars
 
     def after_step(self, progress: float) -> None:
@@ -82,7 +87,9 @@ class PretrainingTask(Task):
         values: dict[str, list[Tensor]] = defaultdict(list)
         for number, scan in enumerate(self.fixed_scans):  # one at a time: the device need not hold more
             examination = self.method.examine(
-                scan.volume.to(self.device, memory_format=self.memory_format), scan.noise.to(self.device)
+                scan.volume.to(self.device, memory_format=self.memory_format),
+                scan.noise.to(self.device),
+                None if scan.among is None else scan.among.to(self.device),
             )
             for name, value in measures(examination, scan.organs).items():
                 values[name].append(value.cpu())

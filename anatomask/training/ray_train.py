@@ -17,9 +17,10 @@ from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from anatomask.cluster import TrainingResources
-from anatomask.data.samples import PATCH, Draw, LoaderConfig, SampleSequence, worker_samples
+from anatomask.data.samples import Draw, LoaderConfig, SampleSequence, worker_samples
 from anatomask.data.stream import stream_batches
 from anatomask.errors import UserError
+from anatomask.nn.stunet import LARGEST_STRIDE
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
 from anatomask.training.journal import note
@@ -224,7 +225,7 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
 
 def refuse_wrong_gradients(job: TrainingJob, device: torch.device) -> None:
     """Raise UserError where torch 2.13 gets gradients wrong: see docs/results/precision.md."""
-    two_voxels = job.loader.patch_size[0] == 2 * PATCH  # along the first axis, at stride 16
+    two_voxels = job.loader.patch_size[0] == 2 * LARGEST_STRIDE  # along the first axis, at stride 16
     if device.type == "cpu" and job.training.precision == "bf16" and two_voxels:
         raise UserError(
             "--training.precision bf16: PyTorch's gradients on CPUs are wrong for crops of 32 voxels along the first "

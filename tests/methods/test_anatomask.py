@@ -13,6 +13,7 @@ from anatomask.masking import random_mask
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig, ema_decay
 from anatomask.methods.base import PretrainBatch
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
+from anatomask.nn.sparse import Visible
 from anatomask.nn.stunet import STUNetConfig
 
 NETWORK = STUNetConfig(base=2)
@@ -34,8 +35,9 @@ def _masks(method: AnatoMask, batch: PretrainBatch, progress: float) -> dict[str
     seen: dict[str, Tensor] = {}
     forward = MaskedAutoencoder.forward
 
-    def spy(model: MaskedAutoencoder, volume: Tensor, active: Tensor, visible: int) -> object:
-        assert (active.flatten(1).sum(1) == visible).all()
+    def spy(model: MaskedAutoencoder, volume: Tensor, active: Tensor, visible: Visible) -> object:
+        shown = active.flatten(1).sum(1)
+        assert (shown == visible.most).all() if visible.same else (shown <= visible.most).all()
         seen["student" if model is method.student else "teacher"] = ~active.flatten(1)
         return forward(model, volume, active, visible)
 
@@ -261,3 +263,29 @@ def test_the_teacher_may_answer_in_half_precision() -> None:
     exact = method.training_step(_batch(), 0.0).scalars["teacher_loss"]
     assert float(result.scalars["teacher_loss"]) == pytest.approx(float(exact), rel=0.02)
     result.loss.backward()
+
+
+@pytest.mark.parametrize("backend", ["dense", "blocks"])
+def test_masks_are_drawn_among_the_given_patches_alone(backend: str) -> None:
+    method = _method(patch=8, r0=0.5, sparse_backend=backend)
+    volume = torch.randn(2, 1, 32, 32, 48)
+    noise, among = torch.rand(2, 2, 96), torch.rand(2, 96) < torch.tensor([[0.3], [0.9]])
+    fewest = int(among.sum(1).min())
+    masks = _masks(method, PretrainBatch(volume, noise, among, fewest), 0.0)
+    for hidden in masks.values():
+        assert not (hidden & ~among).any()
+        assert hidden.sum(1).tolist() == [n - round(0.4 * n) for n in among.sum(1).tolist()]
+
+
+def test_the_loss_among_some_patches_does_not_depend_on_how_a_batch_is_divided() -> None:
+    method = _method(patch=8, masking="random").eval()
+    volume, noise = torch.randn(3, 1, 32, 32, 32), torch.rand(3, 2, 64)
+    among = torch.rand(3, 64) < torch.tensor([[0.2], [0.5], [0.9]])
+    whole = method.training_step(PretrainBatch(volume, noise, among, int(among.sum(1).min())), 0.5).loss
+    parts = [
+        method.training_step(
+            PretrainBatch(volume[k : k + 1], noise[k : k + 1], among[k : k + 1], int(among[k].sum())), 0.5
+        ).loss
+        for k in range(3)
+    ]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)

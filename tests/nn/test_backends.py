@@ -19,8 +19,8 @@ from anatomask.nn.backends import BACKENDS, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.norms import NormScope
 from anatomask.nn.rows import ActiveBlocks
-from anatomask.nn.sparse import expand_active
-from anatomask.nn.stunet import STUNetConfig
+from anatomask.nn.sparse import Visible, expand_active
+from anatomask.nn.stunet import STRIDES, STUNetConfig
 
 SPARSE = [name for name in BACKENDS if name != "dense"]
 GRIDS = st.tuples(*[st.integers(1, 3)] * 3)
@@ -33,10 +33,12 @@ def _masks(batch: int, grid: tuple[int, ...], share: float, seed: int) -> Tensor
     return ((noise < share) | (noise == noise.amin(1, keepdim=True))).view(batch, *grid)
 
 
-def _model(network: STUNetConfig, decoder: str = "simple", scope: NormScope = "sample") -> MaskedAutoencoder:
+def _model(
+    network: STUNetConfig, decoder: str = "simple", scope: NormScope = "sample", patch: int = 16
+) -> MaskedAutoencoder:
     """Random affine parameters and biases: fresh ones are ones and zeros, which hide mistakes."""
     torch.manual_seed(0)
-    model = MaskedAutoencoder(network, decoder, 16, scope)  # type: ignore[arg-type]
+    model = MaskedAutoencoder(network, decoder, 16, scope, patch)  # type: ignore[arg-type]
     for parameter in model.parameters():
         if parameter.dim() == 1:
             nn.init.normal_(parameter, mean=0.5)
@@ -57,8 +59,8 @@ def _everything(
     return [x.detach() for x in maps], dict(zip(parameters, gradients, strict=True))
 
 
-def _upstream(batch: int, grid: tuple[int, ...], widths: tuple[int, ...]) -> list[Tensor]:
-    edges = (16, 8, 4, 2, 1)
+def _upstream(batch: int, grid: tuple[int, ...], widths: tuple[int, ...], patch: int = 16) -> list[Tensor]:
+    edges = [patch // stride for stride in STRIDES[: len(widths)]]
     return [torch.randn(batch, w, *(n * e for n in grid)) for w, e in zip(widths, edges, strict=True)]
 
 
@@ -83,19 +85,28 @@ def _error(mine: tuple[list[Tensor], dict[str, Tensor]], reference: tuple[list[T
     share=st.floats(0.1, 0.9),
     scope=st.sampled_from(["sample", "batch"]),
     depth=st.integers(1, 2),
+    patch=st.sampled_from([8, 16, 32]),
     seed=st.integers(0, 99),
 )
 def test_same_maps_and_gradients_as_dense(
-    backend: str, batch: int, grid: tuple[int, int, int], share: float, scope: NormScope, depth: int, seed: int
+    backend: str,
+    batch: int,
+    grid: tuple[int, int, int],
+    share: float,
+    scope: NormScope,
+    depth: int,
+    patch: int,
+    seed: int,
 ) -> None:
     """In float64, where rounding cannot hide a mistake. spconv, which knows float32 alone: as near as dense is there.
 
     Samples differ in how many patches they show.
     """
-    model = _model(STUNetConfig(in_channels=2, base=4, depth=depth), scope=scope).double()
-    volume = torch.randn(batch, 2, *(16 * n for n in grid), generator=torch.Generator().manual_seed(seed)).double()
+    grid = tuple(min(n, 2) for n in grid) if patch == 32 else grid  # type: ignore[assignment]  # of a bearable size
+    model = _model(STUNetConfig(in_channels=2, base=4, depth=depth), scope=scope, patch=patch).double()
+    volume = torch.randn(batch, 2, *(patch * n for n in grid), generator=torch.Generator().manual_seed(seed)).double()
     active = _masks(batch, grid, share, seed)
-    upstream = [x.double() for x in _upstream(batch, grid, model.encoder.widths)]
+    upstream = [x.double() for x in _upstream(batch, grid, model.encoder.widths, patch)]
     reference = _everything(model, "dense", volume, active, upstream)
     tolerance = 1e-7  # one voxel at stride 16 has no variance: 1/sqrt(eps) amplifies
     if backend == "spconv":
@@ -163,7 +174,41 @@ def test_a_known_number_of_visible_patches_changes_nothing(backend: str) -> None
     model.set_sparse_backend(backend)
     active = torch.stack([torch.arange(8).roll(3 * i).view(2, 2, 2) < 3 for i in range(3)])
     volume = torch.randn(3, 1, 32, 32, 32)
-    assert torch.equal(model(volume, active, 3).reconstruction, model(volume, active).reconstruction)
+    assert torch.equal(model(volume, active, Visible(3)).reconstruction, model(volume, active).reconstruction)
+
+
+@pytest.mark.parametrize("backend", SPARSE)
+def test_more_slots_than_visible_patches_change_nothing(backend: str) -> None:
+    """Samples show 2 and 5 patches, and the caller knows that none shows more than 6."""
+    model = _model(STUNetConfig(base=4), patch=8).double()
+    model.set_sparse_backend(backend)
+    active = torch.stack([torch.arange(8).view(2, 2, 2) < number for number in (2, 5)])
+    volume = torch.randn(2, 1, 16, 16, 16).double()
+    if backend == "spconv":
+        model, volume = model.float(), volume.float()
+    losses, gradients = [], []
+    for visible in (None, Visible(6, same=False)):
+        model.zero_grad()
+        losses.append(model(volume, active, visible).mean_sample_loss)
+        losses[-1].backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-7)
+    for mine, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("patch", [8, 32])
+@pytest.mark.parametrize("decoder", ["simple", "hierarchical"])
+def test_other_patch_sizes_reconstruct_alike_with_all_backends(decoder: str, patch: int) -> None:
+    model = _model(STUNetConfig(base=4), decoder, patch=patch)
+    volume, active = torch.randn(1, 1, 64, 32, 32), _masks(1, (64 // patch, 32 // patch, 32 // patch), 0.5, 3)
+    losses = []
+    for name in BACKENDS:
+        model.set_sparse_backend(name)
+        result = model(volume, active)
+        assert result.reconstruction.shape == volume.shape and result.patch_loss.shape == (1, active[0].numel())
+        losses.append(result.loss.item())
+    assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
 
 
 @settings(max_examples=50, deadline=None)
@@ -269,7 +314,7 @@ def test_compiled_model_computes_the_same(backend: str) -> None:
         losses = []
         for each in (model, compiled):
             each.zero_grad()
-            out = each(volume, active, 3)
+            out = each(volume, active, Visible(3))
             out.loss.backward()
             losses.append(out.loss.detach())
         torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)

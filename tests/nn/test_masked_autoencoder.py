@@ -158,8 +158,8 @@ def test_loss_is_the_mean_over_hidden_patches_of_the_normalised_target() -> None
 
 def test_targets_can_be_turned_back_into_intensities() -> None:
     volume = torch.randn(1, 2, 32, 16, 16) * 7 + 3
-    mean, deviation = patch_statistics(volume)
-    torch.testing.assert_close(normalise_patches(volume) * deviation + mean, volume, atol=1e-4, rtol=1e-4)
+    mean, deviation = patch_statistics(volume, 16)
+    torch.testing.assert_close(normalise_patches(volume, 16) * deviation + mean, volume, atol=1e-4, rtol=1e-4)
 
 
 def test_two_models_live_side_by_side() -> None:

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from anatomask.data.samples import LoaderConfig, PretrainingDraw
 from anatomask.data.shards import PreparedDataset
 from anatomask.training.fixed_scans import FixedCases, choose_fixed_cases, read_fixed_scans
+
+DRAW = PretrainingDraw(LoaderConfig(patch_size=(32, 32, 32)))
 
 
 @pytest.fixture
@@ -45,11 +48,11 @@ def test_held_out_scans_come_first(
 
 def test_the_seed_decides_the_masks_and_each_scan_has_its_own(dataset: PreparedDataset) -> None:
     fixed = FixedCases(("one", "one"), held_out=True)
-    first, second = read_fixed_scans(dataset, fixed, (32, 32, 32), seed=0)
+    first, second = read_fixed_scans(dataset, fixed, DRAW, seed=0)
     assert first.volume.shape == (1, 1, 32, 32, 32) and first.noise.shape == (2, 2, 8)
     assert torch.equal(first.volume, second.volume) and not torch.equal(first.noise, second.noise)
-    assert torch.equal(read_fixed_scans(dataset, fixed, (32, 32, 32), seed=0)[0].noise, first.noise)
-    assert not torch.equal(read_fixed_scans(dataset, fixed, (32, 32, 32), seed=1)[0].noise, first.noise)
+    assert torch.equal(read_fixed_scans(dataset, fixed, DRAW, seed=0)[0].noise, first.noise)
+    assert not torch.equal(read_fixed_scans(dataset, fixed, DRAW, seed=1)[0].noise, first.noise)
 
 
 def test_no_label_of_a_training_case_is_read(dataset: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +64,7 @@ def test_no_label_of_a_training_case_is_read(dataset: PreparedDataset, monkeypat
         return read(self, *arguments, label=label)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PreparedDataset, "read_crop", spy)
-    (scan,) = read_fixed_scans(dataset, FixedCases(("one",), held_out=False), (32, 32, 32), seed=0)
+    (scan,) = read_fixed_scans(dataset, FixedCases(("one",), held_out=False), DRAW, seed=0)
     assert scan.organs is None and asked == [False]
-    (scan,) = read_fixed_scans(dataset, FixedCases(("one",), held_out=True), (32, 32, 32), seed=0)
+    (scan,) = read_fixed_scans(dataset, FixedCases(("one",), held_out=True), DRAW, seed=0)
     assert scan.organs is not None and scan.organs.any() and asked == [False, True]

@@ -31,7 +31,7 @@ def dataset(prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
 
 def make(dataset: PreparedDataset, seed: int = 0, **settings: object) -> PretrainingTask:
     method = AnatoMaskConfig(decoder_width=16, r0=0.5, ema_decay=0.5, **settings)  # type: ignore[arg-type]
-    return PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, FIXED, seed, CPU)
+    return PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, FIXED, PretrainingDraw(LOADER), seed, CPU)
 
 
 def batch(dataset: PreparedDataset, size: int = 2) -> dict[str, torch.Tensor]:
@@ -108,7 +108,7 @@ def test_overlap_with_organs_is_measured_where_held_out_scans_have_labels(
         dataset = prepared(image, label=labels, root=name)
         method = AnatoMaskConfig(decoder_width=16)
         fixed = FixedCases(("one",), held_out)
-        task = PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, fixed, 0, CPU)
+        task = PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, fixed, PretrainingDraw(LOADER), 0, CPU)
         task.validate(notes, 1)
         assert ("mask/organs_self" in notes.values) == (name == "held-out")
     (scan,) = task.fixed_scans
@@ -123,7 +123,9 @@ def test_a_training_without_hard_patches_has_no_share_of_them(prepared: Callable
     dataset = prepared(image, label=(image > 0).astype(np.uint8))
     method = AnatoMaskConfig(decoder_width=16, rT=0.0)
     fixed = FixedCases(("one",), held_out=True)
-    PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, fixed, 0, CPU).validate(notes, 1)
+    PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, fixed, PretrainingDraw(LOADER), 0, CPU).validate(
+        notes, 1
+    )
     assert notes.values["mask/organs_random"] == notes.values["mask/organs_self"] == 1
     assert "mask/organs_hard" not in notes.values
 

@@ -30,6 +30,7 @@ from anatomask.training.update import Update, set_arithmetic
 CPU = torch.device("cpu")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SIZE = (48, 48, 48)
+DRAW = PretrainingDraw(LoaderConfig(patch_size=SIZE))
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def update(
     set_arithmetic(config.precision)
     header = {"patch_size": list(SIZE), "spacing": [2.0, 2.0, 3.0]}
     method = AnatoMaskConfig(decoder_width=32, r0=0.5, ema_decay=0.5)
-    task = PretrainingTask(method, STUNetConfig(base=8), header, scan, FixedCases((), held_out=False), 0, device)
+    task = PretrainingTask(method, STUNetConfig(base=8), header, scan, FixedCases((), held_out=False), DRAW, 0, device)
     model = distribute(task, config, Workers())
     state = TrainingState.of(task, OptimiserConfig(), device, scaled=config.precision == "fp16")
     step = Update(state, model, Workers(), config, 12.0, device)

@@ -1,0 +1,54 @@
+"""Which voxels are body, and which patches of a crop hold enough of them to be worth hiding."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from anatomask.data.fingerprint import BODY_HU
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.masking import Among
+
+SOFT_TISSUE_HU = (-175.0, 250.0)
+"""Lowest and highest HU of the foreground of SubFore (Lee et al., arXiv 2509.07534): neither air and lung nor bone."""
+
+
+def body_shares(image: np.ndarray, inside: np.ndarray, lowest: float, highest: float, patch: int) -> np.ndarray:
+    """Share of each patch's voxels that lie in the scan and between two values.
+
+    Args:
+        image: (D, H, W) voxels of one channel; sides are multiples of `patch`.
+        inside: (3, 2) of each axis the first voxel that lies in the scan, and the first after those.
+        lowest: value that body exceeds.
+        highest: value that body does not exceed.
+        patch: edge of a patch in voxels.
+
+    Returns:
+        (n,) float32, patches in raster order.
+    """
+    body = np.zeros(image.shape, bool)
+    scan = tuple(slice(first, stop) for first, stop in inside.tolist())
+    body[scan] = (image[scan] > lowest) & (image[scan] <= highest)
+    d, h, w = (side // patch for side in image.shape)
+    return body.reshape(d, patch, h, patch, w, patch).mean((1, 3, 5), dtype=np.float32).ravel()
+
+
+def body_bounds(dataset: PreparedDataset, case: str, among: Among) -> tuple[int, float, float]:
+    """Say what counts as body in a case: a channel, the value that its voxels exceed, the largest that they have.
+
+    The channel is the first CT, else the first.
+
+    Raises:
+        UserError: the foreground is asked for, which is defined in HU, and the data set has no CT.
+    """
+    schemes = dataset.info.schemes
+    channel = schemes.index("ct") if "ct" in schemes else 0
+    if among == "foreground":
+        if schemes[channel] != "ct":
+            raise UserError(
+                f"--method.among foreground is defined in HU, and {dataset.shown} has no CT; choose --method.among body"
+            )
+        return (channel, *SOFT_TISSUE_HU)
+    return channel, BODY_HU if schemes[channel] == "ct" else dataset.otsu_threshold(case, channel), math.inf
