@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from anatomask.data.preparation import (
 from anatomask.data.preprocess import Grid, median_spacing, readable_grids, target_shape
 from anatomask.data.records import CaseRecord, DatasetInfo
 from anatomask.data.scale import measure
-from anatomask.data.splits import Splits, dataset_splits, keep
+from anatomask.data.splits import Splits, dataset_splits, keep, read_split_file
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from pipelines import door
@@ -152,6 +152,8 @@ def _look(config: PrepareConfig) -> Task:
     source = Path(config.source).absolute()
     root = config.out if is_address(config.out) else str(Path(config.out).absolute())
     raw = read_dataset(source, config.dataset, config.split.fold, config.reader)
+    if config.split.file:
+        raw = replace(raw, splits=read_split_file(config.split.file, raw))
     raw = choose_schemes(select_classes(raw, config.preprocess.classes), config.preprocess.normalisation)
     if not is_address(root):
         _apart(source.resolve(), Path(root).resolve(), config)

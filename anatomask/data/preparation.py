@@ -234,6 +234,6 @@ def settings_of(
         "preprocess.classes": list(info.class_names.values()),
         "preprocess.brick": info.brick,
         "preprocess.codec": info.codec,
-        **{f"split.{field}": value for field, value in asdict(split).items()},
+        **{f"split.{field}": value for field, value in asdict(split).items() if field != "file"},
         **{f"reader.{field}": value for field, value in asdict(reader or ReaderConfig()).items()},
     }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from anatomask.data.datasets.base import RawDataset
+from anatomask.errors import UserError
 from anatomask.settings import Settings
 
 Splits = dict[str, tuple[str, ...]]
@@ -24,6 +27,9 @@ class SplitConfig(Settings):
     """Shares of train, val and test patients."""
     fold: int = 0
     """Fold of a given `splits_final.json`."""
+    file: str = ""
+    """JSON file that names the cases or patients of each split: {"train": […], "val": […], "test": […]}; other names
+    are further splits, and cases that stand nowhere are in none. It wins over a split that comes with the data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,13 +52,45 @@ def dataset_splits(raw: RawDataset, config: SplitConfig) -> Splits:
         free = {case: patient for case, patient in unlabelled.items() if case not in raw.held_back}
         return {**split_patients(free, config), "unlabeled": (), "unlabeled_test": tuple(sorted(raw.held_back))}
     splits = dict(raw.splits) if raw.splits is not None else split_patients(labelled, config)
-    tested = {labelled[case] for split in ("val", "test") for case in splits[split]}
+    tested = {labelled[case] for split in ("val", "test") for case in splits[split] if case in labelled}
     apart = {case for case, patient in unlabelled.items() if case in raw.held_back or patient in tested}
+    placed = {case for cases in splits.values() for case in cases}
     return {
         **splits,
-        "unlabeled": tuple(sorted(unlabelled.keys() - apart)),
+        "unlabeled": tuple(sorted(unlabelled.keys() - apart - placed)),
         "unlabeled_test": tuple(sorted(apart)),
     }
+
+
+def read_split_file(path: str, raw: RawDataset) -> Splits:
+    """Read the splits that `path` gives by case or by patient; train, val and test are there, be they empty.
+
+    Raises:
+        UserError: the file cannot be read, is no mapping of names to lists, or names what the data set has not, or
+            puts a case into two splits.
+    """
+    try:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--split.file {path} cannot be read: {error}") from error
+    if not isinstance(given, dict) or not all(isinstance(names, list) for names in given.values()):
+        raise UserError(f'--split.file {path} must be a mapping such as {{"train": ["case1"], "val": [], "test": []}}')
+    cases: dict[str, list[str]] = {}
+    for raw_case in raw.cases:
+        cases.setdefault(raw_case.patient, []).append(raw_case.case)
+    cases |= {raw_case.case: [raw_case.case] for raw_case in raw.cases}  # a name that is both means the case
+    splits: Splits = {"train": (), "val": (), "test": ()}
+    owner: dict[str, str] = {}
+    for split, names in given.items():
+        if unknown := [name for name in names if name not in cases]:
+            raise UserError(f"--split.file {path}: {unknown[0]!r} of {split} is no case or patient of the source")
+        members = [case for name in names for case in cases[name]]
+        for case in members:
+            if case in owner:
+                raise UserError(f"--split.file {path}: case {case} stands in {owner[case]} and in {split}")
+            owner[case] = split
+        splits[split] = tuple(sorted(members))
+    return splits
 
 
 def split_patients(patients: Mapping[str, str], config: SplitConfig) -> Splits:

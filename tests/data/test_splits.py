@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anatomask.data.datasets.base import RawCase, RawDataset, nifti_image, nifti_label
-from anatomask.data.splits import SplitConfig, dataset_splits, keep, patient_counts, split_patients
+from anatomask.data.splits import (
+    SplitConfig,
+    dataset_splits,
+    keep,
+    patient_counts,
+    read_split_file,
+    split_patients,
+)
+from anatomask.errors import UserError
 
 cohorts = st.dictionaries(
     st.text("abcdef0123456789", min_size=1, max_size=5), st.sampled_from("pqrstuvwxyz"), min_size=1
@@ -87,3 +96,38 @@ def test_keep_drops_what_was_skipped() -> None:
 def test_shares_must_add_up(fractions: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="fractions"):
         SplitConfig(fractions=fractions)
+
+
+def test_a_split_file_names_cases_or_patients(tmp_path: Path) -> None:
+    raw = dataset("abcd", "xyz")
+    cases = tuple(replace(case, patient="p" if case.case in "cx" else case.patient) for case in raw.cases)
+    raw = replace(raw, cases=cases)
+    file = tmp_path / "splits.json"
+    file.write_text(json.dumps({"train": ["b", "p"], "tune": ["a"]}))
+    given = read_split_file(str(file), raw)
+    assert given == {"train": ("b", "c", "x"), "val": (), "test": (), "tune": ("a",)}
+    splits = dataset_splits(replace(raw, splits=given), SplitConfig())
+    assert splits == {**given, "unlabeled": ("y", "z"), "unlabeled_test": ()}  # d stands nowhere
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "must be a mapping"),
+        ('{"train": "a"}', "must be a mapping"),
+        ('{"train": ["q"]}', "'q' of train is no case or patient"),
+        ('{"train": ["a", "b"], "val": ["a"]}', "case a stands in train and in val"),
+        ('{"train": ["a", "a"]}', "case a stands in train and in train"),
+    ],
+)
+def test_a_split_file_that_is_wrong_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "splits.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_split_file(str(file), dataset("ab", ""))
+
+
+def test_a_split_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_split_file(str(tmp_path / "none.json"), dataset("ab", ""))

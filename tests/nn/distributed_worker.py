@@ -18,6 +18,7 @@ from anatomask.nn.distributed import all_reduce, workers
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.norms import synchronise_norms
 from anatomask.nn.recompute import recompute_activations
+from anatomask.nn.sparse import Visible
 from anatomask.nn.stunet import STUNetConfig
 
 BATCH = 6
@@ -62,7 +63,7 @@ def step(decoder: str, scope: str, backend: str, shares: str, rank: int, synchro
     mine = slice(sum(share[:rank]), sum(share[: rank + 1]))
     weight = workers() * (~active[mine]).sum().double() / (~active).sum()
     wrapped = DistributedDataParallel(model, forward_sync_buffers=False)
-    loss = wrapped(volume[mine], active[mine], None if shares == "unequal" else 2).loss * weight
+    loss = wrapped(volume[mine], active[mine], None if shares == "unequal" else Visible(2)).loss * weight
     loss.backward()
     found = {"loss": all_reduce(loss.detach()) / workers()}
     for name, parameter in model.named_parameters():
