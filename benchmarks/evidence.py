@@ -1,0 +1,196 @@
+"""Whether pretraining helps on OpenKBP: `python benchmarks/evidence.py --step N --out FOLDER --scans OPENKBP`.
+
+It trains and scores what is still missing of the first N steps, each through the project's own stages, and writes one
+record per scored network into `FOLDER/records`. Started again after a kill, it goes on where it was. The design is in
+docs/results/evidence.md. Steps:
+
+1. A budget of updates, the learning rate from scratch, and the positive control (an encoder that was trained with all
+   labels), scored on ten cases that are used for nothing else.
+2. SparK and AnatoMask, one pretraining seed: 8 networks from scratch, 4 from each, scored on the validation cases; the
+   permuted control.
+3. The second pretraining seed: 4 networks from each.
+4. 5, 25 and all 89 labels.
+5. A budget and a pretraining twice as long.
+6. Masks among all patches; from scratch with the pretraining's hours.
+
+Records and encoders of another machine go on here when they lie in FOLDER. `--quick` runs steps 1 to 3 with a few
+updates each, to show that they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from evidence_runs import Experiment, Finetuning, Pretraining, Scale, mean_dsc, weakest_organ
+
+from anatomask.errors import UserError
+
+FULL = Scale(
+    budgets=(600, 1000, 2000, 4000),
+    rates=(7e-4, 2e-3, 6e-3),
+    pretraining=10_000,
+    pairs=8,
+    fewer_pairs=3,
+    few_labels=10,
+    other_labels=(5, 25, 89),
+    scans=None,
+)
+QUICK = Scale(
+    budgets=(4,),
+    rates=(1e-3, 2e-3, 4e-3),
+    pretraining=4,
+    pairs=2,
+    fewer_pairs=1,
+    few_labels=1,
+    other_labels=(2,),
+    scans=2,
+)
+
+FOUND = 0.30
+"""DSC from which an organ counts as found."""
+GAIN_OF_LABELS = 0.03
+"""DSC by which all labels must be better than few, for a budget to show what labels are worth."""
+GAIN_OF_CONTROL = 0.05
+"""DSC by which the positive control must be better than scratch; less means that transfer is broken."""
+
+
+def choose_budget(experiment: Experiment) -> int:
+    """Find the shortest budget at which scratch finds every organ and all labels beat few; else take the longest."""
+    scale = experiment.scale
+    for updates in scale.budgets:
+        few = experiment.scores([scratch(scale, scale.few_labels, updates, seed) for seed in (0, 1)])
+        found = min(weakest_organ(record) for record in few)
+        print(f"{updates} updates, {scale.few_labels} labels: DSC {mean_dsc(few):.3f}, weakest organ {found:.3f}")
+        if found <= FOUND:
+            continue
+        full = experiment.scores([scratch(scale, scale.all_labels, updates, seed) for seed in (0, 1)])
+        print(f"{updates} updates, {scale.all_labels} labels: DSC {mean_dsc(full):.3f}")
+        if mean_dsc(full) - mean_dsc(few) >= GAIN_OF_LABELS:
+            return updates
+    return scale.budgets[-1]
+
+
+def scratch(scale: Scale, labels: int, updates: int, seed: int) -> Finetuning:
+    """A network from scratch with the middle learning rate, scored on the cases that choose."""
+    return Finetuning("scratch", labels, updates, scale.rates[1], seed, "budget")
+
+
+def choose_rate(experiment: Experiment, init: str, updates: int) -> float:
+    """Find the learning rate with the best DSC on the cases that choose, of one seed."""
+    runs = [
+        Finetuning(init, experiment.scale.few_labels, updates, rate, 0, "budget") for rate in experiment.scale.rates
+    ]
+    scores = {run.rate: mean_dsc([record]) for run, record in zip(runs, experiment.scores(runs), strict=True)}
+    best = max(scores, key=lambda rate: scores[rate])
+    print(f"{init}: " + ", ".join(f"lr {rate:g} DSC {score:.3f}" for rate, score in scores.items()) + f" -> {best:g}")
+    return best
+
+
+def positive_control(experiment: Experiment, updates: int, rate: float) -> None:
+    """Finetune the encoder of a network that was trained with all labels, with few; four seeds."""
+    scale = experiment.scale
+    source = scratch(scale, scale.all_labels, updates, 0)
+    experiment.scores([source])
+    seeds = range(min(4, scale.pairs))
+    arms = {
+        init: experiment.scores([Finetuning(init, scale.few_labels, updates, rate, seed, "budget") for seed in seeds])
+        for init in ("scratch", f"encoder:{source.name}")
+    }
+    plain, control = (mean_dsc(records) for records in arms.values())
+    verdict = "transfer works" if control - plain >= GAIN_OF_CONTROL else "below the margin: is transfer broken?"
+    print(f"positive control: DSC {control:.3f}, scratch {plain:.3f}: {verdict}")
+
+
+def pretrainings(scale: Scale, seed: int, among: str = "body") -> list[Pretraining]:
+    """SparK and AnatoMask of one seed; they differ in self-masking alone."""
+    return [Pretraining(masking, among, seed, scale.pretraining) for masking in ("random", "anatomask")]
+
+
+def compare(
+    experiment: Experiment, sources: list[Pretraining], labels: int, updates: int, seeds: range, rates: dict[str, float]
+) -> None:
+    """Finetune from each pretraining and from scratch, with the same seeds, and score on the validation cases."""
+    inits = {"scratch": "scratch"} | {source.arm: source.name for source in sources}
+    experiment.scores(
+        [Finetuning(init, labels, updates, rates[arm], seed, "val") for seed in seeds for arm, init in inits.items()]
+    )
+
+
+def run_steps(experiment: Experiment, last: int) -> None:
+    """Run steps 1 to `last`."""
+    scale = experiment.scale
+    experiment.prepare()
+    budget = choose_budget(experiment)
+    rates = {"scratch": choose_rate(experiment, "scratch", budget)}
+    positive_control(experiment, budget, rates["scratch"])
+    if last < 2:
+        return
+    half = scale.pairs // 2
+    first = pretrainings(scale, 0)
+    experiment.pretrain(first)
+    rates |= {source.arm: choose_rate(experiment, source.name, budget) for source in first}
+    compare(experiment, first, scale.few_labels, budget, range(half), rates)
+    experiment.scores(
+        [Finetuning("scratch", scale.few_labels, budget, rates["scratch"], s, "val") for s in range(half, scale.pairs)]
+    )
+    permuted = f"permuted:{first[1].name}"
+    experiment.scores(
+        [Finetuning(permuted, scale.few_labels, budget, rates[first[1].arm], seed, "val") for seed in range(half)]
+    )
+    if last < 3:
+        return
+    second = pretrainings(scale, 1)
+    experiment.pretrain(second)
+    compare(experiment, second, scale.few_labels, budget, range(half, scale.pairs), rates)
+    if last < 4:
+        return
+    for labels in scale.other_labels:
+        compare(experiment, first, labels, budget, range(scale.fewer_pairs), rates)
+    if last < 5:
+        return
+    longer = {"scratch": choose_rate(experiment, "scratch", 2 * budget)}
+    longer |= {source.arm: choose_rate(experiment, source.name, 2 * budget) for source in first}
+    compare(experiment, first, scale.few_labels, 2 * budget, range(scale.fewer_pairs), longer)
+    twice = [Pretraining(source.masking, source.among, 0, 2 * scale.pretraining) for source in first]
+    experiment.pretrain(twice)
+    compare(experiment, twice, scale.few_labels, budget, range(scale.fewer_pairs), rates)
+    if last < 6:
+        return
+    everywhere = pretrainings(scale, 0, among="all")
+    experiment.pretrain(everywhere)
+    rates |= {source.arm: choose_rate(experiment, source.name, budget) for source in everywhere}
+    compare(experiment, everywhere, scale.few_labels, budget, range(half), rates)
+    extra = experiment.updates_in(experiment.seconds(first[1]))
+    experiment.scores(
+        [
+            Finetuning("scratch", scale.few_labels, budget + extra, rates["scratch"], seed, "val")
+            for seed in range(scale.fewer_pairs)
+        ]
+    )
+
+
+def main() -> None:
+    """Run what is missing, and print what was chosen and how each network scored."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step", type=int, choices=range(1, 7), default=3, help="last step to run")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the experiment")
+    parser.add_argument("--scans", type=Path, required=True, help="OpenKBP, laid out as an nnU-Net raw folder")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, each with its share of the cores")
+    parser.add_argument("--quick", action="store_true", help="a few updates per training")
+    arguments = parser.parse_args()
+    experiment = Experiment(
+        arguments.out.absolute(), arguments.scans.absolute(), QUICK if arguments.quick else FULL, arguments.jobs
+    )
+    try:
+        with experiment.claimed():
+            run_steps(experiment, arguments.step)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
+    records = experiment.records()
+    print(json.dumps({"records": len(records), "commit": experiment.commit, "hours": experiment.hours()}))
+
+
+if __name__ == "__main__":
+    main()

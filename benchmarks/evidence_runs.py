@@ -1,0 +1,352 @@
+"""The trainings of `evidence.py`: each one's command, its record, and running what is missing, several at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.evaluation.metrics import score_classes
+from anatomask.evaluation.results import CASES_FILE, IDENTITY_FILE, PREDICTIONS, from_csv
+from anatomask.files import write_text
+from anatomask.training.recorder import METRICS
+from anatomask.training.run import environment
+from anatomask.weights import find_weights, read_weights, write_weights
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CROP = ("48", "48", "48")
+PATCH, DECODER_WIDTH = 8, 32
+FINETUNING_EPOCHS, PRETRAINING_EPOCHS = 20, 50
+"""Epochs of a training, whatever its number of updates: the learning rate changes from one to the next."""
+POINTS = 4
+"""Points of a learning curve."""
+CHOOSING_CASES = 10
+"""Labelled cases that choose budget and learning rate, and are trained on by pretraining alone."""
+FINER_TOLERANCE_MM = 2.0
+"""Tolerance in mm of the second NSD; the first is the data set's own of 3 mm."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Size of the experiment."""
+
+    budgets: tuple[int, ...]
+    """Updates of a finetuning among which the budget is chosen, ascending."""
+    rates: tuple[float, float, float]
+    """Learning rates among which each arm's is chosen, ascending."""
+    pretraining: int
+    """Updates of a pretraining."""
+    pairs: int
+    """Seeds of a finetuning in the primary comparison."""
+    fewer_pairs: int
+    """Seeds elsewhere."""
+    few_labels: int
+    other_labels: tuple[int, ...]
+    scans: int | None
+    """Scans of each kind that are used. None: all."""
+
+    @property
+    def all_labels(self) -> int:
+        """Number of labelled training cases."""
+        return self.other_labels[-1]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """One pretraining on all scans that are not validation cases."""
+
+    masking: str
+    """anatomask, or random (SparK)."""
+    among: str
+    """Patches among which masks are drawn."""
+    seed: int
+    updates: int
+
+    @property
+    def arm(self) -> str:
+        """Name without the seed."""
+        return f"{'spark' if self.masking == 'random' else self.masking}-{self.among}-u{self.updates}"
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return f"{self.arm}-p{self.seed}"
+
+    def settings(self) -> list[str]:
+        """Flags of `pretrain`."""
+        epochs = min(PRETRAINING_EPOCHS, self.updates)
+        return [
+            *("--seed", str(self.seed), "--splits", "train", "budget", "unlabeled"),
+            *("--method.masking", self.masking, "--method.among", self.among, "--method.patch", str(PATCH)),
+            *("--method.decoder-width", str(DECODER_WIDTH), "--method.ema-decay", "0.98"),
+            *("--method.ema-decay-final", "0.998", "--loader.patch-size", *CROP),
+            *("--training.epochs", str(epochs), "--training.steps-per-epoch", str(self.updates // epochs)),
+            *("--training.validate-every", str(max(1, epochs // 5)), "--optimiser.warmup-epochs", "2"),
+        ]
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """One network, trained with a seeded subset of the labels and scored on one split."""
+
+    init: str
+    """scratch, the name of a pretraining, permuted:NAME, or encoder:NAME of a finetuning."""
+    labels: int
+    updates: int
+    rate: float
+    seed: int
+    split: str
+    """Cases that it is scored on: budget or val."""
+
+    @property
+    def name(self) -> str:
+        """Name of the run. It says nothing of the split: a network may be scored on several."""
+        start = self.init.replace(":", "=")
+        return f"{start}-n{self.labels}-u{self.updates}-lr{self.rate:g}-s{self.seed}"
+
+    def settings(self, all_labels: int) -> list[str]:
+        """Flags of `finetune`."""
+        epochs = min(FINETUNING_EPOCHS, self.updates)
+        return [
+            *("--seed", str(self.seed), "--train-fraction", str(self.labels / all_labels)),
+            *("--val-split", self.split, "--loader.patch-size", *CROP),
+            *("--training.epochs", str(epochs), "--training.steps-per-epoch", str(self.updates // epochs)),
+            *("--training.validate-every", str(max(1, epochs // POINTS))),
+            *("--optimiser.lr", str(self.rate), "--optimiser.warmup-epochs", str(epochs // 10)),
+            *("--inference.overlap", "0.25"),
+        ]
+
+
+def mean_dsc(records: Sequence[Record]) -> float:
+    """Mean over networks, cases and organs, as a fraction."""
+    return float(
+        np.mean([score for record in records for organs in record["dsc"].values() for score in organs.values()])
+    )
+
+
+def weakest_organ(record: Record) -> float:
+    """Smallest mean DSC of an organ over the cases of one network, as a fraction."""
+    organs = {organ for scores in record["dsc"].values() for organ in scores}
+    return min(float(np.mean([s[organ] for s in record["dsc"].values() if organ in s])) for organ in organs)
+
+
+@dataclass
+class Experiment:
+    """A folder with shards, runs, encoders and records, all made at one commit."""
+
+    out: Path
+    scans: Path
+    scale: Scale
+    jobs: int
+    _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
+
+    @property
+    def commit(self) -> str:
+        """Commit of this checkout."""
+        return str(environment()["commit"])
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder for this commit and scale, and end all trainings when this program is ended.
+
+        Raises:
+            SystemExit: the folder belongs to another commit or scale.
+        """
+        given = {"commit": self.commit, "scale": json.loads(json.dumps(asdict(self.scale)))}
+        path = self.out / "experiment.json"
+        if path.exists():
+            before = json.loads(path.read_text())
+            if changed := [name for name in given if before.get(name) != given[name]]:
+                raise SystemExit(
+                    f"{self.out} belongs to an experiment of another {' and '.join(changed)} "
+                    f"({before.get(changed[0])}): check that commit out, or choose another --out"
+                )
+        else:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(given, indent=1))
+
+        def end(number: int, frame: FrameType | None) -> None:
+            raise SystemExit(128 + number)
+
+        signal.signal(signal.SIGTERM, end)
+        try:
+            yield
+        finally:
+            for process in list(self._running):
+                process.terminate()
+
+    def prepare(self) -> None:
+        """Write the splits and prepare the scans, once."""
+        if (self.out / "shards" / "dataset.json").exists():
+            return
+        given = json.loads((self.scans / "splits_final.json").read_text())[0]
+        unlabelled = sorted(
+            path.name.removesuffix("_0000.nii.gz") for path in (self.scans / "imagesUnlabeled").iterdir()
+        )
+        order = np.random.default_rng(0).permutation(sorted(given["train"])).tolist()
+        limit = self.scale.scans
+        choosing = order[:CHOOSING_CASES][:limit]
+        splits = {
+            "train": order[CHOOSING_CASES:][:limit],
+            "budget": choosing,
+            "val": sorted(given["val"])[:limit],
+            "test": [],
+        }
+        kept = [*(case for cases in splits.values() for case in cases), *unlabelled[:limit]]
+        write_text(self.out / "splits.json", json.dumps(splits, indent=1))
+        write_text(self.out / "cases.txt", "\n".join(kept) + "\n")
+        self._command(
+            "prepare",
+            "prepare",
+            [
+                *("--source", str(self.scans), "--out", str(self.out / "shards"), "--name", "openkbp"),
+                *("--split.file", str(self.out / "splits.json"), "--reader.cases", str(self.out / "cases.txt")),
+            ],
+        )
+
+    def pretrain(self, runs: Sequence[Pretraining]) -> None:
+        """Pretrain what has no encoder yet, and keep the students' encoders in `encoders/NAME`."""
+        self._parallel(self._pretrain, [run for run in runs if not self._encoder(run.name).exists()])
+
+    def scores(self, runs: Sequence[Finetuning]) -> list[Record]:
+        """Train and score what has no record yet; the records of all."""
+        self._parallel(self._finetune, [run for run in runs if not self._record(run).exists()])
+        return [json.loads(self._record(run).read_text()) for run in runs]
+
+    def records(self) -> list[Record]:
+        """Every record."""
+        return [json.loads(path.read_text()) for path in sorted((self.out / "records").glob("*.json"))]
+
+    def seconds(self, run: Pretraining) -> float:
+        """Seconds that a pretraining took."""
+        return float(json.loads((self._encoder(run.name).parent / "cost.json").read_text())["seconds"])
+
+    def updates_in(self, seconds: float) -> int:
+        """Number of updates, in hundreds, that a finetuning does in that time, measured on all records."""
+        rates = [record["updates"] / record["seconds"] for record in self.records()]
+        return max(1, round(seconds * float(np.median(rates)) / 100)) * 100
+
+    def hours(self) -> float:
+        """Hours of all trainings, added up."""
+        costs = [json.loads(path.read_text())["seconds"] for path in (self.out / "encoders").glob("*/cost.json")]
+        return sum([*costs, *(record["seconds"] for record in self.records())]) / 3600
+
+    def _pretrain(self, run: Pretraining) -> None:
+        seconds = self._command("pretrain", run.name, [*self._data(), *run.settings()])
+        weights = read_weights(find_weights(self.out / "runs" / run.name))
+        encoder = {n: tensor for n, tensor in weights.tensors.items() if n.startswith("student.encoder.")}
+        folder = self._encoder(run.name).parent
+        write_weights(folder, encoder, weights.header)
+        write_text(folder / "cost.json", json.dumps({**asdict(run), "seconds": seconds, "commit": self.commit}))
+
+    def _finetune(self, run: Finetuning) -> None:
+        part, _, source = run.init.rpartition(":")
+        init = "scratch"
+        if part == "encoder":
+            init = f"encoder:{self.out / 'runs' / source}"
+        elif source != "scratch":
+            init = f"{part}:{self._encoder(source).parent}".lstrip(":")
+        seconds = self._command(
+            "finetune", run.name, [*self._data(), "--init", init, *run.settings(self.scale.all_labels)]
+        )
+        folder = self.out / "runs" / run.name
+        identity = folder / IDENTITY_FILE
+        again = identity.exists() and json.loads(identity.read_text()).get("split") != run.split
+        self._command(
+            "evaluate",
+            f"{run.name}.{run.split}",
+            [
+                *("--run", str(folder), "--split", run.split, "--checkpoint", "last", "--inference.no-mirror"),
+                *(["--overwrite"] if again else []),
+            ],
+        )
+        write_text(self._record(run), json.dumps(self._scored(run, folder, seconds), indent=1))
+
+    def _scored(self, run: Finetuning, folder: Path, seconds: float) -> Record:
+        dataset = PreparedDataset.open(str(self.out / "shards"))
+        dsc: dict[str, dict[str, float]] = {}
+        nsd: dict[str, dict[str, float]] = {}
+        finer: dict[str, dict[str, float]] = {}
+        for score in from_csv((folder / CASES_FILE).read_text(), CASES_FILE):
+            if score.voxels:
+                dsc.setdefault(score.case, {})[score.class_name] = score.dsc
+                nsd.setdefault(score.case, {})[score.class_name] = score.nsd
+        for case, organs in dsc.items():
+            predicted = nib.load(folder / PREDICTIONS / f"{case}.nii.gz")
+            truth = np.asarray(dataset.original_label(case).dataobj)
+            tolerance = dict.fromkeys(dataset.class_names, FINER_TOLERANCE_MM)
+            spacing = nib.affines.voxel_sizes(predicted.affine)
+            scores = score_classes(np.asarray(predicted.dataobj), truth, spacing, tolerance)
+            names = {name: class_id for class_id, name in dataset.class_names.items()}
+            finer[case] = {organ: scores[names[organ]].nsd for organ in organs}
+        rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+        curve = [[row["step"], row["val/dice"]] for row in rows if "val/dice" in row]
+        return {
+            **asdict(run),
+            "name": run.name,
+            "commit": self.commit,
+            "seconds": seconds,
+            "curve": curve,
+            "dsc": dsc,
+            "nsd_3mm": nsd,
+            "nsd_2mm": finer,
+        }
+
+    def _data(self) -> list[str]:
+        return ["--data", str(self.out / "shards"), "--runs", str(self.out / "runs")]
+
+    def _encoder(self, name: str) -> Path:
+        """File that is there once a pretraining's encoder is kept."""
+        return self.out / "encoders" / name / "cost.json"
+
+    def _record(self, run: Finetuning) -> Path:
+        path = self.out / "records" / f"{run.name}.{run.split}.json"
+        path.parent.mkdir(exist_ok=True)
+        return path
+
+    def _parallel(self, work: Any, runs: Sequence[Any]) -> None:
+        with ThreadPoolExecutor(self.jobs) as pool:
+            list(pool.map(work, dict.fromkeys(runs)))
+
+    def _command(self, verb: str, name: str, flags: Sequence[str]) -> float:
+        """Run a verb as a user would, with its output in `logs/NAME.log`; seconds that all its calls took.
+
+        Raises:
+            UserError: it failed; the message names the log and its last line.
+        """
+        log = self.out / "logs" / f"{name}.log"
+        log.parent.mkdir(exist_ok=True)
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        training = ["--name", name, "--cluster.threads", str(threads)] if verb in ("pretrain", "finetune") else []
+        command = [sys.executable, "-m", "pipelines", verb, "--recipe", "small", *training, *flags]
+        spent = log.with_suffix(".seconds")
+        before, start = float(spent.read_text()) if spent.exists() else 0.0, time.monotonic()
+        with log.open("ab") as output:
+            process = subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output)
+            self._running.add(process)
+            code = process.wait()
+            self._running.discard(process)
+        total = before + time.monotonic() - start
+        write_text(spent, str(total))
+        if code:
+            raise UserError(
+                f"{name} failed with exit code {code}; {log} ends with: {log.read_text().splitlines()[-1:]}"
+            )
+        return total
