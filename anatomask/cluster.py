@@ -14,6 +14,7 @@ import ray
 import torch
 from ray._private import ray_constants
 
+from anatomask.data.outages import MAX_OUTAGE
 from anatomask.errors import UserError
 from anatomask.names import shown
 from anatomask.settings import Settings
@@ -47,6 +48,8 @@ class ClusterConfig(Settings):
     """CPU threads of each training worker's torch; none: its share of the machine's cores."""
     max_failures: int = 3
     """Lost workers after which training gives up."""
+    max_outage: float = MAX_OUTAGE
+    """Minutes without an answer from remote storage, of data or output, after which work stops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +57,7 @@ class ClusterConfig(Settings):
             raise ValueError(f"address must be local, auto or HOST:PORT, not {shown(self.address)}")
         self.require_range(1, 10_000, "workers", "threads")
         self.require_range(1, 1000, "readers")
-        self.require_range(0, 1_000_000, "max_failures")
+        self.require_range(0, 1_000_000, "max_failures", "max_outage")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(f"min_workers must lie between 1 and workers {self.workers}, not {self.min_workers}")
 

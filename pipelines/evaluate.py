@@ -25,7 +25,7 @@ from rich.console import Console
 
 from anatomask.cluster import running
 from anatomask.config import EvaluateConfig
-from anatomask.data.addresses import is_address, public_address
+from anatomask.data.addresses import public_address
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
@@ -125,18 +125,13 @@ def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:
     """The weights of the run, and the data set, once both are known to fit."""
     source = find_weights(config.run, config.checkpoint)
     weights = read_network(source)
-    dataset = PreparedDataset.open(_absolute(config.data or weights.header["data"]))
+    dataset = PreparedDataset.open(Storage(config.data or weights.header["data"], config.cluster.max_outage))
     return weights, match_dataset(weights.header, dataset, str(source))
 
 
 def mirror_axes(header: Mapping[str, Any], config: EvaluateConfig) -> list[int]:
     """The axes to mirror in inference: those of the training, or none where the configuration says so."""
     return list(header["mirror_axes"]) if config.inference.mirror else []
-
-
-def _absolute(path: str) -> str:
-    """A local path that means the same in every worker; an address as it is."""
-    return path if is_address(path) else str(Path(path).absolute())
 
 
 def _cases(config: EvaluateConfig, dataset: PreparedDataset) -> list[str]:
@@ -161,7 +156,7 @@ def _identity(config: EvaluateConfig, dataset: PreparedDataset, weights: Weights
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "data": public_address(dataset.path),
-        "prepared": hashlib.sha256(Storage(dataset.path).read("cases.jsonl")).hexdigest(),
+        "prepared": hashlib.sha256(dataset.storage.read("cases.jsonl")).hexdigest(),
         "split": config.split,
         "checkpoint": config.checkpoint,
         "weights": digest,

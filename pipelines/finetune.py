@@ -16,6 +16,7 @@ from anatomask.config import FinetuneConfig, plain
 from anatomask.data.addresses import public_address
 from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
 from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
 from anatomask.nn.stunet import STUNet
@@ -50,10 +51,10 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         UserError: the data set is missing, has no labelled training cases, or other channels than the network;
             or the initial weights are missing, or those of another architecture.
     """
-    dataset = PreparedDataset.open(config.data)
+    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
     check_channels(dataset, config.network.in_channels)
     train_cases, val_cases = select_labelled(dataset, config)
-    inputs = {f"--data {public_address(config.data)}": data_digest(dataset.path)}
+    inputs = {f"--data {public_address(config.data)}": data_digest(dataset.storage)}
     source = None if config.init == SCRATCH else find_weights(split_init(config.init)[1])
     if source is not None:
         inputs[f"--init {config.init}"] = weights_digest(source)
@@ -74,7 +75,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
     }
     return TrainingJob(
         run=run_folder(config.runs, config.name, "finetune", config.data, plain(config)),
-        data=dataset.path,
+        data=dataset.storage,
         sequence=SampleSequence(train_cases, config.seed),
         draw=FinetuningDraw(config.loader, tuple(header["mirror_axes"])),
         build_task=partial(

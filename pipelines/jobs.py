@@ -25,9 +25,8 @@ from anatomask.weights import TENSORS
 from pipelines.progress import NewLines, following
 
 
-def data_digest(path: str) -> str:
+def data_digest(storage: Storage) -> str:
     """Digest of what a prepared data set holds: its cases and their splits."""
-    storage = Storage(path)
     return hashlib.sha256(storage.read("cases.jsonl") + storage.read("splits.json")).hexdigest()
 
 

@@ -54,7 +54,7 @@ from pipelines.progress import progress_bar
 class Task:
     """What is to be done, once the source has been looked at."""
 
-    root: str
+    root: Storage
     raw: RawDataset
     info: DatasetInfo
     splits: Splits
@@ -164,7 +164,7 @@ def _look(config: PrepareConfig) -> Task:
         raw, config.name or source.resolve().name, spacing, config.preprocess.brick, config.preprocess.codec
     )
     settings = settings_of(str(source.resolve()), raw, info, config.split, config.reader)
-    return Task(root, raw, info, dataset_splits(raw, config.split), settings)
+    return Task(Storage(root, config.cluster.max_outage), raw, info, dataset_splits(raw, config.split), settings)
 
 
 def _apart(source: Path, out: Path, config: PrepareConfig) -> None:
@@ -219,7 +219,7 @@ def _show_result(
 ) -> None:
     written = [outcome for outcome in outcomes if not outcome.reason]
     voxels = sum(math.prod(record.shape) * len(record.channels) for record in records.values())
-    storage = Storage(task.root)
+    storage = task.root
     shards, originals = (sum(storage.sizes(folder).values()) for folder in ("cases", "originals"))
     labels = f", and {originals / 1e6:.1f} MB of labels as they came" if originals else ""
     table = Table(title=f"{task.info.name} in {storage.show()}", title_justify="left", show_header=False)

@@ -16,6 +16,7 @@ from anatomask.data.addresses import public_address
 from anatomask.data.body import body_bounds
 from anatomask.data.samples import PretrainingDraw, SampleSequence, random_origin, worker_share
 from anatomask.data.shards import LOCATED_CASES, PreparedDataset
+from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask
 from anatomask.methods.base import PretrainBatch
@@ -57,7 +58,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
     Raises:
         UserError: the data set is missing, has no such split or no cases in it, or other channels than the network.
     """
-    dataset = PreparedDataset.open(config.data)
+    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
     cases = select_cases(dataset, config.splits)
     check_channels(dataset, config.network.in_channels)
     fixed = choose_fixed_cases(dataset, cases)
@@ -77,7 +78,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
     }
     return TrainingJob(
         run=run_folder(config.runs, config.name, "pretrain", config.data, plain(config)),
-        data=dataset.path,
+        data=dataset.storage,
         sequence=SampleSequence(cases, config.seed),
         draw=draw,
         build_task=partial(PretrainingTask, config.method, config.network, header, dataset, fixed, draw, config.seed),
@@ -86,7 +87,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         optimiser=config.optimiser,
         seed=config.seed,
         settings=plain(config),
-        inputs={f"--data {public_address(config.data)}": data_digest(dataset.path)},
+        inputs={f"--data {public_address(config.data)}": data_digest(dataset.storage)},
     )
 
 
@@ -200,7 +201,9 @@ def read_some(job: TrainingJob, dataset: PreparedDataset, cases: int, count: int
         origin = random_origin(dataset.records[case].shape, size, job.sequence.rng(k))  # the first that is drawn
         taken += dataset.bytes_touched(case, origin, size, label=False)
         if cases > LOCATED_CASES:  # by its next turn, a reader has forgotten where the bricks of a case lie
-            dataset = PreparedDataset(dataset.path, dataset.info, dataset.records, dataset.splits, dataset.fingerprint)
+            dataset = PreparedDataset(
+                dataset.storage, dataset.info, dataset.records, dataset.splits, dataset.fingerprint
+            )
             taken += dataset.footer_bytes(case)
         start = time.process_time()
         job.draw(dataset, case, job.sequence.rng(k))

@@ -229,6 +229,8 @@ def run_trial(chain: Chain, resources: TrainingResources, trial: str, point: Poi
 
 
 def _train(build_job: Callable[[Any], TrainingJob], config: Any, resources: TrainingResources) -> Path:
+    data = Storage(config.data, config.cluster.max_outage, answered=True)  # when the sweep began
+    data.exists("dataset.json")  # waits for the end of an outage
     job = replace(build_job(config), columns=all_settings())
     open_run(job.run, plain(config), overwrite=False, inputs=job.inputs)
     fit(job, resources, config.cluster.max_failures)

@@ -21,7 +21,7 @@ from anatomask.data.preprocess import prepare_case
 from anatomask.data.records import CaseRecord, DatasetInfo
 from anatomask.data.shards import PreparedDataset, read_record, write_case, write_index
 from anatomask.data.splits import Splits, keep
-from anatomask.data.storage import Storage
+from anatomask.data.storage import Root, Storage
 from anatomask.errors import UserError
 from anatomask.names import component
 
@@ -47,7 +47,7 @@ class Outcome:
     seconds: float = 0.0
 
 
-def prepare_and_write(root: str, info: DatasetInfo, raw: RawCase) -> Outcome:
+def prepare_and_write(root: Root, info: DatasetInfo, raw: RawCase) -> Outcome:
     """Prepare one case and write it to `root`. Never raises: the outcome says what went wrong."""
     start = time.perf_counter()
     try:
@@ -65,7 +65,7 @@ def prepare_and_write(root: str, info: DatasetInfo, raw: RawCase) -> Outcome:
     return Outcome(raw.case, voxels=a * b * c * len(record.channels), seconds=time.perf_counter() - start)
 
 
-def claim(root: str, settings: Mapping[str, Any], overwrite: bool) -> None:
+def claim(root: Root, settings: Mapping[str, Any], overwrite: bool) -> None:
     """Make `root` the folder of a preparation with these settings, new or going on.
 
     Args:
@@ -78,7 +78,7 @@ def claim(root: str, settings: Mapping[str, Any], overwrite: bool) -> None:
             the same names that no preparation wrote, or is not a folder.
         OSError: it cannot be written.
     """
-    storage = Storage(root)
+    storage = Storage.of(root)
     if storage.exists(SETTINGS):
         if overwrite:
             for name in (*CONTENTS, SETTINGS):  # the settings last: they say that the rest may be deleted
@@ -111,13 +111,13 @@ def _same_settings(storage: Storage, now: Mapping[str, Any]) -> None:
         )
 
 
-def finished_cases(root: str) -> set[str]:
+def finished_cases(root: Root) -> set[str]:
     """The cases whose files are written."""
-    return set(Storage(root).names("cases", ".parquet"))
+    return set(Storage.of(root).names("cases", ".parquet"))
 
 
 def complete(
-    root: str,
+    root: Root,
     info: DatasetInfo,
     records: Sequence[CaseRecord],
     splits: Splits,
@@ -142,11 +142,11 @@ def complete(
         ({"case": outcome.case, "reason": outcome.reason} for outcome in outcomes if outcome.reason),
         key=lambda row: row["case"],
     )
-    Storage(root).clear_unfinished((".", "cases", "originals"))
+    Storage.of(root).clear_unfinished((".", "cases", "originals"))
     write_index(root, info, records, splits, fingerprint, skipped)
 
 
-def records_of(root: str, raw: RawDataset) -> dict[str, CaseRecord]:
+def records_of(root: Root, raw: RawDataset) -> dict[str, CaseRecord]:
     """The records of those cases of the data set that are written."""
     written = finished_cases(root)
     cases = [one.case for one in raw.cases if one.case in written]
@@ -155,7 +155,7 @@ def records_of(root: str, raw: RawDataset) -> dict[str, CaseRecord]:
 
 
 def unfinished_dataset(
-    root: str, info: DatasetInfo, records: Mapping[str, CaseRecord], splits: Splits
+    root: Root, info: DatasetInfo, records: Mapping[str, CaseRecord], splits: Splits
 ) -> PreparedDataset:
     """The written cases as a data set that has no fingerprint yet."""
     return PreparedDataset(root, info, dict(records), keep(splits, set(records)), Fingerprint(()))

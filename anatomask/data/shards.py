@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anatomask.data.addresses import is_address
 from anatomask.data.bricks import (
     Codec,
     class_bricks,
@@ -41,7 +40,7 @@ from anatomask.data.records import (
     affine_rows,
     triple,
 )
-from anatomask.data.storage import Storage, as_json
+from anatomask.data.storage import Root, Storage, as_json
 from anatomask.errors import UserError
 from anatomask.names import component
 from anatomask.parsing import from_json
@@ -69,7 +68,7 @@ def original_path(case: str) -> str:
     return f"originals/{component(case)}.nii.gz"
 
 
-def write_case(root: str, prepared: PreparedCase, brick: int, codec: Codec) -> CaseRecord:
+def write_case(root: Root, prepared: PreparedCase, brick: int, codec: Codec) -> CaseRecord:
     """Write one case atomically; the Parquet file comes last, so a case whose file exists is whole.
 
     Raises:
@@ -97,7 +96,7 @@ def write_case(root: str, prepared: PreparedCase, brick: int, codec: Codec) -> C
     table = table_of(columns, {METADATA_KEY: record.to_json().encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=1, compression="none", use_dictionary=False, write_statistics=False)
-    storage = Storage(root)
+    storage = Storage.of(root)
     if prepared.original_label is not None:
         image = nib.Nifti1Image(prepared.original_label, prepared.original_affine)
         storage.write(original_path(prepared.case), gzip.compress(image.to_bytes(), compresslevel=3, mtime=0))
@@ -105,22 +104,21 @@ def write_case(root: str, prepared: PreparedCase, brick: int, codec: Codec) -> C
     return record
 
 
-def read_record(root: str, case: str) -> CaseRecord:
+def read_record(root: Root, case: str) -> CaseRecord:
     """The record in the footer of a case's file.
 
     Raises:
         UserError: the file is not one that `write_case` wrote.
     """
-    storage = Storage(root)
+    storage = Storage.of(root)
     try:
-        with storage.opened(case_path(case)) as file:
-            return CaseRecord.from_json(pq.read_schema(file).metadata[METADATA_KEY])
+        return CaseRecord.from_json(storage.inspect(case_path(case), pq.read_schema).metadata[METADATA_KEY])
     except UNDECODABLE as error:
         raise _damaged(storage, case, error) from error
 
 
 def write_index(
-    root: str,
+    root: Root,
     info: DatasetInfo,
     records: Iterable[CaseRecord],
     splits: Mapping[str, Sequence[str]],
@@ -131,7 +129,7 @@ def write_index(
 
     An index that changes is taken back first: a reader finds the old one, none, or the new one, never some of each.
     """
-    storage = Storage(root)
+    storage = Storage.of(root)
     ordered = sorted(records, key=lambda record: record.case)
     files = {
         "cases.jsonl": "".join(record.to_json() + "\n" for record in ordered).encode(),
@@ -152,31 +150,31 @@ class PreparedDataset:
 
     def __init__(
         self,
-        path: str,
+        path: Root,
         info: DatasetInfo,
         records: dict[str, CaseRecord],
         splits: dict[str, tuple[str, ...]],
         fingerprint: Fingerprint,
     ) -> None:
-        self.path = path
         self.info = info
         self.records = records
         self.splits = splits
         self.fingerprint = fingerprint
-        self._storage = Storage(path)
+        self.storage = Storage.of(path)
+        self.path = self.storage.root
         self._where: dict[str, dict[str, np.ndarray]] = {}
         self._otsu: dict[tuple[str, int], float] = {}
 
     @classmethod
-    def open(cls, path: str) -> PreparedDataset:
+    def open(cls, path: Root) -> PreparedDataset:
         """Read the index of a prepared data set.
 
         Raises:
             UserError: a file is missing, damaged or of another format version.
         """
-        if not is_address(path):  # a relative path would mean another folder in a Ray worker
-            path = str(Path(path).absolute())
-        storage = Storage(path)
+        storage = Storage.of(path)
+        if storage.local:  # a relative path would mean another folder in a Ray worker
+            storage = Storage(Path(storage.root).absolute())
         for name in ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json"):
             if not storage.exists(name):
                 raise UserError(
@@ -189,12 +187,12 @@ class PreparedDataset:
         records = _parsed(storage, "cases.jsonl", lambda text: [CaseRecord.from_json(x) for x in text.splitlines()])
         fingerprint = _parsed(storage, "fingerprint.json", lambda text: Fingerprint.from_dict(from_json(text)))
         splits = _parsed(storage, "splits.json", lambda text: _splits(text, {record.case for record in records}))
-        return cls(path, info, {record.case: record for record in records}, splits, fingerprint)
+        return cls(storage, info, {record.case: record for record in records}, splits, fingerprint)
 
     @property
     def shown(self) -> str:
         """Where it lies, for messages: without credentials."""
-        return self._storage.show()
+        return self.storage.show()
 
     @property
     def name(self) -> str:
@@ -265,14 +263,13 @@ class PreparedDataset:
     def footer_bytes(self, case: str) -> int:
         """Bytes of the footer of a case's file, which says where its bricks lie. Raises UserError as `read_crop`."""
         try:
-            with self._storage.opened(case_path(case)) as file:
-                return int(pq.read_metadata(file).serialized_size)
+            return int(self.storage.inspect(case_path(case), pq.read_metadata).serialized_size)
         except UNDECODABLE as error:
-            raise _damaged(self._storage, case, error) from error
+            raise _damaged(self.storage, case, error) from error
 
     def shard_sizes(self) -> dict[str, int]:
         """Bytes of each case's file. Raises OSError or UserError where the folder cannot be listed."""
-        return self._storage.sizes("cases", ".parquet")
+        return self.storage.sizes("cases", ".parquet")
 
     def read_volume(self, case: str, *, label: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """The whole case: image (C, D, H, W) and label (D, H, W), of the types that `read_crop` gives.
@@ -331,11 +328,11 @@ class PreparedDataset:
         if not self._record(case).labelled:
             raise UserError(f"case {case} of {self.shown} has no label")
         try:
-            image = nib.Nifti1Image.from_bytes(gzip.decompress(self._storage.read(original_path(case))))
+            image = nib.Nifti1Image.from_bytes(gzip.decompress(self.storage.read(original_path(case))))
             return nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine, image.header)
         except UNREADABLE as error:
             raise UserError(
-                f"{self._storage.show(original_path(case))}, the ground truth of case {case}, cannot be read "
+                f"{self.storage.show(original_path(case))}, the ground truth of case {case}, cannot be read "
                 f"({reason(error)}); {REMEDY}"
             ) from error
 
@@ -353,19 +350,18 @@ class PreparedDataset:
         try:
             where = self._locations(record.case)
             ranges = [range_ for name in targets for range_ in where[name][[index for index, _ in parts]].tolist()]
-            packed = map(value_of, self._storage.read_ranges(case_path(record.case), ranges))
+            packed = map(value_of, self.storage.read_ranges(case_path(record.case), ranges))
             for name, target in targets.items():
                 dtype, codec = ("uint8", LABEL_CODEC) if name == "label" else (record.dtype(name), record.codec)
                 for _, part in parts:
                     copy_overlap(target, origin, unpack(next(packed), codec, dtype, part), part)
         except UNDECODABLE as error:
-            raise _damaged(self._storage, record.case, error) from error
+            raise _damaged(self.storage, record.case, error) from error
 
     def _locations(self, case: str) -> dict[str, np.ndarray]:
         """Where the bricks of a case lie in its file; of the cases read last, so that memory stays flat."""
         if case not in self._where:
-            with self._storage.opened(case_path(case)) as file:
-                found = locations(pq.read_metadata(file))
+            found = locations(self.storage.inspect(case_path(case), pq.read_metadata))
             if len(self._where) >= LOCATED_CASES:
                 del self._where[next(iter(self._where))]
             self._where[case] = found

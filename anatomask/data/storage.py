@@ -6,16 +6,18 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from anatomask.data.addresses import cannot_open, is_address, public_address
+from anatomask.data.outages import MAX_OUTAGE, is_outage, one_line, outlast
 from anatomask.errors import UserError
 from anatomask.files import flush
 from anatomask.names import shown
@@ -32,30 +34,52 @@ REQUESTS_AT_ONCE = 16
 JOINED_BELOW = 2**16
 """Bytes between two ranges of a remote file up to which they are read as one."""
 
+ANSWER_SECONDS: Mapping[str, Mapping[str, Any]] = {
+    "s3": {"connect_timeout": 5.0, "request_timeout": 10.0},
+    "gcs": {"retry_time_limit": timedelta(seconds=10)},
+}
+"""What makes a request fail within 30 s where nothing answers; pyarrow's own way takes 99 s, and 15 minutes in GCS."""
+
+T = TypeVar("T")
+
 
 class Storage:
     """A folder, local or remote; paths are relative to it.
 
     Local files are memory-mapped for reading. No reader ever sees half a file: a write goes to a temporary name and is
-    then renamed, or is an upload to an object store. Pickles as its path alone.
+    then renamed, or is an upload to an object store. Remote storage that has answered once is waited for when it stops
+    answering; one that never has may be a wrong address, and is not. Pickles as address, waiting time and whether it
+    has answered.
 
     The root may hold credentials (`s3://key:secret@bucket/folder`), which no message shows.
+
+    Args:
+        root: folder, or address of one.
+        max_outage: minutes without an answer after which storage that has answered before is given up.
+        answered: whether it has, in another process.
 
     Raises:
         UserError: pyarrow does not know such an address, or cannot reach it.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], max_outage: float = MAX_OUTAGE, *, answered: bool = False) -> None:
         self.root = os.fspath(root)
+        self.max_outage = max_outage
+        self.answered = answered
         if is_address(self.root):
-            try:
-                self.filesystem, self._base = pafs.FileSystem.from_uri(self.root)
+            try:  # the region of a bucket is asked for
+                self.filesystem, self._base = self._patiently("", lambda: _remote(self.root))
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise UserError(cannot_open(self.root, error)) from None
             if not self._base:
                 raise UserError(f"{public_address(self.root)} names no folder; write it as s3://bucket/folder")
         else:
             self.filesystem, self._base = pafs.LocalFileSystem(use_mmap=True), Path(self.root).absolute().as_posix()
+
+    @classmethod
+    def of(cls, root: Root) -> Storage:
+        """The storage itself, or that of a folder or an address."""
+        return root if isinstance(root, Storage) else cls(root)
 
     @property
     def local(self) -> bool:
@@ -65,8 +89,8 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.show()!r})"
 
-    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
-        return Storage, (self.root,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.root, self.max_outage, self.answered)
 
     def locate(self, path: str) -> str:
         """The path as the file system wants it. UserError where it leads out of the folder."""
@@ -79,19 +103,30 @@ class Storage:
         root = public_address(self.root).partition("?")[0] if is_address(self.root) else self.root
         return f"{root.rstrip('/')}/{path}".rstrip("/")
 
-    @contextmanager
-    def _faults_named(self, path: str) -> Iterator[None]:
-        """An OSError names the file; that of a remote file system, which has no errno, is a message instead."""
+    def _patiently(self, path: str, act: Callable[[], T]) -> T:
+        """What `act` returns, which may be done several times: an outage of storage that has answered is waited for."""
+        return outlast(act, self.show(path), self.max_outage) if self.answered else act()
+
+    def _asked(self, path: str, act: Callable[[], T]) -> T:
+        """What `act` returns; every use of the file system goes through here.
+
+        An OSError names the file; that of a remote file system, which has no errno, is a message instead.
+        """
         try:
-            yield
+            if self.local:
+                return act()
+            result = self._patiently(path, act)
         except OSError as error:
             if self.local or isinstance(error, FileNotFoundError):
                 error.filename = self.show(path)
                 raise
+            gone = f"no answer for {self.max_outage:g} minutes; " if self.answered and is_outage(error) else ""
             raise UserError(
-                f"{self.show(path)}: {' '.join(str(error).split())}. Check the address, the credentials and the "
-                "network; the same command goes on"
+                f"{self.show(path)}: {gone}{one_line(error)}. Check the address, the credentials and the network; the "
+                "same command goes on"
             ) from None
+        self.answered = True
+        return result
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or folder.
@@ -99,8 +134,10 @@ class Storage:
         Raises:
             OSError, UserError: the (remote) file system cannot tell.
         """
-        with self._faults_named(path):
-            return self.filesystem.get_file_info(self.locate(path)).type is not pafs.FileType.NotFound
+        return self._kind(path) is not pafs.FileType.NotFound
+
+    def _kind(self, path: str) -> pafs.FileType:
+        return self._asked(path, lambda: self.filesystem.get_file_info(self.locate(path)).type)
 
     def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
         """Bytes by sorted name, without the suffix, of the files in a folder that end with it; empty without a folder.
@@ -108,8 +145,8 @@ class Storage:
         Raises:
             OSError, UserError: the (remote) folder cannot be read.
         """
-        with self._faults_named(folder):
-            found = self.filesystem.get_file_info(pafs.FileSelector(self.locate(folder), allow_not_found=True))
+        selector = pafs.FileSelector(self.locate(folder), allow_not_found=True)
+        found = self._asked(folder, lambda: self.filesystem.get_file_info(selector))
         files = {info.base_name: info.size for info in found if info.type is pafs.FileType.File}
         return {name.removesuffix(suffix): files[name] for name in sorted(files) if name.endswith(suffix)}
 
@@ -117,39 +154,31 @@ class Storage:
         """The names of `sizes`."""
         return list(self.sizes(folder, suffix))
 
-    @contextmanager
-    def opened(self, path: str) -> Iterator[pa.NativeFile]:
-        """A file for reading here and there.
+    def inspect(self, path: str, look: Callable[[pa.NativeFile], T]) -> T:
+        """What `look` finds in a file, here and there; it may be asked again.
 
         Raises:
             FileNotFoundError: it is not there.
             OSError, UserError: it cannot be read (from remote storage).
         """
-        with self._faults_named(path), self.filesystem.open_input_file(self.locate(path)) as file:
-            yield file
+
+        def act() -> T:
+            with self.filesystem.open_input_file(self.locate(path)) as file:
+                return look(file)
+
+        return self._asked(path, act)
 
     def read(self, path: str) -> bytes:
-        """All bytes of a file. Raises as `opened`."""
-        with self.opened(path) as file:
-            return file.read()
+        """All bytes of a file. Raises as `inspect`."""
+        return self.inspect(path, lambda file: file.read())
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
         """The (start, length) ranges of a file, in the order given: mapped where it is local, else read in parallel.
 
         Raises:
-            OSError, UserError: as `opened`; and OSError where the file ends before a range does.
+            OSError, UserError: as `inspect`; and OSError where the file ends before a range does.
         """
-        with self.opened(path) as file:
-            if self.local:
-                parts = []
-                for start, length in ranges:
-                    file.seek(start)
-                    parts.append(file.read_buffer(length))
-            else:
-                with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-                    spans = _joined(ranges)
-                    read = dict(zip(spans, pool.map(lambda span: file.read_at(span[1], span[0]), spans), strict=True))
-                parts = [_within(read, start, length) for start, length in ranges]
+        parts = self.inspect(path, lambda file: (_mapped if self.local else _fetched)(file, ranges))
         if any(len(part) != length for part, (_, length) in zip(parts, ranges, strict=True)):
             raise OSError(f"{self.show(path)} is cut off")
         return parts
@@ -173,22 +202,22 @@ class Storage:
             OSError, UserError: the (remote) folder cannot be written.
         """
         target = self.locate(path)
-        with self._faults_named(path):
-            if self.filesystem.type_name in OBJECT_STORES:
-                self._put(target, data)
-                return
-            folder, name = target.rsplit("/", 1)
-            temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
-            try:
-                self.filesystem.create_dir(folder, recursive=True)
-                self._put(temporary, data)
-                if self.local:
-                    flush(Path(temporary))
-                self.filesystem.move(temporary, target)
-            except BaseException:
-                with suppress(OSError):
-                    self.filesystem.delete_file(temporary)
-                raise
+        put = self._put if self.filesystem.type_name in OBJECT_STORES else self._put_and_rename
+        self._asked(path, lambda: put(target, data))
+
+    def _put_and_rename(self, target: str, data: bytes) -> None:
+        folder, name = target.rsplit("/", 1)
+        temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            self.filesystem.create_dir(folder, recursive=True)
+            self._put(temporary, data)
+            if self.local:
+                flush(Path(temporary))
+            self.filesystem.move(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                self.filesystem.delete_file(temporary)
+            raise
 
     def _put(self, target: str, data: bytes) -> None:
         with self.filesystem.open_output_stream(target, compression=None) as stream:
@@ -209,12 +238,9 @@ class Storage:
         Raises:
             OSError, UserError: it cannot be deleted (from remote storage).
         """
-        with self._faults_named(path):
-            kind = self.filesystem.get_file_info(self.locate(path)).type
-            if kind is pafs.FileType.Directory:
-                self.filesystem.delete_dir(self.locate(path))
-            elif kind is pafs.FileType.File:
-                self.filesystem.delete_file(self.locate(path))
+        deletes = {pafs.FileType.Directory: self.filesystem.delete_dir, pafs.FileType.File: self.filesystem.delete_file}
+        if delete := deletes.get(self._kind(path)):
+            self._asked(path, lambda: delete(self.locate(path)))
 
     def clear_unfinished(self, folders: Sequence[str]) -> None:
         """Delete what writes that were killed left in these folders. Raises as `clear`."""
@@ -222,6 +248,40 @@ class Storage:
             for name in self.sizes(folder):
                 if TEMPORARY.fullmatch(name):
                     self.clear(f"{folder}/{name}")
+
+
+Root: TypeAlias = str | os.PathLike[str] | Storage
+"""A folder, its address, or its storage."""
+
+
+def _restored(root: str, max_outage: float, answered: bool) -> Storage:
+    return Storage(root, max_outage, answered=answered)
+
+
+def _remote(address: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of an address, which fails in `ANSWER_SECONDS`, and the path there."""
+    filesystem, base = pafs.FileSystem.from_uri(address)
+    rebuild, (options,) = filesystem.__reduce__()
+    if filesystem.type_name not in ANSWER_SECONDS or rebuild(options) != filesystem:  # which has options that it loses
+        return filesystem, base
+    return rebuild({**options, **ANSWER_SECONDS[filesystem.type_name]}), base
+
+
+def _mapped(file: pa.NativeFile, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
+    """The (start, length) ranges of a local file."""
+    parts = []
+    for start, length in ranges:
+        file.seek(start)
+        parts.append(file.read_buffer(length))
+    return parts
+
+
+def _fetched(file: pa.NativeFile, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
+    """The (start, length) ranges of a remote file, by requests at once."""
+    spans = _joined(ranges)
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        read = dict(zip(spans, pool.map(lambda span: file.read_at(span[1], span[0]), spans), strict=True))
+    return [_within(read, start, length) for start, length in ranges]
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ from ray.data import ExecutionResources
 
 from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.shards import PreparedDataset
-from anatomask.data.storage import Storage
+from anatomask.data.storage import Root, Storage
 
 SAMPLES_PER_TASK = 32
 SAMPLES_PER_EXECUTION = 2**17
@@ -24,8 +24,12 @@ BUFFER_BYTES = 512 * 2**20
 class SampleReader:
     """Reads samples by number; Ray Data keeps one in each reading process, so a data set is opened once."""
 
-    def __init__(self, storage: Storage, sequence: SampleSequence, draw: Draw) -> None:
-        self.dataset = PreparedDataset.open(storage.root)
+    def __init__(
+        self, storage: Storage, sequence: SampleSequence, draw: Draw, begin: Callable[[], None] | None = None
+    ) -> None:
+        if begin is not None:
+            begin()
+        self.dataset = PreparedDataset.open(storage)
         self.sequence = sequence
         self.draw = draw
 
@@ -36,7 +40,7 @@ class SampleReader:
 
 
 def stream_batches(
-    path: str,
+    data: Root,
     sequence: SampleSequence,
     draw: Draw,
     samples: np.ndarray,
@@ -45,10 +49,12 @@ def stream_batches(
     read_ahead: int,
     readers: int,
     reader_cpus: float,
+    begin: Callable[[], None] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of `batch_size` samples, in the order of `samples`, read ahead by `readers` processes.
 
-    One Ray Data execution covers many epochs: its start costs seconds, so none of them must pay for it.
+    Each of these calls `begin` first. One Ray Data execution covers many epochs: its start costs seconds, so none of
+    them must pay for it.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -62,7 +68,8 @@ def stream_batches(
         # Put as they are: `from_numpy` would start a task of a whole CPU for each block, and wait for ever without one.
         rows = ray.data.from_blocks([pa.table({"sample": block}) for block in numbers]).map_batches(
             SampleReader,
-            fn_constructor_args=(Storage(path), sequence, draw),  # Ray's dashboard shows their text: no credentials
+            # Ray's dashboard shows their text: no credentials.
+            fn_constructor_args=(Storage.of(data), sequence, draw, begin),
             batch_size=batch_size,
             concurrency=readers,
             num_cpus=reader_cpus,

@@ -56,7 +56,7 @@ def match_dataset(header: Mapping[str, Any], dataset: PreparedDataset, source: s
         raise UserError(
             _mismatch("spacing", source, f"{header['spacing']} mm", dataset.shown, f"{list(dataset.spacing)} mm")
         )
-    return PreparedDataset(dataset.path, dataset.info, dataset.records, dataset.splits, fingerprint)
+    return PreparedDataset(dataset.storage, dataset.info, dataset.records, dataset.splits, fingerprint)
 
 
 def _mismatch(name: str, source: str, wanted: Any, data: str, given: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from anatomask.cluster import TrainingResources
 from anatomask.data.samples import Draw, LoaderConfig, SampleSequence, worker_samples
+from anatomask.data.storage import Root, Storage
 from anatomask.data.stream import stream_batches
 from anatomask.errors import UserError
 from anatomask.nn.stunet import LARGEST_STRIDE
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
-from anatomask.training.journal import note
+from anatomask.training.journal import note, note_warnings
 from anatomask.training.loop import train
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
@@ -36,6 +38,8 @@ from anatomask.training.stopping import run_until_stopped, stop_file
 from anatomask.training.task import Task
 from anatomask.training.update import Update, set_arithmetic
 
+PEER_SECONDS = 1800
+
 
 @dataclass(frozen=True, repr=False)
 class TrainingJob:
@@ -43,7 +47,7 @@ class TrainingJob:
 
     run: Path
     """Folder of the run, on storage that all nodes share."""
-    data: str
+    data: Root
     """Folder that `prepare` wrote."""
     sequence: SampleSequence
     draw: Draw
@@ -101,7 +105,7 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
             use_gpu=resources.gpu,
             resources_per_worker=resources.per_worker,
         ),
-        torch_config=Meeting(backend="nccl" if resources.gpu else "gloo"),
+        torch_config=Meeting("nccl" if resources.gpu else "gloo", timeout_s=peer_seconds(job)),
         run_config=RunConfig(
             name="ray",
             storage_path=str(job.run),
@@ -123,6 +127,11 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
                 f"{_first_line(cause)}. What happened is in {job.run / 'log.txt'}; the same command goes on"
             ) from error
         raise
+
+
+def peer_seconds(job: TrainingJob) -> int:
+    """How long a worker waits for the others: as Ray Train's do, and for one whose data has an outage."""
+    return int(PEER_SECONDS + 60 * Storage.of(job.data).max_outage)
 
 
 class Meeting(TorchConfig):
@@ -169,6 +178,7 @@ def run_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(resources.threads)
+    note_warnings(job.run)
     try:
         run_share(job, resources, workers, get_device())
     except torch.OutOfMemoryError as error:
@@ -202,6 +212,7 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
                 read_ahead=job.loader.read_ahead,
                 readers=resources.readers,
                 reader_cpus=resources.reader_cpus,
+                begin=partial(note_warnings, job.run),
             ),
             checkpoints,
             ScalarLog(

@@ -13,7 +13,6 @@ import ray
 
 from anatomask.config import parse
 from anatomask.data.shards import PreparedDataset
-from anatomask.data.storage import Storage
 from anatomask.recipes import RECIPES
 from pipelines.__main__ import main
 from pipelines.pretrain import build_job
@@ -78,7 +77,7 @@ def test_prepare_and_pretrain_from_object_storage(
     shown = capsys.readouterr()
     session = Path(ray._private.worker._global_node.get_session_dir_path())
     job = build_job(parse("pretrain", pretrain[1:], RECIPES).config)
-    known_to_ray = f"{job} {Storage(job.data)}"  # its dashboard shows the text of what its workers are given
+    known_to_ray = f"{job} {job.data}"  # its dashboard shows the text of what its workers are given
     assert str(run.parent) in known_to_ray and "bucket/shards/kbp" in known_to_ray
     for name in ("metrics.jsonl", "environment.json", "events.*", "ray/*"):
         assert list(run.glob(name)), name  # so there is something to look through
