@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -52,6 +53,27 @@ class ArmRun:
     """DSC of each organ, in the patients who have it."""
     curve: Curve = ()
     """Points (updates, mean DSC over patients); empty if only the end was scored."""
+
+    @classmethod
+    def from_organs(
+        cls,
+        seed: int,
+        dsc: Mapping[str, Scores],
+        *,
+        pretraining: str = "",
+        nsd: Mapping[float, Mapping[str, Scores]] = MappingProxyType({}),
+        curve: Curve = (),
+    ) -> ArmRun:
+        """Build a run from the scores of each patient's organs (patient → organ → score); `nsd` has them per tolerance.
+
+        A patient's score is the mean over the organs present.
+        """
+        organs: dict[str, dict[str, float]] = {}
+        for patient, scores in dsc.items():
+            for organ, score in scores.items():
+                organs.setdefault(organ, {})[patient] = score
+        means = {tolerance: _patient_means(scores) for tolerance, scores in nsd.items()}
+        return cls(seed, _patient_means(dsc), pretraining, means, organs, curve)
 
 
 Arms = Mapping[str, Sequence[ArmRun]]
@@ -253,6 +275,10 @@ def _over_patients(scores: Iterable[Scores]) -> str:
     return (
         f"{100 * _mean(means):.1f} ± {100 * np.std(means, ddof=1):.1f}" if len(means) > 1 else f"{100 * means[0]:.1f}"
     )
+
+
+def _patient_means(scores: Mapping[str, Scores]) -> dict[str, float]:
+    return {patient: _mean(organs.values()) for patient, organs in scores.items()}
 
 
 def _mean(values: Iterable[float]) -> float:

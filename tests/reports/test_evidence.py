@@ -161,6 +161,17 @@ def test_organs_are_averaged_over_the_patients_who_have_them(arms: dict[str, lis
     assert organs_table({"scratch": [ArmRun(0, {"a": 0.5})]}) == ""
 
 
+def test_a_run_is_built_from_the_scores_of_organs() -> None:
+    dsc = {"a": {"parotid": 0.6, "chiasm": 0.2}, "b": {"parotid": 0.8}}
+    built = ArmRun.from_organs(
+        3, dsc, pretraining="p", nsd={2: {"a": {"parotid": 0.7, "chiasm": 0.5}}}, curve=[(1, 0.1)]
+    )
+    assert built.dsc == {"a": pytest.approx(0.4), "b": 0.8}
+    assert built.nsd == {2: {"a": pytest.approx(0.6)}}
+    assert built.organs == {"parotid": {"a": 0.6, "b": 0.8}, "chiasm": {"a": 0.2}}
+    assert (built.seed, built.pretraining, built.curve) == (3, "p", [(1, 0.1)])
+
+
 def test_notes_say_which_intervals_hold_for_less(arms: dict[str, list[ArmRun]]) -> None:
     assert "Student's t" not in evidence_markdown(arms, PRIMARY)
     few = {name: runs[:1] for name, runs in arms.items()}
