@@ -27,7 +27,8 @@ def from_yaml(text: str | bytes) -> Any:
     """Parse YAML as plain values.
 
     Raises:
-        ValueError: it is not YAML, not UTF-8, nested too deeply, or its aliases stand for more than `MOST_VALUES`.
+        ValueError: it is not YAML, not UTF-8, nested too deeply, names a field twice, or its aliases stand for more
+            than `MOST_VALUES`.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -57,9 +58,21 @@ def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
     if isinstance(node, yaml.SequenceNode):
         parts = node.value
     elif isinstance(node, yaml.MappingNode):
+        _no_key_twice(node)
         parts = [part for pair in node.value for part in pair]
     count = 1 + sum(_count(part, known) for part in parts)
     if count > MOST_VALUES:
         raise ValueError(f"it holds, or its aliases (*) stand for, more than {MOST_VALUES:,} values")
     known[id(node)] = count
     return count
+
+
+def _no_key_twice(node: yaml.MappingNode) -> None:
+    """Raise ValueError where a mapping gives one key two values, of which PyYAML would take the last."""
+    lines: dict[tuple[str, str], int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            name, line = (key.tag, key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ValueError(f"{key.value} stands in it twice, in line {lines[name]} and in line {line}")
+            lines[name] = line

@@ -43,6 +43,8 @@ def test_a_written_configuration_reads_back_the_same(recipe: str, verb: str, tmp
         ("loader: 3", "loader must be a mapping"),
         ("- 1", "must hold a mapping"),
         ("a: [", "is not YAML"),
+        ("seed: 1\nname: a\nseed: 2", "is not YAML: seed stands in it twice, in line 1 and in line 3"),
+        ("seed: true", "seed must be a number, not true"),
     ],
 )
 def test_yaml_is_refused_by_name(text: str, named: str, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def test_a_few_aliases_and_merges_are_read() -> None:
         ("[" * 100_000, "nested too deeply"),
         ("{a: " * 3_000, "nested too deeply"),
         ("a: [", "expected the node content"),
+        ("a: {b: 1}\nc: 2\na: {b: 2}", "a stands in it twice, in line 1 and in line 3"),
+        ("a: {b: 1, b: 1}", "b stands in it twice"),
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
         (b"\xff\xfe\xff", "utf|UTF|decode|truncated"),
         ("a: 2020-99-99", "month must be in"),
