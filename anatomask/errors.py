@@ -7,6 +7,21 @@ class UserError(Exception):
     """Bad input. The message names the file or field and the remedy; the program ends with exit code 1."""
 
 
+def reason(error: BaseException) -> str:
+    """Say on one line what an error of a library says, without the path that our own message names already."""
+    said = " ".join(str(getattr(error, "strerror", None) or error).split())
+    if isinstance(error, MemoryError):
+        return f"it needs more memory than there is{f': {said}' if said else ''}"
+    return said or type(error).__name__
+
+
+def unexpected(path: object, error: Exception) -> str:
+    """Say of which file a case's failure came that nobody foresaw, and what helps."""
+    if isinstance(error, MemoryError):
+        return f"{path}: {reason(error)}; leave it out, or prepare it on a machine with more"
+    return f"{path} cannot be used ({type(error).__name__}: {reason(error)}); get it again or leave it out"
+
+
 class Stopped(Exception):
     """A signal ended the work in good order. The program ends with the exit code that shells give that signal."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 LONGEST = 128
 """Characters of a run's name, or of a file name made of a text: file systems take 255 bytes, endings included."""
@@ -47,3 +48,15 @@ def shown(value: object, longest: int = 80) -> str:
     """Return the `repr` of a value, cut to `longest` characters."""
     text = repr(value)
     return text if len(text) <= longest else f"{text[: longest - 2]} …"
+
+
+def readable(text: str) -> str:
+    """Return a text with escapes for control characters and for bytes that are not UTF-8 (`os.fsdecode`)."""
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) not in ("Cc", "Cs"):
+        return character
+    code = ord(character)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(character)[1:-1]

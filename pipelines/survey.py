@@ -78,7 +78,7 @@ def stage(config: SurveyConfig, *, overwrite: bool = False) -> int:
     rows = class_rows(raw, cases)
     out = Storage(Path(config.output).absolute())
     out.write_json(FACTS, {"source": config.source, **document(raw, cases, found)})
-    out.write(CASES, cases_csv(cases, found).encode())
+    out.write(CASES, cases_csv(cases, found).encode(errors="backslashreplace"))
     out.write(CLASSES, classes_csv(rows).encode())
     _draw(config, raw, cases, tiles, found)
     show(Console(), config, raw, cases, rows, found)

@@ -10,8 +10,8 @@ import blosc2
 import numpy as np
 from numpy.lib import format as npy
 
-from anatomask.data.nifti import reason
-from anatomask.errors import UserError
+from anatomask.data.listing import require_file
+from anatomask.errors import UserError, reason
 
 UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError, SyntaxError,
@@ -27,6 +27,7 @@ def npz_names(path: Path) -> set[str]:
     Raises:
         UserError: it is missing or damaged.
     """
+    require_file(path)
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
@@ -40,6 +41,7 @@ def npz_shape(path: Path, name: str) -> tuple[int, ...]:
     Raises:
         UserError: the file is missing or damaged, or has no such array.
     """
+    require_file(path)
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
             version = npy.read_magic(stream)
@@ -55,6 +57,7 @@ def read_npz(path: Path, name: str) -> np.ndarray:
     Raises:
         UserError: the file is missing or damaged, has no such array, or it holds Python objects.
     """
+    require_file(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return archive[name]
@@ -80,6 +83,7 @@ def read_b2nd(path: Path, channel: int) -> np.ndarray:
 
 
 def _open_b2nd(path: Path) -> blosc2.NDArray:
+    require_file(path)
     try:
         array = blosc2.open(str(path), mode="r", deserialize="safe", dparams={"nthreads": 1})
     except UNREADABLE as error:
@@ -106,6 +110,4 @@ def finite(path: Path, voxels: np.ndarray) -> np.ndarray:
 
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"{path} is missing")
     return UserError(f"{path} cannot be read ({reason(error)}); get it again or leave it out")

@@ -11,7 +11,8 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from anatomask.errors import UserError
+from anatomask.data.listing import require_file
+from anatomask.errors import UserError, reason
 
 UNREADABLE = (
     ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, MemoryError, zlib.error
@@ -23,19 +24,13 @@ BLOCK = 1 << 20
 """Bytes read at once where a file is only checked."""
 
 
-def reason(error: BaseException) -> str:
-    """What an error says, on one line, or its name where it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def open_nifti(path: Path) -> nib.Nifti1Image:
     """The header of a 3-D scan; its voxels are read when they are asked for.
 
     Raises:
         UserError: the file is missing, not NIfTI, not 3-D, or its affine has no inverse.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
+    require_file(path)
     try:
         image = nib.squeeze_image(nib.load(path))
     except UNREADABLE as error:

@@ -22,7 +22,7 @@ from anatomask.data.records import CaseRecord, DatasetInfo
 from anatomask.data.shards import PreparedDataset, read_record, write_case, write_index
 from anatomask.data.splits import Splits, keep
 from anatomask.data.storage import Root, Storage
-from anatomask.errors import UserError
+from anatomask.errors import UserError, unexpected
 from anatomask.names import component
 
 SETTINGS = "prepare.json"
@@ -56,7 +56,7 @@ def prepare_and_write(root: Root, info: DatasetInfo, raw: RawCase) -> Outcome:
     except UserError as error:
         return Outcome(raw.case, str(error))
     except Exception as error:  # whatever else a broken file makes its library do: the other cases go on
-        return Outcome(raw.case, f"{raw.images[0].path}: {type(error).__name__}: {error}")
+        return Outcome(raw.case, unexpected(raw.images[0].path, error))
     try:
         record = write_case(root, prepared, info.brick, info.codec)
     except (OSError, UserError) as error:

@@ -21,7 +21,7 @@ from anatomask.data.nifti import header_doubt
 from anatomask.data.organs import Organ
 from anatomask.data.preprocess import read_images
 from anatomask.data.records import Affine, Shape, affine_rows, triple
-from anatomask.errors import UserError
+from anatomask.errors import UserError, unexpected
 
 BINS = 128
 """Of the histogram of a channel, between `low` and `high`."""
@@ -173,7 +173,7 @@ def survey_case(raw: RawCase, schemes: Sequence[Scheme], classes: Mapping[int, s
 
 
 def _message(path: Path, error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{path}: {type(error).__name__}: {error}"
+    return str(error) if isinstance(error, UserError) else unexpected(path, error)
 
 
 def _image_facts(raw: RawCase, volumes: Volumes, scan: Coarse) -> ImageFacts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 
 from anatomask.data.datasets import (
@@ -18,6 +19,8 @@ from anatomask.data.datasets import (
     totalsegmentator,
 )
 from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, RawLabel, Reader, ReaderConfig
+from anatomask.data.datasets.refusals import with_refusals
+from anatomask.data.listing import faults
 from anatomask.errors import UserError
 
 READERS: dict[str, Reader] = {
@@ -46,7 +49,10 @@ def detect(source: Path) -> str:
     for name, reader in READERS.items():
         if reader.matches(source):
             return name
-    raise UserError(f"{source} holds no scans (NIfTI, NPZ or DICOM) in a layout that is known: {', '.join(READERS)}")
+    hidden = "".join(f"; {path}: {why}" for path, why in islice(faults(source), 1))
+    raise UserError(
+        f"{source} holds no scans (NIfTI, NPZ or DICOM) in a layout that is known: {', '.join(READERS)}{hidden}"
+    )
 
 
 def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: ReaderConfig | None = None) -> RawDataset:
@@ -69,7 +75,7 @@ def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: Re
     elif not READERS[dataset].matches(source):
         raise UserError(f"{source} does not have the layout {dataset}; it looks like {detect(source)}")
     _refuse_foreign(dataset, options)
-    raw = READERS[dataset].read(source, fold, options)
+    raw = with_refusals(READERS[dataset].read(source, fold, options), source)
     if not raw.cases:
         raise UserError(f"{source} holds no scans")
     twice = [case for case, count in Counter(raw.case for raw in raw.cases).items() if count > 1]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from anatomask.data.fingerprint import Scheme
+from anatomask.data.listing import is_folder
 from anatomask.data.nifti import nifti_grid, read_nifti
 from anatomask.errors import UserError
 from anatomask.settings import Settings
@@ -107,6 +109,16 @@ class Reader:
     """The fields of `ReaderConfig`, besides `cases`, that it heeds."""
 
 
+def refused_case(case: str, path: Path, why: str) -> RawCase:
+    """A case that cannot be read: whoever tries is told `why`, so that it is skipped by name like any broken one."""
+    refuse = partial(_refuse, why=why)
+    return RawCase(case, case, (RawImage(path, refuse, refuse),))
+
+
+def _refuse(path: Path, why: str) -> Any:
+    raise UserError(why)
+
+
 def nifti_image(path: Path) -> RawImage:
     """A channel that is a NIfTI file."""
     return RawImage(path, read_nifti, nifti_grid)
@@ -126,8 +138,11 @@ def stem(path: Path) -> str:
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether it is a file with a NIfTI name; hidden ones (those of macOS, say) are not."""
-    return path.name.endswith(NIFTI) and not path.name.startswith(".") and path.is_file()
+    """Tell whether it has a NIfTI name and is no folder; hidden ones (those of macOS, say) are not.
+
+    It need not be a file that can be read: one that cannot is a case that reading it will name.
+    """
+    return path.name.endswith(NIFTI) and not path.name.startswith(".") and not is_folder(path)
 
 
 def is_visible(path: Path, source: Path) -> bool:
@@ -142,4 +157,4 @@ def case_name(*parts: str) -> str:
 
 def inner_folder(source: Path, name: str) -> Path:
     """The folder of that name in the source if there is one, else the source: archives unpack either way."""
-    return source / name if (source / name).is_dir() else source
+    return source / name if is_folder(source / name) else source

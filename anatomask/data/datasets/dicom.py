@@ -22,10 +22,19 @@ import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_rescale
 
-from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, Reader, ReaderConfig, case_name, is_visible
+from anatomask.data.datasets.base import (
+    RawCase,
+    RawDataset,
+    RawImage,
+    Reader,
+    ReaderConfig,
+    case_name,
+    is_visible,
+    refused_case,
+)
 from anatomask.data.fingerprint import Scheme
-from anatomask.data.nifti import reason
-from anatomask.errors import UserError
+from anatomask.data.listing import is_file, require_file
+from anatomask.errors import UserError, reason
 
 MODALITIES = {"CT": "ct", "MR": "mr", "PT": "pet"}
 """DICOM's name of those that are scans -> that of `ReaderConfig.modality`."""
@@ -76,11 +85,11 @@ def is_dicom(path: Path) -> bool:
 
 
 def _files(source: Path) -> list[Path]:
-    return sorted(path for path in source.rglob("*") if path.is_file() and is_visible(path, source))
+    return sorted(path for path in source.rglob("*") if is_file(path) and is_visible(path, source))
 
 
 def _matches(source: Path) -> bool:
-    return any(is_visible(path, source) and path.is_file() and is_dicom(path) for path in source.rglob("*"))
+    return any(is_visible(path, source) and is_file(path) and is_dicom(path) for path in source.rglob("*"))
 
 
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
@@ -167,11 +176,8 @@ def _pattern(path: Path) -> tuple[Path, str]:
 def _broken(path: Path, source: Path) -> RawCase:
     """A file that cannot be read is a case that fails, so that a slice is never lost unseen."""
     case = case_name(*path.relative_to(source).parts)
-    return RawCase(case, case, (RawImage(path, _refuse, _refuse),))
-
-
-def _refuse(path: Path) -> Any:
-    raise UserError(f"{path} is no DICOM file or is damaged; get it again, or delete it if it is no slice of a scan")
+    remedy = "get it again, or delete it if it is no slice of a scan"
+    return refused_case(case, path, f"{path} is no DICOM file or is damaged; {remedy}")
 
 
 def read_grid(folder: Path, names: Sequence[str]) -> tuple[tuple[int, int, int], np.ndarray]:
@@ -248,8 +254,7 @@ def _stack(folder: Path, names: Sequence[str]) -> Stack:
 
 def _geometry(path: Path) -> Any:
     """A slice's header. Raises UserError where it does not say where the slice lies."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
+    require_file(path)
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER)
         if int(header.get("NumberOfFrames") or 1) > 1:

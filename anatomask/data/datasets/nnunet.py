@@ -25,6 +25,7 @@ from anatomask.data.datasets.base import (
     nifti_label,
 )
 from anatomask.data.fingerprint import Scheme
+from anatomask.data.listing import is_file, is_folder
 from anatomask.errors import UserError
 from anatomask.parsing import from_json
 
@@ -34,7 +35,7 @@ SPLITS = "splits_final.json"
 
 
 def _matches(source: Path) -> bool:
-    return (source / "dataset.json").is_file() and (source / TRAINING).is_dir()
+    return is_file(source / "dataset.json") and is_folder(source / TRAINING)
 
 
 def read_header(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...], dict[int, str]]:
@@ -143,7 +144,7 @@ def given_split(path: Path, fold: int, labelled: set[str]) -> dict[str, tuple[st
     Raises:
         UserError: the file is broken, has no such fold, or names a case that is not labelled.
     """
-    if not path.is_file():
+    if not is_file(path):
         return None
     folds = read_json(path)
     if not isinstance(folds, list) or not folds:

@@ -32,6 +32,7 @@ from anatomask.data.datasets.base import (
 )
 from anatomask.data.datasets.nnunet import SPLITS, entry_of, given_split, read_header, read_json
 from anatomask.data.fingerprint import Scheme
+from anatomask.data.listing import is_entry, is_file, is_folder
 from anatomask.data.nifti import nifti_grid
 from anatomask.data.resampling import resampled_affine, target_shape
 from anatomask.errors import UserError
@@ -104,7 +105,7 @@ def _plans(source: Path) -> dict[Path, Mapping[str, Any]]:
 
 
 def _matches(source: Path) -> bool:
-    if not (source / HEADER).is_file() or (source / "imagesTr").is_dir():
+    if not is_file(source / HEADER) or is_folder(source / "imagesTr"):
         return False
     try:
         return bool(_plans(source))
@@ -203,14 +204,14 @@ def _names(folder: Path) -> list[str]:
 
 def _truth(source: Path, case: str) -> Path | None:
     paths = (source / TRUTH / f"{case}{ending}" for ending in NIFTI)
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if is_entry(path)), None)
 
 
 def _case(source: Path, chosen: Configuration, case: str, channels: int) -> RawCase:
     z, y, x = (chosen.spacing[axis] for axis in chosen.backward)
     geometry = Geometry((x, y, z), chosen.backward, _truth(source, case), chosen.reoriented)
     path, segmentation = chosen.folder / f"{case}.b2nd", chosen.folder / f"{case}{SEGMENTATION}.b2nd"
-    if not path.is_file():
+    if not is_entry(path):
         path = segmentation = chosen.folder / f"{case}.npz"
     label = RawLabel(segmentation, partial(read_label, geometry=geometry))
     grid = partial(read_grid, geometry=geometry)

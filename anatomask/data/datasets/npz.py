@@ -32,6 +32,7 @@ from anatomask.data.datasets.base import (
 from anatomask.data.datasets.folder import all_ct
 from anatomask.data.datasets.nnunet import SPLITS, given_split, read_header, scheme_of
 from anatomask.data.fingerprint import Scheme
+from anatomask.data.listing import is_file, is_folder
 from anatomask.errors import UserError
 
 HEADER = "dataset.json"
@@ -42,12 +43,12 @@ def _matches(source: Path) -> bool:
 
 
 def _files(source: Path) -> list[Path]:
-    return sorted(path for path in source.rglob("*.npz") if is_visible(path, source))
+    return sorted(path for path in source.rglob("*.npz") if is_visible(path, source) and not is_folder(path))
 
 
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     files = _files(source)
-    described = (source / HEADER).is_file()
+    described = is_file(source / HEADER)
     channels, classes = read_header(source / HEADER)[1:] if described else (_channels(files), {})
     cases = tuple(_case(path, source, len(channels), described) for path in files)
     schemes = tuple(map(scheme_of, channels)) if described else _schemes(cases, len(channels))

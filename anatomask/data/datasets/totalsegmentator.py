@@ -24,6 +24,7 @@ from anatomask.data.datasets.base import (
     nifti_image,
 )
 from anatomask.data.grids import same_grid
+from anatomask.data.listing import is_entry, is_file, is_folder, names_in
 from anatomask.data.nifti import read_nifti
 from anatomask.errors import UserError
 
@@ -59,7 +60,10 @@ def merge_masks(folder: Path, version: Version = "v1") -> tuple[np.ndarray, np.n
     if found - known:
         raise UserError(f"{folder / min(found - known)} is not a class of TotalSegmentator {version}")
     if known - found:
-        raise UserError(f"{folder / min(known - found)} is missing ({len(known - found)} of {len(known)} masks are)")
+        raise UserError(
+            f"{folder / min(known - found)} is missing ({len(known - found)} of {len(known)} masks are); "
+            "get the case again, or leave it out"
+        )
     first = next(iter(names))
     for c, name in names.items():
         path = folder / f"{name}.nii.gz"
@@ -75,22 +79,25 @@ def merge_masks(folder: Path, version: Version = "v1") -> tuple[np.ndarray, np.n
 
 
 def _masks(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("*.nii.gz") if is_nifti(path)}
+    return {name for name in names_in(folder) if name.endswith(".nii.gz") and is_nifti(folder / name)}
 
 
 def _root(source: Path) -> Path:
-    return next((source / name for name in FOLDERS if (source / name).is_dir()), source)
+    return next((source / name for name in FOLDERS if is_folder(source / name)), source)
 
 
 def _version(source: Path) -> Version | None:
     """By the names of masks; none: no folder has any, which is what tells it from other folders."""
     folders = _folders(_root(source))
-    masks = [folder / MASKS for folder in folders if (folder / MASKS).is_dir()]
-    if not masks or not any((folder / SCAN).is_file() for folder in folders):
+    masks = [folder / MASKS for folder in folders if is_folder(folder / MASKS)]
+    if not masks or not any(is_entry(folder / SCAN) for folder in folders):
         return None
     only = _only("v1", "v2"), _only("v2", "v1")
     for folder in masks:  # until one tells: some may be empty, or hold a few masks
-        names = _masks(folder)
+        try:
+            names = _masks(folder)
+        except UserError:
+            continue  # it will be listed with its reason when its turn comes
         v1, v2 = (not names.isdisjoint(one) for one in only)
         if v1 != v2:
             return "v2" if v2 else "v1"
@@ -107,7 +114,7 @@ def _folders(root: Path) -> list[Path]:
     return [
         folder
         for folder in sorted(root.iterdir())
-        if not folder.name.startswith(".") and ((folder / SCAN).is_file() or (folder / MASKS).is_dir())
+        if not folder.name.startswith(".") and (is_entry(folder / SCAN) or is_folder(folder / MASKS))
     ]
 
 
@@ -130,7 +137,7 @@ def _read(source: Path, version: Version) -> RawDataset:
 
 def _case(folder: Path, version: Version) -> RawCase:
     masks = folder / MASKS
-    label = RawLabel(masks, partial(merge_masks, version=version)) if masks.is_dir() else None
+    label = RawLabel(masks, partial(merge_masks, version=version)) if is_folder(masks) else None
     return RawCase(folder.name, folder.name, (nifti_image(folder / SCAN),), label)
 
 
@@ -140,7 +147,7 @@ def _given_split(path: Path, cases: tuple[RawCase, ...]) -> dict[str, tuple[str,
     Raises:
         UserError: a labelled case is not listed, or its split is none of train, val and test.
     """
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), delimiter=";"))

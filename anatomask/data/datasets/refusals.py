@@ -1,0 +1,69 @@
+"""What of a raw data set cannot go through whatever its reader is: each is refused by name, beside the good cases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from anatomask.data.datasets.base import RawCase, RawDataset, refused_case
+from anatomask.data.listing import faults, is_folder
+from anatomask.errors import UserError
+from anatomask.names import readable
+from anatomask.settings import is_text
+
+LONGEST_CASE = 220
+"""Bytes of a case's name: file systems take 255, and files that are named after it have endings."""
+
+
+def with_refusals(raw: RawDataset, source: Path) -> RawDataset:
+    """Replace the cases that cannot be used by such as are refused by name, and add closed folders as such.
+
+    Links to nothing, FIFOs and the like that no case would read are a remark.
+
+    Raises:
+        UserError: the path of the source itself is not text.
+    """
+    if not is_text(str(source)):
+        raise UserError(f"the path {readable(str(source))} is not UTF-8 text; rename it, or link to it by another name")
+    cases = [_or_refused(one) for one in raw.cases]
+    refused = {one.case for one, now in zip(raw.cases, cases, strict=True) if now is not one}
+    known = {path for one in raw.cases for path in _paths(one)}
+    known |= {parent for path in known for parent in path.parents}
+    remarks = []
+    for path, why in faults(source):
+        if path in known:
+            continue  # the case that it belongs to will say so
+        if is_folder(path):
+            name = f"{'_'.join(path.relative_to(source).parts) or source.name} (folder)"
+            advice = "give this account access to it, or take it out of the source"
+            cases.append(refused_case(readable(name), path, readable(f"{path} cannot be listed ({why}); {advice}")))
+        else:
+            remarks.append(readable(f"{path.relative_to(source)} is left out: {why}"))
+    if len(remarks) > 1:
+        remarks = [f"{len(remarks)} entries are neither file nor folder; {remarks[0]}"]
+    splits = raw.splits and {
+        name: tuple(case for case in raw.splits[name] if case not in refused) for name in raw.splits
+    }
+    return replace(
+        raw,
+        cases=tuple(cases),
+        splits=splits,
+        held_back=raw.held_back - refused,
+        remarks=(*raw.remarks, *remarks),
+    )
+
+
+def _or_refused(raw: RawCase) -> RawCase:
+    """The case, or one in its place that is refused where its name cannot be that of a file."""
+    path = raw.images[0].path
+    if not all(map(is_text, (raw.case, *map(str, _paths(raw))))):
+        why = "has a name that is not UTF-8 text, or holds control characters"
+    elif (length := len(raw.case.encode())) > LONGEST_CASE:
+        why = f"makes the name of a case {length} bytes long, more than {LONGEST_CASE}"
+    else:
+        return raw
+    return refused_case(readable(raw.case), path, readable(f"{path} {why}; rename it"))
+
+
+def _paths(raw: RawCase) -> list[Path]:
+    return [*(image.path for image in raw.images), *([raw.label.path] if raw.label is not None else [])]
