@@ -28,3 +28,7 @@ class Stopped(Exception):
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(f"stopped by {number.name}")
         self.exit_code = 128 + number
+
+
+class Note(UserWarning):
+    """What the user should know though the work goes on. The message is one sentence, shown once."""

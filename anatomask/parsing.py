@@ -11,16 +11,24 @@ MOST_VALUES = 100_000
 """Values that a YAML file may stand for: a few aliases of aliases in a file of 1 kB stand for 10^8."""
 
 
-def from_json(text: str | bytes) -> Any:
+def from_json(text: str | bytes, *, finite: bool = False) -> Any:
     """Parse JSON.
 
+    Args:
+        text: what is parsed.
+        finite: whether to refuse NaN and the infinities, which Python writes though JSON has no such numbers.
+
     Raises:
-        ValueError: it is not JSON, not UTF-8, or nested too deeply.
+        ValueError: it is not JSON, not UTF-8, nested too deeply, or holds a number that is refused.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse_constant if finite else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} where a finite number is expected")
 
 
 def from_yaml(text: str | bytes) -> Any:

@@ -211,8 +211,9 @@ def label_of(volume: np.ndarray) -> np.ndarray:
 def write_shards(folder: Path, codec: str, brick: int) -> None:
     """Our shards of all volumes."""
     from anatomask.data.fingerprint import ChannelFingerprint, Fingerprint
+    from anatomask.data.index import write_index
     from anatomask.data.records import DatasetInfo, PreparedCase
-    from anatomask.data.shards import write_case, write_index
+    from anatomask.data.shards import write_case
 
     root, affine = str(folder / "shards"), np.diag([1.5, 1.5, 1.5, 1])
     records = []

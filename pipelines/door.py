@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from anatomask.config import parse
-from anatomask.errors import Stopped, UserError
+from anatomask.errors import Note, Stopped, UserError
 from anatomask.recipes import RECIPES
 from pipelines.printing import message_text, never_fail_to_print
 
@@ -47,11 +49,12 @@ def run(
     never_fail_to_print()
     console = Console(stderr=True)
     try:
-        invocation = parse(verb, sys.argv[1:] if argv is None else argv, RECIPES)
-        if invocation.dry_run:
-            show_plan(verb, plan(invocation.config))
-            return 0
-        return stage(invocation.config, overwrite=invocation.overwrite)
+        with notes_shown(console, verb):
+            invocation = parse(verb, sys.argv[1:] if argv is None else argv, RECIPES)
+            if invocation.dry_run:
+                show_plan(verb, plan(invocation.config))
+                return 0
+            return stage(invocation.config, overwrite=invocation.overwrite)
     except UserError as error:
         return _fail(console, verb, str(error))
     except OSError as error:
@@ -59,6 +62,23 @@ def run(
     except (KeyboardInterrupt, Stopped) as stop:
         console.print(f"anatomask {verb}: stopped. The same command goes on where it was.")
         return stop.exit_code if isinstance(stop, Stopped) else 130
+
+
+@contextmanager
+def notes_shown(console: Console, verb: str) -> Iterator[None]:
+    """Print each `Note` that is warned of inside, once, as one line; show other warnings as Python does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", Note)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, Note):
+                return usual(message, category, *place, **more)
+            console.print(f"[bold yellow]anatomask {verb}:[/bold yellow] ", end="")
+            console.print(str(message), markup=False, highlight=False, soft_wrap=True)
+
+        warnings.showwarning = show
+        yield
 
 
 def show_plan(verb: str, rows: Sequence[tuple[str, str]]) -> None:

@@ -24,8 +24,9 @@ from pyarrow.fs import FileSystem
 from anatomask.cluster import ClusterConfig, running
 from anatomask.data.bricks import Codec
 from anatomask.data.fingerprint import Fingerprint, case_histograms
+from anatomask.data.index import write_index
 from anatomask.data.records import DatasetInfo, PreparedCase
-from anatomask.data.shards import PreparedDataset, write_case, write_index
+from anatomask.data.shards import PreparedDataset, write_case
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -151,7 +152,8 @@ def prepared(tmp_path: Path) -> Callable[..., PreparedDataset]:
         info = DatasetInfo(
             "test", "folder", names, schemes, classes, dict.fromkeys(classes, 3.0), (2.0, 2.0, 3.0), brick, codec
         )
-        histograms = [case_histograms(image[None], label, (s,))[0] for image, s in zip(images, schemes, strict=True)]
+        counted = label if classes else None
+        histograms = [case_histograms(image[None], counted, (s,))[0] for image, s in zip(images, schemes, strict=True)]
         fingerprint = Fingerprint.from_histograms(names, schemes, histograms)
         write_index(path, info, [record], {"train": ["one"]}, fingerprint)
         return PreparedDataset.open(path)

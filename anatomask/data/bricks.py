@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import blosc2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from anatomask.parsing import from_json
 
@@ -23,7 +25,9 @@ Slab = tuple[slice, slice, slice]
 
 PREFIX = 4
 """Bytes before a value in a Parquet page: its length, little-endian."""
+BRICKS_KEY = b"anatomask.bricks"
 LENGTHS_KEY = b"anatomask.lengths"
+"""The key that an older version, which knew no checksums, wrote in place of `BRICKS_KEY`."""
 _BLOSC2 = {"lz4": (blosc2.Codec.LZ4, 5), "lz4hc": (blosc2.Codec.LZ4HC, 9), "zstd": (blosc2.Codec.ZSTD, 1)}
 
 
@@ -81,10 +85,20 @@ def unpack(packed: Any, codec: Codec, dtype: str, slab: Slab) -> np.ndarray:
 
 
 def table_of(columns: Mapping[str, Sequence[bytes]], metadata: Mapping[bytes, bytes]) -> pa.Table:
-    """Packed bricks as a table, a row per brick, whose metadata holds their lengths beside `metadata`."""
+    """Packed bricks as a table, a row per brick, whose metadata holds their lengths and checksums beside `metadata`.
+
+    Checksums are XXH3 of 64 bits: those of a column's bricks one after the other, little-endian, in base64, and that
+    of each value of `metadata` in hexadecimal.
+    """
     fields = [pa.field(name, pa.large_binary(), nullable=False) for name in columns]
     lengths = {name: [len(value) for value in values] for name, values in columns.items()}
-    schema = pa.schema(fields, {**metadata, LENGTHS_KEY: json.dumps(lengths, separators=(",", ":")).encode()})
+    sums = {name: np.array([xxh3_64_intdigest(value) for value in values], "<u8") for name, values in columns.items()}
+    digests = {
+        **{name: b64encode(column.tobytes()).decode() for name, column in sums.items()},
+        **{key.decode(): xxh3_64_hexdigest(value) for key, value in metadata.items()},
+    }
+    own = json.dumps({"lengths": lengths, "digests": digests}, separators=(",", ":")).encode()
+    schema = pa.schema(fields, {**metadata, BRICKS_KEY: own})
     return pa.table([pa.array(values, pa.large_binary()) for values in columns.values()], schema=schema)
 
 
@@ -94,7 +108,7 @@ def locations(footer: pq.FileMetaData) -> dict[str, np.ndarray]:
     Raises:
         KeyError, ValueError: the file is not one of ours.
     """
-    lengths = from_json(footer.metadata[LENGTHS_KEY])
+    lengths, _ = _lengths_and_digests(footer.metadata)
     found = {name: np.empty((footer.num_row_groups, 2), np.int64) for name in lengths}
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)
@@ -103,6 +117,42 @@ def locations(footer: pq.FileMetaData) -> dict[str, np.ndarray]:
             length = PREFIX + lengths[chunk.path_in_schema][index]
             found[chunk.path_in_schema][index] = chunk.data_page_offset + chunk.total_compressed_size - length, length
     return found
+
+
+def brick_digests(footer: pq.FileMetaData) -> dict[str, np.ndarray] | None:
+    """The checksum of each brick of each column, (bricks,) uint64; None: an older version wrote the file.
+
+    Raises:
+        KeyError, ValueError: the file is not one of ours.
+    """
+    _, digests = _lengths_and_digests(footer.metadata)
+    if digests is None:
+        return None
+    found = {name: np.frombuffer(b64decode(digests[name], validate=True), "<u8") for name in footer.schema.names}
+    if any(len(column) != footer.num_row_groups for column in found.values()):
+        raise ValueError("the footer has not as many checksums as bricks")
+    return found
+
+
+def metadata_value(metadata: Mapping[bytes, bytes], key: bytes) -> bytes:
+    """A value of the metadata that `table_of` was given, checked.
+
+    Raises:
+        KeyError: it is not there.
+        ValueError: it does not match its checksum.
+    """
+    value = metadata[key]
+    _, digests = _lengths_and_digests(metadata)
+    if digests is not None and digests[key.decode()] != xxh3_64_hexdigest(value):
+        raise ValueError(f"{key.decode()} in the footer does not match its checksum")
+    return value
+
+
+def _lengths_and_digests(metadata: Mapping[bytes, bytes]) -> tuple[dict[str, list[int]], dict[str, str] | None]:
+    if LENGTHS_KEY in metadata:
+        return from_json(metadata[LENGTHS_KEY]), None
+    own = from_json(metadata[BRICKS_KEY])
+    return own["lengths"], own["digests"]
 
 
 def value_of(stored: pa.Buffer) -> pa.Buffer:

@@ -17,15 +17,18 @@ from typing import Any
 from anatomask.data.bricks import Codec
 from anatomask.data.datasets.base import RawCase, RawDataset, ReaderConfig
 from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme, case_histograms
+from anatomask.data.index import FORMAT, FORMAT_WITHOUT_DIGESTS, write_index
 from anatomask.data.preprocess import prepare_case
 from anatomask.data.records import CaseRecord, DatasetInfo
-from anatomask.data.shards import PreparedDataset, read_record, write_case, write_index
+from anatomask.data.shards import PreparedDataset, read_record, write_case
 from anatomask.data.splits import Splits, keep
 from anatomask.data.storage import Root, Storage
 from anatomask.errors import UserError, unexpected
 from anatomask.names import component
 
 SETTINGS = "prepare.json"
+VERSION = "format"
+"""The entry of the settings that holds the version of the layout, `index.FORMAT`, which the folder keeps."""
 SCANS = "scans"
 """The entry of the settings that stands for the source's cases."""
 CONTENTS = ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json", "skipped.json", "cases", "originals")
@@ -79,21 +82,23 @@ def claim(root: Root, settings: Mapping[str, Any], overwrite: bool) -> None:
         OSError: it cannot be written.
     """
     storage = Storage.of(root)
+    version = FORMAT
     if storage.exists(SETTINGS):
         if overwrite:
             for name in (*CONTENTS, SETTINGS):  # the settings last: they say that the rest may be deleted
                 storage.clear(name)
         else:
-            _same_settings(storage, _as_json(settings))
+            version = _same_settings(storage, _as_json(settings))
     elif foreign := [name for name in CONTENTS if storage.exists(name)]:
         raise UserError(f"{storage.show(foreign[0])} is there, but no preparation wrote it; choose another --out")
     try:
-        storage.write_json(SETTINGS, _as_json(settings))
+        storage.write_json(SETTINGS, _as_json(settings) | {VERSION: version})
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{storage.show()} cannot be made a folder ({error.strerror}); choose another --out") from error
 
 
-def _same_settings(storage: Storage, now: Mapping[str, Any]) -> None:
+def _same_settings(storage: Storage, now: Mapping[str, Any]) -> int:
+    """The version of the layout that the folder was begun with. Raises as `claim`."""
     remedy = "choose another --out, or --overwrite"
     before = storage.read_json(SETTINGS, remedy)
     if not isinstance(before, Mapping):
@@ -109,6 +114,7 @@ def _same_settings(storage: Storage, now: Mapping[str, Any]) -> None:
             f"{storage.show()}: the scans of the source, or the split that comes with them, changed since, and cases "
             f"of training and test would mix; {remedy}"
         )
+    return int(before.get(VERSION, FORMAT_WITHOUT_DIGESTS))
 
 
 def finished_cases(root: Root) -> set[str]:
@@ -142,8 +148,9 @@ def complete(
         ({"case": outcome.case, "reason": outcome.reason} for outcome in outcomes if outcome.reason),
         key=lambda row: row["case"],
     )
-    Storage.of(root).clear_unfinished((".", "cases", "originals"))
-    write_index(root, info, records, splits, fingerprint, skipped)
+    storage = Storage.of(root)
+    storage.clear_unfinished((".", "cases", "originals"))
+    write_index(storage, info, records, splits, fingerprint, skipped, storage.read_json(SETTINGS)[VERSION])
 
 
 def records_of(root: Root, raw: RawDataset) -> dict[str, CaseRecord]:

@@ -65,10 +65,11 @@ class CaseRecord:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: it is not JSON, a value is not of its kind, or the case's name would lead out of its folder.
+            ValueError: it is not JSON, a value is not of its kind or not finite, or the case's name would lead out of
+                its folder.
             KeyError, TypeError, AttributeError: a field is missing, unknown or of another structure.
         """
-        data = from_json(text)
+        data = from_json(text, finite=True)
         component(data["case"])
         data["class_bricks"] = {
             int(c): {int(index): count for index, count in bricks.items()} for c, bricks in data["class_bricks"].items()

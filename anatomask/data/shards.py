@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from xxhash import xxh3_64_intdigest
 
 from anatomask.data.bricks import (
     Codec,
+    brick_digests,
     class_bricks,
     copy_overlap,
     locations,
+    metadata_value,
     pack,
     slabs,
     table_of,
@@ -31,6 +33,7 @@ from anatomask.data.bricks import (
     value_of,
 )
 from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme, body_voxels
+from anatomask.data.index import REMEDY, read_index
 from anatomask.data.nifti import UNREADABLE, reason
 from anatomask.data.records import (
     CaseRecord,
@@ -40,22 +43,17 @@ from anatomask.data.records import (
     affine_rows,
     triple,
 )
-from anatomask.data.storage import Root, Storage, as_json
+from anatomask.data.storage import Root, Storage
 from anatomask.errors import UserError
 from anatomask.names import component
-from anatomask.parsing import from_json
 
-FORMAT = 2
 METADATA_KEY = b"anatomask.case"
-REMEDY = "write it again with `anatomask prepare --overwrite`"
 LABEL_CODEC: Codec = "lz4hc"
 """Labels shrink a hundredfold, and are quick to decode for it."""
 LOCATED_CASES = 1024
-"""Of so many cases a data set remembers where their bricks lie: some ten kilobytes each."""
+"""Number of cases whose bricks' offsets and checksums are cached, about 10 kB each."""
 UNDECODABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError)
 """What pyarrow and Blosc2 raise for a Parquet file that is missing, cut off or damaged."""
-
-T = TypeVar("T")
 
 
 def case_path(case: str) -> str:
@@ -112,37 +110,20 @@ def read_record(root: Root, case: str) -> CaseRecord:
     """
     storage = Storage.of(root)
     try:
-        return CaseRecord.from_json(storage.inspect(case_path(case), pq.read_schema).metadata[METADATA_KEY])
+        return CaseRecord.from_json(
+            metadata_value(storage.inspect(case_path(case), pq.read_schema).metadata, METADATA_KEY)
+        )
     except UNDECODABLE as error:
         raise _damaged(storage, case, error) from error
 
 
-def write_index(
-    root: Root,
-    info: DatasetInfo,
-    records: Iterable[CaseRecord],
-    splits: Mapping[str, Sequence[str]],
-    fingerprint: Fingerprint,
-    skipped: Sequence[Mapping[str, str]] = (),
-) -> None:
-    """Write all that lies beside the cases; `dataset.json` comes last and says that the data set is whole.
+class Footer(NamedTuple):
+    """What the footer of a case's file says of its bricks, by column."""
 
-    An index that changes is taken back first: a reader finds the old one, none, or the new one, never some of each.
-    """
-    storage = Storage.of(root)
-    ordered = sorted(records, key=lambda record: record.case)
-    files = {
-        "cases.jsonl": "".join(record.to_json() + "\n" for record in ordered).encode(),
-        "fingerprint.json": as_json(fingerprint.to_dict()),
-        "splits.json": as_json({name: list(cases) for name, cases in splits.items()}),
-        "skipped.json": as_json([dict(row) for row in skipped]),
-        "dataset.json": as_json({"format": FORMAT, **asdict(info)}),
-    }
-    if all(storage.exists(name) and storage.read(name) == content for name, content in files.items()):
-        return
-    storage.clear("dataset.json")
-    for name, content in files.items():
-        storage.write(name, content)
+    locations: dict[str, np.ndarray]
+    """(bricks, 2): start and length in bytes."""
+    digests: dict[str, np.ndarray] | None
+    """(bricks,) uint64; None: an older version wrote the file."""
 
 
 class PreparedDataset:
@@ -162,7 +143,8 @@ class PreparedDataset:
         self.fingerprint = fingerprint
         self.storage = Storage.of(path)
         self.path = self.storage.root
-        self._where: dict[str, dict[str, np.ndarray]] = {}
+        self._where: dict[str, Footer] = {}
+        self._checked: dict[tuple[str, str], np.ndarray] = {}
         self._otsu: dict[tuple[str, int], float] = {}
 
     @classmethod
@@ -175,19 +157,11 @@ class PreparedDataset:
         storage = Storage.of(path)
         if storage.local:  # a relative path would mean another folder in a Ray worker
             storage = Storage(Path(storage.root).absolute())
-        for name in ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json"):
-            if not storage.exists(name):
-                raise UserError(
-                    f"{storage.show(name)} is missing; write it with `anatomask prepare --out {storage.show()}`"
-                )
-        header = _parsed(storage, "dataset.json", from_json)
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise UserError(f"{storage.show('dataset.json')} has another format version; run `anatomask prepare` again")
-        info = _parsed(storage, "dataset.json", _info)
-        records = _parsed(storage, "cases.jsonl", lambda text: [CaseRecord.from_json(x) for x in text.splitlines()])
-        fingerprint = _parsed(storage, "fingerprint.json", lambda text: Fingerprint.from_dict(from_json(text)))
-        splits = _parsed(storage, "splits.json", lambda text: _splits(text, {record.case for record in records}))
-        return cls(storage, info, {record.case: record for record in records}, splits, fingerprint)
+        index = read_index(storage)
+        return cls(storage, index.info, index.records, index.splits, index.fingerprint)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_checked": {}}  # another process reads for itself
 
     @property
     def shown(self) -> str:
@@ -257,7 +231,7 @@ class PreparedDataset:
         """
         record = self._record(case)
         rows = [index for index, _ in touched(record.shape, record.brick, origin, size)]
-        columns = {name: at for name, at in self._locations(case).items() if label or name != "label"}
+        columns = {name: at for name, at in self._footer(case).locations.items() if label or name != "label"}
         return int(sum(at[rows, 1].sum() for at in columns.values()))
 
     def footer_bytes(self, case: str) -> int:
@@ -347,21 +321,43 @@ class PreparedDataset:
         parts = touched(record.shape, record.brick, origin, next(iter(targets.values())).shape)
         if not parts:
             return
+        rows = np.array([index for index, _ in parts])
         try:
-            where = self._locations(record.case)
-            ranges = [range_ for name in targets for range_ in where[name][[index for index, _ in parts]].tolist()]
-            packed = map(value_of, self.storage.read_ranges(case_path(record.case), ranges))
-            for name, target in targets.items():
+            where = self._footer(record.case).locations
+            ranges = [range_ for name in targets for range_ in where[name][rows].tolist()]
+            stored = [value_of(value) for value in self.storage.read_ranges(case_path(record.case), ranges)]
+            for number, (name, target) in enumerate(targets.items()):
+                packed = stored[number * len(rows) : (number + 1) * len(rows)]
+                self._check(record.case, name, rows, packed)
                 dtype, codec = ("uint8", LABEL_CODEC) if name == "label" else (record.dtype(name), record.codec)
-                for _, part in parts:
-                    copy_overlap(target, origin, unpack(next(packed), codec, dtype, part), part)
+                for value, (_, part) in zip(packed, parts, strict=True):
+                    copy_overlap(target, origin, unpack(value, codec, dtype, part), part)
         except UNDECODABLE as error:
             raise _damaged(self.storage, record.case, error) from error
 
-    def _locations(self, case: str) -> dict[str, np.ndarray]:
+    def _check(self, case: str, column: str, rows: np.ndarray, packed: Sequence[pa.Buffer]) -> None:
+        """Compare bricks with their checksums; those of a local file once in this process, at the first reading.
+
+        An uncompressed brick is mapped, and reading all of it at every crop would take longer than the crop.
+
+        Raises:
+            ValueError: one does not match.
+        """
+        digests = self._footer(case).digests
+        if digests is None:
+            return
+        checked = self._checked.setdefault((case, column), np.zeros(len(digests[column]), bool))
+        for place in np.flatnonzero(~checked[rows]).tolist():
+            if xxh3_64_intdigest(packed[place]) != digests[column][rows[place]]:
+                raise ValueError(f"brick {rows[place]} of {column} does not match its checksum")
+        if self.storage.local:
+            checked[rows] = True
+
+    def _footer(self, case: str) -> Footer:
         """Where the bricks of a case lie in its file; of the cases read last, so that memory stays flat."""
         if case not in self._where:
-            found = locations(self.storage.inspect(case_path(case), pq.read_metadata))
+            metadata = self.storage.inspect(case_path(case), pq.read_metadata)
+            found = Footer(locations(metadata), brick_digests(metadata))
             if len(self._where) >= LOCATED_CASES:
                 del self._where[next(iter(self._where))]
             self._where[case] = found
@@ -371,33 +367,6 @@ class PreparedDataset:
 def _damaged(storage: Storage, case: str, error: BaseException) -> UserError:
     path = storage.show(case_path(case))
     return UserError(f"{path} is damaged: {reason(error)}; delete it and run `anatomask prepare` again")
-
-
-def _parsed(storage: Storage, name: str, parse: Callable[[bytes], T]) -> T:
-    """A file of the index, parsed. Raises UserError naming it and what is wrong."""
-    try:
-        return parse(storage.read(name))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{storage.show(name)} is damaged ({type(error).__name__}: {error}); {REMEDY}") from error
-
-
-def _info(text: bytes) -> DatasetInfo:
-    data = from_json(text)
-    del data["format"]
-    for name in ("channel_names", "schemes"):
-        data[name] = tuple(data[name])
-    data["spacing"] = triple(data["spacing"], float)
-    data["class_names"] = {int(c): str(value) for c, value in data["class_names"].items()}
-    data["nsd_tolerance"] = {int(c): float(value) for c, value in data["nsd_tolerance"].items()}
-    return DatasetInfo(**data)
-
-
-def _splits(text: bytes, known: set[str]) -> dict[str, tuple[str, ...]]:
-    splits = {name: tuple(cases) for name, cases in from_json(text).items()}
-    for name, cases in splits.items():
-        if unknown := [case for case in cases if case not in known]:
-            raise ValueError(f"{name} names case {unknown[0]!r}, which was not prepared")
-    return splits
 
 
 def _describe(image: np.ndarray, scheme: Scheme) -> ChannelRecord:

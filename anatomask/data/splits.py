@@ -6,15 +6,21 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anatomask.data.datasets.base import RawDataset
 from anatomask.errors import UserError
 from anatomask.settings import Settings
 
+if TYPE_CHECKING:  # the readers are many, and who reads what is prepared needs none
+    from anatomask.data.datasets.base import RawDataset
+
 Splits = dict[str, tuple[str, ...]]
+APART = ("train", "val", "test", "unlabeled", "unlabeled_test")
+"""The splits that must not share a case. A split of another name, added by hand, may hold any cases."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,9 @@ def dataset_splits(raw: RawDataset, config: SplitConfig) -> Splits:
     Cases without labels are "unlabeled" beside labelled ones, for pretraining; those that the publisher holds back
     for testing, and those of val and test patients, are "unlabeled_test", which nobody trains on. A data set that
     has no labels at all is drawn as if it had.
+
+    Raises:
+        UserError: the given split has a case in two of train, val and test.
     """
     labelled = {raw_case.case: raw_case.patient for raw_case in raw.cases if raw_case.label is not None}
     unlabelled = {raw_case.case: raw_case.patient for raw_case in raw.cases if raw_case.label is None}
@@ -52,6 +61,9 @@ def dataset_splits(raw: RawDataset, config: SplitConfig) -> Splits:
         free = {case: patient for case, patient in unlabelled.items() if case not in raw.held_back}
         return {**split_patients(free, config), "unlabeled": (), "unlabeled_test": tuple(sorted(raw.held_back))}
     splits = dict(raw.splits) if raw.splits is not None else split_patients(labelled, config)
+    if found := shared_case(splits):
+        case, one, other = found
+        raise UserError(f"the split that comes with the data has case {case} in {one} and in {other}; leave it in one")
     tested = {labelled[case] for split in ("val", "test") for case in splits[split] if case in labelled}
     apart = {case for case, patient in unlabelled.items() if case in raw.held_back or patient in tested}
     placed = {case for cases in splits.values() for case in cases}
@@ -135,3 +147,21 @@ def patient_counts(n: int, fractions: tuple[float, float, float]) -> tuple[int, 
 def keep(splits: Mapping[str, Iterable[str]], cases: set[str]) -> Splits:
     """The splits without the cases that are not among `cases`."""
     return {split: tuple(case for case in members if case in cases) for split, members in splits.items()}
+
+
+def shared_case(splits: Mapping[str, Iterable[str]]) -> tuple[str, str, str] | None:
+    """The first case that is in two of the splits `APART`, with their names; None if there is no such case."""
+    for one, other in combinations(APART, 2):
+        if both := set(splits.get(one, ())) & set(splits.get(other, ())):
+            return min(both), one, other
+    return None
+
+
+def shared_patients(splits: Mapping[str, Iterable[str]], patients: Mapping[str, str]) -> set[str]:
+    """The patients with cases both for training and for choosing or testing.
+
+    Unlike a shared case this is no error: a split that is published with a data set may be by scan, and scores are
+    compared on it as it is.
+    """
+    trained = {patients[case] for split in ("train", "unlabeled") for case in splits.get(split, ())}
+    return trained & {patients[case] for split in ("val", "test") for case in splits.get(split, ())}

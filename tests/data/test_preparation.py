@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from anatomask.data.datasets import read_dataset
 from anatomask.data.datasets.base import RawDataset
+from anatomask.data.index import FORMAT, FORMAT_WITHOUT_DIGESTS
 from anatomask.data.normalisation import normalise
 from anatomask.data.preparation import (
     Outcome,
@@ -32,12 +34,13 @@ from anatomask.data.resampling import resample_label
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.splits import SplitConfig, dataset_splits, keep
 from anatomask.data.storage import Storage
-from anatomask.errors import UserError
+from anatomask.errors import Note, UserError
 
 
 def prepare(root: Path, raw: RawDataset, info: DatasetInfo) -> tuple[PreparedDataset, list[Outcome]]:
     """What the pipeline does, one case after the other."""
     out = str(root)
+    claim(out, settings_of("source", raw, info, SplitConfig()), overwrite=False)
     outcomes = [prepare_and_write(out, info, case) for case in raw.cases]
     splits = dataset_splits(raw, SplitConfig())
     records = records_of(out, raw)
@@ -83,7 +86,7 @@ def test_preparing_twice_gives_the_same_bytes(nnunet_source: Path, tmp_path: Pat
     for name in ("one", "two"):
         prepare(tmp_path / name, raw, info)
     files = {path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()}
-    assert len(files) == 5 + 5 + 4  # index, cases, originals
+    assert len(files) == 1 + 5 + 5 + 4  # settings, index, cases, originals
     for path in files:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
 
@@ -265,3 +268,20 @@ def test_schemes_are_chosen_per_channel(real_data: Path) -> None:
         for one in (raw, choose_schemes(raw, ("ct", "zscore")))
     ]
     assert {name for name in settings[0] if settings[0][name] != settings[1][name]} == {"preprocess.normalisation"}
+
+
+def test_a_folder_that_an_older_version_began_stays_of_that_version(nnunet_source: Path, tmp_path: Path) -> None:
+    raw = read_dataset(nnunet_source)
+    info = dataset_info(raw, "boxes", (3.0, 3.0, 3.0), 16, "none")
+    settings = settings_of("source", raw, info, SplitConfig())
+    claim(str(tmp_path / "out"), settings, overwrite=False)
+    path = tmp_path / "out" / "prepare.json"
+    older = json.loads(path.read_text())
+    assert older.pop("format") == FORMAT
+    path.write_text(json.dumps(older))
+    with pytest.warns(Note, match="older version"):
+        prepare(tmp_path / "out", raw, info)
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["format"] == FORMAT_WITHOUT_DIGESTS
+    claim(str(tmp_path / "out"), settings, overwrite=True)
+    assert prepare(tmp_path / "out", raw, info)[0].records
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["format"] == FORMAT

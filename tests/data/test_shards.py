@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anatomask.data.bricks import Codec, locations, slabs, touched, unpack
+from anatomask.data.index import write_index
 from anatomask.data.records import CaseRecord
-from anatomask.data.shards import PreparedDataset, read_record, write_index
+from anatomask.data.shards import PreparedDataset, read_record
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 

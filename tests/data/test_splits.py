@@ -76,6 +76,12 @@ def test_a_given_split_wins() -> None:
     assert dataset_splits(dataset("abc", "x", given_split), SplitConfig()) == expected
 
 
+def test_a_given_split_that_shares_a_case_is_refused_before_anything_is_prepared() -> None:
+    for shared in ({"train": ("a", "b"), "val": ("b",), "test": ()}, {"train": (), "val": ("b",), "test": ("b",)}):
+        with pytest.raises(UserError, match=r"has case b in .*; leave it in one"):
+            dataset_splits(dataset("ab", "", shared), SplitConfig())
+
+
 def test_nobody_trains_on_held_back_cases_nor_on_other_scans_of_tested_patients() -> None:
     splits = {"train": ("a",), "val": ("b",), "test": ("c",)}
     raw = dataset("abc", "vwxyz", splits)

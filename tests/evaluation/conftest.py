@@ -12,9 +12,10 @@ from nibabel import orientations
 
 from anatomask.data.datasets.base import RawCase, nifti_image, nifti_label
 from anatomask.data.fingerprint import ChannelFingerprint, Fingerprint
+from anatomask.data.index import write_index
 from anatomask.data.preprocess import prepare_case
 from anatomask.data.records import DatasetInfo
-from anatomask.data.shards import PreparedDataset, write_case, write_index
+from anatomask.data.shards import PreparedDataset, write_case
 
 CLASSES = {1: "liver", 2: "spleen"}
 

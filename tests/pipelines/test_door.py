@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from anatomask.errors import Note
 from pipelines import door
 from pipelines.__main__ import main
 from tests.test_parsing import alias_bomb
@@ -116,3 +119,11 @@ def test_yaml_that_no_one_can_use_is_a_short_message(
     shown = complain(["pretrain", "--config", str(file), *data], capfd)
     assert message in shown
     assert len(shown) < 1_000
+
+
+def test_a_note_is_one_line_and_shown_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.warns(RuntimeWarning, match="not ours"), door.notes_shown(Console(stderr=True), "pretrain"):
+        for _ in range(3):
+            warnings.warn(Note("old [folder] has no checksums"), stacklevel=1)
+        warnings.warn("not ours", RuntimeWarning, stacklevel=1)
+    assert capfd.readouterr().err == "anatomask pretrain: old [folder] has no checksums\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -22,6 +23,7 @@ from optuna.trial import TrialState
 
 from anatomask.cluster import ClusterConfig, divide
 from anatomask.config import PretrainConfig, overlay_dotted, parse, plain
+from anatomask.data.index import write_index
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.files import alone
@@ -254,15 +256,19 @@ def test_another_table_under_the_same_name_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def labelled(prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
-    """A prepared data set whose only case is a training case."""
+    """A prepared data set of two labelled cases: "one", for training, and "two", of which only the record exists."""
     image = np.random.default_rng(0).integers(-200, 200, (20, 20, 20)).astype(np.int16)
-    return prepared(image, label=(image > 0).astype(np.uint8))
+    one = prepared(image, label=(image > 0).astype(np.uint8))
+    records = [one.records["one"], dataclasses.replace(one.records["one"], case="two")]
+    splits = {"train": ["one"], "unlabeled": [], "val": ["two"]}
+    write_index(one.path, one.info, records, splits, one.fingerprint)
+    return PreparedDataset.open(one.path)
 
 
 def test_trials_are_scored_on_val_and_on_test_only_where_there_is_none(labelled: PreparedDataset) -> None:
     splits = Path(labelled.path) / "splits.json"
     argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path]
-    for text, expected in [('{"val": ["one"], "test": ["one"]}', "val"), ('{"val": [], "test": ["one"]}', "test")]:
+    for text, expected in [('{"val": ["one"], "test": ["two"]}', "val"), ('{"val": [], "test": ["one"]}', "test")]:
         splits.write_text(text)
         assert build_chain(parse("sweep", argv, RECIPES).config).splits == {labelled.path: expected}
     with pytest.raises(UserError, match="--split val"):
@@ -272,7 +278,6 @@ def test_trials_are_scored_on_val_and_on_test_only_where_there_is_none(labelled:
 
 
 def test_a_field_that_a_space_misnames_is_refused_before_anything_starts(labelled: PreparedDataset) -> None:
-    (Path(labelled.path) / "splits.json").write_text('{"train": ["one"], "unlabeled": [], "val": ["one"]}')
     argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path]
     for stage, epochs, steps in (("pretrain", 3, 5), ("finetune", 4, 2)):
         argv += [f"--{stage}.training.epochs", str(epochs), f"--{stage}.training.steps-per-epoch", str(steps)]
@@ -285,7 +290,6 @@ def test_a_field_that_a_space_misnames_is_refused_before_anything_starts(labelle
 def test_two_processes_never_work_on_one_sweep(
     labelled: PreparedDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (Path(labelled.path) / "splits.json").write_text('{"train": ["one"], "unlabeled": [], "val": ["one"]}')
     argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path), "--name", "it"]
     with alone(tmp_path / ".it.lock"):
         assert main(["sweep", *argv, "--overwrite"]) == 1
