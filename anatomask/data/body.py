@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from anatomask.data.fingerprint import BODY_HU
-from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.masking import Among
+
+if TYPE_CHECKING:  # what trains on a machine without NIfTI and Parquet imports this
+    from anatomask.data.shards import PreparedDataset
 
 SOFT_TISSUE_HU = (-175.0, 250.0)
 """Lowest and highest HU of the foreground of SubFore (Lee et al., arXiv 2509.07534): neither air and lung nor bone."""

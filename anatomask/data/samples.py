@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from anatomask.data.body import body_bounds, body_shares
-from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.masking import Among
 from anatomask.settings import Settings
+
+if TYPE_CHECKING:  # what trains on a machine without NIfTI and Parquet imports this
+    from anatomask.data.shards import PreparedDataset
 
 CROP_MULTIPLE = 16
 """Voxels by which a crop's sides must be divisible: the largest stride of the networks."""
@@ -25,7 +28,7 @@ CROPS_TRIED = 16
 """Crops of a case that are drawn until one holds body."""
 
 Sample = dict[str, np.ndarray]
-Draw = Callable[[PreparedDataset, str, np.random.Generator], Sample]
+Draw = Callable[["PreparedDataset", str, np.random.Generator], Sample]
 
 ON_HOST = ("sample", "seed", "candidates")
 """Columns of a batch that only the host reads, so they never go to the device."""

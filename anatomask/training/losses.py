@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.utils import one_hot
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.modules.loss import _Loss
@@ -26,7 +25,8 @@ class DiceCrossEntropy(_Loss):
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Logits (B, K, …) and class indices (B, 1, …) to a scalar."""
         voxels = (0, *range(2, logits.dim()))
-        probabilities, truth = logits.softmax(1), one_hot(label, logits.shape[1], dtype=logits.dtype)
+        probabilities = logits.softmax(1)
+        truth = probabilities.new_zeros(probabilities.shape).scatter_(1, label.long(), 1)
         sums = torch.stack([part.sum(voxels) for part in (probabilities * truth, probabilities, truth)])
         shared, predicted, present = all_reduce(sums)[:, 1:]
         dice = 1 - (2 * shared + SMOOTHING) / (predicted + present + SMOOTHING)
