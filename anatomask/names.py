@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 LONGEST = 128
 """Characters of a run's name, or of a file name made of a text: file systems take 255 bytes, endings included."""
@@ -42,6 +43,12 @@ def component(name: str) -> str:
     if name in ("", ".", "..") or "/" in name or any(ord(character) < 32 for character in name):
         raise ValueError(f"{shown(name)} is not the name of a file")
     return name
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """List the first of `names`, and say how many there are besides."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def shown(value: object, longest: int = 80) -> str:

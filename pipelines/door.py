@@ -101,6 +101,11 @@ def describe(error: OSError) -> str:
     return f"{name}: {REMEDIES.get(error.errno, os.strerror(error.errno))}"
 
 
+def remark(text: str) -> None:
+    """Print what the user should know besides the result."""
+    Console(stderr=True).print(message_text(text), markup=False, highlight=False, soft_wrap=True)
+
+
 def _fail(console: Console, verb: str, message: str) -> int:
     console.print(f"[bold red]anatomask {verb}:[/bold red] ", end="")
     console.print(message_text(message), markup=False, highlight=False, soft_wrap=True)

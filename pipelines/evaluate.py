@@ -171,9 +171,7 @@ def _claim(folder: Storage, identity: dict[str, Any], overwrite: bool) -> None:
     there no evaluation wrote.
     """
     if not folder.exists(IDENTITY_FILE):
-        for name in (PREDICTIONS, CASES_FILE, SUMMARY_FILE):
-            if folder.exists(name):
-                raise UserError(f"{folder.show(name)} is there, but no evaluation wrote it; move it elsewhere")
+        folder.refuse_foreign((PREDICTIONS, CASES_FILE, SUMMARY_FILE), "evaluation", "move it elsewhere")
     elif not overwrite:
         before = folder.read_json(IDENTITY_FILE, REMEDY)
         if not isinstance(before, Mapping):

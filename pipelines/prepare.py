@@ -45,6 +45,7 @@ from anatomask.data.scale import measure
 from anatomask.data.splits import Splits, dataset_splits, keep, read_split_file
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
+from anatomask.names import some
 from pipelines import door
 from pipelines.mapping import mapped
 from pipelines.progress import progress_bar
@@ -123,7 +124,8 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
     """Prepare what is not finished yet, then write the index; returns 1 when a case was skipped."""
     start = time.perf_counter()
     task = _look(config)
-    claim(task.root, task.settings, overwrite)
+    if left := claim(task.root, task.settings, overwrite):
+        door.remark(f"--overwrite leaves what anatomask did not write: {some(left)}")
     finished = finished_cases(task.root)
     pending = [raw for raw in task.raw.cases if raw.case not in finished]
     with running(config.cluster), progress_bar() as progress:

@@ -27,8 +27,10 @@ from anatomask.evaluation.results import (
 )
 from anatomask.names import file_name
 from anatomask.reports.figures import CT_WINDOW, OverlayRow, Panel, best_slice, overlay_figure
-from anatomask.reports.tables import Row, by_dataset, csv_table, markdown_table, notes, terminal_table
+from anatomask.reports.tables import Row, by_dataset, csv_table, is_csv_table, markdown_table, notes, terminal_table
 from pipelines import door
+
+TABLE = "table.csv"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(config: ReportConfig) -> list[tuple[str, str]]:
     """Rows of the dry run."""
     runs = [_read_run(folder) for folder in config.runs]
+    _output(config, runs)
     return [
         *(("run", f"{run.folder}: {run.summary['dataset']}, {run.summary['cases']} cases") for run in runs),
         ("table", f"{config.out}/table.md, {config.out}/table.csv"),
@@ -60,9 +63,9 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     """Write and print the table, then draw the figures. A report is always written anew."""
     runs = [_read_run(folder) for folder in config.runs]
     rows = [Row.from_summary(run.summary, run.scores.keys()) for run in runs]
-    out = Storage(Path(config.out).absolute())
+    out = _output(config, runs)
+    out.write(TABLE, csv_table(rows).encode())  # first: by it, the folder is known as a report's
     out.write("table.md", markdown_table(rows).encode())
-    out.write("table.csv", csv_table(rows).encode())
     console = Console()
     console.print(terminal_table(rows))
     for note in notes(rows):
@@ -77,6 +80,15 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     for path in paths:
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _output(config: ReportConfig, runs: Sequence[EvaluatedRun]) -> Storage:
+    """The folder for the report. UserError where files of the same names are there that no report wrote."""
+    out = Storage(Path(config.out).absolute())
+    if not (out.exists(TABLE) and is_csv_table(out.read(TABLE))):
+        figures = (path.name for path in _figure_paths(config, _by_dataset(runs)).values())
+        out.refuse_foreign((TABLE, "table.md", *figures), "report", "choose another --out")
+    return out
 
 
 def _read_run(folder: str) -> EvaluatedRun:

@@ -43,6 +43,7 @@ from pipelines import door
 from pipelines.mapping import mapped
 from pipelines.progress import progress_bar
 
+REMEDY = "choose another --output"
 WINDOW_HU = (-500.0, 500.0)
 SHEET, FACTS, CASES, CLASSES = "contact-sheet.png", "survey.json", "cases.csv", "classes.csv"
 MOST_CLASSES, MOST_SUSPICIONS = 40, 60
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(config: SurveyConfig) -> list[tuple[str, str]]:
     """Rows of the dry run."""
     raw = _look(config)
+    _output(config)
     return [
         ("source", f"{config.source} ({raw.reader})"),
         ("cases", _case_count(raw.cases)),
@@ -69,6 +71,7 @@ def plan(config: SurveyConfig) -> list[tuple[str, str]]:
 def stage(config: SurveyConfig, *, overwrite: bool = False) -> int:
     """Look at every case, write and print what was found. A survey is always made anew."""
     raw = _look(config)
+    out = _output(config)
     with running(config.cluster), progress_bar() as progress:
         cases = _facts(progress, raw)
         found = suspicions(raw, cases)
@@ -76,7 +79,6 @@ def stage(config: SurveyConfig, *, overwrite: bool = False) -> int:
             raise UserError(f"none of the {len(cases)} cases of {config.source} can be read; {cases[0].image_error}")
         tiles = _tiles(progress, chosen_cases(raw.cases, found, config.tiles), found)
     rows = class_rows(raw, cases)
-    out = Storage(Path(config.output).absolute())
     out.write_json(FACTS, {"source": config.source, **document(raw, cases, found)})
     out.write(CASES, cases_csv(cases, found).encode(errors="backslashreplace"))
     out.write(CLASSES, classes_csv(rows).encode())
@@ -141,6 +143,15 @@ def _plane(image: np.ndarray, label: np.ndarray | None, spacing: tuple[float, fl
 
 def _look(config: SurveyConfig) -> RawDataset:
     return read_dataset(Path(config.source).absolute(), config.dataset, options=config.reader)
+
+
+def _output(config: SurveyConfig) -> Storage:
+    """The folder for the results. UserError where files of the same names are there that no survey wrote."""
+    out = Storage(Path(config.output).absolute())
+    facts = out.read_json(FACTS, REMEDY) if out.exists(FACTS) else {}
+    if not (isinstance(facts, dict) and {"source", "reader", "cases"} <= facts.keys()):
+        out.refuse_foreign((FACTS, CASES, CLASSES, SHEET), "survey", REMEDY)
+    return out
 
 
 def _facts(progress: Progress, raw: RawDataset) -> list[CaseFacts]:

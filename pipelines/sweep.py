@@ -157,7 +157,7 @@ def stage(config: SweepConfig, *, overwrite: bool) -> int:
         journal = NewLines(chain.folder / JOURNAL)
         open_run(chain.folder, plain(config), overwrite=overwrite)
         for line in journal.read():
-            Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+            door.remark(line)
         return run_sweep(chain, space, updates)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -209,10 +210,28 @@ def _split(config: PhantomConfig) -> dict[str, str]:
 
 
 def _clear(storage: Storage) -> None:
-    """Delete a phantom, and nothing that is not one."""
-    if storage.exists(SETTINGS):
-        storage.clear(FOLDER)
-        storage.clear(SETTINGS)
+    """Delete a phantom. UserError where that is no phantom, or where other files lie among its own."""
+    if not storage.exists(SETTINGS):
+        return
+    _read_settings(storage)
+    masks = "|".join(re.escape(f"{name}.nii.gz") for name in class_names().values())
+    cases = [case for case in storage.folders(FOLDER) if re.fullmatch(r"s\d{4,}", case)]
+    foreign = storage.foreign(FOLDER, r"meta\.csv|s\d{4,}")
+    for case in cases:
+        foreign += storage.foreign(f"{FOLDER}/{case}", r"ct\.nii\.gz|segmentations")
+        foreign += storage.foreign(f"{FOLDER}/{case}/segmentations", masks)
+    if foreign:
+        raise UserError(f"{storage.show(foreign[0])} is of no phantom; move it elsewhere, or choose another --out")
+    storage.clear(FOLDER)
+    storage.clear(SETTINGS)
+
+
+def _read_settings(storage: Storage) -> Mapping[str, Any]:
+    """The settings of an earlier phantom. UserError where they are damaged, or another program's."""
+    found = storage.read_json(SETTINGS, "choose another --out")
+    if not isinstance(found, Mapping) or not {"cases", "size", "spacing", "seed"} <= found.keys():
+        raise UserError(f"{storage.show(SETTINGS)} is damaged, or no phantom is there; choose another --out")
+    return found
 
 
 def _check_folder(storage: Storage, settings: Mapping[str, Any]) -> None:
@@ -221,9 +240,7 @@ def _check_folder(storage: Storage, settings: Mapping[str, Any]) -> None:
             raise UserError(f"{storage.show(FOLDER)} is there and is no phantom; choose another --out")
         return
     remedy = "choose another --out, or begin anew with --overwrite"
-    found = storage.read_json(SETTINGS, remedy)
-    if not isinstance(found, Mapping):
-        raise UserError(f"{storage.show(SETTINGS)} is damaged (no fields); {remedy}")
+    found = _read_settings(storage)
     for name, value in settings.items():
         if found.get(name) != value:
             raise UserError(f"{storage.show()} holds a phantom with {name} {found.get(name)}, not {value}; {remedy}")

@@ -31,7 +31,9 @@ VERSION = "format"
 """The entry of the settings that holds the version of the layout, `index.FORMAT`, which the folder keeps."""
 SCANS = "scans"
 """The entry of the settings that stands for the source's cases."""
-CONTENTS = ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json", "skipped.json", "cases", "originals")
+INDEX = ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json", "skipped.json")
+FOLDERS = {"cases": r".+\.parquet", "originals": r".+\.nii\.gz"}
+"""Folders of a prepared data set, and a pattern of the names of the files that are written there."""
 
 FOOTERS_AT_ONCE = 16
 """From remote storage each takes a few round trips."""
@@ -68,13 +70,16 @@ def prepare_and_write(root: Root, info: DatasetInfo, raw: RawCase) -> Outcome:
     return Outcome(raw.case, voxels=a * b * c * len(record.channels), seconds=time.perf_counter() - start)
 
 
-def claim(root: Root, settings: Mapping[str, Any], overwrite: bool) -> None:
+def claim(root: Root, settings: Mapping[str, Any], overwrite: bool) -> list[str]:
     """Make `root` the folder of a preparation with these settings, new or going on.
 
     Args:
         root: output folder.
         settings: all that decides what is written, by field.
         overwrite: delete what an earlier preparation wrote there, and nothing in a folder that has none.
+
+    Returns:
+        What `overwrite` found among these files and left, for no preparation wrote it.
 
     Raises:
         UserError: it holds a preparation with other settings (the fields are named) or of other scans, or files of
@@ -83,26 +88,37 @@ def claim(root: Root, settings: Mapping[str, Any], overwrite: bool) -> None:
     """
     storage = Storage.of(root)
     version = FORMAT
-    if storage.exists(SETTINGS):
+    left: list[str] = []
+    if not storage.exists(SETTINGS):
+        storage.refuse_foreign((*INDEX, *FOLDERS), "preparation", "choose another --out")
+    else:
+        before = _read_settings(storage)
         if overwrite:
-            for name in (*CONTENTS, SETTINGS):  # the settings last: they say that the rest may be deleted
+            for name in INDEX:
                 storage.clear(name)
+            left = [path for folder, own in FOLDERS.items() for path in storage.clear_files(folder, own)]
+            storage.clear(SETTINGS)  # last: they say that the rest may be deleted
         else:
-            version = _same_settings(storage, _as_json(settings))
-    elif foreign := [name for name in CONTENTS if storage.exists(name)]:
-        raise UserError(f"{storage.show(foreign[0])} is there, but no preparation wrote it; choose another --out")
+            version = _same_settings(storage, before, _as_json(settings))
     try:
         storage.write_json(SETTINGS, _as_json(settings) | {VERSION: version})
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{storage.show()} cannot be made a folder ({error.strerror}); choose another --out") from error
+    return left
 
 
-def _same_settings(storage: Storage, now: Mapping[str, Any]) -> int:
+def _read_settings(storage: Storage) -> Mapping[str, Any]:
+    """The settings of an earlier preparation. UserError where they are damaged, or another program's."""
+    before = storage.read_json(SETTINGS, "choose another --out")
+    version = before.get(VERSION, FORMAT_WITHOUT_DIGESTS) if isinstance(before, Mapping) else None
+    if not isinstance(version, int) or not {"source", "dataset"} <= before.keys():
+        raise UserError(f"{storage.show(SETTINGS)} is damaged, or no preparation wrote it; choose another --out")
+    return before
+
+
+def _same_settings(storage: Storage, before: Mapping[str, Any], now: Mapping[str, Any]) -> int:
     """The version of the layout that the folder was begun with. Raises as `claim`."""
     remedy = "choose another --out, or --overwrite"
-    before = storage.read_json(SETTINGS, remedy)
-    if not isinstance(before, Mapping):
-        raise UserError(f"{storage.show(SETTINGS)} is damaged (no fields); {remedy}")
     changed = [name for name in now if name != SCANS and before.get(name) != now[name]]
     if changed:
         fields = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)

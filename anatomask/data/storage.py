@@ -6,7 +6,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -154,6 +154,16 @@ class Storage:
         """The names of `sizes`."""
         return list(self.sizes(folder, suffix))
 
+    def folders(self, folder: str) -> list[str]:
+        """The sorted names of the folders in a folder; none without it. Raises as `sizes`."""
+        return [name for name, kind in self._entries(folder).items() if kind is pafs.FileType.Directory]
+
+    def _entries(self, folder: str) -> dict[str, pafs.FileType]:
+        """Kind by sorted name of all in a folder; empty without it."""
+        selector = pafs.FileSelector(self.locate(folder), allow_not_found=True)
+        found = self._asked(folder, lambda: self.filesystem.get_file_info(selector))
+        return {info.base_name: info.type for info in sorted(found, key=lambda info: info.base_name)}
+
     def inspect(self, path: str, look: Callable[[pa.NativeFile], T]) -> T:
         """What `look` finds in a file, here and there; it may be asked again.
 
@@ -242,6 +252,40 @@ class Storage:
         if delete := deletes.get(self._kind(path)):
             self._asked(path, lambda: delete(self.locate(path)))
 
+    def foreign(self, folder: str, own: str) -> list[str]:
+        """List the paths of what in a folder is neither named like the pattern `own` nor left by a cut-off write.
+
+        Raises:
+            OSError, UserError: the (remote) folder cannot be read.
+        """
+        return [f"{folder}/{name}" for name in self._entries(folder) if not _belongs(name, own)]
+
+    def clear_files(self, folder: str, own: str) -> list[str]:
+        """Delete the files of a folder that are not `foreign`, and the folder where it holds nothing else.
+
+        Returns:
+            What is foreign, and stays.
+
+        Raises:
+            OSError, UserError: as `clear`.
+        """
+        entries = self._entries(folder)
+        files = [name for name, kind in entries.items() if kind is pafs.FileType.File and _belongs(name, own)]
+        for path in [folder] if len(files) == len(entries) else [f"{folder}/{name}" for name in files]:
+            self.clear(path)
+        return [f"{folder}/{name}" for name in entries if name not in files]
+
+    def refuse_foreign(self, names: Iterable[str], writer: str, remedy: str) -> None:
+        """Check that none of these files is there, before `writer` has written any.
+
+        Raises:
+            UserError: one is; the message ends with `remedy`.
+            OSError: the file system cannot tell.
+        """
+        for name in names:
+            if self.exists(name):
+                raise UserError(f"{self.show(name)} is there, but no {writer} wrote it; {remedy}")
+
     def clear_unfinished(self, folders: Sequence[str]) -> None:
         """Delete what writes that were killed left in these folders. Raises as `clear`."""
         for folder in folders if self.filesystem.type_name not in OBJECT_STORES else ():
@@ -282,6 +326,10 @@ def _fetched(file: pa.NativeFile, ranges: Sequence[tuple[int, int]]) -> list[pa.
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         read = dict(zip(spans, pool.map(lambda span: file.read_at(span[1], span[0]), spans), strict=True))
     return [_within(read, start, length) for start, length in ranges]
+
+
+def _belongs(name: str, own: str) -> bool:
+    return bool(re.fullmatch(own, name) or TEMPORARY.fullmatch(name))
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

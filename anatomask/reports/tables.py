@@ -98,15 +98,23 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", " ".join(notes(rows)), ""])
 
 
+NAMES = ("run", "method", "initialisation", "network", "train_fraction", "dataset", "split", "cases", "failed")
+SCORES = ("dsc_mean_fraction", "dsc_sd_fraction", "nsd_mean_fraction", "nsd_sd_fraction")
+"""Columns of the CSV table."""
+
+
+def is_csv_table(text: bytes) -> bool:
+    """Tell whether a file is one that `csv_table` made."""
+    return text.startswith(",".join((*NAMES, *SCORES)).encode())
+
+
 def csv_table(rows: Sequence[Row]) -> str:
     """All that is known of each run, scores as fractions at full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = ("run", "method", "initialisation", "network", "train_fraction", "dataset", "split", "cases", "failed")
-    scores = ("dsc_mean", "dsc_sd", "nsd_mean", "nsd_sd")
-    writer.writerow([*names, *(f"{score}_fraction" for score in scores)])
+    writer.writerow([*NAMES, *SCORES])
     for row in rows:
-        writer.writerow([*(getattr(row, name) for name in names), *row.dsc, *row.nsd])
+        writer.writerow([*(getattr(row, name) for name in NAMES), *row.dsc, *row.nsd])
     return text.getvalue()
 
 

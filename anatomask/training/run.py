@@ -17,7 +17,7 @@ import yaml
 from anatomask.data.addresses import folder_name
 from anatomask.errors import UserError
 from anatomask.files import write_text
-from anatomask.names import file_name, shown
+from anatomask.names import file_name, shown, some
 from anatomask.parsing import from_json, from_yaml
 from anatomask.training.belongings import CONFIG, ENVIRONMENT, INPUTS, claim_folder, remove_run
 from anatomask.training.journal import note
@@ -64,8 +64,7 @@ def open_run(
     """
     claim_folder(folder)
     if overwrite and (others := remove_run(folder)):
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        note(folder, f"--overwrite leaves the files that anatomask did not write: {', '.join(others[:3])}{more}")
+        note(folder, f"--overwrite leaves what anatomask did not write: {some(others)}")
     changed = differences(identity(_read(folder / CONFIG, from_yaml) or settings), identity(settings))
     if changed:
         raise UserError(

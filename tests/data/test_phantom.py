@@ -149,5 +149,29 @@ def test_values_out_of_range_are_refused_by_name(field: str, value: float) -> No
 @pytest.mark.parametrize("text", ['{"cut', "[]"])
 def test_damaged_settings_are_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "phantom.json").write_text(text)
-    with pytest.raises(UserError, match=r"phantom\.json is damaged.*--overwrite"):
-        write_phantom(PhantomConfig(out=str(tmp_path)))
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"phantom\.json is damaged.*choose another --out"):
+            write_phantom(PhantomConfig(out=str(tmp_path)), overwrite=overwrite)
+
+
+@pytest.mark.parametrize("name", ["s0000/ct.nii.gz.bak", "mine/ct.nii.gz", "s0000/segmentations/tumour.nii.gz"])
+def test_overwrite_deletes_nothing_where_other_files_lie_among_the_phantoms(name: str, tmp_path: Path) -> None:
+    config = PhantomConfig(out=str(tmp_path), cases=1, size=32, spacing=6.0)
+    list(write_phantom(config))
+    (tmp_path / FOLDER / name).parent.mkdir(exist_ok=True)
+    (tmp_path / FOLDER / name).write_text("mine")
+    written = contents(tmp_path)
+    with pytest.raises(UserError, match=r"is of no phantom; move it elsewhere"):
+        write_phantom(config, overwrite=True)
+    assert contents(tmp_path) == written
+
+
+def test_a_real_data_set_beside_settings_of_something_else_stays(tmp_path: Path) -> None:
+    """Any file named phantom.json let --overwrite delete TotalSegmentator's scans."""
+    real = tmp_path / FOLDER / "s0001/ct.nii.gz"
+    real.parent.mkdir(parents=True)
+    real.write_bytes(b"a patient")
+    (tmp_path / "phantom.json").write_text('{"phantom": "water"}')
+    with pytest.raises(UserError, match="no phantom is there; choose another --out"):
+        write_phantom(PhantomConfig(out=str(tmp_path)), overwrite=True)
+    assert real.read_bytes() == b"a patient"

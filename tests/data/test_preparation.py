@@ -218,11 +218,29 @@ def test_other_scans_are_refused_for_the_split_would_be_drawn_anew(nnunet_source
         claim(root, settings(), overwrite=False)
 
 
-@pytest.mark.parametrize("text", ['{"cut', "[]"])
-def test_damaged_settings_are_refused_with_a_remedy(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("text", ['{"cut', "[]", '{"oven": 200}', "[" * 100_000])
+def test_damaged_or_foreign_settings_are_refused(text: str, overwrite: bool, tmp_path: Path) -> None:
+    """Any file named prepare.json let --overwrite delete a folder named cases."""
     (tmp_path / "prepare.json").write_text(text)
-    with pytest.raises(UserError, match=r"prepare\.json is damaged.*choose another --out, or --overwrite"):
-        claim(str(tmp_path), {}, overwrite=False)
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "cases" / "legal.parquet").write_text("mine")
+    with pytest.raises(UserError, match=r"prepare\.json is damaged.*choose another --out"):
+        claim(str(tmp_path), {}, overwrite)
+    assert (tmp_path / "cases" / "legal.parquet").read_text() == "mine"
+
+
+def test_overwrite_leaves_the_files_of_others_in_a_prepared_folder(nnunet_source: Path, tmp_path: Path) -> None:
+    raw = read_dataset(nnunet_source)
+    info = dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none")
+    prepare(tmp_path / "out", raw, info)
+    settings = settings_of("source", raw, info, SplitConfig())
+    (tmp_path / "out" / "prepare.json").write_text(json.dumps(settings))
+    (tmp_path / "out" / "cases" / "why.txt").write_text("mine")
+    assert claim(str(tmp_path / "out"), settings, overwrite=True) == ["cases/why.txt"]
+    left = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert left == {"prepare.json", "cases/why.txt"}
+    assert not (tmp_path / "out" / "originals").exists()
 
 
 @pytest.mark.parametrize(

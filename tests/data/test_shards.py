@@ -209,6 +209,26 @@ def test_a_damaged_index_is_named(prepared: Make, name: str, old: str, new: str)
         PreparedDataset.open(str(path.parent))
 
 
+@pytest.mark.parametrize("name", ["../../evil", "..", "", "a/b", "/etc/passwd", "a\n"])
+def test_a_case_cannot_lead_out_of_the_folder(name: str, prepared: Make) -> None:
+    path = Path(prepared(IMAGE, label=LABEL).path)
+    for file in ("cases.jsonl", "splits.json"):
+        (path / file).write_text((path / file).read_text().replace('"one"', json.dumps(name)))
+    with pytest.raises(UserError, match=r"cases\.jsonl is damaged .*is not the name of a file"):
+        PreparedDataset.open(str(path))
+    for make in (case_path, original_path):
+        with pytest.raises(ValueError, match="is not the name of a file"):
+            make(name)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "cases.jsonl", "fingerprint.json", "splits.json"])
+def test_an_index_that_is_nested_too_deeply_is_named(name: str, prepared: Make) -> None:
+    path = Path(prepared(IMAGE).path)
+    (path / name).write_text("[" * 100_000)
+    with pytest.raises(UserError, match=f"{name} is damaged .*nested too deeply"):
+        PreparedDataset.open(str(path))
+
+
 def test_bytes_that_are_no_text_are_named(prepared: Make) -> None:
     path = Path(prepared(IMAGE).path)
     for name in ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json"):

@@ -93,6 +93,30 @@ def test_what_a_killed_write_left_is_cleared_and_nothing_else(tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "cases").iterdir()} == {"a.parquet", ".mine.tmp", "b.0123abcd.tmp"}
 
 
+def test_own_files_are_cleared_and_others_are_told(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    for name in ("cases/a.parquet", "cases/.b.parquet.0123abcd.tmp", "cases/mine.txt", "cases/deep/c.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert storage.folders("cases") == ["deep"]
+    assert storage.foreign("cases", r".+\.parquet") == ["cases/deep", "cases/mine.txt"]
+    assert storage.clear_files("cases", r".+\.parquet") == ["cases/deep", "cases/mine.txt"]
+    assert {path.name for path in (tmp_path / "cases").rglob("*")} == {"deep", "c.parquet", "mine.txt"}
+    (tmp_path / "cases" / "mine.txt").unlink()
+    assert storage.clear_files("cases/deep", r".+\.parquet") == []
+    assert not (tmp_path / "cases" / "deep").exists()
+    assert storage.clear_files("nowhere", ".+") == storage.folders("nowhere") == []
+
+
+@pytest.mark.parametrize("path", ["../x", "cases/../../x", "/etc/passwd", ".."])
+def test_no_path_leads_out_of_the_folder(path: str, tmp_path: Path) -> None:
+    storage = Storage(tmp_path / "in")
+    for use in (storage.read, storage.exists, storage.clear, lambda path: storage.write(path, b"x")):
+        with pytest.raises(UserError, match="leads out of this folder"):
+            use(path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("address", "shown"),
     [

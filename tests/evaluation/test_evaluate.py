@@ -54,6 +54,21 @@ def test_a_damaged_identity_says_overwrite(text: str, tmp_path: Path) -> None:
     _claim(Storage(tmp_path), {"split": "test"}, overwrite=False)
 
 
+def test_what_no_evaluation_wrote_is_neither_deleted_nor_counted(tmp_path: Path) -> None:
+    """Even without --overwrite, an evaluation emptied any folder named predictions."""
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "mine.nii.gz").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"predictions is there, but no evaluation wrote it; move it elsewhere"):
+            _claim(Storage(tmp_path), {"split": "test"}, overwrite)
+    (tmp_path / IDENTITY_FILE).write_text('{"split": "val"}')
+    for name in ("predictions/a.csv", "predictions/a.nii.gz", "cases.csv", "summary.json"):
+        (tmp_path / name).write_text("ours")
+    _claim(Storage(tmp_path), {"split": "test"}, overwrite=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"predictions/mine.nii.gz", IDENTITY_FILE}
+
+
 @pytest.mark.parametrize("content", [b"run,case\na,b\n", b"\xff\xfe\n\x00"])
 def test_damaged_scores_of_a_case_say_which_file_to_delete(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "predictions").mkdir()

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from anatomask.config import ReportConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.evaluation.results import CaseScore, summarise, to_csv
 from pipelines import report
@@ -110,3 +111,24 @@ def test_damaged_results_are_named_with_the_remedy(
     assert report.main(["--runs", run, "--out", str(tmp_path / "report")]) == 1
     error = capsys.readouterr().err
     assert message in error and "--overwrite" in error
+
+
+@pytest.mark.parametrize("name", ["table.md", "table.csv", "overlays-data.png"])
+def test_a_file_that_no_report_wrote_is_not_replaced(
+    name: str, dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", dataset, 0.9, "ab")
+    out = tmp_path / "thesis"
+    out.mkdir()
+    (out / name).write_text("mine")
+    assert report.main(["--runs", run, "--out", str(out)]) == 1
+    assert f"{name} is there, but no report wrote it; choose another --out" in capsys.readouterr().err.replace("\n", "")
+    assert {path.name: path.read_text() for path in out.iterdir()} == {name: "mine"}
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "A B", "a b", ".", "x" * 300, "\x1b[2J", "Größe"])
+def test_the_name_of_a_data_set_leads_no_figure_elsewhere(name: str) -> None:
+    paths = report._figure_paths(ReportConfig(runs=("x",), out="out"), [name, name.upper(), f"{name}/", "other"])
+    assert len(set(paths.values())) == len(paths)
+    for path in paths.values():
+        assert path.parent == Path("out") and path.name.startswith("overlays-") and len(path.name) < 200

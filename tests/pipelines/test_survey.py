@@ -34,6 +34,17 @@ def source(real_data: Path, tmp_path: Path) -> Iterator[Path]:
     return folder
 
 
+@pytest.mark.parametrize("name", ["cases.csv", "classes.csv", "contact-sheet.png", "survey.json"])
+def test_a_file_that_no_survey_wrote_is_not_replaced(
+    name: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("{}")
+    assert anatomask(["survey", str(source), "--output", str(tmp_path / "run")]) == 1
+    assert f"{name} is there, but no survey wrote it; choose another --output" in capsys.readouterr().err
+    assert (tmp_path / "run" / name).read_text() == "{}"
+
+
 @pytest.mark.ray
 def test_suspicious_cases_are_named_and_the_others_shown(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_session: None
