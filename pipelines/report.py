@@ -112,8 +112,8 @@ def _figure_paths(config: ReportConfig, datasets: Iterable[str]) -> dict[str, Pa
     names: dict[str, str] = {}
     for dataset in datasets:
         name = file_name(dataset.lower()).strip("-")
-        same = sum(other == name or other.startswith(f"{name}.") for other in names.values())
-        names[dataset] = f"{name}.{same + 1}" if same else name
+        numbered = (name, *(f"{name}.{number}" for number in range(2, len(names) + 2)))
+        names[dataset] = next(candidate for candidate in numbered if candidate not in names.values())
     return {dataset: Path(config.out) / f"overlays-{name}.png" for dataset, name in names.items()}
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from anatomask.data.bricks import Codec, locations, slabs, touched, unpack
 from anatomask.data.index import write_index
 from anatomask.data.records import CaseRecord
-from anatomask.data.shards import PreparedDataset, read_record
+from anatomask.data.shards import PreparedDataset, case_path, original_path, read_record
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 

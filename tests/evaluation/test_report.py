@@ -128,7 +128,8 @@ def test_a_file_that_no_report_wrote_is_not_replaced(
 
 @pytest.mark.parametrize("name", ["../../evil", "a/b", "A B", "a b", ".", "x" * 300, "\x1b[2J", "Größe"])
 def test_the_name_of_a_data_set_leads_no_figure_elsewhere(name: str) -> None:
-    paths = report._figure_paths(ReportConfig(runs=("x",), out="out"), [name, name.upper(), f"{name}/", "other"])
-    assert len(set(paths.values())) == len(paths)
+    names = {name, name.upper(), f"{name}/", f"{name}.2"}
+    paths = report._figure_paths(ReportConfig(runs=("x",), out="out"), names)
+    assert paths.keys() == names and len(set(paths.values())) == len(names)
     for path in paths.values():
         assert path.parent == Path("out") and path.name.startswith("overlays-") and len(path.name) < 200
