@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import sys
 
+from anatomask.names import readable
+
 LONGEST = 4000
 """Characters of a message."""
 
@@ -19,4 +21,4 @@ def never_fail_to_print() -> None:
 def message_text(message: str) -> str:
     """Return a message of bounded length, with the control characters that names may hold as escapes."""
     kept = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in kept)
+    return "\n".join(map(readable, kept.split("\n")))

@@ -43,7 +43,7 @@ def test_every_error_of_the_system_is_one_message(code: int, capfd: pytest.Captu
     [
         (OSError("pyarrow said this"), "pyarrow said this"),
         (OSError(), "OSError"),
-        (OSError(errno.EIO, "x", b"/bytes\xff"), "/bytes\\udcff: Input/output error"),
+        (OSError(errno.EIO, "x", b"/bytes\xff"), "/bytes\\xff: Input/output error"),
         (OSError(errno.EIO, "x", 3), "output: Input/output error"),
     ],
 )
