@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +25,17 @@ from torch import Tensor
 from anatomask.errors import UserError
 from anatomask.files import flush
 from anatomask.foreign_weights import AUTOENCODER, FRESH, PUBLISHED_STUNET, Form
+from anatomask.matching import load_matching
 from anatomask.nn.stunet import STUNet
-from anatomask.weights import Weights, encoder_tensors, network_of, repeat_stem, trained_stages, write_described
+from anatomask.weights import (
+    Weights,
+    beyond_encoder,
+    encoder_tensors,
+    network_of,
+    repeat_stem,
+    trained_stages,
+    write_described,
+)
 
 ExportFormat = Literal["nnunet", "stunet", "monai", "safetensors"]
 
@@ -76,6 +85,10 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
         tensors, prefix = repeat_stem(weights.tensors, channels), ""
     else:
         raise UserError(f"weights of kind {kind!r} cannot be exported, only those of `pretrain` and `finetune`")
+    fitted = replace(network, in_channels=channels)
+    with torch.device("meta"):  # a header may describe a network that no memory holds
+        may_lack = (*weights.header.get("missing", ()), *(beyond_encoder(weights.header) if prefix else ()))
+        load_matching(STUNet(fitted, weights.header["architecture"].get("classes", 1)), tensors, may_lack)
     left_out = tuple(sorted(weights.tensors.keys() - {prefix + name for name in tensors}))
     header = {**weights.header, "architecture": {**weights.header["architecture"], "in_channels": channels}}
     fresh: dict[str, Tensor] = {}

@@ -23,9 +23,9 @@ from anatomask.checkpoint_index import read_index
 from anatomask.errors import UserError
 from anatomask.files import flush, write_text
 from anatomask.foreign_weights import import_anatomask_checkpoint as import_anatomask_checkpoint
+from anatomask.headers import parse_header
 from anatomask.matching import load_matching as load_matching
 from anatomask.nn.stunet import STAGE_STRIDES, STUNet, STUNetConfig, pretrained_stages
-from anatomask.parsing import from_json
 
 TENSORS = "model.safetensors"
 HEADER = "model.json"
@@ -107,10 +107,12 @@ def _read_header(path: Path) -> dict[str, Any]:
             text = (file.metadata() or {}).get("header")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}): copy or train it again") from error
+    if not text:
+        raise UserError(f"{path} has no header that says what it is: it was not written by anatomask")
     try:
-        return dict(from_json(text or ""))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} has no header that says what it is: it was not written by anatomask") from error
+        return parse_header(text)
+    except ValueError as error:
+        raise UserError(f"the header of {path} is damaged ({error}): give weights that anatomask wrote") from error
 
 
 def find_weights(path: str | Path, which: str = "last") -> Path:
@@ -167,6 +169,12 @@ def trained_stages(header: Mapping[str, Any]) -> int:
     return pretrained_stages(int(header.get("method", {}).get("patch", 16)))
 
 
+def beyond_encoder(header: Mapping[str, Any]) -> tuple[str, ...]:
+    """List the beginnings of the names of a segmentation network's tensors that the encoder of weights lacks."""
+    stages = range(trained_stages(header), len(STAGE_STRIDES))
+    return (*(f"encoder.stages.{stage}" for stage in stages), "upsample", "decoder", "heads")
+
+
 def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
     """Take the encoder out of weights, under a segmentation network's names.
 
@@ -209,6 +217,8 @@ def repeat_stem(tensors: Mapping[str, Tensor], in_channels: int) -> dict[str, Te
     for name in _STEM:
         if name not in tensors:
             raise UserError(f"the weights lack {name}")
+        if tensors[name].ndim != 5 or not tensors[name].numel():
+            raise UserError(f"{name} has shape {tuple(tensors[name].shape)}, and is no convolution's weight")
         repeats, rest = divmod(in_channels, tensors[name].shape[1])
         if rest or not repeats:
             raise UserError(
@@ -252,11 +262,9 @@ def initialise(network: STUNet, weights: Weights, transfer: Transfer = "whole", 
     kind = weights.header.get("kind")
     missing = tuple(weights.header.get("missing", ()))
     if kind == "pretraining" or (kind == "segmentation" and transfer != "whole"):
-        stages = range(trained_stages(weights.header), len(STAGE_STRIDES))
-        untrained = tuple(f"encoder.stages.{stage}" for stage in stages)
         encoder = encoder_tensors(weights, mine.in_channels)
         encoder = permuted(encoder, seed) if transfer == "permuted" else encoder
-        return load_matching(network, encoder, (*untrained, "upsample", "decoder", "heads", *missing))
+        return load_matching(network, encoder, (*beyond_encoder(weights.header), *missing))
     if kind == "segmentation":
         trunk = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("heads.")}
         return load_matching(network, repeat_stem(trunk, mine.in_channels), ("heads", *missing))

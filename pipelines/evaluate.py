@@ -43,9 +43,10 @@ from anatomask.evaluation.results import (
     summarise,
     to_csv,
 )
+from anatomask.headers import require_fields
 from anatomask.reports.tables import percent
 from anatomask.training.run import differences
-from anatomask.weights import TENSORS, Weights, find_weights
+from anatomask.weights import TENSORS, Weights, find_weights, network_of
 from pipelines import door
 from pipelines.progress import progress_bar
 
@@ -125,6 +126,8 @@ def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:
     """The weights of the run, and the data set, once both are known to fit."""
     source = find_weights(config.run, config.checkpoint)
     weights = read_network(source)
+    if not config.data:
+        require_fields(weights.header, source, "data")
     dataset = PreparedDataset.open(Storage(config.data or weights.header["data"], config.cluster.max_outage))
     return weights, match_dataset(weights.header, dataset, str(source))
 
@@ -298,12 +301,12 @@ def _summary(
     failures: Mapping[str, str],
 ) -> dict[str, Any]:
     initialisation = header["initialisation"]
-    architecture = header["architecture"]
+    network = network_of(header)
     return {
         "run": Path(config.run).absolute().name,
         "method": initialisation["method"],
         "initialisation": _source_name(initialisation.get("run")),
-        "network": _network_name(architecture["base"], architecture["depth"]),
+        "network": _network_name(network.base, network.depth),
         "train_fraction": header.get("train_fraction"),
         "dataset": dataset.name,
         "data": public_address(dataset.path),

@@ -19,6 +19,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
+from anatomask.headers import require_fields
 from anatomask.nn.stunet import STUNet
 from anatomask.training.cost import less_memory, step_cost
 from anatomask.training.estimate import cost_rows, device_of
@@ -101,6 +102,7 @@ def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any
         return {"method": SCRATCH, "run": None}
     header = read_header(source)
     require_same_size(header, config.network)
+    require_fields(header, source, "kind", "dataset", *(("method",) if header.get("kind") == "pretraining" else ()))
     method = header["method"]["name"] if header["kind"] == "pretraining" else f"finetuned on {header['dataset']}"
     transfer, run = split_init(config.init)
     described = {"whole": method, "encoder": f"{method}, encoder", "permuted": f"{method}, permuted"}[transfer]

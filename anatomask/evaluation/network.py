@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from anatomask.data.fingerprint import Fingerprint
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
+from anatomask.headers import require_fields
 from anatomask.nn.stunet import STUNet
 from anatomask.weights import Weights, load_matching, network_of, read_weights
 
@@ -20,13 +22,20 @@ def build_network(weights: Weights) -> STUNet:
 
     Raises UserError naming the tensors that do not fit.
     """
-    network = STUNet(network_of(weights.header), weights.header["architecture"]["classes"])
+    config, classes = network_of(weights.header), weights.header["architecture"]["classes"]
+    with torch.device("meta"):  # first, for a header may describe a network that no memory holds
+        load_matching(STUNet(config, classes), weights.tensors)
+    network = STUNet(config, classes)
     load_matching(network, weights.tensors)
     return network
 
 
 def read_network(folder: Path) -> Weights:
-    """The weights of a finetuned network. Raises UserError when the folder holds none, or another kind."""
+    """The weights of a finetuned network.
+
+    Raises:
+        UserError: the folder holds none, or another kind, or the header lacks what an evaluation needs.
+    """
     weights = read_weights(folder)
     kind = weights.header.get("kind")
     if kind != "segmentation":
@@ -34,6 +43,8 @@ def read_network(folder: Path) -> Weights:
     network_of(weights.header)
     if "fingerprint" not in weights.header:
         raise UserError(f"{folder} does not say how its data were normalised (imported?); finetune from it with --init")
+    require_fields(weights.header, folder, "patch_size", "mirror_axes", "spacing", "class_names", "initialisation")
+    require_fields(weights.header, folder, "architecture.classes")
     return weights
 
 
@@ -45,7 +56,7 @@ def match_dataset(header: Mapping[str, Any], dataset: PreparedDataset, source: s
     fingerprint = Fingerprint.from_dict(header["fingerprint"])
     class_names = {int(class_id): name for class_id, name in header["class_names"].items()}
     pairs = (
-        ("channels", header["architecture"]["in_channels"], len(dataset.channel_names)),
+        ("channels", network_of(header).in_channels, len(dataset.channel_names)),
         ("classes", class_names, dataset.class_names),
         ("normalisation", [channel.scheme for channel in fingerprint.channels], list(dataset.info.schemes)),
     )

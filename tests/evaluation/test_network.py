@@ -33,6 +33,7 @@ def header_for(dataset: PreparedDataset, **changes: Any) -> dict[str, Any]:
         "spacing": [2.0, 2.0, 2.0],
         "class_names": {"1": "liver", "2": "spleen"},
         "fingerprint": dataset.fingerprint.to_dict(),
+        "initialisation": {"method": "scratch", "run": None},
         **changes,
     }
 

@@ -155,7 +155,12 @@ def test_what_cannot_be_is_refused_by_name(
 
 @pytest.mark.parametrize(
     ("header", "named"),
-    [("{}", "architecture None"), ("[1]", "has no header"), ("{", "has no header"), (None, "has no header")],
+    [
+        ("{}", "architecture None"),
+        ("[1]", "it holds no fields"),
+        ("{", "is damaged"),
+        (None, "has no header"),
+    ],
 )
 def test_a_safetensors_file_of_somebody_else_is_refused(
     tmp_path: Path, header: str | None, named: str, capsys: pytest.CaptureFixture[str]
