@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import yaml
@@ -11,18 +12,23 @@ MOST_VALUES = 100_000
 """Values that a YAML file may stand for: a few aliases of aliases in a file of 1 kB stand for 10^8."""
 
 
-def from_json(text: str | bytes, *, finite: bool = False) -> Any:
+def from_json(text: str | bytes, *, finite: bool = False, by_hand: bool = False) -> Any:
     """Parse JSON.
 
     Args:
         text: what is parsed.
         finite: whether to refuse NaN and the infinities, which Python writes though JSON has no such numbers.
+        by_hand: whether a person may have written it, so that a name that stands twice is refused.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, nested too deeply, or holds a number that is refused.
+        ValueError: it is not JSON, not UTF-8, nested too deeply, or holds a number or a name that is refused.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant if finite else None)
+        return json.loads(
+            text,
+            parse_constant=_refuse_constant if finite else None,
+            object_pairs_hook=_object if by_hand else None,
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -52,6 +58,14 @@ def from_yaml(text: str | bytes) -> Any:
         raise ValueError(f"{error.problem}{line}") from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{name!r} stands in it twice")
+    return values
 
 
 def _count(node: yaml.Node, known: dict[int, int | None]) -> int:

@@ -17,6 +17,14 @@ VALUES = st.recursive(
 )
 
 
+def test_json_by_hand_names_nothing_twice() -> None:
+    text = '{"a": {"b": 1, "c": 2, "b": 3}}'
+    assert from_json(text) == {"a": {"b": 3, "c": 2}}
+    with pytest.raises(ValueError, match="'b' stands in it twice"):
+        from_json(text, by_hand=True)
+    assert from_json('{"a": {"b": 1}, "b": []}', by_hand=True) == {"a": {"b": 1}, "b": []}
+
+
 def alias_bomb(levels: int) -> str:
     """YAML of a few lines that stand for 10^levels values."""
     lines = ["a0: &a0 [" + ", ".join("x" * 10) + "]"]

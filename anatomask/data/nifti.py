@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import logging
+import math
 import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
 from anatomask.data.listing import require_file
@@ -23,16 +27,19 @@ UNREADABLE = (
 BLOCK = 1 << 20
 """Bytes read at once where a file is only checked."""
 
+imageglobals.logger.setLevel(logging.CRITICAL)  # what it would print names no file; `header_doubt` says it of a case
+
 
 def open_nifti(path: Path) -> nib.Nifti1Image:
     """The header of a 3-D scan; its voxels are read when they are asked for.
 
     Raises:
-        UserError: the file is missing, not NIfTI, not 3-D, or its affine has no inverse.
+        UserError: the file is missing, not NIfTI, not 3-D, its affine has no inverse, or its scaling is not finite.
     """
     require_file(path)
     try:
         image = nib.squeeze_image(nib.load(path))
+        stored = type(image.header)(_stored_header(path, image), check=False)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read ({reason(error)}); get it again or leave it out") from error
     if image.ndim != 3 or min(image.shape) < 1:
@@ -40,6 +47,12 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     affine = image.affine
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise UserError(f"{path} has an affine without inverse; repair its header")
+    slope, intercept = float(stored["scl_slope"]), float(stored["scl_inter"])
+    if not math.isfinite(slope) or (slope and not math.isfinite(intercept)):  # nibabel would read it unscaled
+        raise UserError(
+            f"{path} has scl_slope {slope} and scl_inter {intercept} in its header, so that its values are unknown; "
+            "convert the scan again, or leave it out"
+        )
     return image
 
 
@@ -90,7 +103,14 @@ def header_doubt(path: Path) -> str:
         apart = float(np.linalg.norm(corners @ (header.get_sform() - header.get_qform()).T, axis=1).max())
         if apart > nib.affines.voxel_sizes(image.affine).max():
             return f"sform and qform place the scan up to {apart:.0f} mm apart, and programs differ in which they read"
-    return ""
+    faults = type(header).diagnose_binaryblock(_stored_header(path, image)).splitlines()
+    return next((f"its header is not as NIfTI wants it: {fault}" for fault in faults), "")
+
+
+def _stored_header(path: Path, image: nib.Nifti1Image) -> bytes:
+    """The header as it lies in the file: nibabel mends what it reads, and forgets the scaling."""
+    with ImageOpener(path) as stream:
+        return stream.read(image.header.template_dtype.itemsize)
 
 
 def _read_checked(path: Path, image: nib.Nifti1Image) -> np.ndarray:

@@ -32,6 +32,7 @@ from anatomask.parsing import from_json
 TRAINING, UNLABELLED, TEST = "imagesTr", "imagesUnlabeled", "imagesTs"
 LABELS = "labelsTr"
 SPLITS = "splits_final.json"
+IMAGE = "*_[0-9][0-9][0-9][0-9]"
 
 
 def _matches(source: Path) -> bool:
@@ -84,7 +85,10 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         class_names=classes,
         nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
         splits=splits,
-        remarks=(f"{len(idle)} labelled cases are in no split of {SPLITS}, as {idle[0]}: not used",) if idle else (),
+        remarks=(
+            *((f"{len(idle)} labelled cases are in no split of {SPLITS}, as {idle[0]}: not used",) if idle else ()),
+            *_unnamed_channels(source, names, ending),
+        ),
         held_back=frozenset(_cases(source / TEST, ending)),
     )
 
@@ -109,7 +113,7 @@ def _classes(labels: Any, path: Path) -> dict[int, str]:
         raise UserError(f'{path}: labels must map names to ids, as in {{"background": 0, "liver": 1}}, not {labels!r}')
     classes: dict[int, str] = {}
     for name, value in labels.items():
-        if name == "ignore" or not isinstance(value, int | str):
+        if name == "ignore" or isinstance(value, bool) or not isinstance(value, int | str):
             raise UserError(f"{path}: label {name!r} (ignore label or region) is not supported; merge it to plain ids")
         try:
             c = int(value)
@@ -124,8 +128,19 @@ def _classes(labels: Any, path: Path) -> dict[int, str]:
 
 def _cases(folder: Path, ending: str) -> set[str]:
     """The cases of which a folder has an image."""
-    files = folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")
+    files = folder.glob(IMAGE + ending)
     return {path.name.removesuffix(ending)[: -len("_0000")] for path in files if is_nifti(path)}
+
+
+def _unnamed_channels(source: Path, channels: Sequence[str], ending: str) -> tuple[str, ...]:
+    """A remark where there are images of channels that the header does not name: they are not read."""
+    found = (path for folder in (TRAINING, UNLABELLED, TEST) for path in (source / folder).glob(IMAGE + ending))
+    numbered = [(int(path.name.removesuffix(ending)[-4:]), path) for path in sorted(found) if is_nifti(path)]
+    others = [path for number, path in numbered if number >= len(channels)]
+    if not others:
+        return ()
+    file = others[0].relative_to(source)
+    return (f"{len(others)} images are of channels that dataset.json does not name, as {file}: not read",)
 
 
 def _labels(folder: Path, ending: str) -> set[str]:
@@ -168,13 +183,15 @@ def _members(fold: Any, name: str, path: Path) -> tuple[str, ...]:
     cases = entry_of(fold, name, path)
     if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
         raise UserError(f"{path}: {name!r} must be a list of cases, not {cases!r}")
+    if twice := [case for case, count in Counter(cases).items() if count > 1]:
+        raise UserError(f"{path}: case {twice[0]} stands twice in {name!r}; write it once")
     return tuple(cases)
 
 
 def read_json(path: Path) -> Any:
     """The parsed file. Raises UserError where it is not JSON."""
     try:
-        return from_json(path.read_bytes())
+        return from_json(path.read_bytes(), by_hand=True)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
 

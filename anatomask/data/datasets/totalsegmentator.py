@@ -7,6 +7,7 @@ used for v2. That of v1 is not: the paper divides all its cases 70/10/20.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -154,6 +155,9 @@ def _given_split(path: Path, cases: tuple[RawCase, ...]) -> dict[str, tuple[str,
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table separated by semicolons ({error})") from error
     listed = {row.get("image_id"): row.get("split") for row in rows}
+    if len(listed) < len(rows):
+        twice = Counter(row.get("image_id") for row in rows).most_common(1)[0][0]
+        raise UserError(f"{path} lists case {twice} twice; keep one of the rows")
     splits: dict[str, tuple[str, ...]] = {"train": (), "val": (), "test": ()}
     for raw in cases:
         split = listed.get(raw.case)

@@ -47,6 +47,8 @@ def test_a_given_fold_is_train_and_test(nnunet_source: Path) -> None:
     [
         ('[{"train": ["zz"], "val": []}]', "names case zz, which is not among"),
         ('[{"train": ["a"], "val": ["a"]}]', "case a is in train and in val"),
+        ('[{"train": ["a", "b", "a"], "val": []}]', "case a stands twice in 'train'"),
+        ('[{"train": ["a"], "train": ["b"], "val": []}]', "'train' stands in it twice"),
         ('[{"train": ["a"]}]', "lacks 'val'"),
         ("[{", "not valid JSON"),
         ("[]", "must hold a list of folds"),
@@ -67,6 +69,7 @@ def test_a_broken_split_is_refused(nnunet_source: Path, folds: str, message: str
         ({"labels": {"background": 0, "both": [1, 2]}}, "'both'"),
         ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "'ignore'"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "'b' has id 1"),
+        ({"labels": {"background": 0, "a": True}}, "'a'"),
         ({"labels": {"background": 0, "a": "one"}}, "'a' maps to 'one'"),
         ({"file_ending": ".mha"}, r"file_ending \.mha"),
         ({"labels": ["background", "left"]}, "labels must map names to ids"),
@@ -91,6 +94,23 @@ def test_a_missing_channel_or_label_is_found_when_the_case_is_read(nnunet_source
     assert raw.schemes == ("ct", "zscore")
     with pytest.raises(UserError, match=r"imagesTr/b_0001\.nii\.gz is missing"):
         prepare_case(raw.cases[1], raw.schemes, {1, 2}, (2, 2, 2))
+
+
+def test_a_channel_that_the_header_does_not_name_is_said(nnunet_source: Path) -> None:
+    for name in ("a_0001.nii.gz", "b_0001.nii.gz", "._c_0001.nii.gz"):
+        shutil.copy(nnunet_source / "imagesTr" / "a_0000.nii.gz", nnunet_source / "imagesTr" / name)
+    raw = read_dataset(nnunet_source)
+    assert raw.remarks == (
+        "2 images are of channels that dataset.json does not name, as imagesTr/a_0001.nii.gz: not read",
+    )
+    assert [case.case for case in raw.cases] == list("abcdu")
+
+
+def test_a_name_that_stands_twice_in_the_header_is_refused(nnunet_source: Path) -> None:
+    path = nnunet_source / "dataset.json"
+    path.write_text(path.read_text().replace('"left": 1', '"left": 1, "left": 2'))
+    with pytest.raises(UserError, match=r"dataset\.json is not valid JSON: 'left' stands in it twice"):
+        read_dataset(nnunet_source)
 
 
 def test_a_case_in_two_folders_is_refused(nnunet_source: Path) -> None:

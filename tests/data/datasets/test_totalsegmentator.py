@@ -172,6 +172,9 @@ def test_the_split_of_v2_is_that_of_its_table(v2: Path) -> None:
     meta.write_text("image_id;age;split\ns0001;60;train\ns0002;;testing\ns0003;;val\n")
     with pytest.raises(UserError, match=r"meta\.csv must give case s0002 a split .*not 'testing'"):
         read_dataset(v2.parents[1])
+    meta.write_text("image_id;age;split\ns0001;60;train\ns0002;;test\ns0003;;val\ns0002;;train\n")
+    with pytest.raises(UserError, match=r"meta\.csv lists case s0002 twice; keep one of the rows"):
+        read_dataset(v2.parents[1])
     meta.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"meta\.csv cannot be read as a table"):
         read_dataset(v2.parents[1])
