@@ -121,7 +121,7 @@ def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[t
     cases is held out first, the same for every share.
 
     Raises:
-        UserError: when no labelled training case remains.
+        UserError: when no labelled training case remains, or none whose label holds a class.
     """
     train = sorted(case for case in dataset.splits["train"] if dataset.records[case].labelled)
     watched = dataset.splits.get(config.val_split)
@@ -135,6 +135,11 @@ def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[t
     chosen = tuple(sorted(order[: max(1, round(config.train_fraction * len(order)))]))
     if not chosen:
         raise UserError(f"{dataset.shown} has no labelled training cases; prepare a data set with labels")
+    if not any(dataset.records[case].class_bricks for case in chosen):
+        raise UserError(
+            f"{dataset.shown}: the labels of its {len(chosen)} training cases, such as {chosen[0]}, hold no class; "
+            "get the labels again, or set --train-fraction 1"
+        )
     return chosen, tuple(val)
 
 

@@ -31,6 +31,7 @@ from anatomask.data.preparation import (
     claim,
     complete,
     dataset_info,
+    doubts,
     fingerprint_cases,
     finished_cases,
     histograms_of,
@@ -232,7 +233,7 @@ def _show_result(
     table.add_row("spacing", " × ".join(f"{mm:g}" for mm in task.info.spacing) + " mm")
     table.add_row("voxels", f"{voxels / 1e6:.1f} million")
     table.add_row("size", f"{shards / 1e6:.1f} MB in {len(records)} shards{labels}")
-    for remark in task.raw.remarks:
+    for remark in (*task.raw.remarks, *doubts(task.info, records.values())):
         table.add_row("note", remark)
     table.add_row("time", f"{seconds:.0f} s")
     Console().print(table)

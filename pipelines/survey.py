@@ -218,6 +218,8 @@ def _summary(config: SurveyConfig, raw: RawDataset, cases: Sequence[CaseFacts], 
     table.add_column(overflow="fold")
     table.add_row("cases", f"{_case_count(raw.cases)}; {len(cases) - len(images)} cannot be read")
     table.add_row("channels", _channels(raw))
+    if empty := sum(not facts.label.classes for facts in cases if facts.label is not None):
+        table.add_row("empty labels", f"{empty} of {sum(facts.label is not None for facts in cases)} label no class")
     table.add_row("CT by its values", f"{hu} of {len(images)} cases (air at -1000 HU)")
     table.add_row("voxels", _range([facts.shape for facts in images]))
     table.add_row("spacing", f"{_range([facts.spacing for facts in images])} mm")

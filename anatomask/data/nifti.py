@@ -109,7 +109,7 @@ def header_doubt(path: Path) -> str:
 
 def _stored_header(path: Path, image: nib.Nifti1Image) -> bytes:
     """The header as it lies in the file: nibabel mends what it reads, and forgets the scaling."""
-    with ImageOpener(path) as stream:
+    with ImageOpener(str(path)) as stream:
         return stream.read(image.header.template_dtype.itemsize)
 
 

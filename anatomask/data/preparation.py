@@ -177,6 +177,24 @@ def records_of(root: Root, raw: RawDataset) -> dict[str, CaseRecord]:
         return dict(zip(cases, readers.map(partial(read_record, root), cases), strict=True))
 
 
+def doubts(info: DatasetInfo, records: Iterable[CaseRecord]) -> list[str]:
+    """Say from which written cases there is little to learn: labels without any class, channels without contrast.
+
+    That is right for some data sets (scans without lesions), so these cases stay.
+    """
+    known = list(records)
+    empty = [record.case for record in known if record.labelled and not record.class_bricks]
+    notes = [f"{_some(empty)} without any labelled class"] if empty else []
+    for c, name in enumerate(info.channel_names):
+        if flat := [record.case for record in known if not record.channels[c].std]:
+            notes.append(f"{_some(flat)} in which channel {name} has no contrast")
+    return notes
+
+
+def _some(cases: Sequence[str]) -> str:
+    return f"{len(cases)} case{'s' if len(cases) > 1 else ''} ({', '.join(cases[:3])}{', …' if len(cases) > 3 else ''})"
+
+
 def unfinished_dataset(
     root: Root, info: DatasetInfo, records: Mapping[str, CaseRecord], splits: Splits
 ) -> PreparedDataset:

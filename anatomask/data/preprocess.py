@@ -83,7 +83,8 @@ def prepare_case(
 
     Raises:
         UserError: a file is missing, damaged, not 3-D or not finite, the files' grids differ, values are too large
-            for their scheme, or the label holds a value that is not a class. The message names the file.
+            for their scheme, every voxel of every channel is the same, or the label holds a value that is not a
+            class. The message names the file.
     """
     volumes, affine = read_images(raw.images)
     original_shape = volumes[0].shape
@@ -91,6 +92,9 @@ def prepare_case(
     if raw.label is not None:
         label, label_affine = _read_label(raw.label, classes)
         same_grid(raw.label.path, label.shape, label_affine, raw.images[0].path, original_shape, affine)
+    if all(volume.min() == volume.max() for volume in volumes):
+        value = float(volumes[0].flat[0])
+        raise UserError(f"{raw.images[0].path} is {value:g} in every voxel: no scan; convert it again or leave it out")
     for image, volume, scheme in zip(raw.images, volumes, schemes, strict=True):
         _fits(image.path, volume, scheme)
 

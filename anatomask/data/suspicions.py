@@ -291,10 +291,11 @@ def label_misfits(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspi
 
 
 def label_empty(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspicion]:
-    """Empty label maps where nearly all others have something."""
+    """Empty label maps where nearly all others have something, or none has."""
     labels = [(facts.case, facts.label) for facts in cases if facts.label is not None]
     empty = [case for case, label in labels if not label.classes and not label.unknown]
-    if len(labels) >= ENOUGH and len(empty) <= 0.1 * len(labels):
+    rare = len(labels) >= ENOUGH and len(empty) <= 0.1 * len(labels)
+    if rare or len(empty) == len(labels):
         for case in empty:
             reason = f"nothing is labelled, as in {len(empty)} of {len(labels)} cases"
             yield Suspicion(case, "empty label", reason, "get the label again, or treat the case as unlabelled")

@@ -143,7 +143,7 @@ def test_a_damaged_header_is_named(defect: str, ending: str, ct: Ct, tmp_path: P
 
 
 def test_a_scan_of_one_slice_goes_through(raw_case: MakeRaw) -> None:
-    image = np.zeros((9, 8, 1), np.int16)
+    image = np.arange(72, dtype=np.int16).reshape(9, 8, 1)
     assert prepare_case(raw_case(image), ("ct",), (), (1.0, 1.0, 3.0)).images[0].shape == (18, 16, 1)
 
 
