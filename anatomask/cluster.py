@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +27,10 @@ WORKER_CPUS = 0.5
 DRIVERS = "trial_driver"
 """The custom resource that a Tune trial holds while the trainers it starts hold the CPUs and GPUs."""
 
+LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
+"""Bytes of the path of a Unix socket at most."""
+SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead")
+"""Bytes that Ray's longest socket adds to the path of its temporary folder."""
 
 ADDRESS = re.compile(r"local|auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", re.ASCII)
 """Addresses of a cluster."""
@@ -50,11 +56,18 @@ class ClusterConfig(Settings):
     """Lost workers after which training gives up."""
     max_outage: float = MAX_OUTAGE
     """Minutes without an answer from remote storage, of data or output, after which work stops."""
+    temporary_folder: str = ""
+    """Folder for the temporary files of an embedded Ray, which no other account may enter; made if it is not there.
+    Default: Ray's own, which all accounts of the machine may write into (/tmp/ray)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not ADDRESS.fullmatch(self.address):
             raise ValueError(f"address must be local, auto or HOST:PORT, not {shown(self.address)}")
+        if self.temporary_folder and self.address != "local":
+            raise ValueError(
+                "temporary_folder is of an embedded Ray; that of a cluster is given to ray start --temp-dir"
+            )
         self.require_range(1, 10_000, "workers", "threads")
         self.require_range(1, 1000, "readers")
         self.require_range(0, 1_000_000, "max_failures", "max_outage")
@@ -92,6 +105,8 @@ def running(config: ClusterConfig) -> Iterator[None]:
         return
     local = config.address == "local"
     options: dict[str, Any] = {"dashboard_host": "127.0.0.1", "resources": {DRIVERS: 16}} if local else {}
+    if config.temporary_folder:
+        options["_temp_dir"] = str(private_folder(Path(config.temporary_folder)))
     try:
         with on_loopback() if local else nullcontext():
             ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -101,6 +116,36 @@ def running(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder for Ray's temporary files that other accounts cannot enter.
+
+    Ray lets all accounts write into the folder that it is given, so it gets one inside.
+
+    Returns:
+        The folder for Ray.
+
+    Raises:
+        UserError: the path is too long for the sockets in it, or the folder is there and open to others.
+        OSError: it cannot be made.
+    """
+    folder = folder.absolute()
+    within = folder / "ray"
+    length = len(os.fsencode(within)) + SOCKET_BYTES
+    if length > LONGEST_SOCKET:
+        raise UserError(
+            f"--cluster.temporary-folder {folder} is {length - LONGEST_SOCKET} bytes too long: the sockets in it may "
+            f"have paths of {LONGEST_SOCKET} bytes; choose a shorter one"
+        )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise UserError(
+            f"--cluster.temporary-folder {folder} is open to other accounts: name one that is not there yet, or close "
+            f"it with chmod 700 {folder}"
+        )
+    return within
 
 
 @contextmanager

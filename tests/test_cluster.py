@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -12,7 +17,8 @@ import pytest
 import ray
 from ray._private import ray_constants
 
-from anatomask.cluster import ClusterConfig, on_loopback, running
+from anatomask.cluster import LONGEST_SOCKET, SOCKET_BYTES, ClusterConfig, on_loopback, private_folder, running
+from anatomask.errors import UserError
 from tests.sockets import LOOPBACK, descendants, listening
 
 
@@ -59,3 +65,56 @@ def test_a_ray_that_runs_is_left_running(ray_session: None) -> None:
     with running(ClusterConfig()):
         pass
     assert ray.is_initialized()
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose path leaves room for sockets."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_temporary_folder_is_made_for_its_owner_alone(short_folder: Path) -> None:
+    assert private_folder(short_folder / "a" / "b") == short_folder / "a" / "b" / "ray"
+    assert stat.S_IMODE((short_folder / "a" / "b").stat().st_mode) == 0o700
+    private_folder(short_folder / "a" / "b")
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o710])
+def test_a_temporary_folder_that_others_may_enter_is_refused_and_left_as_it_is(mode: int, short_folder: Path) -> None:
+    short_folder.chmod(mode)
+    with pytest.raises(UserError, match=rf"{short_folder} is open to other accounts: .* chmod 700"):
+        private_folder(short_folder)
+    assert stat.S_IMODE(short_folder.stat().st_mode) == mode and list(short_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("letter", ["x", "ä"])
+def test_a_temporary_folder_is_as_long_as_its_sockets_let_it(letter: str, short_folder: Path) -> None:
+    room = LONGEST_SOCKET - SOCKET_BYTES - len("/ray") - len(str(short_folder)) - len("/")
+    fitting = letter * (room // len(letter.encode()))
+    private_folder(short_folder / fitting)
+    with pytest.raises(UserError, match=r"\d bytes too long: the sockets in it may have paths of 10[37] bytes"):
+        private_folder(short_folder / (fitting + "x" * len(letter.encode())))
+    with pytest.raises(ValueError, match="temporary_folder is of an embedded Ray"):
+        ClusterConfig(address="auto", temporary_folder="x")
+
+
+@pytest.mark.ray
+def test_ray_keeps_its_files_where_no_other_account_looks(short_folder: Path) -> None:
+    script = (
+        "import ray, sys\nfrom pathlib import Path\nfrom anatomask.cluster import ClusterConfig, running\n"
+        "with running(ClusterConfig(temporary_folder=sys.argv[1])):\n"
+        "    ray.get(ray.remote(lambda: 1).remote())\n"
+        "    print(*(path for path in Path(sys.argv[1]).rglob('*') if path.is_socket()), sep='\\n')\n"
+        "    print(ray._private.worker._global_node.get_session_dir_path())\n"
+    )
+    folder = short_folder / "tmp"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], env=environment, capture_output=True, text=True, check=True
+    )
+    *sockets, session = done.stdout.splitlines()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert Path(session).parent == folder / "ray"
+    longest = max(len(path) for path in sockets)
+    assert 0 < longest - len(str(folder / "ray")) <= SOCKET_BYTES
