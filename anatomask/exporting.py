@@ -27,15 +27,8 @@ from anatomask.files import flush
 from anatomask.foreign_weights import AUTOENCODER, FRESH, PUBLISHED_STUNET, Form
 from anatomask.matching import load_matching
 from anatomask.nn.stunet import STUNet
-from anatomask.weights import (
-    Weights,
-    beyond_encoder,
-    encoder_tensors,
-    network_of,
-    repeat_stem,
-    trained_stages,
-    write_described,
-)
+from anatomask.tensor_files import Weights, write_described
+from anatomask.weights import beyond_encoder, encoder_tensors, network_of, repeat_stem, trained_stages
 
 ExportFormat = Literal["nnunet", "stunet", "monai", "safetensors"]
 

@@ -6,26 +6,27 @@ Ours are safetensors and JSON; `foreign_weights.py` reads those of others.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from anatomask.checkpoint_index import read_index
 from anatomask.errors import UserError
-from anatomask.files import flush, write_text
+from anatomask.files import write_text
 from anatomask.foreign_weights import import_anatomask_checkpoint as import_anatomask_checkpoint
-from anatomask.headers import parse_header
 from anatomask.matching import load_matching as load_matching
 from anatomask.nn.stunet import STAGE_STRIDES, STUNet, STUNetConfig, pretrained_stages
+from anatomask.tensor_files import (
+    COPY_OR_TRAIN,
+    Weights,
+    header_text,
+    read_described,
+    read_description,
+    write_described,
+)
 
 TENSORS = "model.safetensors"
 HEADER = "model.json"
@@ -36,14 +37,6 @@ Transfer = Literal["whole", "encoder", "permuted"]
 """What a network takes over of weights: all that fits, the encoder, or the encoder with shuffled entries."""
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Tensors by name, and what they are."""
-
-    tensors: dict[str, Tensor]
-    header: dict[str, Any]
-
-
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write `model.safetensors` and `model.json` into `folder`, each atomically.
 
@@ -52,67 +45,17 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[s
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_described(folder / TENSORS, tensors, header)
-    write_text(folder / HEADER, _to_json(header) + "\n")
+    write_text(folder / HEADER, header_text(header) + "\n")
 
 
-def write_described(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write one safetensors file with its header inside. Raises as `write_tensors`."""
-    write_tensors(path, tensors, {"format": "pt", "header": _to_json(header)})
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file in one step, readable to whom the process's umask lets read.
-
-    Raises:
-        OSError: as any write does (safetensors has an exception of its own for a full disk).
-    """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.touch()  # safetensors makes private files: keep what the umask gives
-    mode = temporary.stat().st_mode
-    try:
-        save_file(plain, temporary, metadata=dict(metadata or {}))
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    temporary.chmod(mode)
-    flush(temporary)
-    temporary.replace(path)
-
-
-def read_weights(folder: Path) -> Weights:
-    """What `write_weights` wrote, on the CPU. UserError if it is missing, broken, or not ours."""
-    return read_described(Path(folder) / TENSORS)
+def read_weights(folder: Path, remedy: str = COPY_OR_TRAIN) -> Weights:
+    """What `write_weights` wrote, on the CPU. Warns and raises as `read_described`."""
+    return read_described(Path(folder) / TENSORS, remedy)
 
 
 def read_header(folder: Path) -> dict[str, Any]:
     """The header of weights without their tensors. UserError as `read_weights`."""
-    return _read_header(Path(folder) / TENSORS)
-
-
-def read_described(path: Path) -> Weights:
-    """What `write_described` wrote, on the CPU. UserError as `read_weights`."""
-    header = _read_header(path)
-    with safe_open(path, framework="pt") as file:
-        return Weights({name: file.get_tensor(name) for name in file.keys()}, header)  # noqa: SIM118 - not a mapping
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: give the folder of a checkpoint ({TENSORS} and {HEADER})")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("header")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a complete safetensors file ({error}): copy or train it again") from error
-    if not text:
-        raise UserError(f"{path} has no header that says what it is: it was not written by anatomask")
-    try:
-        return parse_header(text)
-    except ValueError as error:
-        raise UserError(f"the header of {path} is damaged ({error}): give weights that anatomask wrote") from error
+    return read_description(Path(folder) / TENSORS)
 
 
 def find_weights(path: str | Path, which: str = "last") -> Path:
@@ -269,7 +212,3 @@ def initialise(network: STUNet, weights: Weights, transfer: Transfer = "whole", 
         trunk = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("heads.")}
         return load_matching(network, repeat_stem(trunk, mine.in_channels), ("heads", *missing))
     raise UserError(f"weights of kind {kind!r} cannot start a segmentation network")
-
-
-def _to_json(header: Mapping[str, Any]) -> str:
-    return json.dumps(header, indent=1, sort_keys=True)

@@ -45,8 +45,9 @@ from anatomask.evaluation.results import (
 )
 from anatomask.headers import require_fields
 from anatomask.reports.tables import percent
+from anatomask.tensor_files import Weights
 from anatomask.training.run import differences
-from anatomask.weights import TENSORS, Weights, find_weights, network_of
+from anatomask.weights import TENSORS, find_weights, network_of
 from pipelines import door
 from pipelines.progress import progress_bar
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from anatomask.config import ImportWeightsConfig
 from anatomask.errors import UserError
 from anatomask.foreign_weights import ForeignWeights, read_foreign_weights
-from anatomask.weights import TENSORS, Weights, describe_architecture, network_of, read_described, write_weights
+from anatomask.tensor_files import Weights, read_described
+from anatomask.weights import TENSORS, describe_architecture, network_of, write_weights
 from pipelines import door
 
 

@@ -16,7 +16,8 @@ from anatomask.exporting import ENDINGS, export_weights, write_export
 from anatomask.foreign_weights import read_foreign_weights
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.nn.stunet import STUNet, STUNetConfig
-from anatomask.weights import Weights, describe_architecture, initialise, read_described
+from anatomask.tensor_files import Weights, read_described
+from anatomask.weights import describe_architecture, initialise
 
 SIZES = [STUNetConfig(base=2), STUNetConfig(base=2, depth=2), STUNetConfig(in_channels=2, base=2)]
 

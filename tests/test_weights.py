@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.tensor_files import Weights
 from anatomask.weights import (
-    Weights,
     describe_architecture,
     initialise,
     load_matching,

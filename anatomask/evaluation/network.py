@@ -14,7 +14,8 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.headers import require_fields
 from anatomask.nn.stunet import STUNet
-from anatomask.weights import Weights, load_matching, network_of, read_weights
+from anatomask.tensor_files import Weights
+from anatomask.weights import load_matching, network_of, read_weights
 
 
 def build_network(weights: Weights) -> STUNet:

@@ -20,12 +20,15 @@ from anatomask.checkpoint_index import INDEX, STEP, read_index
 from anatomask.errors import UserError
 from anatomask.files import flush, write_text
 from anatomask.parsing import from_json
+from anatomask.tensor_files import read_described, write_described
 from anatomask.training.state import TrainingState
 from anatomask.training.task import Task
-from anatomask.weights import load_matching, read_weights, write_tensors, write_weights
+from anatomask.weights import load_matching, read_weights, write_weights
 
 OPTIMISER = "optimiser.safetensors"
-SCALER = "scaler.json"
+OLDER_SCALER = "scaler.json"
+"""The state of the loss scale, which an older version kept beside the optimiser's file and not in it."""
+REMEDY = "put its files back, or begin the run anew with --overwrite"
 
 
 class Checkpoints:
@@ -71,14 +74,14 @@ class Checkpoints:
         self.wait()  # so that there is one copy at a time
         weights = {name: self._copied(tensor) for name, tensor in state.task.kept().state_dict().items()}
         moments = {name: self._copied(tensor) for name, tensor in _optimiser_tensors(state).items()}
-        scale = json.dumps(state.scaler.state_dict())
+        scaler = dict(state.scaler.state_dict())
         if not self.writes:
             return
         copied = torch.cuda.Event() if next(state.task.parameters()).is_cuda else None
         if copied is not None:
             copied.record()
         self.pending = self.thread.submit(
-            self._write, step, weights, dict(state.task.header), moments, scale, score, copied
+            self._write, step, weights, dict(state.task.header), moments, scaler, score, copied
         )
 
     def wait(self) -> None:
@@ -98,7 +101,7 @@ class Checkpoints:
             return
         if not folder.is_dir():
             raise _damaged(folder, "it does not exist")
-        load_matching(task.kept(), read_weights(folder).tensors)
+        load_matching(task.kept(), read_weights(folder, REMEDY).tensors)
 
     def load_moments(self, step: int, state: TrainingState) -> None:
         """Load what that checkpoint holds besides the weights. Raises as `load`."""
@@ -106,8 +109,14 @@ class Checkpoints:
         if not step:
             return
         try:
-            _load_optimiser(state, load_file(folder / OPTIMISER))
-            state.scaler.load_state_dict(from_json((folder / SCALER).read_bytes()))
+            if (folder / OLDER_SCALER).exists():
+                moments = load_file(folder / OPTIMISER)
+                scaler = from_json((folder / OLDER_SCALER).read_bytes())
+            else:
+                described = read_described(folder / OPTIMISER, REMEDY)
+                moments, scaler = described.tensors, described.header["scaler"]
+            _load_optimiser(state, moments)
+            state.scaler.load_state_dict(scaler)
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise _damaged(folder, str(error)) from error
 
@@ -127,7 +136,7 @@ class Checkpoints:
         weights: Mapping[str, Tensor],
         header: Mapping[str, Any],
         moments: Mapping[str, Tensor],
-        scale: str,
+        scaler: Mapping[str, Any],
         score: float | None,
         copied: torch.cuda.Event | None,
     ) -> None:
@@ -139,8 +148,7 @@ class Checkpoints:
         temporary.mkdir(parents=True)
         try:
             write_weights(temporary, weights, header)
-            write_tensors(temporary / OPTIMISER, moments)
-            write_text(temporary / SCALER, scale)
+            write_described(temporary / OPTIMISER, moments, {"scaler": scaler})
         except OSError:  # a full disk: what is half there helps nobody
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -163,7 +171,7 @@ def _name(step: int) -> str:
 
 
 def _damaged(folder: Path, why: str) -> UserError:
-    return UserError(f"{folder} is damaged ({why}); put its files back, or begin the run anew with --overwrite")
+    return UserError(f"{folder} is damaged ({why}); {REMEDY}")
 
 
 def _optimiser_tensors(state: TrainingState) -> dict[str, Tensor]:

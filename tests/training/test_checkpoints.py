@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from anatomask.errors import UserError
+from anatomask.tensor_files import read_described
 from anatomask.training import checkpoints as module
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.optimiser import OptimiserConfig
@@ -98,8 +101,8 @@ def test_one_that_was_cut_off_while_being_written_is_never_picked_up(tmp_path: P
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["index.json", "step_00000009"]
 
 
-@pytest.mark.parametrize("file", ["optimiser.safetensors", "model.safetensors", "scaler.json"])
-@pytest.mark.parametrize("damage", ["truncated", "removed"])
+@pytest.mark.parametrize("file", ["optimiser.safetensors", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "removed", "flipped"])
 def test_a_damaged_one_is_named(file: str, damage: str, tmp_path: Path, line_task) -> None:
     state = trained(line_task())
     save(tmp_path, 3, state)
@@ -108,8 +111,25 @@ def test_a_damaged_one_is_named(file: str, damage: str, tmp_path: Path, line_tas
     path.unlink()
     if damage == "truncated":
         path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="step_00000003"):
+    if damage == "flipped":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"step_00000003.*{'begin the run anew' if damage != 'removed' else ''}"):
         restore(tmp_path, state)
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(tmp_path: Path, line_task) -> None:
+    mine, other = trained(line_task(), scaled=True), fresh(line_task(), scaled=True)
+    mine.scaler.update(512.0)
+    save(tmp_path, 3, mine)
+    folder = tmp_path / "checkpoints" / "step_00000003"
+    described = read_described(folder / "optimiser.safetensors")
+    save_file(described.tensors, folder / "optimiser.safetensors")
+    (folder / "scaler.json").write_text(json.dumps(described.header["scaler"]))
+    assert restore(tmp_path, other) == 3
+    assert other.scaler.get_scale() == 512.0
+    for ours, theirs in zip(mine.task.parameters(), other.task.parameters(), strict=True):
+        for key, value in mine.optimiser.state[ours].items():
+            assert torch.equal(value, other.optimiser.state[theirs][key])
 
 
 def test_a_full_disk_is_told_and_leaves_the_last_one_in_place(
@@ -121,7 +141,7 @@ def test_a_full_disk_is_told_and_leaves_the_last_one_in_place(
     def full(path: Path, *_: object) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(module, "write_tensors", full)
+    monkeypatch.setattr(module, "write_described", full)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 6, state)
     with Checkpoints(tmp_path) as checkpoints:
