@@ -6,12 +6,10 @@ declared (`__post_init__`), so a bad one is refused before anything starts, whic
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
@@ -31,7 +29,6 @@ from anatomask.masking import num_hidden
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.names import check_name, shown
 from anatomask.nn.stunet import STUNetConfig
-from anatomask.parsing import from_yaml
 from anatomask.settings import Settings, check_value
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.optimiser import OptimiserConfig
@@ -90,6 +87,16 @@ def check_training(training: TrainingConfig, optimiser: OptimiserConfig, cluster
         raise ValueError(
             f"optimiser.warmup_epochs {optimiser.warmup_epochs} must be fewer than training.epochs {training.epochs}"
         )
+    if sum(optimiser.decoder_first) + optimiser.warmup_epochs >= training.epochs:
+        raise ValueError(
+            f"optimiser.decoder_first {' + '.join(map(str, optimiser.decoder_first))} and optimiser.warmup_epochs "
+            f"{optimiser.warmup_epochs} must together be fewer than training.epochs {training.epochs}"
+        )
+    if optimiser.freeze > training.epochs:
+        raise ValueError(
+            f"optimiser.freeze {optimiser.freeze} must be at most training.epochs {training.epochs}, which freezes the "
+            "encoder to the end"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,9 @@ class PretrainConfig(Settings):
             raise ValueError("splits must name at least one split, such as train")
         self.require_distinct("splits")
         check_training(self.training, self.optimiser, self.cluster, self.seed)
+        for name in ("decoder_first", "freeze", "encoder_lr_factor", "layer_decay"):
+            if getattr(self.optimiser, name) != getattr(OptimiserConfig(), name):
+                raise ValueError(f"optimiser.{name} is for finetuning alone; leave it out")
         check_patches(self.loader.patch_size, self.method.patch, self.method.mask_ratio)
 
 
@@ -301,68 +311,7 @@ class SweepConfig(Settings):
             check_training(config.training, config.optimiser, self.cluster, self.seed)
 
 
-DEFAULT_RECIPE = "paper-b"
-
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """One call of the front door: the configuration, and what to do with it."""
-
-    config: Any
-    dry_run: bool
-    overwrite: bool
-
-
-def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Mapping[str, Any]]]) -> Invocation:
-    """Settings of `verb` from a recipe, then a YAML file, then dotted flags: each overrides the one before.
-
-    Raises:
-        UserError: an unknown recipe, or a YAML file with a field that does not exist or a value out of range.
-        SystemExit: the same on the command line (exit code 2, the field is named).
-    """
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"anatomask {verb}")
-    flags.add_argument("--recipe")
-    flags.add_argument("--config")
-    flags.add_argument("--dry-run", action="store_true")
-    flags.add_argument("--overwrite", action="store_true")
-    own, rest = flags.parse_known_args(argv)
-    if own.recipe is not None and own.recipe not in recipes:
-        raise UserError(f"--recipe {own.recipe}: no such recipe; there are {', '.join(recipes)}")
-    default = recipes[own.recipe or DEFAULT_RECIPE]()[verb]
-    if own.config is not None:
-        default = overlay(default, read_yaml(own.config), own.config)
-    description = (
-        f"{type(default).__doc__}\n\nBefore these: --recipe {{{','.join(recipes)}}} (default {DEFAULT_RECIPE}), "
-        "--config FILE.yaml, --dry-run (print the plan), --overwrite (begin anew)."
-    )
-    config = tyro.cli(
-        type(default), default=default, args=list(rest), prog=f"anatomask {verb}", description=description
-    )
-    for name, value in vars(config).items():
-        if value == "" and name in required_fields(config):
-            raise UserError(f"--{name.replace('_', '-')} is empty; name a folder or file, as --help says")
-    return Invocation(config, own.dry_run, own.overwrite)
-
-
-def required_fields(config: Any) -> set[str]:
-    """Names of the fields that have no default."""
-    absent = dataclasses.MISSING
-    return {one.name for one in dataclasses.fields(config) if one.default is absent and one.default_factory is absent}
-
-
-def read_yaml(path: str) -> Mapping[str, Any]:
-    """The mapping in a YAML file. Raises UserError when it is missing or is not one."""
-    try:
-        content = from_yaml(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"--config {path} is not YAML: {error}") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"--config {path} must hold a mapping of fields")
-    return content
 
 
 def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "") -> T:

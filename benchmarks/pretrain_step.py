@@ -140,7 +140,7 @@ def whole_step(
 ) -> Step:
     """Forward, backward, clipping, AdamW, EMA."""
     config = OptimiserConfig()
-    optimiser = build_optimiser(student.parameters(), config)
+    optimiser = build_optimiser(student, config)
 
     def step() -> None:
         with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.dtype == "bfloat16"):

@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from anatomask.config import parse
 from anatomask.errors import Note, Stopped, UserError
+from anatomask.invocation import parse
 from anatomask.recipes import RECIPES
 from pipelines.printing import message_text, never_fail_to_print
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from anatomask.config import parse, plain
+from anatomask.config import plain
 from anatomask.errors import UserError
+from anatomask.invocation import parse
 from anatomask.recipes import RECIPES
+from anatomask.training.schedule import SCHEDULES
 from pipelines.__main__ import main
 
 
@@ -21,6 +24,39 @@ def test_flags_override_yaml_and_yaml_overrides_the_recipe(tmp_path: Path) -> No
     config = settings("--recipe", "tiny", "--config", str(file), "--method.mask-ratio", "0.9")
     assert (config.method.mask_ratio, config.method.r0, config.data) == (0.9, 0.1, "shards")
     assert config.network.base == RECIPES["tiny"]()["pretrain"].network.base
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_is_made_for_the_epochs_whichever_way_they_came(schedule: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("training: {epochs: 150}\ndata: shards\n")
+    start = ("--schedule", schedule, "--recipe", "small")
+    found = {
+        20: settings(*start, "--data", "shards", verb="finetune"),
+        150: settings(*start, "--config", str(file), verb="finetune"),
+        1000: settings(*start, "--config", str(file), "--training.epochs", "1000", verb="finetune"),
+        40: settings(*start, "--data", "shards", "--training.epochs=40", verb="finetune"),
+    }
+    for epochs, config in found.items():
+        assert (config.training.epochs, config.optimiser) == (epochs, SCHEDULES[schedule](epochs))
+        assert config.loader == RECIPES["small"]()["finetune"].loader
+
+
+def test_yaml_and_flags_override_a_schedule(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("optimiser: {lr: 0.5, decoder_first: [3, 4]}\ndata: shards\n")
+    more = ("--config", str(file), "--optimiser.warmup-epochs", "7", "--optimiser.momentum", "0.9")
+    config = settings("--schedule", "sawtooth", *more, verb="finetune").optimiser
+    assert config == replace(SCHEDULES["sawtooth"](1000), lr=0.5, decoder_first=(3, 4), warmup_epochs=7, momentum=0.9)
+
+
+def test_a_sweep_finetunes_by_a_schedule() -> None:
+    given = ("--recipe", "small", "--space", "search", "--pretrain-data", "a", "--finetune-data", "b")
+    plainly = settings(*given, verb="sweep")
+    config = settings(*given, "--schedule", "sawtooth", "--finetune.training.epochs", "50", verb="sweep")
+    assert config.finetune.optimiser == SCHEDULES["sawtooth"](50)
+    assert config.finetune.training.epochs == 50
+    assert config.pretrain == plainly.pretrain
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -65,6 +101,16 @@ def test_yaml_is_refused_by_name(text: str, named: str, tmp_path: Path) -> None:
         (["pretrain", "--recipe", "huge", "--data", "x"], 1, "no such recipe"),
         (["pretrain", "--config", "missing.yaml"], 1, "missing.yaml"),
         (["finetune", "--data", "x", "--train-fraction", "0"], 2, "train_fraction"),
+        (["finetune", "--data", "x", "--schedule", "slow"], 1, "there are published, warmup, sawtooth, nnunet"),
+        (
+            ["finetune", "--data", "x", "--schedule", "sawtooth", "--training.epochs", "3"],
+            1,
+            "fewer than training.epochs",
+        ),
+        (["finetune", "--data", "x", "--schedule", "nnunet", "--training.epochs", "many"], 2, "many"),
+        (["pretrain", "--data", "x", "--schedule", "nnunet"], 2, "--schedule"),
+        (["pretrain", "--data", "x", "--optimiser.layer-decay", "0.9"], 2, "layer_decay is for finetuning alone"),
+        (["finetune", "--data", "x", "--optimiser.freeze", "1001"], 2, "freeze 1001 must be at most"),
         (["walk"], 2, "walk is not a verb"),
     ],
 )

@@ -178,7 +178,7 @@ def _optimiser_tensors(state: TrainingState) -> dict[str, Tensor]:
     return {
         f"{key}/{name}": value
         for name, parameter in state.task.trainable().named_parameters()
-        for key, value in state.optimiser.state[parameter].items()
+        for key, value in state.optimiser.state.get(parameter, {}).items()
     }
 
 

@@ -27,8 +27,7 @@ from anatomask.training.parallel import sharded_parts
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.update import autocast
 
-ADAMW_TENSORS = 4
-"""As large as a trained parameter, in float32: weight, gradient and two moments."""
+ADAMW_MOMENTS = 2
 GATHERED_TENSORS = 4
 """As large as the part that FSDP has gathered: weights, gradients, a copy of these that is summed over the workers, and
 the weights of the part that is next."""
@@ -56,10 +55,12 @@ Loss = Callable[[nn.Module, int], Tensor]
 """The loss of a module for so many samples, which it makes."""
 
 
-def step_cost(module: nn.Module, loss: Loss, config: TrainingConfig, workers: int) -> StepCost:
+def step_cost(
+    module: nn.Module, loss: Loss, config: TrainingConfig, workers: int, moments: int = ADAMW_MOMENTS
+) -> StepCost:
     """Cost of an update of `module`, on the meta device, by one of so many workers; `module` stays as it is.
 
-    Compilation is left out.
+    The optimiser keeps so many `moments` of each trained parameter. Compilation is left out.
     """
     share = len(worker_share(config.batch_size, workers - 1, workers))  # no worker's is larger
     part = -(-share // config.accumulate)
@@ -79,7 +80,7 @@ def step_cost(module: nn.Module, loss: Loss, config: TrainingConfig, workers: in
             parameter.grad = torch.empty_like(parameter) if kept and parameter.requires_grad else None
         with LiveBytes(_tensors(module)) as live:
             _backward(module, loss, part, config.precision)
-    state = state_bytes(module, workers if sharded else 1)
+    state = state_bytes(module, workers if sharded else 1, moments)
     if sharded and config.accumulate > 1:  # gradients are whole until the last part
         state += gradients
     return StepCost(
@@ -95,13 +96,13 @@ def _backward(module: nn.Module, loss: Loss, samples: int, precision: str) -> No
     value.backward()
 
 
-def state_bytes(module: nn.Module, divided_by: int) -> int:
-    """What one of the workers among whom weights are divided holds of them, and of what belongs to them."""
+def state_bytes(module: nn.Module, divided_by: int, moments: int = ADAMW_MOMENTS) -> int:
+    """What one of the workers among whom weights are divided holds of them, their gradients and so many moments."""
     total = sum(map(_bytes, module.buffers()))
     for parameter in module.parameters():
         rows = len(parameter) if parameter.dim() else 1
         own = _bytes(parameter) // rows * -(-rows // divided_by)  # FSDP divides along the first dimension
-        total += own * (ADAMW_TENSORS if parameter.requires_grad else 1)
+        total += own * (2 + moments if parameter.requires_grad else 1)
     if divided_by > 1:
         parts = [sum(map(_bytes, part.parameters())) for part in sharded_parts(module)]
         rest = sum(map(_bytes, module.parameters())) - sum(parts)
@@ -109,7 +110,9 @@ def state_bytes(module: nn.Module, divided_by: int) -> int:
     return total
 
 
-def less_memory(module: nn.Module, loss: Loss, config: TrainingConfig, workers: int) -> dict[str, StepCost]:
+def less_memory(
+    module: nn.Module, loss: Loss, config: TrainingConfig, workers: int, moments: int = ADAMW_MOMENTS
+) -> dict[str, StepCost]:
     """Costs with the settings that take less memory and that `config` leaves off, by what to write for them."""
     changes: dict[str, TrainingConfig] = {}
     if not config.recompute_activations:
@@ -118,7 +121,7 @@ def less_memory(module: nn.Module, loss: Loss, config: TrainingConfig, workers: 
         changes["--training.shard-weights"] = replace(config, shard_weights=True)
     if len(changes) > 1:
         changes["both"] = replace(config, recompute_activations=True, shard_weights=True)
-    return {name: step_cost(module, loss, changed, workers) for name, changed in changes.items()}
+    return {name: step_cost(module, loss, changed, workers, moments) for name, changed in changes.items()}
 
 
 class LiveBytes(TorchDispatchMode):

@@ -29,13 +29,18 @@ class FinetuningTask(Task):
         validate: Validate,
         seed: int,
         device: torch.device,
+        *,
+        frozen: bool = False,
     ) -> None:
-        """`start` puts initial weights into the network; `validate` gives the DSC of each class on validation cases."""
+        """`start` puts initial weights into the network; `validate` gives the DSC of each class on validation cases.
+
+        `frozen`: the encoder never learns, so no gradient of it is computed.
+        """
         super().__init__()
         torch.manual_seed(seed)
         self.network = STUNet(network, classes=int(header["architecture"]["classes"]))
         fresh = list(start(self.network))
-        self.network.heads[0].requires_grad_(False)  # the lowest level, whose loss has weight 0
+        prepare_gradients(self.network, frozen=frozen)
         self.network.to(device)
         self.device = device
         self.header = {**header, "not_transferred": fresh}
@@ -46,6 +51,10 @@ class FinetuningTask(Task):
     def trainable(self) -> nn.Module:
         """The whole network."""
         return self.network
+
+    def encoder_stages(self) -> Sequence[nn.Module]:
+        """The six stages of the contracting path."""
+        return list(self.network.encoder.stages)
 
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss of a batch that `FinetuningDraw` drew: padded, normalised and augmented here, on the device."""
@@ -69,3 +78,9 @@ class FinetuningTask(Task):
         score = sum(dice.values()) / len(dice)
         recorder.scalars(step, {"val/dice": score, **{f"val_dice/{name}": value for name, value in dice.items()}})
         return score
+
+
+def prepare_gradients(network: STUNet, *, frozen: bool) -> None:
+    """Have `network` compute the gradients that finetuning wants: no `frozen` encoder's, not the lowest head's."""
+    network.heads[0].requires_grad_(False)  # its loss has weight 0
+    network.encoder.requires_grad_(not frozen)

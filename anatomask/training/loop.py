@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from anatomask.data.samples import ON_HOST
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.optimiser import OptimiserConfig, learning_rate
+from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.scalars import ScalarLog
+from anatomask.training.schedule import learning_rate
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.telemetry import update_ratio
 from anatomask.training.update import Update
@@ -44,8 +45,11 @@ def train(
         sample = to_device(next(batches), update.device)
         waited = time.perf_counter() - asked
 
-        rate = learning_rate(epoch, config.epochs, schedule)
-        scalars: dict[str, Tensor | float] = {**update(sample, progress, rate), "lr": rate, "wait": waited}
+        rates = [
+            learning_rate(epoch, config.epochs, schedule, group["start"], group["factor"])
+            for group in update.state.optimiser.param_groups
+        ]
+        scalars: dict[str, Tensor | float] = {**update(sample, progress, rates), **recorded(rates), "wait": waited}
         if logging:
             scalars["update_ratio"] = update_ratio(update.state.optimiser)
         log.add(done, scalars)
@@ -68,6 +72,12 @@ def train(
             log.restart_clock()
         if stopping:
             return
+
+
+def recorded(rates: Sequence[float | None]) -> dict[str, float]:
+    """The highest of the groups' learning rates, and the lowest where there are several: 0 while one does not learn."""
+    known = [rate or 0.0 for rate in rates]
+    return {"lr": max(known)} if len(known) == 1 else {"lr": max(known), "lr_lowest": min(known)}
 
 
 def to_device(batch: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:

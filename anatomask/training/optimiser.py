@@ -1,40 +1,57 @@
-"""Optimiser and learning-rate schedule."""
+"""The optimisers, and the groups of parameters that learn later or slower than others."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.sgd import sgd
 
 from anatomask.settings import Settings
 
 
 @dataclass(frozen=True)
 class OptimiserConfig(Settings):
-    """AdamW with linear warm-up and cosine decay to zero, set per epoch."""
+    """AdamW or SGD, with a learning rate that rises linearly, then decays to zero, set per epoch."""
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum."""
     lr: float = 1e-4
     """Peak learning rate."""
     weight_decay: float = 1e-5
-    """Decoupled weight decay."""
+    """Weight decay: decoupled in AdamW, added to the gradient in SGD."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moment decays."""
     eps: float = 1e-8
     """AdamW's epsilon (the published finetuning uses 1e-4)."""
+    momentum: float = 0.99
+    """SGD's momentum."""
     warmup_epochs: int = 20
     """Epochs of linear warm-up."""
     warmup_lr: float = 1e-6
     """Learning rate at which warm-up begins."""
+    decay: Literal["cosine", "poly"] = "cosine"
+    """Decay to zero that follows: half a cosine, or (1 - t)^0.9."""
+    decoder_first: tuple[int, int] = (0, 0)
+    """Epochs of warm-up and of decay in which finetuning's decoder learns alone, before the schedule of all."""
+    freeze: int = 0
+    """Epochs at the start in which finetuning's encoder does not learn; training.epochs: it never does."""
+    encoder_lr_factor: float = 1.0
+    """Factor of the learning rate of finetuning's encoder."""
+    layer_decay: float = 1.0
+    """Further factor of it: once for the encoder's last stage, twice for the one before, six times for the first."""
     clip: float = 12.0
     """Largest norm of the gradient."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_range(0, 1_000_000, "warmup_epochs")
-        for name in ("lr", "eps", "clip"):
+        self.require_range(0, 1_000_000, "warmup_epochs", "freeze", "decoder_first")
+        for name in ("lr", "eps", "clip", "encoder_lr_factor"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
         for name in ("weight_decay", "warmup_lr"):
@@ -42,26 +59,95 @@ class OptimiserConfig(Settings):
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], not {self.layer_decay}")
+
+    @property
+    def encoder_start(self) -> int:
+        """The first epoch in which the encoder learns."""
+        return max(self.freeze, sum(self.decoder_first))
+
+    @property
+    def moments(self) -> int:
+        """Tensors that the optimiser keeps of each parameter."""
+        return 2 if self.name == "adamw" else int(self.momentum > 0)
 
 
-def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW over `parameters`; its learning rate is set before every update by `learning_rate`.
+def parameter_groups(
+    module: nn.Module, config: OptimiserConfig, encoder_stages: Sequence[nn.Module] = ()
+) -> list[dict[str, Any]]:
+    """The parameters of `module` that want a gradient, divided by when and how fast they learn.
+
+    A group's `start` is the first epoch in which it learns, its `factor` that of its learning rate. A parameter's
+    depth is counted from the output, as BEiT (arXiv 2106.08254) and MAE (2111.06377) do: 0 for all that is in no stage
+    of the encoder (decoder and heads), 1 for the last of `encoder_stages`, and their number for the first. The factor
+    of depth d > 0 is encoder_lr_factor · layer_decay^d, that of depth 0 is 1.
+    """
+    of_encoder = {
+        parameter: (config.encoder_start, config.encoder_lr_factor * config.layer_decay**depth)
+        for depth, stage in enumerate(list(encoder_stages)[::-1], start=1)
+        for parameter in stage.parameters()
+    }
+    groups: dict[tuple[int, float], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(of_encoder.get(parameter, (0, 1.0)), []).append(parameter)
+    return [{"params": group, "start": start, "factor": factor} for (start, factor), group in groups.items()]
+
+
+def build_optimiser(
+    module: nn.Module, config: OptimiserConfig, encoder_stages: Sequence[nn.Module] = ()
+) -> torch.optim.Optimizer:
+    """The optimiser of `module`, in the groups of `parameter_groups`; learning rates are set before every update.
 
     Fused: fast, and it leaves out an update on the device when told there that the gradient is not finite.
     """
+    groups = parameter_groups(module, config, encoder_stages)
+    if config.name == "sgd":
+        return FusedSGD(groups, config.lr, config.momentum, config.weight_decay)
     return torch.optim.AdamW(
-        [parameter for parameter in parameters if parameter.requires_grad],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
     )
 
 
-def learning_rate(epoch: int, epochs: int, config: OptimiserConfig) -> float:
-    """Learning rate of `epoch` (from 0): linear from `warmup_lr` to `lr`, then cosine to 0 over the other epochs."""
-    warmup = config.warmup_epochs
-    if epoch < warmup:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * epoch / warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
+class FusedSGD(torch.optim.SGD):
+    """SGD with Nesterov momentum, fused, also where weights are divided among workers.
+
+    Torch 2.13 knows no sharding of its fused SGD, so each worker's own part is updated here: every element is on its
+    own. The momentum is there from the start, as zeros, which the first update makes its gradient. Torch would take
+    memory as it comes, and keep what is in it where the first update is left out.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(groups, lr, momentum, 0.0, weight_decay, nesterov=momentum > 0, fused=True)
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            if momentum > 0:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient; `closure` is not called."""
+        for group in self.param_groups:
+            learning = [parameter for parameter in group["params"] if parameter.grad is not None]
+            moments = [self.state[parameter].get("momentum_buffer") for parameter in learning]
+            sgd(
+                [_own(parameter) for parameter in learning],
+                [_own(parameter.grad) for parameter in learning],
+                [None if moment is None else _own(moment) for moment in moments],
+                fused=True,
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                dampening=group["dampening"],
+                nesterov=group["nesterov"],
+                maximize=group["maximize"],
+            )
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This worker's part of a tensor, which is all of it unless it is sharded. Writing to it writes to the tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

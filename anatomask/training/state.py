@@ -15,11 +15,11 @@ class TrainingState:
     """Weights, the optimiser's moments, and the scale of half-precision losses."""
 
     task: Task
-    optimiser: torch.optim.AdamW
+    optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
     @classmethod
     def of(cls, task: Task, config: OptimiserConfig, device: torch.device, *, scaled: bool = False) -> TrainingState:
         """A fresh one; `scaled`: whether losses are scaled, as half precision needs."""
-        optimiser = build_optimiser(task.trainable().parameters(), config)
+        optimiser = build_optimiser(task.trainable(), config, task.encoder_stages())
         return cls(task, optimiser, torch.amp.GradScaler(device.type, enabled=scaled))

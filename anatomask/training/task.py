@@ -28,11 +28,15 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def trainable(self) -> nn.Module:
-        """The module whose parameters are updated: all of those that want a gradient get one in every update."""
+        """The module whose parameters are updated: all of those that want a gradient get one in every backward pass."""
 
     def networks(self) -> Sequence[nn.Module]:
         """The modules that compute, `trainable` first."""
         return [self.trainable()]
+
+    def encoder_stages(self) -> Sequence[nn.Module]:
+        """Stages, from the input on, of an encoder that may learn later or slower than the rest; none: all alike."""
+        return ()
 
     def kept(self) -> nn.Module:
         """The module whose weights a checkpoint holds."""

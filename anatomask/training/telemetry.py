@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -28,26 +31,37 @@ def device_scalars(device: torch.device) -> dict[str, float]:
 
 
 @torch.no_grad()
-def update_ratio(optimiser: torch.optim.AdamW) -> Tensor:
-    """Norm of the last update over the norm of the weights before it, over all that are trained: () on the device.
+def update_ratio(optimiser: torch.optim.Optimizer) -> Tensor:
+    """Norm of the last update over the norm of the weights before it, over all that learn: () on the device.
 
-    The update is worked out from the optimiser's state after its step (Loshchilov and Hutter, Algorithm 2), so no copy
-    of the weights is kept; beside them, a few tensors of the largest weight's size are needed. Nothing is read from
-    the device. Call it after a step, with the learning rate of that step still set; with sharded weights, everywhere.
+    The update is worked out from the optimiser's state after its step, so no copy of the weights is kept; beside them,
+    a few tensors of the largest weight's size are needed. Nothing is read from the device. Call it after a step, with
+    that step's learning rates and gradients still there; with sharded weights, everywhere.
     """
     moved, weights = [], []
     for group in optimiser.param_groups:
-        lr, decay, eps, (beta1, beta2) = group["lr"], group["weight_decay"], group["eps"], group["betas"]
+        lr, decay = group["lr"], group["weight_decay"]
         for weight in group["params"]:
-            if weight not in optimiser.state:
+            if weight.grad is None:
                 continue
-            state = optimiser.state[weight]
-            step = state["step"].double()
-            deviation = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(eps)
-            direction = (state["exp_avg"] / (1 - beta1**step)).div_(deviation)
+            direction = _direction(weight, optimiser.state[weight], group)
             before = torch.add(weight, direction, alpha=lr).div_(1 - lr * decay)
             weights.append(torch.linalg.vector_norm(before))
             # before - after, without the difference of two numbers that are almost the same
             moved.append(torch.linalg.vector_norm(direction.add_(before, alpha=decay).mul_(lr)))
     ratio = torch.linalg.vector_norm(torch.stack(moved)) / torch.linalg.vector_norm(torch.stack(weights))
     return ratio.full_tensor() if isinstance(ratio, DTensor) else ratio
+
+
+def _direction(weight: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> Tensor:
+    """What the last step subtracted of a weight, per learning rate and but for its decay; a new tensor.
+
+    AdamW's is Algorithm 2 of Loshchilov and Hutter (arXiv 1711.05101), SGD's has Nesterov's momentum.
+    """
+    if "momentum" in group:
+        assert weight.grad is not None
+        return weight.grad + group["momentum"] * state["momentum_buffer"] if state else weight.grad.clone()
+    beta1, beta2 = group["betas"]
+    step = state["step"].double()
+    deviation = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
+    return (state["exp_avg"] / (1 - beta1**step)).div_(deviation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,9 @@ class Update:
     """Forward, backward and an update of the weights by one worker's share of a batch.
 
     An update whose gradient is not finite is left out on the device, without asking the host: the weights and the
-    optimiser's moments stay as they were.
+    optimiser's moments stay as they were. So do those of parameters that do not learn yet: their gradients are dropped
+    after the backward pass, before the norm is taken. (They could not want none for a while: what averages gradients
+    over workers was built for all that want one.)
     """
 
     def __init__(
@@ -56,22 +58,27 @@ class Update:
         self.device = device
         self.parameters = [parameter for parameter in state.task.trainable().parameters() if parameter.requires_grad]
 
-    def __call__(self, sample: Mapping[str, Tensor], progress: float, rate: float) -> dict[str, Tensor]:
-        """Update the weights with learning rate `rate` at `progress` = t/T.
+    def __call__(
+        self, sample: Mapping[str, Tensor], progress: float, rates: Sequence[float | None]
+    ) -> dict[str, Tensor]:
+        """Update the weights at `progress` = t/T with a learning rate for each of the optimiser's groups; None: not.
 
         Returns scalars on the device: the loss and what the task records, means over this worker's samples, and the
-        norm of the gradient, which is that of the whole batch.
+        norm of the gradient of all that learns, which is that of the whole batch.
         """
         optimiser, scaler = self.state.optimiser, self.state.scaler
-        for group in optimiser.param_groups:
-            group["lr"] = rate
         optimiser.zero_grad(set_to_none=True)
         scalars = self._backward(sample, progress)
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate or 0.0
+            if rate is None:
+                for parameter in group["params"]:
+                    parameter.grad = None
         scaler.unscale_(optimiser)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not scaler.is_enabled():  # it finds infinities itself
-            optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # the fused AdamW asks it
+            optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # fused optimisers ask it
         scaler.step(optimiser)
         scaler.update()
         self.state.task.after_step(progress)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anatomask.config import parse
 from anatomask.data.shards import PreparedDataset
+from anatomask.invocation import parse
 from anatomask.recipes import RECIPES
 from pipelines import prepare, pretrain
 

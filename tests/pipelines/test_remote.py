@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 import ray
 
-from anatomask.config import parse
 from anatomask.data.shards import PreparedDataset
+from anatomask.invocation import parse
 from anatomask.recipes import RECIPES
 from pipelines.__main__ import main
 from pipelines.pretrain import build_job

@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from anatomask.cluster import ClusterConfig, divide
-from anatomask.config import PretrainConfig, overlay_dotted, parse, plain
+from anatomask.config import PretrainConfig, overlay_dotted, plain
 from anatomask.data.index import write_index
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.files import alone
+from anatomask.invocation import parse
 from anatomask.recipes import RECIPES
 from anatomask.reports.sweeps import paper_ablation
 from pipelines.__main__ import main

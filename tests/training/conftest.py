@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ class LineTask(Task):
         super().__init__()
         self.header = {"kind": "line"}
         torch.manual_seed(0)
-        self.line = nn.Linear(1, 1)
+        self.line: nn.Module = nn.Linear(1, 1)
         self.scores = scores or iter(lambda: None, 0)
         self.progress: list[float] = []
 
@@ -39,6 +39,22 @@ class LineTask(Task):
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
         return next(self.scores)
+
+
+class TwoLayerTask(LineTask):
+    """The same with two linear layers, of which the first is the encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))
+
+    def encoder_stages(self) -> Sequence[nn.Module]:
+        return [self.line[0]]
+
+
+@pytest.fixture
+def two_layer_task() -> Callable[[], TwoLayerTask]:
+    return TwoLayerTask
 
 
 @pytest.fixture

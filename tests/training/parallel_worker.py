@@ -24,6 +24,7 @@ from anatomask.training.losses import segmentation_loss
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.recorder import Recorder
+from anatomask.training.schedule import learning_rate
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.task import Task
@@ -35,6 +36,8 @@ NETWORK = STUNetConfig(base=2)
 
 class Segmenting(Task):
     """STU-Net under the segmentation loss, whose Dice is over the whole batch."""
+
+    optimiser = OptimiserConfig(lr=1e-3, eps=1e-3, warmup_epochs=0)
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +85,16 @@ class Pretraining(Segmenting):
         self.method.after_step(progress)
 
 
-CASES: dict[str, tuple[type[Task], int, TrainingConfig]] = {
+class FrozenAtFirst(Segmenting):
+    """By SGD, the encoder from the second update on alone, and its first stages slower."""
+
+    optimiser = OptimiserConfig("sgd", lr=1e-3, momentum=0.9, warmup_epochs=0, freeze=1, layer_decay=0.8)
+
+    def encoder_stages(self) -> Sequence[nn.Module]:
+        return list(self.network.encoder.stages)
+
+
+CASES: dict[str, tuple[type[Segmenting], int, TrainingConfig]] = {
     "segmentation": (Segmenting, 6, TrainingConfig()),
     "pretraining": (Pretraining, 6, TrainingConfig()),
     "unequal shares": (Pretraining, 5, TrainingConfig()),
@@ -91,6 +103,8 @@ CASES: dict[str, tuple[type[Task], int, TrainingConfig]] = {
     "recomputed": (Pretraining, 6, TrainingConfig(recompute_activations=True)),
     "sharded": (Pretraining, 6, TrainingConfig(shard_weights=True, recompute_activations=True)),
     "sharded segmentation": (Segmenting, 6, TrainingConfig(shard_weights=True)),
+    "frozen at first": (FrozenAtFirst, 6, TrainingConfig()),
+    "sharded and frozen at first": (FrozenAtFirst, 6, TrainingConfig(shard_weights=True)),
 }
 
 
@@ -109,7 +123,7 @@ def main() -> None:
 
 
 def updates(
-    make: type[Task], batch_size: int, config: TrainingConfig, workers: Workers, run: Path
+    make: type[Segmenting], batch_size: int, config: TrainingConfig, workers: Workers, run: Path
 ) -> dict[str, Tensor]:
     """Losses, gradients, weights and running statistics of two updates of a whole batch."""
     torch.manual_seed(0)
@@ -131,15 +145,18 @@ def updates(
             assert workers.agree(checkpoints.step() if workers.rank == 0 else -1, CPU) == number
             checkpoints.load(number, task)
             model = distribute(task, config, workers)
-            state = TrainingState.of(task, OptimiserConfig(eps=1e-3), CPU)
+            state = TrainingState.of(task, task.optimiser, CPU)
             checkpoints.load_moments(number, state)
-            scalars = Update(state, model, workers, config, 12.0, CPU)(mine, 0.5, 1e-3)
+            groups = state.optimiser.param_groups
+            rates = [learning_rate(number, 2, task.optimiser, group["start"], group["factor"]) for group in groups]
+            scalars = Update(state, model, workers, config, 12.0, CPU)(mine, 0.5, rates)
             checkpoints.save(number + 1, state, None)
         distributed.barrier()
         share = workers.share(batch_size) / batch_size
         found |= {f"{number} {name}": workers.total(value.double() * share) for name, value in scalars.items()}
         for name, parameter in task.trainable().named_parameters():
-            if parameter.requires_grad:
+            frozen = number < task.optimiser.freeze and name.startswith("encoder.")
+            if parameter.requires_grad and not frozen:
                 assert parameter.grad is not None, f"{name} is not used"
                 found[f"{number} gradient {name}"] = whole(parameter.grad)
     return {**found, **{f"state {name}": whole(tensor) for name, tensor in task.kept().state_dict().items()}}

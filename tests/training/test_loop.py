@@ -26,14 +26,22 @@ SCHEDULE = OptimiserConfig(lr=0.2, warmup_epochs=1)
 CONFIG = TrainingConfig(epochs=4, batch_size=4, checkpoint_every=7, validate_every=2, log_every=3)
 
 
-def run(folder: Path, task, batches, config: TrainingConfig = CONFIG, stop_after: int | None = None, stop=None):
+def run(
+    folder: Path,
+    task,
+    batches,
+    config: TrainingConfig = CONFIG,
+    stop_after: int | None = None,
+    stop=None,
+    schedule: OptimiserConfig = SCHEDULE,
+):
     """Train in `folder` from its last checkpoint; the batches end after `stop_after` updates, as a kill would."""
     folder.mkdir(exist_ok=True)
     workers = Workers()
     with Checkpoints(folder) as checkpoints:
         start = checkpoints.step()
         checkpoints.load(start, task)
-        state = TrainingState.of(task, SCHEDULE, CPU, scaled=config.precision == "fp16")
+        state = TrainingState.of(task, schedule, CPU, scaled=config.precision == "fp16")
         checkpoints.load_moments(start, state)
         recorder = RunRecorder(folder, start)
         stream = batches(start)
@@ -44,12 +52,12 @@ def run(folder: Path, task, batches, config: TrainingConfig = CONFIG, stop_after
         )
         try:
             train(
-                Update(state, task, workers, config, SCHEDULE.clip, CPU),
+                Update(state, task, workers, config, schedule.clip, CPU),
                 stream,
                 checkpoints,
                 ScalarLog(recorder, workers, config.batch_size, CPU, watch),
                 config,
-                SCHEDULE,
+                schedule,
                 start=start,
                 steps_per_epoch=5,
                 stop=stop or (lambda: False),
@@ -101,6 +109,68 @@ def test_a_run_that_was_cut_off_ends_like_one_that_was_not(
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
 
 
+SAWTOOTH = OptimiserConfig("sgd", 0.02, momentum=0.9, decay="poly", warmup_epochs=1, decoder_first=(1, 1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("killed_after", [3, 10, 11, 16])
+@pytest.mark.parametrize("schedule", [SAWTOOTH, replace(SAWTOOTH, name="adamw", layer_decay=0.5)], ids=["sgd", "adamw"])
+def test_a_sawtooth_that_was_cut_off_ends_like_one_that_was_not(
+    schedule: OptimiserConfig, killed_after: int, precision: str, tmp_path: Path, two_layer_task, points
+) -> None:
+    """While the decoder is alone (updates 1 to 10), at the border, and after it."""
+    config = replace(CONFIG, precision=precision, checkpoint_every=5 if killed_after == 11 else 3)
+    whole = run(tmp_path / "whole", two_layer_task(), points, config, schedule=schedule)
+    with pytest.raises(StopIteration):
+        run(tmp_path / "cut", two_layer_task(), points, config, stop_after=killed_after, schedule=schedule)
+    resumed = run(tmp_path / "cut", two_layer_task(), points, config, schedule=schedule)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    optimisers = (
+        load_file(tmp_path / name / "checkpoints" / "step_00000020" / "optimiser.safetensors")
+        for name in ("whole", "cut")
+    )
+    mine, theirs = optimisers
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [SAWTOOTH, replace(SAWTOOTH, decoder_first=(0, 0), freeze=2), replace(SAWTOOTH, name="adamw", weight_decay=0.1)],
+    ids=["sgd sawtooth", "sgd frozen", "adamw sawtooth"],
+)
+def test_a_frozen_encoder_does_not_move_and_then_it_does(
+    schedule: OptimiserConfig, tmp_path: Path, two_layer_task, points
+) -> None:
+    """Not by weight decay nor momentum, to the last bit; nor does it count in the norm of the gradient."""
+    task = two_layer_task()
+    begins = {name: tensor.clone() for name, tensor in task.line.state_dict().items()}
+    frozen = run(tmp_path, task, points, stop=stopped_after(10), schedule=schedule)
+    moved = {name for name in begins if not torch.equal(begins[name], frozen[name])}
+    assert moved == {"1.weight", "1.bias"}
+    written = [row for row in rows(tmp_path) if "train/lr" in row]
+    assert all(row["train/lr_lowest"] == 0 < row["train/lr"] for row in written)
+    state = load_file(tmp_path / "checkpoints" / "step_00000010" / "optimiser.safetensors")
+    assert all(not tensor.any() for name, tensor in state.items() if "/0." in name)
+    frozen = {name: tensor.clone() for name, tensor in frozen.items()}
+    thawed = run(tmp_path, two_layer_task(), points, schedule=schedule)
+    assert all(not torch.equal(frozen[name], thawed[name]) for name in frozen)
+
+
+def test_what_is_frozen_does_not_count_in_the_norm(two_layer_task, points) -> None:
+    norms = []
+    for frozen in (False, True):
+        task = two_layer_task()
+        state = TrainingState.of(task, replace(SCHEDULE, freeze=1), CPU)
+        assert [group["start"] for group in state.optimiser.param_groups] == [1, 0]
+        sample = {name: torch.from_numpy(column) for name, column in next(points(0)).items()}
+        rates = [None if frozen else 0.1, 0.1]
+        norms.append(float(Update(state, task, Workers(), CONFIG, 1e9, CPU)(sample, 0.0, rates)["gradient_norm"]))
+        learning = task.line if not frozen else task.line[1]
+        assert norms[-1] == pytest.approx(float(torch.cat([p.grad.flatten() for p in learning.parameters()]).norm()))
+    assert norms[1] < norms[0]
+
+
 def test_asked_to_stop_it_ends_with_a_checkpoint_and_goes_on_from_there(tmp_path: Path, line_task, points) -> None:
     whole = run(tmp_path / "whole", line_task(), points)
     answers = iter([False] * 4)
@@ -139,12 +209,13 @@ def test_numbers_that_are_not_finite_stop_at_the_last_good_checkpoint(tmp_path: 
     assert json.loads((tmp_path / "non_finite.jsonl").read_text())["cases"] == ["case9"]
 
 
-def test_they_are_left_out_when_told_to(tmp_path: Path, line_task, poisoned) -> None:
+@pytest.mark.parametrize("schedule", [SCHEDULE, replace(SCHEDULE, name="sgd", lr=0.02)], ids=["adamw", "sgd"])
+def test_they_are_left_out_when_told_to(schedule: OptimiserConfig, tmp_path: Path, line_task, poisoned) -> None:
     """Weights, moments and their count are after updates 9 and 10 what they were before."""
     config = replace(CONFIG, on_non_finite="skip", checkpoint_every=100)
     kept = []
     for updates in (8, 2):
-        run(tmp_path, line_task(), poisoned, config, stop=stopped_after(updates))
+        run(tmp_path, line_task(), poisoned, config, stop=stopped_after(updates), schedule=schedule)
         folder = tmp_path / "checkpoints" / Checkpoints(tmp_path).index()["last"]
         files = ("model.safetensors", "optimiser.safetensors")
         kept.append({name: tensor for file in files for name, tensor in load_file(folder / file).items()})
@@ -154,7 +225,7 @@ def test_they_are_left_out_when_told_to(tmp_path: Path, line_task, poisoned) -> 
     noted = [json.loads(line)["step"] for line in (tmp_path / "non_finite.jsonl").read_text().splitlines()]
     assert noted == [9, 10]
     assert [loss for step, loss in losses(tmp_path) if step in (9, 10)] == [None, None]
-    weights = run(tmp_path, line_task(), poisoned, config)
+    weights = run(tmp_path, line_task(), poisoned, config, schedule=schedule)
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 

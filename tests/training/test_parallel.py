@@ -31,6 +31,8 @@ def results(
         "sharded",
         "sharded segmentation",
         "sharded and accumulated",
+        "frozen at first",
+        "sharded and frozen at first",
     ],
 )
 def test_losses_gradients_and_weights_are_those_of_one_worker(

@@ -7,6 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from anatomask.training.optimiser import OptimiserConfig, build_optimiser
 from anatomask.training.telemetry import device_scalars, update_ratio
 
 CPU = torch.device("cpu")
@@ -41,6 +42,28 @@ def test_the_ratio_is_that_of_the_weights_before_and_after(
         expected = float((after - before).norm() / before.norm())
         assert expected > 1e-4
         assert float(update_ratio(optimiser)) == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_the_ratio_of_sgd_is_that_of_the_weights_that_learn(momentum: float, weight_decay: float) -> None:
+    module = network(torch.float64)
+    config = OptimiserConfig("sgd", momentum=momentum, weight_decay=weight_decay, freeze=1)
+    optimiser = build_optimiser(module, config, [module[0]])
+    for step in range(5):
+        optimiser.zero_grad()
+        module(torch.randn(2, 1, 5, 5, 5, dtype=torch.float64)).square().mean().backward()
+        for group in optimiser.param_groups:
+            group["lr"] = 0.2 / (1 + step)
+        if step < 2:
+            module[0].weight.grad = module[0].bias.grad = None  # type: ignore[union-attr]
+        learning = [weight for weight in module.parameters() if weight.grad is not None]
+        before = torch.cat([weight.detach().flatten() for weight in learning]).clone()
+        optimiser.step()
+        after = torch.cat([weight.detach().flatten() for weight in learning])
+        expected = float((after - before).norm() / before.norm())
+        assert expected > 1e-4
+        assert float(update_ratio(optimiser)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_ratio_changes_neither_weights_nor_state() -> None:

@@ -55,7 +55,7 @@ def update(
         drawn = [draw(scan, "one", sequence.rng(k)) for k in range(2 * number, 2 * number + 2)]
         with never_waiting(device) if number == 2 else nullcontext():
             sample = to_device({name: np.stack([each[name] for each in drawn]) for name in drawn[0]}, device)
-            scalars = step(sample, 0.5, 1e-3)
+            scalars = step(sample, 0.5, [1e-3])
     set_arithmetic("fp32")
     return {name: float(value) for name, value in scalars.items()}, state
 

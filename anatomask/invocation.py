@@ -1,0 +1,115 @@
+"""The command line: a recipe, a schedule, a YAML file and flags become the settings of a verb."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from anatomask.config import FinetuneConfig, SweepConfig, overlay
+from anatomask.errors import UserError
+from anatomask.parsing import from_yaml
+from anatomask.training.schedule import SCHEDULES
+
+DEFAULT_RECIPE = "paper-b"
+EPOCHS = {"finetune": "--training.epochs", "sweep": "--finetune.training.epochs"}
+"""The verbs that know `--schedule`, with the flag for the epochs of what they finetune."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One call of the front door: the configuration, and what to do with it."""
+
+    config: Any
+    dry_run: bool
+    overwrite: bool
+
+
+def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Mapping[str, Any]]]) -> Invocation:
+    """Settings of `verb` from a recipe, a schedule, a YAML file, then dotted flags: each overrides the one before.
+
+    Raises:
+        UserError: an unknown recipe or schedule, one that does not fit the epochs, or a YAML file with a field that
+            does not exist or a value out of range.
+        SystemExit: the same on the command line (exit code 2, the field is named).
+    """
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"anatomask {verb}")
+    flags.add_argument("--recipe")
+    flags.add_argument("--config")
+    flags.add_argument("--dry-run", action="store_true")
+    flags.add_argument("--overwrite", action="store_true")
+    if verb in EPOCHS:
+        flags.add_argument("--schedule")
+    own, rest = flags.parse_known_args(argv)
+    if own.recipe is not None and own.recipe not in recipes:
+        raise UserError(f"--recipe {own.recipe}: no such recipe; there are {', '.join(recipes)}")
+    default = recipes[own.recipe or DEFAULT_RECIPE]()[verb]
+    from_file = {} if own.config is None else read_yaml(own.config)
+    if verb in EPOCHS and own.schedule is not None:
+        default = scheduled(default, own.schedule, epochs_of(verb, overlay(default, from_file, own.config), rest))
+    default = overlay(default, from_file, own.config)
+    schedules = f"--schedule {{{','.join(SCHEDULES)}}} (how to finetune), " if verb in EPOCHS else ""
+    description = (
+        f"{type(default).__doc__}\n\nBefore these: --recipe {{{','.join(recipes)}}} (default {DEFAULT_RECIPE}), "
+        f"{schedules}--config FILE.yaml, --dry-run (print the plan), --overwrite (begin anew)."
+    )
+    config = tyro.cli(
+        type(default), default=default, args=list(rest), prog=f"anatomask {verb}", description=description
+    )
+    for name, value in vars(config).items():
+        if value == "" and name in required_fields(config):
+            raise UserError(f"--{name.replace('_', '-')} is empty; name a folder or file, as --help says")
+    return Invocation(config, own.dry_run, own.overwrite)
+
+
+def required_fields(config: Any) -> set[str]:
+    """Names of the fields that have no default."""
+    absent = dataclasses.MISSING
+    return {one.name for one in dataclasses.fields(config) if one.default is absent and one.default_factory is absent}
+
+
+def scheduled(config: T, name: str, epochs: int) -> T:
+    """`config`, of a finetuning or a sweep, with the optimiser of schedule `name` for finetunings of so many epochs.
+
+    Raises:
+        UserError: there is no such schedule, or it does not fit the epochs.
+    """
+    if name not in SCHEDULES:
+        raise UserError(f"--schedule {name}: no such schedule; there are {', '.join(SCHEDULES)}")
+    if isinstance(config, SweepConfig):
+        return dataclasses.replace(config, finetune=scheduled(config.finetune, name, epochs))
+    assert isinstance(config, FinetuneConfig)
+    try:
+        training = dataclasses.replace(config.training, epochs=epochs)
+        return dataclasses.replace(config, training=training, optimiser=SCHEDULES[name](epochs))
+    except ValueError as error:
+        raise UserError(f"--schedule {name}: {error}") from error
+
+
+def epochs_of(verb: str, default: Any, argv: Sequence[str]) -> int:
+    """Epochs of the finetuning that `verb` is about: those of a flag in `argv`, else those of `default`."""
+    flag = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"anatomask {verb}")
+    flag.add_argument(EPOCHS[verb], dest="epochs", type=int)
+    given, _ = flag.parse_known_args(argv)
+    finetuning = default.finetune if isinstance(default, SweepConfig) else default
+    return int(finetuning.training.epochs if given.epochs is None else given.epochs)
+
+
+def read_yaml(path: str) -> Mapping[str, Any]:
+    """The mapping in a YAML file. Raises UserError when it is missing or is not one."""
+    try:
+        content = from_yaml(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"--config {path} must hold a mapping of fields")
+    return content

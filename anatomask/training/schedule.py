@@ -1,0 +1,80 @@
+"""Learning rates over the epochs of a training, and the finetuning schedules that others have published."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from anatomask.training.optimiser import OptimiserConfig
+
+POLY_EXPONENT = 0.9
+"""Exponent of the polynomial decay, as in nnU-Net."""
+PHASE_SHARE, LONGEST_PHASE = 0.1, 50
+"""Length of a preset's phases: a tenth of the epochs, at most so many (OpenMind's are 15 of 150 and 50 of 1000)."""
+
+
+def learning_rate(
+    epoch: int, epochs: int, config: OptimiserConfig, start: int = 0, factor: float = 1.0
+) -> float | None:
+    """Learning rate in `epoch` (from 0) of the parameters that learn from epoch `start` on, `factor` times as fast.
+
+    None where they do not learn yet. The rate rises linearly from `warmup_lr` to `lr`, then decays so that it would
+    reach 0 in the epoch after the last. Where the decoder is first, it does so twice: over the epochs of
+    `decoder_first`, then, with `warmup_epochs`, over all that are left (the sawtooth of OpenMind, arXiv 2412.17041).
+    """
+    if epoch < start:
+        return None
+    alone = sum(config.decoder_first)
+    if epoch < alone:
+        done, (warmup, decay) = epoch, config.decoder_first
+    else:
+        done, warmup, decay = epoch - alone, config.warmup_epochs, epochs - alone - config.warmup_epochs
+    if done < warmup:
+        rate = config.warmup_lr + (config.lr - config.warmup_lr) * done / warmup
+    elif config.decay == "cosine":
+        rate = config.lr * 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1, decay)))
+    else:
+        rate = config.lr * (1 - (done - warmup) / max(1, decay)) ** POLY_EXPONENT
+    return factor * rate
+
+
+def published(epochs: int) -> OptimiserConfig:
+    """The finetuning of the AnatoMask code: AdamW at 1e-4, cosine without warm-up."""
+    return OptimiserConfig(eps=1e-4, warmup_epochs=0)
+
+
+def nnunet(epochs: int) -> OptimiserConfig:
+    """nnU-Net's own training: SGD at 1e-2, polynomial decay without warm-up."""
+    return OptimiserConfig("sgd", lr=1e-2, weight_decay=3e-5, decay="poly", warmup_epochs=0)
+
+
+def warmup(epochs: int) -> OptimiserConfig:
+    """OpenMind's best: SGD at 1e-3, a phase of warm-up, polynomial decay."""
+    return OptimiserConfig("sgd", lr=1e-3, weight_decay=3e-5, decay="poly", warmup_epochs=phase(epochs))
+
+
+def sawtooth(epochs: int) -> OptimiserConfig:
+    """OpenMind's sawtooth: a phase of the decoder alone, half of it warm-up; then as `warmup`."""
+    alone = max(2, phase(epochs))
+    return OptimiserConfig(
+        "sgd",
+        lr=1e-3,
+        weight_decay=3e-5,
+        decay="poly",
+        warmup_epochs=phase(epochs),
+        decoder_first=(alone // 2, alone - alone // 2),
+    )
+
+
+def phase(epochs: int) -> int:
+    """Epochs of a preset's phase in a training of so many: a tenth of them, from 1 to 50."""
+    return min(LONGEST_PHASE, max(1, round(PHASE_SHARE * epochs)))
+
+
+SCHEDULES: Mapping[str, Callable[[int], OptimiserConfig]] = {
+    "published": published,
+    "warmup": warmup,
+    "sawtooth": sawtooth,
+    "nnunet": nnunet,
+}
+"""The optimiser section of a finetuning of so many epochs, by the name for `--schedule`."""
