@@ -35,6 +35,21 @@ def describe_faults(faults: Mapping[str, str]) -> str:
     return some + (f" and {len(faults) - 4} more" if len(faults) > 4 else "")
 
 
+def count_loaded(module: nn.Module, fresh: Sequence[str]) -> dict[str, int]:
+    """How much of `module` was loaded when what `fresh` names was not: `tensors` and `parameters` (single numbers).
+
+    `of_tensors` and `of_parameters` are how many it has.
+    """
+    sizes = {name: tensor.numel() for name, tensor in module.state_dict().items()}
+    loaded = [size for name, size in sizes.items() if name not in set(fresh)]
+    return {
+        "tensors": len(loaded),
+        "of_tensors": len(sizes),
+        "parameters": sum(loaded),
+        "of_parameters": sum(sizes.values()),
+    }
+
+
 def load_matching(module: nn.Module, tensors: Mapping[str, Tensor], allow_missing: Sequence[str] = ()) -> list[str]:
     """Copy `tensors` into `module` by name, all of them or none.
 

@@ -308,6 +308,7 @@ def _summary(
         "method": initialisation["method"],
         "initialisation": _source_name(initialisation.get("run")),
         "network": _network_name(network.base, network.depth),
+        "loaded": header.get("loaded"),
         "train_fraction": header.get("train_fraction"),
         "dataset": dataset.name,
         "data": public_address(dataset.path),

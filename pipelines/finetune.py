@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
 from anatomask.headers import require_fields
+from anatomask.matching import count_loaded
 from anatomask.nn.stunet import STUNet
 from anatomask.training.cost import less_memory, step_cost
 from anatomask.training.estimate import cost_rows, device_of
-from anatomask.training.finetuning import FinetuningTask
+from anatomask.training.finetuning import FinetuningTask, prepare_gradients
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.parallel import memory_format
 from anatomask.training.ray_train import TrainingJob
@@ -74,6 +75,8 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         "train_cases": len(train_cases),
         "initialisation": initialisation(config, source),
     }
+    start = partial(start_from, source=source, transfer=split_init(config.init)[0], seed=config.seed)
+    header["loaded"] = loaded = count(config, header, start if source else None)
     return TrainingJob(
         run=run_folder(config.runs, config.name, "finetune", config.data, plain(config)),
         data=dataset.storage,
@@ -83,15 +86,17 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
             FinetuningTask,
             config.network,
             header,
-            partial(start_from, source=source, transfer=split_init(config.init)[0], seed=config.seed),
+            start,
             partial(validate, dataset=dataset, cases=val_cases, config=config),
             config.seed,
+            frozen=config.optimiser.freeze == config.training.epochs,
         ),
         loader=config.loader,
         training=config.training,
         optimiser=config.optimiser,
         seed=config.seed,
         settings=plain(config),
+        origin=loaded_in_words(loaded, config.init),
         inputs=inputs,
     )
 
@@ -112,6 +117,30 @@ def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any
 def start_from(network: STUNet, *, source: Path | None, transfer: Transfer, seed: int) -> Sequence[str]:
     """Put initial weights into `network`; the tensors that were not transferred."""
     return [] if source is None else initialise(network, read_weights(source), transfer, seed)
+
+
+def count(
+    config: FinetuneConfig, header: Mapping[str, Any], start: Callable[[STUNet], Sequence[str]] | None
+) -> dict[str, int]:
+    """How much of the network `start` will load (None: nothing), found on one that has shapes and no numbers.
+
+    Raises:
+        UserError: what `start` finds wrong with the weights, before any worker does.
+    """
+    with torch.device("meta"):
+        network = STUNet(config.network, header["architecture"]["classes"])
+    return count_loaded(network, list(network.state_dict()) if start is None else start(network))
+
+
+def loaded_in_words(loaded: Mapping[str, int], source: str) -> str:
+    """What `count` found, in a sentence."""
+    if not loaded["tensors"]:
+        return "starts from random weights"
+    part, whole = loaded["parameters"], loaded["of_parameters"]
+    return (
+        f"loaded {loaded['tensors']} of {loaded['of_tensors']} tensors, {part / 1e6:.3g} of {whole / 1e6:.3g} M "
+        f"parameters ({100 * part / whole:.0f} %) from {source}"
+    )
 
 
 def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -169,14 +198,15 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     workers = config.cluster.workers
     with torch.device("meta"):
         network = STUNet(config.network, len(dataset.class_names))
-    network.heads[0].requires_grad_(False)  # as in FinetuningTask
+    prepare_gradients(network, frozen=config.optimiser.freeze == config.training.epochs)
     loss = partial(any_loss, config=config)
-    cost = step_cost(network, loss, config.training, workers)
-    options = less_memory(network, loss, config.training, workers)
+    moments = config.optimiser.moments
+    cost = step_cost(network, loss, config.training, workers, moments)
+    options = less_memory(network, loss, config.training, workers, moments)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return [
         ("run", str(job.run)),
-        ("from", config.init),
+        ("from", job.origin),
         (
             "cases",
             f"{len(train_cases)} to train, {len(val_cases)} to choose the checkpoint, of {public_address(config.data)}",

@@ -17,7 +17,7 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.files import alone
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.journal import JOURNAL
+from anatomask.training.journal import JOURNAL, note
 from anatomask.training.ray_train import TrainingJob, fit, refuse_wrong_gradients
 from anatomask.training.recorder import METRICS
 from anatomask.training.run import open_run
@@ -49,6 +49,8 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
         journal = NewLines(job.run / JOURNAL)
         open_run(job.run, job.settings, overwrite=overwrite, inputs=job.inputs, resources=asdict(resources))
         start = Checkpoints(job.run).step()
+        if job.origin and not start:
+            note(job.run, job.origin)
         with following(job.run / METRICS, journal, job.total_steps, description, start):
             fit(replace(job, columns=all_settings()), resources, cluster.max_failures)
 

@@ -60,6 +60,8 @@ class TrainingJob:
     """The run's configuration, for TensorBoard's table of hyperparameters."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Settings of all kinds of runs, which that table has columns for."""
+    origin: str = ""
+    """What the training starts from, in a sentence for the run's journal."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Digests of what the run is made from, by the name under which a message would speak of it."""
 

@@ -43,6 +43,7 @@ def write_run(folder: Path, dataset: PreparedDataset, method: str = "AnatoMask",
         "fingerprint": dataset.fingerprint.to_dict(),
         "dataset": dataset.name,
         "data": dataset.path,
+        "loaded": {"tensors": 50, "of_tensors": 98, "parameters": 1000, "of_parameters": 4000},
         "train_fraction": 0.5,
         "initialisation": {"method": method, "run": "runs/pretrained/checkpoints/step_1"},
     }
@@ -92,6 +93,7 @@ def test_a_broken_case_is_listed_and_only_it_is_redone(
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["cases"], summary["failed"], summary["classes"]["spleen"]["cases"]) == (3, {}, 2)
     assert (summary["method"], summary["initialisation"], summary["train_fraction"]) == ("AnatoMask", "pretrained", 0.5)
+    assert summary["loaded"] == {"tensors": 50, "of_tensors": 98, "parameters": 1000, "of_parameters": 4000}
     assert summary["nsd_tolerance_mm"] == {"liver": 3.0, "spleen": 3.0}
 
     capsys.readouterr()
