@@ -1,0 +1,192 @@
+"""Bad folders of prepared shards."""
+
+from __future__ import annotations
+
+import json
+
+from tests.bad_input.kinds import EVALUATE, GO_ON, NEW_FINETUNING, NEW_PRETRAINING, SMALL, SWEEP, Kind, Spoil
+from tests.bad_input.spoiling import (
+    DEEP,
+    Change,
+    cut,
+    duplicate,
+    every,
+    flip,
+    of_bytes,
+    of_json,
+    of_lines,
+    pipe,
+    remove,
+    text,
+)
+
+DATASET, CASES, PRINT, SPLITS = (
+    f"data/{name}" for name in ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json")
+)
+SHARD, ORIGINAL = "data/cases/anna.parquet", "data/originals/anna.nii.gz"
+DAMAGED = "is damaged.*anatomask prepare --overwrite"
+
+
+def bad_index(name: str, spoil: Spoil, says: str, command: str = NEW_PRETRAINING, mended: bool = True) -> Kind:
+    """Return the kind of a folder whose index is bad."""
+    return Kind(name, command, says, spoil, mended=mended)
+
+
+def records(change: Change) -> Spoil:
+    """Change the record of the first case, anna."""
+
+    def changed(lines: list[str]) -> list[str]:
+        record = json.loads(lines[0])
+        other = change(record)
+        return [json.dumps(record if other is None else other), *lines[1:]]
+
+    return of_lines(CASES, changed)
+
+
+def renamed(case: str) -> Spoil:
+    """Give anna another name, in the index and in the splits."""
+
+    def change(splits: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {name: [case if one == "anna" else one for one in cases] for name, cases in splits.items()}
+
+    return every(records(lambda record: record | {"case": case}), of_json(SPLITS, change))
+
+
+def all_in(split: str) -> Spoil:
+    """Put all cases into one split."""
+    return of_json(
+        SPLITS,
+        lambda splits: dict.fromkeys(splits, ()) | {split: [case for cases in splits.values() for case in cases]},
+    )
+
+
+def overlapping(splits: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return splits whose test case is a training case, too."""
+    return splits | {"train": [*splits["train"], *splits["test"]]}
+
+
+KINDS = [
+    *(
+        bad_index(f"no {path}", remove(path), rf"{path} is missing; write it with `anatomask prepare --out")
+        for path in (DATASET, CASES, PRINT, SPLITS)
+    ),
+    *(
+        bad_index(f"an empty {path}", text(path, ""), path, mended=path != CASES)
+        for path in (DATASET, CASES, PRINT, SPLITS)
+    ),
+    *(
+        bad_index(f"bytes in {path}", text(path, b"\xff\xfe{"), f"{path} {DAMAGED}")
+        for path in (DATASET, CASES, PRINT, SPLITS)
+    ),
+    *(bad_index(f"many levels in {path}", text(path, DEEP), path) for path in (DATASET, CASES, PRINT, SPLITS)),
+    *(bad_index(f"a number as {path}", text(path, "5"), path) for path in (DATASET, CASES, PRINT, SPLITS)),
+    *(bad_index(f"a pipe as {path}", pipe(path), path, mended=False) for path in (DATASET, CASES, PRINT, SPLITS)),
+    bad_index(
+        "shards of another version", of_json(DATASET, lambda c: c | {"format": 99}), "another format version; run"
+    ),
+    bad_index(
+        "no spacing in the index", of_json(DATASET, lambda c: c.pop("spacing") and None), f"dataset.json {DAMAGED}"
+    ),
+    bad_index(
+        "a spacing of words", of_json(DATASET, lambda c: c | {"spacing": ["a", "b", "c"]}), f"dataset.json {DAMAGED}"
+    ),
+    bad_index(
+        "a spacing of two numbers", of_json(DATASET, lambda c: c | {"spacing": [1, 2]}), f"dataset.json {DAMAGED}"
+    ),
+    bad_index(
+        "an unknown entry in the index", of_json(DATASET, lambda c: c | {"colour": 1}), f"dataset.json {DAMAGED}"
+    ),
+    bad_index(
+        "a class that is no number",
+        of_json(DATASET, lambda c: c | {"class_names": {"one": "liver"}}),
+        f"dataset.json {DAMAGED}",
+    ),
+    bad_index("a record without its shape", records(lambda r: r.pop("shape") and None), f"cases.jsonl {DAMAGED}"),
+    bad_index("a record with a shape of words", records(lambda r: r | {"shape": "big"}), "cases.jsonl"),
+    bad_index("a record of a negative shape", records(lambda r: r | {"shape": [-20, 18, 16]}), "cases.jsonl"),
+    bad_index("a record of a huge shape", records(lambda r: r | {"shape": [10**9, 10**9, 10**9]}), "cases.jsonl"),
+    bad_index("a record of bricks of 0", records(lambda r: r | {"brick": 0}), "cases.jsonl"),
+    bad_index("a record of an unknown codec", records(lambda r: r | {"codec": "rar"}), "cases.jsonl"),
+    bad_index("a record cut off", of_bytes(CASES, lambda content: content[:-40]), f"cases.jsonl {DAMAGED}"),
+    bad_index("the same record twice", of_lines(CASES, lambda lines: [lines[0], *lines]), "cases.jsonl.*anna"),
+    bad_index("a case outside the folder", renamed("../../evil"), r"\.\./\.\./evil"),
+    bad_index("a case of a whole path", renamed("/etc/passwd"), "/etc/passwd"),
+    bad_index("a case without a name", renamed(""), "cases.jsonl"),
+    bad_index("splits of unknown cases", of_json(SPLITS, lambda c: c | {"train": ["gina"]}), f"splits.json {DAMAGED}"),
+    bad_index("splits that are a list", text(SPLITS, "[]"), f"splits.json {DAMAGED}"),
+    bad_index("splits of numbers", text(SPLITS, '{"train": 5}'), f"splits.json {DAMAGED}"),
+    bad_index(
+        "no split for training", of_json(SPLITS, lambda c: c.pop("train") and None), "no split train; there are val"
+    ),
+    bad_index("a case in train and in test", of_json(SPLITS, overlapping), "splits.json"),
+    bad_index(
+        "a case twice in a split of shards", of_json(SPLITS, lambda c: c | {"train": c["train"] * 2}), "splits.json"
+    ),
+    bad_index("no case to train on", all_in("unlabeled_test"), "has no cases in train, unlabeled", mended=False),
+    bad_index("no labelled case to train on", all_in("val"), "has no labelled training cases; prepare", NEW_FINETUNING),
+    bad_index(
+        "a fingerprint of NaN", of_json(PRINT, lambda c: c["channels"][0].update(mean=float("nan"))), "fingerprint.json"
+    ),
+    bad_index(
+        "a fingerprint of words", of_json(PRINT, lambda c: c["channels"][0].update(std="wide")), "fingerprint.json"
+    ),
+    bad_index("a fingerprint of no channels", of_json(PRINT, lambda c: c | {"channels": []}), "fingerprint.json"),
+    bad_index(
+        "a fingerprint without the mean",
+        of_json(PRINT, lambda c: c["channels"][0].pop("mean") and None),
+        f"fingerprint.json {DAMAGED}",
+    ),
+    Kind("shards that are a file", f"pretrain {SMALL} --data scans/dataset.json", "scans/dataset.json"),
+    Kind(
+        "a sweep over shards that are missing",
+        f"{SWEEP} --finetune-data nowhere",
+        "nowhere/dataset.json is missing.*prepare",
+    ),
+    Kind(
+        "a sweep over two data sets of one name",
+        f"{SWEEP} --finetune-data data more/data",
+        "two folders are named data; rename one",
+        every(text("more/x", ""), duplicate("data", "more/data")),
+    ),
+    Kind(
+        "a sweep without labels to score",
+        f"{SWEEP} --split val",
+        "--split val: .*has no labelled cases",
+        all_in("train"),
+        mended=False,
+    ),
+    Kind(
+        "an evaluation of a split without labels",
+        f"{EVALUATE} --split unlabeled",
+        "no labelled cases in 'unlabeled'; --split may be",
+    ),
+    Kind(
+        "an evaluation of a split that is not there",
+        f"{EVALUATE} --split nothing",
+        "no labelled cases in 'nothing'; --split may be",
+    ),
+    Kind("a shard that prepare finds cut off", GO_ON, "cases/anna.parquet is damaged.*delete it and run", cut(SHARD)),
+    Kind(
+        "a shard that prepare finds flipped",
+        GO_ON,
+        "cases/anna.parquet is damaged.*delete it and run",
+        every(flip(SHARD), remove(PRINT)),
+        mended=False,
+    ),
+    Kind(
+        "a ground truth that is cut off",
+        f"{EVALUATE} --split train --overwrite",
+        "anna.*cannot be read.*prepare",
+        cut(ORIGINAL, 60),
+        ray=True,
+        mended=False,
+    ),
+    Kind(
+        "a shard that an evaluation finds cut off",
+        f"{EVALUATE} --split train --overwrite",
+        "anna.parquet is damaged",
+        cut(SHARD),
+        ray=True,
+        mended=False,
+    ),
+]

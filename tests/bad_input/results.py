@@ -1,0 +1,91 @@
+"""Bad results of evaluations, and reports of them."""
+
+from __future__ import annotations
+
+from tests.bad_input.kinds import EVALUATE, REPORT, Kind
+from tests.bad_input.spoiling import DEEP, of_json, of_lines, remove, text
+
+SUMMARY, SCORES, CLAIM = (f"runs/finetuned/{name}" for name in ("summary.json", "cases.csv", "evaluation.json"))
+FIELDS = ("run", "method", "initialisation", "dataset", "cases", "dsc", "nsd", "data")
+
+KINDS = [
+    Kind(
+        "an evaluation of other settings",
+        f"{EVALUATE} --inference.overlap 0.25",
+        "was evaluated differently: inference.overlap.*--overwrite evaluates it anew",
+    ),
+    Kind("an evaluation whose claim is damaged", EVALUATE, "evaluation.json is damaged.*--overwrite", text(CLAIM, "{")),
+    Kind(
+        "an evaluation whose claim is a number", EVALUATE, "evaluation.json is damaged.*--overwrite", text(CLAIM, "5")
+    ),
+    Kind("an evaluation whose claim is deep", EVALUATE, "evaluation.json", text(CLAIM, DEEP)),
+    Kind(
+        "a report of a run that is not there",
+        "report --runs nowhere",
+        "nowhere/summary.json is missing; run `anatomask evaluate",
+    ),
+    Kind(
+        "a report of a pretraining", "report --runs runs/pretrained", "summary.json is missing; run `anatomask evaluate"
+    ),
+    Kind("a report without cases.csv", REPORT, "cases.csv is missing; run `anatomask evaluate", remove(SCORES)),
+    Kind("a report of one run twice", "report --runs runs/finetuned runs/finetuned", "finetuned"),
+    Kind("a summary that is damaged", REPORT, "summary.json is damaged.*--overwrite", text(SUMMARY, "{")),
+    Kind(
+        "a summary that is a number",
+        REPORT,
+        "summary.json has no field 'run'; evaluate the run again",
+        text(SUMMARY, "5"),
+    ),
+    Kind("a summary that is deep", REPORT, "summary.json", text(SUMMARY, DEEP)),
+    *(
+        Kind(
+            f"a summary without {name}",
+            REPORT,
+            f"summary.json has no field '{name}'; evaluate the run again",
+            of_json(SUMMARY, lambda c, name=name: {k: v for k, v in c.items() if k != name}),
+        )
+        for name in FIELDS
+    ),
+    Kind(
+        "a summary whose mean is a word",
+        REPORT,
+        "summary.json",
+        of_json(SUMMARY, lambda c: c["dsc"].update(mean="good")),
+        mended=False,
+    ),
+    Kind(
+        "a summary whose data set is a list",
+        REPORT,
+        "summary.json",
+        of_json(SUMMARY, lambda c: c.update(dataset=[1])),
+        mended=False,
+    ),
+    Kind(
+        "a summary whose data set leads outside",
+        REPORT,
+        "summary.json|dataset",
+        of_json(SUMMARY, lambda c: c.update(dataset=5)),
+        mended=False,
+    ),
+    Kind("scores that are garbage", REPORT, "cases.csv", text(SCORES, b"\x00\xff\x00garbage"), mended=False),
+    Kind("scores that are empty", REPORT, "cases.csv", text(SCORES, ""), mended=False),
+    Kind(
+        "scores without a column",
+        REPORT,
+        "cases.csv is not a table of scores.*--overwrite",
+        of_lines(SCORES, lambda lines: [lines[0].replace("dsc", "dice"), *lines[1:]]),
+    ),
+    Kind(
+        "scores that are words",
+        REPORT,
+        "cases.csv is not a table of scores",
+        of_lines(SCORES, lambda lines: [lines[0], "a,b,c,one,e,f,g,h"]),
+    ),
+    Kind(
+        "scores of 300 %",
+        REPORT,
+        "cases.csv",
+        of_lines(SCORES, lambda lines: [lines[0], "finetuned,scans,bert,1,liver,3.0,3.0,9"]),
+        mended=False,
+    ),
+]

@@ -1,0 +1,135 @@
+"""Bad input of every kind: one clear message, a non-zero exit, and nothing lost that was there before."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pipelines.__main__ import main
+from tests.bad_input import prepared, results, runs, settings, sources, weights, world
+from tests.bad_input.kinds import GOOD, Kind
+
+TABLES = (settings, sources, prepared, weights, runs, results)
+KINDS = [kind for table in TABLES for kind in table.KINDS]
+REMEDY = re.compile(
+    r"(?:[;:.] (?:or |then )?|, or |, so )(?:choose|set|give|write|run|prepare|delete|remove|repair|rename|leave|get"
+    r"|lower|name|raise|use|check|copy|train|convert|split|make|ask|begin|correct|merge|add|free|wait|install|evaluate"
+    r"|finetune|put|see|look|keep|shorten|close|try|--overwrite)\b"
+    r"| (?:must|may be|should be|no more than|at most|it looks like|are like) |there (?:are|is) |only those of"
+    r"|only \w+ can be|as in|finetune from",
+    re.IGNORECASE,
+)
+"""What tells the user what to do, or what would be right."""
+PROGRESS = re.compile(r"^.{,90} \d+/\d+( |$)")
+"""A line that says how far the work is."""
+
+
+@pytest.fixture(scope="session")
+def good_input(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with good input of every verb."""
+    root = tmp_path_factory.mktemp("good")
+    world.build(root)
+    return root
+
+
+@pytest.fixture
+def folder(good_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of it, in which the command runs."""
+    world.copy(good_input, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for path in [tmp_path, *tmp_path.rglob("*")]:  # what a kind took the permission from
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o755)
+
+
+def digests(folder: Path) -> dict[Path, str]:
+    """A digest of each file."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def code_of(command: str) -> int:
+    """Run a command in this process and return its exit code."""
+    try:
+        return main(shlex.split(command))
+    except SystemExit as end:
+        return int(str(end.code))
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_input_is_accepted(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.without_ray(monkeypatch, world.accept)
+    with suppress(world.Accepted):
+        assert code_of(GOOD[name]) == 0
+
+
+def marks(kind: Kind) -> list[pytest.MarkDecorator]:
+    """The marks of a kind: whether it needs Ray, whether it is mended."""
+    marked = [pytest.mark.ray] if kind.ray else []
+    return marked if kind.mended else [*marked, pytest.mark.xfail(strict=False)]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=marks(kind), id=kind.name) for kind in KINDS])
+def test_bad_input(
+    kind: Kind,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    if kind.ray:
+        request.getfixturevalue("ray_session")
+    else:
+        world.without_ray(monkeypatch, world.accept)
+    kind.spoil(folder)
+    before = digests(folder)
+    capfd.readouterr()
+    assert code_of(kind.command) != 0
+    shown = capfd.readouterr()
+    assert "Traceback" not in shown.out + shown.err
+    if kind.skips:
+        check_skipped(shown.err, kind)
+    else:
+        check_refused(shown.err, kind)
+    after = digests(folder)
+    changed = [path for path, digest in before.items() if after.get(path) != digest]
+    assert [path for path in changed if path.name not in ("skipped.json", "log.txt")] == []
+
+
+def check_refused(err: str, kind: Kind) -> None:
+    """The message is one line, or one box of the command line's parser, and has a remedy."""
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", err).split())
+    assert re.search(kind.says, shown), shown
+    boxed = "╭" in err
+    if boxed:
+        assert err.count("╭") == 1, err
+    else:
+        assert REMEDY.search(shown), f"no remedy: {shown}"
+        lines = [line for line in err.splitlines() if line.strip() and not PROGRESS.search(line)]
+        assert len(lines) == 1, err
+        line = lines[0]
+        assert line.startswith("anatomask"), line
+        assert len(line) < 2000, f"{len(line)} characters"
+
+
+def check_skipped(err: str, kind: Kind) -> None:
+    """The case is in the table of those skipped, with the reason, and another one was written."""
+    told = re.sub(r"[\s│┃]", "", err)
+    assert err.count("Skipped cases") == 1
+    assert re.search(kind.says.replace(" ", ""), told), err
+    assert re.search(r"^1 cases? w(ere|as) skipped", err, re.MULTILINE), err
+    assert list(Path("out/cases").glob("*.parquet"))
+
+
+def test_there_are_many_kinds_and_each_has_a_name() -> None:
+    names = [kind.name for kind in KINDS]
+    assert len(names) >= 150
+    assert len(set(names)) == len(names)
