@@ -51,7 +51,7 @@ def alone(path: Path) -> Iterator[bool]:
         yield True
 
 
-def flush(path: Path) -> None:
+def flush(path: Path | bytes) -> None:
     """Flush a file, or the names in a folder, to the disk: what follows survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

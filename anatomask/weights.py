@@ -109,7 +109,7 @@ def trained_stages(header: Mapping[str, Any]) -> int:
     """Number of encoder stages that the weights of a header hold: what pretraining trained, or all of a network."""
     if header.get("kind") == "segmentation":
         return len(STAGE_STRIDES)
-    return pretrained_stages(int(header.get("method", {}).get("patch", 16)))
+    return pretrained_stages(int((header.get("method") or {}).get("patch", 16)))
 
 
 def beyond_encoder(header: Mapping[str, Any]) -> tuple[str, ...]:

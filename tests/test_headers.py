@@ -130,6 +130,14 @@ def test_a_field_that_is_missing_is_named_before_a_finetuning(path: str, tmp_pat
         initialisation(FinetuneConfig(data="x", network=NETWORK), tmp_path)
 
 
+def test_a_method_that_is_null_is_named(tmp_path: Path) -> None:
+    tensors = AnatoMask(AnatoMaskConfig(decoder_width=16), NETWORK).state_dict()
+    write_weights(tmp_path, tensors, PRETRAINED | {"method": None})
+    with pytest.raises(UserError, match="lacks method"):
+        initialisation(FinetuneConfig(data="x", network=NETWORK), tmp_path)
+    assert export_weights(read_weights(tmp_path), "monai", ".pt").exported
+
+
 @pytest.mark.parametrize("ending", [".pth", ".pt"])
 @pytest.mark.parametrize("large", [{"base": 4096}, {"widths": [65_536] * 6}, {"depth": 100}])
 def test_a_header_of_a_network_that_no_memory_holds_is_refused_for_its_tensors(

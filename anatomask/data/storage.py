@@ -74,7 +74,7 @@ class Storage:
             if not self._base:
                 raise UserError(f"{public_address(self.root)} names no folder; write it as s3://bucket/folder")
         else:
-            self.filesystem, self._base = pafs.LocalFileSystem(use_mmap=True), Path(self.root).absolute().as_posix()
+            self.filesystem, self._base = pafs.LocalFileSystem(use_mmap=True), _utf8(Path(self.root).absolute())
 
     @classmethod
     def of(cls, root: Root) -> Storage:
@@ -222,7 +222,7 @@ class Storage:
             self.filesystem.create_dir(folder, recursive=True)
             self._put(temporary, data)
             if self.local:
-                flush(Path(temporary))
+                flush(temporary.encode())
             self.filesystem.move(temporary, target)
         except BaseException:
             with suppress(OSError):
@@ -300,6 +300,14 @@ Root: TypeAlias = str | os.PathLike[str] | Storage
 
 def _restored(root: str, max_outage: float, answered: bool) -> Storage:
     return Storage(root, max_outage, answered=answered)
+
+
+def _utf8(folder: Path) -> str:
+    """The path as pyarrow wants it, whose text is UTF-8 whatever the locale says. UserError where it is not."""
+    try:
+        return os.fsencode(folder).decode()
+    except UnicodeError:
+        raise UserError(f"{folder} is not UTF-8: rename it, or set a locale of UTF-8, as LC_ALL=C.UTF-8") from None
 
 
 def _remote(address: str) -> tuple[pafs.FileSystem, str]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -106,6 +109,23 @@ def test_own_files_are_cleared_and_others_are_told(tmp_path: Path) -> None:
     assert storage.clear_files("cases/deep", r".+\.parquet") == []
     assert not (tmp_path / "cases" / "deep").exists()
     assert storage.clear_files("nowhere", ".+") == storage.folders("nowhere") == []
+
+
+def test_a_folder_is_found_whatever_the_locale(tmp_path: Path) -> None:
+    (tmp_path / "Größe").mkdir()
+    script = (
+        "from anatomask.data.storage import Storage; Storage('x').write('a', b'1'); print(Storage('.').exists('x/a'))"
+    )
+    environment = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path / "Größe", env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+    assert (tmp_path / "Größe" / "x" / "a").read_bytes() == b"1"
+
+
+def test_a_folder_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not UTF-8: rename it"):
+        Storage(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
 
 
 @pytest.mark.parametrize("path", ["../x", "cases/../../x", "/etc/passwd", ".."])

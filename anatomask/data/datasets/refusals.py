@@ -24,7 +24,10 @@ def with_refusals(raw: RawDataset, source: Path) -> RawDataset:
         UserError: the path of the source itself is not text.
     """
     if not is_text(str(source)):
-        raise UserError(f"the path {readable(str(source))} is not UTF-8 text; rename it, or link to it by another name")
+        raise UserError(
+            f"the path {readable(str(source))} is not UTF-8 text; rename it, link to it by another name, or set a "
+            "locale of UTF-8"
+        )
     cases = [_or_refused(one) for one in raw.cases]
     refused = {one.case for one, now in zip(raw.cases, cases, strict=True) if now is not one}
     known = {path for one in raw.cases for path in _paths(one)}
