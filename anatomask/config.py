@@ -7,8 +7,7 @@ declared (`__post_init__`), so a bad one is refused before anything starts, whic
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -25,8 +24,9 @@ from anatomask.data.splits import SplitConfig
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import InferenceConfig
 from anatomask.exporting import ExportFormat
-from anatomask.masking import num_hidden
+from anatomask.methods import method_config
 from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.methods.base import MethodConfig
 from anatomask.names import check_name, shown
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.settings import Settings, check_value
@@ -114,7 +114,7 @@ class PretrainConfig(Settings):
     splits: tuple[str, ...] = ("train", "unlabeled")
     """Cases to train on; their labels are never read."""
     network: STUNetConfig = field(default_factory=STUNetConfig)
-    method: AnatoMaskConfig = field(default_factory=AnatoMaskConfig)
+    method: MethodConfig = field(default_factory=AnatoMaskConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -131,20 +131,9 @@ class PretrainConfig(Settings):
         for name in ("decoder_first", "freeze", "encoder_lr_factor", "layer_decay"):
             if getattr(self.optimiser, name) != getattr(OptimiserConfig(), name):
                 raise ValueError(f"optimiser.{name} is for finetuning alone; leave it out")
-        check_patches(self.loader.patch_size, self.method.patch, self.method.mask_ratio)
-
-
-def check_patches(size: Sequence[int], patch: int, mask_ratio: float) -> None:
-    """Raise ValueError unless a crop of `size` voxels divides into patches some of which are hidden, some visible."""
-    if any(edge % patch for edge in size):
-        raise ValueError(f"loader.patch_size {tuple(size)} must be three multiples of method.patch {patch}")
-    patches = math.prod(edge // patch for edge in size)
-    hidden = num_hidden(patches, mask_ratio)
-    if not 0 < hidden < patches:
-        raise ValueError(
-            f"method.mask_ratio {mask_ratio} hides {hidden} of the {patches} patches of {patch} voxels in a crop of "
-            f"{tuple(size)}: choose a larger loader.patch_size, a smaller method.patch or another ratio"
-        )
+        self.method.check_crop(self.loader.patch_size)
+        if self.training.accumulate > 1 and not self.method.splits_batches:
+            raise ValueError(f"training.accumulate must be 1: {self.method.label()} needs a worker's samples at once")
 
 
 @dataclass(frozen=True)
@@ -314,13 +303,31 @@ class SweepConfig(Settings):
 T = TypeVar("T")
 
 
+def with_method(config: Any, name: str) -> Any:
+    """Choose the pretraining method of a `PretrainConfig`, or of a sweep's, with the optimiser of its authors.
+
+    The method that `config` has already keeps its settings.
+
+    Raises:
+        UserError: there is no method of that name.
+    """
+    if isinstance(config, SweepConfig):
+        return dataclasses.replace(config, pretrain=with_method(config.pretrain, name))
+    chosen = method_config(name)
+    if isinstance(config.method, chosen):
+        return config
+    optimiser = dataclasses.replace(config.optimiser, **chosen.optimiser)
+    return dataclasses.replace(config, method=chosen(), optimiser=optimiser)
+
+
 def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "") -> T:
     """`default` with the fields of `changes`, nested sections field by field.
 
     Raises:
         UserError: naming `source` and the dotted field that does not exist, has the wrong type or is out of range.
     """
-    hints = get_type_hints(type(default))
+    types = get_type_hints(type(default))
+    hints = {one.name: types[one.name] for one in dataclasses.fields(default)}  # type: ignore[arg-type]
     values = {}
     for name, value in changes.items():
         where = f"{source}: {prefix}{name if isinstance(name, str) else shown(name)}"
@@ -330,6 +337,10 @@ def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise UserError(f"{where} must be a mapping of fields")
+            if isinstance(current, MethodConfig) and "name" in value:
+                value = {**value}
+                chosen = method_config(str(value.pop("name")))
+                current = current if isinstance(current, chosen) else chosen()
             values[name] = overlay(current, value, source, f"{prefix}{name}.")
         else:
             try:
@@ -359,10 +370,13 @@ def overlay_dotted(default: T, fields: Mapping[str, Any], source: str) -> T:
 
 def plain(config: Any) -> dict[str, Any]:
     """A configuration as nested dictionaries and lists, the way YAML and JSON hold it; addresses lose credentials."""
-    return _plain(dataclasses.asdict(config))
+    return dict(_plain(config))
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        name = {"name": value.name} if isinstance(value, MethodConfig) else {}
+        return name | {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

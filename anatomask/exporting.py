@@ -28,7 +28,7 @@ from anatomask.foreign_weights import AUTOENCODER, FRESH, PUBLISHED_STUNET, Form
 from anatomask.matching import load_matching
 from anatomask.nn.stunet import STUNet
 from anatomask.tensor_files import Weights, write_described
-from anatomask.weights import beyond_encoder, encoder_tensors, network_of, repeat_stem, trained_stages
+from anatomask.weights import beyond_encoder, encoder_prefix, encoder_tensors, network_of, repeat_stem, trained_stages
 
 ExportFormat = Literal["nnunet", "stunet", "monai", "safetensors"]
 
@@ -73,7 +73,7 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
     network = network_of(weights.header)
     channels = in_channels or network.in_channels
     if kind == "pretraining":
-        tensors, prefix = encoder_tensors(weights, channels), "student."
+        tensors, prefix = encoder_tensors(weights, channels), encoder_prefix(weights.header).removesuffix("encoder.")
     elif kind == "segmentation":
         tensors, prefix = repeat_stem(weights.tensors, channels), ""
     else:

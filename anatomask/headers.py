@@ -35,6 +35,7 @@ class _Architecture(_Fields):
 
 class _Method(_Fields):
     name: str
+    label: str | None = None
     patch: Annotated[int, Field(ge=1, le=1_024)] = 16
 
 
@@ -73,6 +74,8 @@ class _Header(_Fields):
     class_names: dict[ClassId, str] | None = None
     train_fraction: Finite | None = None
     initialisation: _Initialisation | None = None
+    encoder: str = ""
+    stages: Annotated[int, Field(ge=1, le=100)] = 1
     missing: list[str] = []
     not_transferred: list[str] = []
     imported: _Imported = _Imported()

@@ -11,14 +11,17 @@ from typing import Any, TypeVar
 
 import tyro
 
-from anatomask.config import FinetuneConfig, SweepConfig, overlay
+from anatomask.config import FinetuneConfig, SweepConfig, overlay, with_method
 from anatomask.errors import UserError
+from anatomask.methods import METHODS
 from anatomask.parsing import from_yaml
 from anatomask.training.schedule import SCHEDULES
 
 DEFAULT_RECIPE = "paper-b"
 EPOCHS = {"finetune": "--training.epochs", "sweep": "--finetune.training.epochs"}
 """The verbs that know `--schedule`, with the flag for the epochs of what they finetune."""
+METHOD_FLAG = {"pretrain": "--method", "sweep": "--pretrain.method"}
+"""The verbs that pretrain, with the flag that chooses the method."""
 
 T = TypeVar("T")
 
@@ -36,8 +39,8 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
     """Settings of `verb` from a recipe, a schedule, a YAML file, then dotted flags: each overrides the one before.
 
     Raises:
-        UserError: an unknown recipe or schedule, one that does not fit the epochs, or a YAML file with a field that
-            does not exist or a value out of range.
+        UserError: an unknown recipe, method or schedule, one that does not fit the epochs, or a YAML file with a field
+            that does not exist or a value out of range.
         SystemExit: the same on the command line (exit code 2, the field is named).
     """
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"anatomask {verb}")
@@ -47,6 +50,8 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
     flags.add_argument("--overwrite", action="store_true")
     if verb in EPOCHS:
         flags.add_argument("--schedule")
+    if verb in METHOD_FLAG:
+        flags.add_argument(METHOD_FLAG[verb], dest="method")
     own, rest = flags.parse_known_args(argv)
     if own.recipe is not None and own.recipe not in recipes:
         raise UserError(f"--recipe {own.recipe}: no such recipe; there are {', '.join(recipes)}")
@@ -55,10 +60,13 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
     if verb in EPOCHS and own.schedule is not None:
         default = scheduled(default, own.schedule, epochs_of(verb, overlay(default, from_file, own.config), rest))
     default = overlay(default, from_file, own.config)
+    if verb in METHOD_FLAG and own.method is not None:
+        default = with_method(default, own.method)
+    methods = f"{METHOD_FLAG[verb]} {{{','.join(METHODS)}}}, " if verb in METHOD_FLAG else ""
     schedules = f"--schedule {{{','.join(SCHEDULES)}}} (how to finetune), " if verb in EPOCHS else ""
     description = (
         f"{type(default).__doc__}\n\nBefore these: --recipe {{{','.join(recipes)}}} (default {DEFAULT_RECIPE}), "
-        f"{schedules}--config FILE.yaml, --dry-run (print the plan), --overwrite (begin anew)."
+        f"{methods}{schedules}--config FILE.yaml, --dry-run (print the plan), --overwrite (begin anew)."
     )
     config = tyro.cli(
         type(default), default=default, args=list(rest), prog=f"anatomask {verb}", description=description

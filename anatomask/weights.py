@@ -109,7 +109,19 @@ def trained_stages(header: Mapping[str, Any]) -> int:
     """Number of encoder stages that the weights of a header hold: what pretraining trained, or all of a network."""
     if header.get("kind") == "segmentation":
         return len(STAGE_STRIDES)
-    return pretrained_stages(int((header.get("method") or {}).get("patch", 16)))
+    before_stages = (header.get("method") or {}).get("patch", 16)  # headers of older versions do not say the stages
+    return int(header.get("stages") or pretrained_stages(int(before_stages)))
+
+
+def encoder_prefix(header: Mapping[str, Any]) -> str:
+    """Prefix of the encoder's tensors; headers of older versions do not say it."""
+    return "encoder." if header.get("kind") == "segmentation" else str(header.get("encoder", "student.encoder."))
+
+
+def method_label(header: Mapping[str, Any]) -> str:
+    """What tables call the pretraining of these weights; headers of older versions have it for its name."""
+    method = header["method"]
+    return str(method.get("label", method["name"]))
 
 
 def beyond_encoder(header: Mapping[str, Any]) -> tuple[str, ...]:
@@ -121,12 +133,12 @@ def beyond_encoder(header: Mapping[str, Any]) -> tuple[str, ...]:
 def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
     """Take the encoder out of weights, under a segmentation network's names.
 
-    It is the student's of a pretraining checkpoint, which lacks the last stages, or that of a segmentation network.
+    That of a pretraining checkpoint lacks the last stages.
 
     Raises:
         UserError: there is none, or its stem cannot be repeated to `in_channels`.
     """
-    prefix = "encoder." if weights.header.get("kind") == "segmentation" else "student.encoder."
+    prefix = encoder_prefix(weights.header)
     encoder = {
         f"encoder.{name.removeprefix(prefix)}": tensor
         for name, tensor in weights.tensors.items()

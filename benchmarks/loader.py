@@ -282,14 +282,15 @@ def open_stream(folder: Path) -> Opened:
     """Our stream by Ray Data for a whole run, as a training worker reads it, batch 4."""
     import ray
 
-    from anatomask.data.samples import LoaderConfig, PretrainingDraw, SampleSequence
+    from anatomask.data.samples import LoaderConfig, SampleSequence
     from anatomask.data.shards import PreparedDataset
     from anatomask.data.stream import stream_batches
+    from anatomask.methods.masked import MaskedDraw
 
     ray.init(address="local", num_cpus=2, object_store_memory=2**30, logging_level="ERROR", log_to_driver=False)
     path = str(folder / "shards")
     sequence = SampleSequence(tuple(PreparedDataset.open(path).records), 0)
-    draw = PretrainingDraw(LoaderConfig(patch_size=SIZE))
+    draw = MaskedDraw(LoaderConfig(patch_size=SIZE))
     options: dict[str, Any] = {"read_ahead": 2, "readers": 1, "reader_cpus": 1}
     batches = stream_batches(path, sequence, draw, np.arange(SAMPLES_OF_A_RUN), 4, **options)
     return (crop for batch in batches for crop in batch["image"]), lambda: None

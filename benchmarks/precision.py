@@ -26,15 +26,16 @@ from matplotlib.figure import Figure
 from measure import machine, report
 from openkbp import prepared
 
-from anatomask.data.samples import PretrainingDraw, SampleSequence
+from anatomask.data.samples import SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.data.stream import SampleReader
 from anatomask.recipes import RECIPES
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
-from anatomask.training.fixed_scans import choose_fixed_cases, read_fixed_scans
+from anatomask.training.fixed_scans import choose_fixed_cases
 from anatomask.training.loop import train
+from anatomask.training.monitors import MaskMonitor
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.pretraining import PretrainingTask
 from anatomask.training.recorder import SilentRecorder
@@ -128,8 +129,9 @@ def run(arguments: argparse.Namespace, folder: Path, precision: str, seed: int) 
     cases = tuple(sorted(dataset.splits["train"] + dataset.splits["unlabeled"]))
     sequence, patch_size = SampleSequence(cases, DATA_SEED), recipe.loader.patch_size
     fixed, header = choose_fixed_cases(dataset, cases), {"patch_size": patch_size, "spacing": dataset.spacing}
-    task = PretrainingTask(recipe.method, recipe.network, header, dataset, fixed, seed, device)
-    task.fixed_scans = read_fixed_scans(dataset, fixed, patch_size, DATA_SEED)  # the same masks whatever the seed
+    task = PretrainingTask(recipe.method, recipe.network, recipe.loader, header, dataset.path, fixed, seed, device)
+    draw = recipe.method.draw(recipe.loader)
+    task.monitor = MaskMonitor(task.method, dataset, fixed, draw, DATA_SEED, device)  # the same masks whatever the seed
     model = distribute(task, training, workers)
     state = TrainingState.of(task, recipe.optimiser, device, scaled=precision == "fp16")
     curves, batch_size = Curves(), training.batch_size
@@ -137,7 +139,7 @@ def run(arguments: argparse.Namespace, folder: Path, precision: str, seed: int) 
         watch = NonFiniteWatch(folder, lambda step: [], "stop", precision == "fp16", writes=False)
         train(
             Update(state, model, workers, training, recipe.optimiser.clip, device),
-            read(SampleReader(Storage(str(folder)), sequence, PretrainingDraw(recipe.loader)), batch_size),
+            read(SampleReader(Storage(str(folder)), sequence, draw), batch_size),
             checkpoints,
             ScalarLog(curves, workers, batch_size, device, watch),
             training,

@@ -21,7 +21,7 @@ from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 from torch.utils.flop_counter import FlopCounterMode
 
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
-from anatomask.methods.base import PretrainBatch
+from anatomask.methods.masked import MaskedBatch
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.stunet import SIZES, STUNetConfig
 from anatomask.training.optimiser import OptimiserConfig, build_optimiser
@@ -91,39 +91,39 @@ def measure(arguments: argparse.Namespace, size: str) -> dict[str, dict[str, Any
     }
 
 
-def random_batch(arguments: argparse.Namespace) -> PretrainBatch:
+def random_batch(arguments: argparse.Namespace) -> MaskedBatch:
     """A batch as the training task makes it: channels last."""
     patches = 1
     for edge in arguments.patch:
         patches *= edge // PATCH
     volume = torch.randn(arguments.batch, 1, *arguments.patch, device=arguments.device)
     noise = torch.rand(arguments.batch, 2, patches, device=arguments.device)
-    return PretrainBatch(volume.contiguous(memory_format=torch.channels_last_3d), noise)
+    return MaskedBatch(volume.contiguous(memory_format=torch.channels_last_3d), noise)
 
 
-def check_same_loss(network: STUNetConfig, batch: PretrainBatch) -> None:
+def check_same_loss(network: STUNetConfig, batch: MaskedBatch) -> None:
     """Stop unless the published way and ours give the same loss, from the same weights, with norms over the batch."""
     published = PublishedStep(AnatoMaskConfig(), network)
     ours = AnatoMask(AnatoMaskConfig(norm_scope="batch"), network)
     ours.student.load_state_dict(published.student.model.state_dict())
     ours.teacher.load_state_dict(published.teacher.model.state_dict())
-    on_host = PretrainBatch(batch.volume[:1, :, :32, :32, :48].cpu(), batch.noise[:1, :, :12].cpu())
+    on_host = MaskedBatch(batch.volume[:1, :, :32, :32, :48].cpu(), batch.noise[:1, :, :12].cpu())
     theirs, mine = published.loss(on_host, PROGRESS), ours.training_step(on_host, PROGRESS).loss
     if not torch.allclose(theirs, mine, rtol=1e-4):
         raise SystemExit(f"the published way's loss is {theirs:.6f}, ours {mine:.6f}: they do not compute the same")
 
 
-def published_step(network: STUNetConfig, batch: PretrainBatch, arguments: argparse.Namespace) -> Step:
+def published_step(network: STUNetConfig, batch: MaskedBatch, arguments: argparse.Namespace) -> Step:
     """The published way: contiguous memory."""
     method = PublishedStep(AnatoMaskConfig(), network)
     method.student.to(arguments.device)
     method.teacher.to(arguments.device)
-    contiguous = PretrainBatch(batch.volume.contiguous(), batch.noise)
+    contiguous = MaskedBatch(batch.volume.contiguous(), batch.noise)
     return whole_step(partial(method.loss, contiguous, PROGRESS), method.student, method.after_step, arguments)
 
 
 def our_step(
-    backend: str, network: STUNetConfig, batch: PretrainBatch, arguments: argparse.Namespace, compiled: bool = False
+    backend: str, network: STUNetConfig, batch: MaskedBatch, arguments: argparse.Namespace, compiled: bool = False
 ) -> Step:
     """`AnatoMask`, prepared as the training task prepares it."""
     method = AnatoMask(AnatoMaskConfig(), network).to(arguments.device)

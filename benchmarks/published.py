@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from anatomask import masking
 from anatomask.methods.anatomask import AnatoMaskConfig, ema_decay
-from anatomask.methods.base import PretrainBatch
+from anatomask.methods.masked import MaskedBatch
 from anatomask.nn.masked_autoencoder import Densify, MaskedAutoencoder
 from anatomask.nn.sparse import expand_active
 from anatomask.nn.stunet import NEGATIVE_SLOPE, STUNetConfig
@@ -79,7 +79,7 @@ class PublishedStep:
         self.student = PublishedAutoencoder(MaskedAutoencoder(network, config.decoder, config.decoder_width))
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
-    def loss(self, batch: PretrainBatch, progress: float) -> Tensor:
+    def loss(self, batch: MaskedBatch, progress: float) -> Tensor:
         """The student's loss under the mask that the teacher's leads to."""
         ratio = masking.hard_ratio(progress, self.config.r0, self.config.rT)
         first = masking.random_mask(batch.noise[:, 0], self.config.mask_ratio)

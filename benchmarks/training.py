@@ -39,7 +39,7 @@ from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.recorder import METRICS
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.update import Update
-from pipelines.pretrain import build_job, resolved
+from pipelines.pretrain import build_job
 
 WITH_LOADING, SAME_BATCH, LOADING = "training", "same batch again", "loading alone"
 INTERVAL = TrainingConfig().checkpoint_every
@@ -96,7 +96,7 @@ def configuration(arguments: argparse.Namespace, workers: int, data: Path, runs:
 
 def measured(config: PretrainConfig, loads: int) -> dict[str, Any]:
     """The figures of one number of workers; `loads` batches are loaded alone."""
-    job = build_job(resolved(config))
+    job = build_job(config)
     for variant in (WITH_LOADING, SAME_BATCH, LOADING):
         (job.run / variant).mkdir(parents=True)
     resources = training_resources(config.cluster)

@@ -34,6 +34,7 @@ from anatomask.weights import (
     describe_architecture,
     find_weights,
     initialise,
+    method_label,
     read_header,
     read_weights,
     require_same_size,
@@ -108,7 +109,7 @@ def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any
     header = read_header(source)
     require_same_size(header, config.network)
     require_fields(header, source, "kind", "dataset", *(("method",) if header.get("kind") == "pretraining" else ()))
-    method = header["method"]["name"] if header["kind"] == "pretraining" else f"finetuned on {header['dataset']}"
+    method = method_label(header) if header["kind"] == "pretraining" else f"finetuned on {header['dataset']}"
     transfer, run = split_init(config.init)
     described = {"whole": method, "encoder": f"{method}, encoder", "permuted": f"{method}, permuted"}[transfer]
     return {"method": described, "run": run, "dataset": header["dataset"]}

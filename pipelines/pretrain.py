@@ -9,20 +9,15 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anatomask.config import PretrainConfig, plain
 from anatomask.data.addresses import public_address
-from anatomask.data.body import body_bounds
-from anatomask.data.samples import PretrainingDraw, SampleSequence, random_origin, worker_share
+from anatomask.data.samples import SampleSequence, random_origin, worker_share
 from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.methods.anatomask import AnatoMask
-from anatomask.methods.base import PretrainBatch
-from anatomask.nn.backends import choose_backend
-from anatomask.nn.stunet import pretrained_stages
-from anatomask.nn.submanifold import require_spconv
+from anatomask.methods.base import Method
 from anatomask.training.cost import less_memory, step_cost
 from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
@@ -35,23 +30,6 @@ from pipelines.door import run
 from pipelines.jobs import data_digest, refuse_here, run_job
 
 
-def resolved(config: PretrainConfig) -> PretrainConfig:
-    """The configuration with what it leaves open decided, once for the run: its sparse backend.
-
-    Raises:
-        UserError: the backend that it asks for is not installed.
-    """
-    backend = config.method.sparse_backend
-    if backend == "auto":
-        return replace(config, method=replace(config.method, sparse_backend=choose_backend(config.method.mask_ratio)))
-    if backend == "spconv":
-        try:
-            require_spconv()
-        except ModuleNotFoundError as error:
-            raise UserError(f"--method.sparse-backend spconv: {error}") from error
-    return config
-
-
 def build_job(config: PretrainConfig) -> TrainingJob:
     """The training job of a configuration.
 
@@ -61,15 +39,17 @@ def build_job(config: PretrainConfig) -> TrainingJob:
     dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
     cases = select_cases(dataset, config.splits)
     check_channels(dataset, config.network.in_channels)
+    config = replace(config, method=config.method.resolved())
+    method = config.method
+    method.check_data(dataset)
     fixed = choose_fixed_cases(dataset, cases)
-    draw = PretrainingDraw(config.loader, config.method.patch, config.method.among, config.method.body_share)
-    if draw.among != "all":
-        body_bounds(dataset, cases[0], draw.among)  # refuses what the data set has not
     header = {
         "format": 1,
         "kind": "pretraining",
         "architecture": describe_architecture(config.network),
-        "method": {"name": "AnatoMask" if config.method.masking == "anatomask" else "SparK", **plain(config.method)},
+        "method": {**plain(method), "label": method.label()},
+        "encoder": method.encoder,
+        "stages": method.stages(),
         "patch_size": list(config.loader.patch_size),
         "spacing": list(dataset.spacing),
         "fingerprint": dataset.fingerprint.to_dict(),
@@ -80,8 +60,10 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         run=run_folder(config.runs, config.name, "pretrain", config.data, plain(config)),
         data=dataset.storage,
         sequence=SampleSequence(cases, config.seed),
-        draw=draw,
-        build_task=partial(PretrainingTask, config.method, config.network, header, dataset, fixed, draw, config.seed),
+        draw=method.draw(config.loader),
+        build_task=partial(
+            PretrainingTask, method, config.network, config.loader, header, dataset.path, fixed, config.seed
+        ),
         loader=config.loader,
         training=config.training,
         optimiser=config.optimiser,
@@ -113,7 +95,6 @@ def check_channels(dataset: PreparedDataset, in_channels: int) -> None:
 
 def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     """Pretrain, or go on with it."""
-    config = resolved(config)
     job = build_job(config)
     run_job(job, config.cluster, "pretrain", overwrite=overwrite)
     print(f"Pretrained weights: {job.run}\nLook at them: tensorboard --logdir {job.run.parent}")
@@ -122,20 +103,18 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
 
 def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
-    config = resolved(config)
     job = build_job(config)
     if config.plan.tflops is None:  # else it is for other devices than this machine's
         refuse_here(job, config.cluster)
     workers = config.cluster.workers
     with torch.device("meta"):
-        method = AnatoMask(config.method, config.network)
-    if config.method.sparse_backend == "spconv":
-        method.set_sparse_backend("blocks")  # as many operations, and they can be counted
+        method = config.method.resolved().countable().build(config.network)
+    method.memory_format = memory_format(config.training)
     loss = partial(last_loss, config=config)
     cost = step_cost(method, loss, config.training, workers)
     options = less_memory(method, loss, config.training, workers)
-    parameters = sum(parameter.numel() for parameter in method.student.parameters())
-    encoder = sum(parameter.numel() for parameter in method.student.encoder.parameters())
+    parameters = sum(parameter.numel() for parameter in method.trainable().parameters())
+    encoder = sum(p.numel() for name, p in method.named_parameters() if name.startswith(config.method.encoder))
     dataset = PreparedDataset.open(config.data)
     given = job.sequence.cases
     cases = config.plan.cases or len(given)
@@ -156,8 +135,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
             "crops",
             f"{steps * config.training.batch_size} of {'x'.join(map(str, config.loader.patch_size))} voxels",
         ),
-        ("patch", describe_patch(config, dataset.spacing)),
-        ("sparse backend", config.method.sparse_backend),
+        *config.method.resolved().plan(config.loader, dataset.spacing),
         ("parameters", f"{parameters / 1e6:.2f} M, in the encoder {encoder / 1e6:.2f} M"),
         *cost_rows(cost, options, steps, workers, config.training.precision, device),
         *reading_rows(
@@ -171,25 +149,9 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     ]
 
 
-def describe_patch(config: PretrainConfig, spacing: Sequence[float]) -> str:
-    """Say how large a hidden patch is in voxels and mm, how many a crop has, and among which masks are drawn."""
-    patch = config.method.patch
-    size = " x ".join(f"{patch * side:g}" for side in spacing)
-    patches = math.prod(edge // patch for edge in config.loader.patch_size)
-    hidden = "of all patches" if config.method.among == "all" else f"of those with {config.method.among} in them"
-    return (
-        f"{patch} voxels = {size} mm, {patches} in a crop, a share of {config.method.mask_ratio:g} {hidden} is hidden; "
-        f"{pretrained_stages(patch)} stages of the encoder are trained"
-    )
-
-
-def last_loss(method: nn.Module, samples: int, config: PretrainConfig) -> Tensor:
+def last_loss(method: Method, samples: int, config: PretrainConfig) -> Tensor:
     """The loss of so many samples that hold nothing, at the end of a training: by then the teacher is asked."""
-    patches = math.prod(edge // config.method.patch for edge in config.loader.patch_size)
-    volume = torch.empty(samples, config.network.in_channels, *config.loader.patch_size)
-    volume = volume.contiguous(memory_format=memory_format(config.training))
-    among = None if config.method.among == "all" else torch.ones(samples, patches, dtype=torch.bool)
-    return method(PretrainBatch(volume, torch.empty(samples, 2, patches), among, patches), 1.0).loss
+    return method(method.dummy_batch(samples, config.loader.patch_size), 1.0).loss
 
 
 def read_some(job: TrainingJob, dataset: PreparedDataset, cases: int, count: int) -> Reading:

@@ -77,7 +77,7 @@ class Chain:
         """The pretraining of a trial. Raises UserError naming the field that the space sets wrongly."""
         config = replace(self.config.pretrain, data=self.config.pretrain_data, cluster=self.config.cluster)
         config = overlay_dotted(config, point, f"tune_spaces/{self.config.space}.py")
-        return pretrain.resolved(replace(config, runs=str(self.folder / trial), name="pretrain"))
+        return replace(config, runs=str(self.folder / trial), name="pretrain")
 
     def finetuning(self, trial: str, data: str, init: str) -> FinetuneConfig:
         """The finetuning of a trial on one data set."""

@@ -46,13 +46,25 @@ def real_data() -> Path:
     return folder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--golden FOLDER`: numbers of the published implementations, a folder per method."""
+    parser.addoption("--golden", type=Path, help="default: golden beside the real scans, else tests/golden")
+
+
 @pytest.fixture(scope="session")
-def golden() -> Path:
-    """Numbers of the published implementation and its checkpoint, beside the real scans; skips without them."""
-    folder = Path(os.environ.get("ANATOMASK_REAL_DATA", REPOSITORY.parent / "shared" / "data")).parent / "golden"
-    if not (folder / "b1_depth1.npz").is_file():
-        pytest.skip(f"the published implementation's numbers are not at {folder}")
-    return folder
+def golden(golden_methods: Path) -> Path:
+    """Numbers of AnatoMask's published implementation and its checkpoint; skips without them."""
+    if not (golden_methods / "b1_depth1.npz").is_file():
+        pytest.skip(f"the published implementation's numbers are not at {golden_methods}")
+    return golden_methods
+
+
+@pytest.fixture(scope="session")
+def golden_methods(request: pytest.FixtureRequest) -> Path:
+    """Folder of the published implementations' numbers: that of `--golden`, those beside the real scans, or ours."""
+    given: Path | None = request.config.getoption("--golden")
+    beside = Path(os.environ.get("ANATOMASK_REAL_DATA", REPOSITORY.parent / "shared" / "data")).parent / "golden"
+    return given or (beside if beside.is_dir() else REPOSITORY / "tests" / "golden")
 
 
 @pytest.fixture(scope="session")

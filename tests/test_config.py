@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from anatomask.config import plain
+from anatomask.config import PretrainConfig, plain
 from anatomask.errors import UserError
 from anatomask.invocation import parse
+from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.methods.byol import BYOLConfig
 from anatomask.recipes import RECIPES
 from anatomask.training.schedule import SCHEDULES
+from anatomask.training.settings import TrainingConfig
 from pipelines.__main__ import main
 
 
@@ -124,3 +129,53 @@ def test_the_command_refuses_by_name_with_an_exit_code(
     assert result == code
     shown = " ".join(capfd.readouterr().err.replace("│", " ").split())
     assert named in shown
+
+
+def test_a_method_is_chosen_by_its_name_and_has_settings_of_its_own(tmp_path: Path) -> None:
+    config = settings("--method", "byol", "--method.hidden", "64", "--data", "shards")
+    assert config.method == BYOLConfig(hidden=64)
+    written = plain(config)
+    assert written["method"] == {"name": "byol", **dataclasses.asdict(config.method)}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(written))
+    assert settings("--recipe", "tiny", "--config", str(file)) == config
+    assert settings("--recipe", "tiny", "--config", str(file), "--method", "anatomask").method == AnatoMaskConfig()
+    sweep = settings(
+        *("--pretrain.method", "byol", "--pretrain.method.projection", "8", "--space", "x"),
+        *("--pretrain-data", "a", "--finetune-data", "b"),
+        verb="sweep",
+    )
+    assert sweep.pretrain.method == BYOLConfig(projection=8)
+
+
+def test_the_method_that_a_recipe_has_keeps_its_settings() -> None:
+    assert settings("--recipe", "tiny", "--method", "anatomask", "--data", "x").method.patch == 8
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--method", "moko"], "method moko: no such method; there are anatomask, byol"),
+        (["--config", "method: {name: moko}"], "method moko: no such method"),
+        (["--config", "method: {name: byol, mask_ratio: 0.5}"], "method.mask_ratio: no such field; there are hidden"),
+    ],
+)
+def test_a_method_that_is_not_there_is_refused_by_name(argv: list[str], named: str, tmp_path: Path) -> None:
+    if argv[0] == "--config":
+        (tmp_path / "c.yaml").write_text(argv[1])
+        argv = ["--config", str(tmp_path / "c.yaml")]
+    with pytest.raises(UserError, match=re.escape(named)):
+        settings(*argv, "--data", "x")
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "named"),
+    [
+        (AnatoMaskConfig(patch=32), {}, "must be three multiples of method.patch 32"),
+        (AnatoMaskConfig(mask_ratio=0.999), {}, "hides 392 of the 392 patches"),
+        (BYOLConfig(), {"training": TrainingConfig(accumulate=2)}, "training.accumulate must be 1: BYOL needs"),
+    ],
+)
+def test_a_method_refuses_what_does_not_go_with_it(method, fields: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        PretrainConfig(data="x", method=method, **fields)  # type: ignore[arg-type]

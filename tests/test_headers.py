@@ -85,7 +85,7 @@ def test_whole_headers_are_read_as_they_are() -> None:
         *((name, 5) for name in ("dataset", "data", "missing", "not_transferred", "imported", "method")),
         ("train_fraction", "half"),
         ("method", {"patch": 16}),
-        ("method", {"name": "AnatoMask", "patch": "wide"}),
+        ("stages", 0),
     ],
 )
 def test_a_field_of_another_kind_is_named(path: str, value: Any, tmp_path: Path) -> None:

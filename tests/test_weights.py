@@ -141,14 +141,14 @@ def test_foreign_architecture_is_refused() -> None:
 
 def test_an_encoder_of_four_stages_fills_the_stages_that_it_has() -> None:
     method = AnatoMask(AnatoMaskConfig(decoder_width=16, patch=8), TINY)
-    header = {"kind": "pretraining", "architecture": describe_architecture(TINY), "method": {"patch": 8}}
+    header = {"kind": "pretraining", "architecture": describe_architecture(TINY), "stages": 4}
     weights, network = Weights(method.state_dict(), header), STUNet(TINY, 2)
     left_out = initialise(network, weights)
     transferred = {name for name in network.state_dict() if name not in left_out}
     assert transferred == {name for name in network.state_dict() if re.match(r"encoder\.stages\.[0-3]\.", name)}
     assert all(torch.equal(network.state_dict()[name], weights.tensors[f"student.{name}"]) for name in transferred)
     with pytest.raises(UserError, match=r"encoder.stages.4.* is missing"):  # a header that promises more
-        initialise(network, Weights(weights.tensors, {**header, "method": {"patch": 16}}))
+        initialise(network, Weights(weights.tensors, {**header, "stages": 5}))
 
 
 def test_the_encoder_alone_of_a_finetuned_network() -> None:

@@ -11,12 +11,41 @@ from monai.transforms import (
     RandAffined,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    RandomizableTransform,
     RandScaleIntensityd,
     RandScaleIntensityFixedMeand,
 )
 from torch import Tensor
 
 ROTATION = math.radians(30)
+
+
+def intensity_transforms(often: float = 1.0) -> list[RandomizableTransform]:
+    """Noise, blur, brightness, contrast and gamma of "image", `often` times as likely as in finetuning."""
+    return [
+        RandGaussianNoised("image", prob=0.1 * often, std=0.1, sample_std=True),
+        RandGaussianSmoothd("image", prob=0.1 * often, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0), sigma_z=(0.5, 1.0)),
+        RandScaleIntensityd("image", prob=0.15 * often, factors=(-0.25, 0.25)),
+        RandScaleIntensityFixedMeand("image", prob=0.15 * often, factors=(-0.25, 0.25), preserve_range=True),
+        RandAdjustContrastd("image", prob=0.3 * often, gamma=(0.7, 1.5), retain_stats=True),
+    ]
+
+
+class IntensityAugmentation:
+    """Random changes of intensity of normalised crops, in float32 on the device that they are on."""
+
+    def __init__(self, often: float) -> None:
+        """`often`: how many times as likely each change is as in finetuning."""
+        self.pipeline = Compose(intensity_transforms(often))
+
+    def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Change each crop of (B, C, D, H, W), driven by its seed (B,) in [0, 2³²) alone."""
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.stack([self._one(image, seed) for image, seed in zip(images, seeds.tolist(), strict=True)])
+
+    def _one(self, image: Tensor, seed: int) -> Tensor:
+        self.pipeline.set_random_state(seed)
+        return self.pipeline({"image": image})["image"].as_tensor()
 
 
 class Augmentation:
@@ -41,11 +70,7 @@ class Augmentation:
                     padding_mode="border",
                     device=device,  # the grid is made there; MONAI would make it on the host
                 ),
-                RandGaussianNoised("image", prob=0.1, std=0.1, sample_std=True),
-                RandGaussianSmoothd("image", prob=0.1, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0), sigma_z=(0.5, 1.0)),
-                RandScaleIntensityd("image", prob=0.15, factors=(-0.25, 0.25)),
-                RandScaleIntensityFixedMeand("image", prob=0.15, factors=(-0.25, 0.25), preserve_range=True),
-                RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+                *intensity_transforms(),
             ]
         )
 

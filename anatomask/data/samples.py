@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anatomask.data.body import body_bounds, body_shares
-from anatomask.errors import UserError
-from anatomask.masking import Among
 from anatomask.settings import Settings
 
 if TYPE_CHECKING:  # what trains on a machine without NIfTI and Parquet imports this
@@ -24,13 +21,10 @@ if TYPE_CHECKING:  # what trains on a machine without NIfTI and Parquet imports 
 CROP_MULTIPLE = 16
 """Voxels by which a crop's sides must be divisible: the largest stride of the networks."""
 
-CROPS_TRIED = 16
-"""Crops of a case that are drawn until one holds body."""
-
 Sample = dict[str, np.ndarray]
 Draw = Callable[["PreparedDataset", str, np.random.Generator], Sample]
 
-ON_HOST = ("sample", "seed", "candidates")
+ON_HOST = ("sample", "seed", "seeds", "candidates")
 """Columns of a batch that only the host reads, so they never go to the device."""
 
 
@@ -105,57 +99,6 @@ def worker_samples(start: int, stop: int, batch_size: int, rank: int, workers: i
 
 
 @dataclass(frozen=True)
-class PretrainingDraw:
-    """Draws a `stored_crop`, `flip` (3,) bool and mask `noise` (2, patches).
-
-    Where masks are drawn among some patches alone, `among` (patches,) bool says which, and `candidates` their number.
-    """
-
-    loader: LoaderConfig
-    patch: int = 16
-    """Edge of a patch in voxels."""
-    among: Among = "all"
-    """Patches that may be hidden."""
-    body_share: float = 0.25
-    """Share of a patch's voxels that must be body or foreground for the patch to be hidden."""
-
-    def __call__(self, dataset: PreparedDataset, case: str, rng: np.random.Generator) -> Sample:
-        """Draw one label-free random crop of `case`.
-
-        Raises:
-            UserError: no crop that is drawn holds body.
-        """
-        size = self.loader.patch_size
-        sample: Sample = {}
-        for _ in range(1 if self.among == "all" else CROPS_TRIED):
-            origin = random_origin(dataset.records[case].shape, size, rng)
-            sample = stored_crop(dataset, case, origin, size, label=False)
-            if self.among == "all":
-                break
-            sample["among"] = self.candidates(dataset, case, sample["image"], sample["inside"])
-            if sample["among"].any():
-                break
-        else:
-            raise UserError(
-                f"{dataset.shown}: {CROPS_TRIED} crops of case {case} hold no patch of which a share of "
-                f"{self.body_share:g} is {self.among}: lower --method.body-share, leave the case out, or choose "
-                "--method.among all"
-            )
-        among = sample.get("among")
-        patches = int(np.prod([edge // self.patch for edge in size]))
-        flips = rng.random(3) < 0.5
-        if among is not None:  # the device mirrors the crop, and masks are drawn on what it has then
-            sample["among"] = mirrored(among, [edge // self.patch for edge in size], flips)
-            sample["candidates"] = np.asarray(among.sum())
-        return {**sample, "flip": flips, "noise": rng.random((2, patches), dtype=np.float32)}
-
-    def candidates(self, dataset: PreparedDataset, case: str, image: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Find the patches of a crop (C, D, H, W) that may be hidden: (patches,) bool. Raises as `body_bounds`."""
-        channel, lowest, highest = body_bounds(dataset, case, self.among)
-        return body_shares(image[channel], inside, lowest, highest, self.patch) >= self.body_share
-
-
-@dataclass(frozen=True)
 class FinetuningDraw:
     """Draws a `stored_crop` with its `label`, `flip` (3,) bool, and the `seed` of its augmentation."""
 
@@ -172,11 +115,6 @@ class FinetuningDraw:
             "flip": (rng.random(3) < 0.5) & np.isin(range(3), self.mirror_axes),
             "seed": np.asarray(rng.integers(2**32)),
         }
-
-
-def mirrored(patches: np.ndarray, grid: Sequence[int], axes: np.ndarray) -> np.ndarray:
-    """Mirror a value per patch (n,) of a `grid` along the axes that are true in (3,) `axes`."""
-    return np.ascontiguousarray(np.flip(patches.reshape(grid), tuple(np.flatnonzero(axes).tolist()))).ravel()
 
 
 def stored_crop(

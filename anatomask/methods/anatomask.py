@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anatomask import masking
+from anatomask.data.body import body_bounds
+from anatomask.data.crops import flip, normalised_crops
+from anatomask.data.samples import LoaderConfig
+from anatomask.errors import UserError
 from anatomask.masking import Among
-from anatomask.methods.base import Examination, Picture, PretrainBatch, StepResult
+from anatomask.methods.base import MethodConfig, StepResult
+from anatomask.methods.masked import (
+    Examination,
+    MaskedBatch,
+    MaskedDraw,
+    MaskedMethod,
+    Picture,
+    check_patches,
+)
 from anatomask.nn.backends import BackendName, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder, MaskedReconstruction, patch_statistics
 from anatomask.nn.norms import NormScope
 from anatomask.nn.sparse import Visible, expand_active
-from anatomask.nn.stunet import STUNetConfig
-from anatomask.settings import Settings
+from anatomask.nn.stunet import STUNetConfig, pretrained_stages
+from anatomask.nn.submanifold import require_spconv
+
+if TYPE_CHECKING:
+    from anatomask.data.shards import PreparedDataset
 
 
 @dataclass(frozen=True)
-class AnatoMaskConfig(Settings):
+class AnatoMaskConfig(MethodConfig):
     """Settings of AnatoMask. The recipe `spark` is masking `random`, which needs no teacher."""
+
+    name = "anatomask"
+    encoder = "student.encoder."
 
     mask_ratio: float = 0.6
     """γ, the share of patches that is hidden."""
@@ -84,6 +103,64 @@ class AnatoMaskConfig(Settings):
         if self.decoder_width is not None and self.decoder_width % 16:
             raise ValueError(f"decoder_width must be a multiple of 16, not {self.decoder_width}")
 
+    def label(self) -> str:
+        """Return the name in tables."""
+        return "AnatoMask" if self.masking == "anatomask" else "SparK"
+
+    def stages(self) -> int:
+        """Count the encoder stages that are trained: those whose stride a patch holds."""
+        return pretrained_stages(self.patch)
+
+    def draw(self, loader: LoaderConfig) -> MaskedDraw:
+        """Return what draws a crop and the random numbers of its masks."""
+        return MaskedDraw(loader, self.patch, self.among, self.body_share)
+
+    def build(self, network: STUNetConfig) -> AnatoMask:
+        """Build student and teacher."""
+        return AnatoMask(self, network)
+
+    def check_crop(self, size: Sequence[int]) -> None:
+        """Raise ValueError unless the crop divides into patches some of which are hidden, some visible."""
+        check_patches(size, self.patch, self.mask_ratio)
+
+    def check_data(self, dataset: PreparedDataset) -> None:
+        """Raise UserError where masks are to be drawn among soft tissue and the data set has no CT."""
+        if self.among != "all":
+            body_bounds(dataset, next(iter(dataset.records)), self.among)
+
+    def resolved(self) -> Self:
+        """Decide which sparse backend computes.
+
+        Raises:
+            UserError: spconv is asked for and not installed.
+        """
+        if self.sparse_backend == "auto":
+            return replace(self, sparse_backend=choose_backend(self.mask_ratio))
+        if self.sparse_backend == "spconv":
+            try:
+                require_spconv()
+            except ModuleNotFoundError as error:
+                raise UserError(f"--method.sparse-backend spconv: {error}") from error
+        return self
+
+    def countable(self) -> Self:
+        """Return the same with the backend `blocks` for spconv, whose operations torch does not see."""
+        return replace(self, sparse_backend="blocks") if self.sparse_backend == "spconv" else self
+
+    def plan(self, loader: LoaderConfig, spacing: Sequence[float]) -> list[tuple[str, str]]:
+        """Say how large a hidden patch is, how many a crop has, among which masks are drawn, and what computes."""
+        size = " x ".join(f"{self.patch * side:g}" for side in spacing)
+        patches = math.prod(edge // self.patch for edge in loader.patch_size)
+        among = "of all patches" if self.among == "all" else f"of those with {self.among} in them"
+        return [
+            (
+                "patch",
+                f"{self.patch} voxels = {size} mm, {patches} in a crop, a share of {self.mask_ratio:g} {among} is "
+                f"hidden; {self.stages()} stages of the encoder are trained",
+            ),
+            ("sparse backend", self.sparse_backend),
+        ]
+
 
 def ema_decay(progress: float, config: AnatoMaskConfig) -> float:
     """EMA decay at `progress` = t/T: linear over the first quarter of training, then constant."""
@@ -91,7 +168,7 @@ def ema_decay(progress: float, config: AnatoMaskConfig) -> float:
     return config.ema_decay + ramp * (config.ema_decay_final - config.ema_decay)
 
 
-class AnatoMask(nn.Module):
+class AnatoMask(MaskedMethod):
     """Student and teacher. With masking `random` it is SparK, which has no teacher."""
 
     def __init__(self, config: AnatoMaskConfig, network: STUNetConfig) -> None:
@@ -123,11 +200,29 @@ class AnatoMask(nn.Module):
             self.teacher.eval()
         return self
 
-    def forward(self, batch: PretrainBatch, progress: float) -> StepResult:
-        """`training_step`, under the name that distributed wrappers call."""
-        return self.training_step(batch, progress)
+    def trainable(self) -> MaskedAutoencoder:
+        """Return the student."""
+        return self.student
 
-    def training_step(self, batch: PretrainBatch, progress: float) -> StepResult:
+    def networks(self) -> Sequence[MaskedAutoencoder]:
+        """Return the student, and the teacher where there is one."""
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    def batch(self, sample: Mapping[str, Tensor]) -> MaskedBatch:
+        """Pad, normalise and mirror the crops that `MaskedDraw` drew."""
+        volume = flip(normalised_crops(sample), sample["flip"]).contiguous(memory_format=self.memory_format)
+        candidates = sample.get("candidates")  # on the host: the device is not asked
+        fewest = 0 if candidates is None else int(candidates.min())
+        return MaskedBatch(volume, sample["noise"], sample.get("among"), fewest)
+
+    def dummy_batch(self, samples: int, size: Sequence[int]) -> MaskedBatch:
+        """Return samples that hold nothing, all of whose patches may be hidden."""
+        patches = math.prod(edge // self.config.patch for edge in size)
+        volume = torch.empty(samples, self.network.in_channels, *size).contiguous(memory_format=self.memory_format)
+        among = None if self.config.among == "all" else torch.ones(samples, patches, dtype=torch.bool)
+        return MaskedBatch(volume, torch.empty(samples, 2, patches), among, patches)
+
+    def training_step(self, batch: MaskedBatch, progress: float) -> StepResult:
         """One step of Algorithm 1 at `progress` = t/T.
 
         Scalars: r_t and hard_share (the share of masked patches that are hard ones); teacher_loss when the teacher

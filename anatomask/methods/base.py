@@ -1,64 +1,122 @@
-"""What a pretraining method is to the training loop."""
+"""What a pretraining method is: its settings, what it draws of a scan, and one training step."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from anatomask.data.samples import Draw, LoaderConfig
+from anatomask.nn.stunet import STUNetConfig
+from anatomask.settings import Settings
 
-@dataclass(frozen=True)
-class PretrainBatch:
-    """Samples on the device."""
-
-    volume: Tensor
-    """(B, C, D, H, W) float, normalised."""
-    noise: Tensor
-    """(B, 2, n) uniform numbers, drawn with each sample: one row per mask of n patches."""
-    among: Tensor | None = None
-    """(B, n) bool, the patches that may be hidden. None: all."""
-    fewest: int = 0
-    """Lower bound, known to the host, of the number of patches of a sample that may be hidden. Read with `among`."""
+if TYPE_CHECKING:
+    from anatomask.data.shards import PreparedDataset
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step answers."""
+    """What one training step returns."""
 
     loss: Tensor
-    """The scalar to be minimised."""
+    """The scalar to be minimised, a mean over the samples."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars on the device, for the logs."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Fig. 1 of the paper for one volume: voxels (C, D, H, W), patches (D/patch, H/patch, W/patch)."""
+class MethodConfig(Settings, ABC):
+    """Settings of a pretraining method, and what follows from them. See docs/extending.md for an example."""
 
-    volume: Tensor
-    """The input."""
-    random_mask: Tensor
-    """bool, True = hidden."""
-    reconstruction: Tensor
-    """Under that mask, in the input's intensities; visible patches are the input's own."""
-    patch_loss: Tensor
-    """Mean over the random masks in which a patch was hidden; NaN where it never was."""
-    self_mask: Tensor
-    """bool, True = hidden: the mask that this loss leads to."""
+    name: ClassVar[str]
+    """Name in `--method`, in `config.yaml` and in the weights' header."""
+    encoder: ClassVar[str]
+    """Prefix of the encoder's tensors in a checkpoint, such as `student.encoder.`."""
+    splits_batches: ClassVar[bool] = True
+    """Whether a worker may compute its samples in several parts (`training.accumulate`)."""
+    optimiser: ClassVar[Mapping[str, object]] = {}
+    """Fields of the optimiser's settings that the authors use, where `--method` chooses the method."""
+
+    @abstractmethod
+    def label(self) -> str:
+        """Return the name in tables."""
+
+    @abstractmethod
+    def stages(self) -> int:
+        """Count the encoder stages that are trained, from the first on."""
+
+    @abstractmethod
+    def draw(self, loader: LoaderConfig) -> Draw:
+        """Return what draws a sample of a case: crops, and the random numbers that belong to it."""
+
+    @abstractmethod
+    def build(self, network: STUNetConfig) -> Method:
+        """Build the networks, with fresh weights."""
+
+    def check_crop(self, size: Sequence[int]) -> None:
+        """Raise ValueError unless the method works on crops of `size` voxels. All do where it is not overridden."""
+
+    def check_data(self, dataset: PreparedDataset) -> None:
+        """Raise UserError unless a data set has what the method needs. All have where it is not overridden."""
+
+    def resolved(self) -> Self:
+        """Return the settings with what they leave open decided, once for a run.
+
+        Raises:
+            UserError: what they ask for is not installed.
+        """
+        return self
+
+    def countable(self) -> Self:
+        """Return settings that cost the same, all of whose operations torch can count."""
+        return self
+
+    def plan(self, loader: LoaderConfig, spacing: Sequence[float]) -> list[tuple[str, str]]:
+        """Return rows for `--dry-run`; `spacing` is the voxel size in mm."""
+        return []
 
 
-@dataclass(frozen=True)
-class Examination:
-    """What a method makes of one volume of n patches under M fixed random masks."""
+class Method(nn.Module, ABC):
+    """The networks of a method, and one training step.
 
-    random_masks: Tensor
-    """(M, n) bool, True = hidden."""
-    student_loss: Tensor
-    """(M, n) loss of each patch, in eval mode; NaN where visible."""
-    teacher_loss: Tensor | None
-    """(M, n) the same of the teacher, where there is one."""
-    self_masks: Tensor
-    """(M, n) bool: the mask that follows from each random one where hardness counts most."""
-    hard: Tensor
-    """(M, n) bool: the patches in it that are there because they are hard."""
-    picture: Picture
+    Its `state_dict` is what a checkpoint holds. It draws no random numbers of its own but in the forward passes of its
+    networks, where torch's generator is set from the seed and the samples.
+    """
+
+    memory_format = torch.contiguous_format
+    """Memory format of the volumes that the networks read."""
+
+    @abstractmethod
+    def trainable(self) -> nn.Module:
+        """Return the module whose parameters are updated, each of which gets a gradient in every update."""
+
+    def networks(self) -> Sequence[nn.Module]:
+        """Return the modules that compute, `trainable` first."""
+        return [self.trainable()]
+
+    @abstractmethod
+    def batch(self, sample: Mapping[str, Tensor]) -> Any:
+        """Turn a batch of drawn samples, on the device, into what `training_step` takes."""
+
+    @abstractmethod
+    def dummy_batch(self, samples: int, size: Sequence[int]) -> Any:
+        """Return a batch of samples with crops of `size` voxels that hold nothing, to find out what a step costs."""
+
+    @abstractmethod
+    def training_step(self, batch: Any, progress: float) -> StepResult:
+        """Compute the loss of a batch at `progress` = t/T."""
+
+    def after_step(self, progress: float) -> None:
+        """Follow an update of the weights (EMA). Nothing where it is not overridden."""
+
+    def views(self, batch: Any) -> Mapping[str, Tensor]:
+        """Return what the networks see of the first sample, by name (C, D, H, W), for pictures."""
+        return {}
+
+    def forward(self, batch: Any, progress: float) -> StepResult:
+        """Compute `training_step`, under the name that distributed wrappers call."""
+        return self.training_step(batch, progress)

@@ -47,7 +47,7 @@ def synchronise_norms(module: nn.Module, on: bool = True) -> None:
             part.synchronised = on
 
 
-class BatchNorm3d(Synchronisable, nn.BatchNorm3d):
+class SynchronisableBatchNorm(Synchronisable, nn.modules.batchnorm._BatchNorm):
     """torch's, except for two things. A batch that is not finite leaves the running statistics as they were.
 
     And where `synchronised`, those of training are over the samples of all workers, who may have unequal numbers.
@@ -59,7 +59,7 @@ class BatchNorm3d(Synchronisable, nn.BatchNorm3d):
     num_batches_tracked: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) to the same shape."""
+        """(B, C, …) to the same shape."""
         y, running = self.normalise(x)
         self.track(running)
         return y
@@ -86,7 +86,7 @@ class BatchNorm3d(Synchronisable, nn.BatchNorm3d):
         self.num_batches_tracked.add_(finite)
 
     def _normalise_over_workers(self, x: Tensor) -> tuple[Tensor, RunningStatistics]:
-        dims, per_channel = (0, 2, 3, 4), (1, -1, 1, 1, 1)
+        dims, per_channel = (0, *range(2, x.dim())), (1, -1, *(1,) * (x.dim() - 2))
         wide = widened(x)
         count = all_reduce(torch.full((), x.numel() / x.shape[1], dtype=wide.dtype, device=x.device))
         mean = all_reduce(wide.sum(dims, keepdim=True)) / count
@@ -100,3 +100,11 @@ class BatchNorm3d(Synchronisable, nn.BatchNorm3d):
                 self.running_mean.lerp(mean.flatten().to(self.running_mean.dtype), self.momentum),
                 self.running_var.lerp(unbiased.flatten().to(self.running_var.dtype), self.momentum),
             )
+
+
+class BatchNorm1d(SynchronisableBatchNorm, nn.BatchNorm1d):
+    """Of (B, C)."""
+
+
+class BatchNorm3d(SynchronisableBatchNorm, nn.BatchNorm3d):
+    """Of (B, C, D, H, W)."""

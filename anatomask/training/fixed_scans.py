@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from anatomask.data.normalisation import normalise
-from anatomask.data.samples import PretrainingDraw, centred_origin, inside_scan
+from anatomask.data.samples import centred_origin, inside_scan
 from anatomask.data.shards import PreparedDataset
 from anatomask.masking import touched_patches
+from anatomask.methods.masked import MaskedDraw
 
 SCANS = 4
 MASKS = 2
@@ -53,7 +54,7 @@ class FixedScan:
     """(1, n) bool: the patches that may be hidden. None: all."""
 
 
-def read_fixed_scans(dataset: PreparedDataset, fixed: FixedCases, draw: PretrainingDraw, seed: int) -> list[FixedScan]:
+def read_fixed_scans(dataset: PreparedDataset, fixed: FixedCases, draw: MaskedDraw, seed: int) -> list[FixedScan]:
     """Read the middles of the scans, of the size that `draw` draws, with masks from `seed`.
 
     Raises:

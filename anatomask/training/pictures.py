@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from anatomask.methods.base import Picture
+from anatomask.methods.masked import Picture
 
 HIDDEN = "#9db4c0"
 """Colour of patches that are hidden, or that have no value."""
@@ -53,6 +53,28 @@ def reconstruction_figure(picture: Picture, spacing: Sequence[float], case: str)
                 axes_of_plane.set_title(title, fontsize=10)
             if title.startswith("patch loss"):
                 figure.colorbar(shown, ax=axes_of_plane, shrink=0.7)
+        row[0].set_ylabel(name)
+    return figure
+
+
+def views_figure(views: Mapping[str, Tensor], spacing: Sequence[float], case: str) -> Figure:
+    """Draw what the networks see of one scan, through the middle of each volume (C, D, H, W); the first channel.
+
+    `spacing` is the voxel size in mm, for the aspect ratio.
+    """
+    figure = Figure(figsize=(3 * len(views), 7.6), layout="constrained")
+    figure.suptitle(case, fontsize=10)
+    axes = figure.subplots(len(PLANES), len(views), squeeze=False)
+    for row, (name, axis) in zip(axes, PLANES.items(), strict=True):
+        in_plane = [spacing[other] for other in range(3) if other != axis]
+        for axes_of_plane, (title, view) in zip(row, views.items(), strict=True):
+            volume = view[0].float().cpu().numpy()
+            plane = volume.take(volume.shape[axis] // 2, axis).T
+            axes_of_plane.imshow(plane, origin="lower", cmap="gray", aspect=in_plane[1] / in_plane[0])
+            axes_of_plane.set_xticks([])
+            axes_of_plane.set_yticks([])
+            if axis == PLANES["axial"]:
+                axes_of_plane.set_title(title, fontsize=10)
         row[0].set_ylabel(name)
     return figure
 

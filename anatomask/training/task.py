@@ -7,10 +7,20 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from anatomask.training.recorder import Recorder
+
+
+def seed_forward(seed: int, sample: Mapping[str, Tensor]) -> None:
+    """Set torch's generators for a forward pass from the seed and the number of the first sample.
+
+    So what networks draw (dropout, drop-path) depends on the update and the worker alone, and resuming is exact.
+    """
+    first = int(sample["sample"][0]) if "sample" in sample else 0
+    torch.manual_seed(int(np.random.SeedSequence([seed, 4, first]).generate_state(1, np.uint64)[0] >> 1))
 
 
 class Task(nn.Module, ABC):

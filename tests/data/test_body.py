@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 
 from anatomask.data.body import body_bounds, body_shares
 from anatomask.data.fingerprint import Histogram
-from anatomask.data.samples import LoaderConfig, PretrainingDraw
+from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
+from anatomask.methods.masked import MaskedDraw
 
 LOADER = LoaderConfig(patch_size=(48, 48, 48))
 
@@ -56,7 +57,7 @@ def test_on_a_real_head_air_is_never_hidden_and_mirroring_moves_the_patches(
 ) -> None:
     voxels = np.asarray(nib.load(real_data / "openkbp" / "imagesTr" / "kbp_001_0000.nii.gz").dataobj).astype(np.int16)
     dataset = prepared(voxels)
-    draw = PretrainingDraw(LOADER, patch=8, among="body", body_share=0.25)
+    draw = MaskedDraw(LOADER, patch=8, among="body", body_share=0.25)
     shares = []
     for k in range(12):
         sample = draw(dataset, "one", np.random.default_rng(k))
@@ -78,7 +79,7 @@ def test_soft_tissue_is_less_than_body_and_needs_hounsfield_units(
     voxels = np.asarray(nib.load(real_data / "openkbp" / "imagesTr" / "kbp_001_0000.nii.gz").dataobj)
     dataset = prepared(voxels.astype(np.int16))
     body, soft = (
-        PretrainingDraw(LOADER, 8, among)(dataset, "one", np.random.default_rng(3))["among"]  # type: ignore[arg-type]
+        MaskedDraw(LOADER, 8, among)(dataset, "one", np.random.default_rng(3))["among"]  # type: ignore[arg-type]
         for among in ("body", "foreground")
     )
     assert 0 < soft.sum() < body.sum() and not (soft & ~body).any()
@@ -101,4 +102,4 @@ def test_a_magnetic_resonance_scan_is_divided_by_otsus_threshold(
 def test_a_scan_without_body_is_named(prepared: Callable[..., PreparedDataset]) -> None:
     dataset = prepared(np.full((50, 50, 50), -1000, np.int16))
     with pytest.raises(UserError, match=r"16 crops of case one hold no patch .* is body: lower --method.body-share"):
-        PretrainingDraw(LOADER, 8, "body")(dataset, "one", np.random.default_rng(0))
+        MaskedDraw(LOADER, 8, "body")(dataset, "one", np.random.default_rng(0))

@@ -12,7 +12,6 @@ from anatomask.data.samples import (
     Draw,
     FinetuningDraw,
     LoaderConfig,
-    PretrainingDraw,
     SampleSequence,
     centred_origin,
     inside_scan,
@@ -21,6 +20,7 @@ from anatomask.data.samples import (
     worker_share,
 )
 from anatomask.data.shards import PreparedDataset
+from anatomask.methods.masked import MaskedDraw
 
 AXES = st.tuples(*[st.integers(1, 40)] * 3)
 
@@ -89,7 +89,7 @@ def test_crop_origins_are_uniform_over_all_valid_positions() -> None:
 LOADER = LoaderConfig(patch_size=(64, 32, 48))
 
 
-@pytest.mark.parametrize("draw", [PretrainingDraw(LOADER), FinetuningDraw(LOADER, (0, 1, 2))])
+@pytest.mark.parametrize("draw", [MaskedDraw(LOADER), FinetuningDraw(LOADER, (0, 1, 2))])
 def test_a_real_sample_is_a_function_of_its_number_and_leaves_as_it_is_stored(
     head: PreparedDataset, draw: Draw
 ) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from anatomask.data import stream
-from anatomask.data.samples import LoaderConfig, PretrainingDraw, SampleSequence, worker_samples
+from anatomask.data.samples import LoaderConfig, SampleSequence, worker_samples
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.stream import stream_batches
+from anatomask.methods.masked import MaskedDraw
 
 BATCH = 6
 
@@ -21,7 +22,7 @@ def test_samples_come_in_order_over_several_executions(
     """With two readers, and after a start in the middle, too; each sample is what its number says."""
     monkeypatch.setattr(stream, "SAMPLES_PER_TASK", 8)
     monkeypatch.setattr(stream, "SAMPLES_PER_EXECUTION", 45)  # two executions of 42, the second cut short
-    sequence, draw = SampleSequence(("one",), seed=3), PretrainingDraw(LoaderConfig(patch_size=(32, 32, 32)))
+    sequence, draw = SampleSequence(("one",), seed=3), MaskedDraw(LoaderConfig(patch_size=(32, 32, 32)))
     numbers = worker_samples(start, 12, BATCH, 0, 1)
     batches = stream_batches(head.path, sequence, draw, numbers, BATCH, read_ahead=2, readers=readers, reader_cpus=0.1)
     come = list(batches)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anatomask.masking import random_mask
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig, ema_decay
-from anatomask.methods.base import PretrainBatch
+from anatomask.methods.masked import MaskedBatch
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.sparse import Visible
 from anatomask.nn.stunet import STUNetConfig
@@ -24,13 +24,13 @@ def _method(**settings: object) -> AnatoMask:
     return AnatoMask(AnatoMaskConfig(decoder_width=16, **settings), NETWORK)  # type: ignore[arg-type]
 
 
-def _batch(seed: int = 1) -> PretrainBatch:
+def _batch(seed: int = 1) -> MaskedBatch:
     generator = torch.Generator().manual_seed(seed)
     volume = torch.randn(2, 1, 32, 32, 48, generator=generator)
-    return PretrainBatch(volume, torch.rand(2, 2, 12, generator=generator))
+    return MaskedBatch(volume, torch.rand(2, 2, 12, generator=generator))
 
 
-def _masks(method: AnatoMask, batch: PretrainBatch, progress: float) -> dict[str, Tensor]:
+def _masks(method: AnatoMask, batch: MaskedBatch, progress: float) -> dict[str, Tensor]:
     """The hidden patches (B, n) that each model was shown in one step."""
     seen: dict[str, Tensor] = {}
     forward = MaskedAutoencoder.forward
@@ -194,7 +194,7 @@ def test_examination_asks_as_the_last_step_of_training_would(settings: dict[str,
     if method.teacher is None:
         assert seen.teacher_loss is None
     else:
-        batch = PretrainBatch(volume.expand(2, -1, -1, -1, -1), noise)
+        batch = MaskedBatch(volume.expand(2, -1, -1, -1, -1), noise)
         hardest = 0.0 if method.config.r0 > method.config.rT else 1.0
         assert torch.equal(seen.self_masks, _masks(method, batch, hardest)["student"])
 
@@ -217,7 +217,7 @@ def test_learns_to_reconstruct_a_fixed_volume() -> None:
     optimiser = torch.optim.AdamW(method.student.parameters(), lr=1e-2)
     losses = []
     for step in range(25):
-        batch = PretrainBatch(volume, torch.rand(2, 2, 8, generator=torch.Generator().manual_seed(step)))
+        batch = MaskedBatch(volume, torch.rand(2, 2, 8, generator=torch.Generator().manual_seed(step)))
         result = method.training_step(batch, step / 25)
         optimiser.zero_grad()
         result.loss.backward()
@@ -241,7 +241,7 @@ def test_a_step_never_asks_the_device(backend: str) -> None:
     """On the meta device, where there is nothing to read, whatever waits for a value fails."""
     with torch.device("meta"):
         method = AnatoMask(AnatoMaskConfig(decoder_width=16, sparse_backend=backend), NETWORK)  # type: ignore[arg-type]
-        batch = PretrainBatch(torch.empty(3, 1, 32, 32, 48), torch.empty(3, 2, 12))
+        batch = MaskedBatch(torch.empty(3, 1, 32, 32, 48), torch.empty(3, 2, 12))
     method.training_step(batch, progress=0.9).loss.backward()
     method.after_step(0.9)
     assert all(parameter.grad is not None for parameter in method.student.parameters())
@@ -271,7 +271,7 @@ def test_masks_are_drawn_among_the_given_patches_alone(backend: str) -> None:
     volume = torch.randn(2, 1, 32, 32, 48)
     noise, among = torch.rand(2, 2, 96), torch.rand(2, 96) < torch.tensor([[0.3], [0.9]])
     fewest = int(among.sum(1).min())
-    masks = _masks(method, PretrainBatch(volume, noise, among, fewest), 0.0)
+    masks = _masks(method, MaskedBatch(volume, noise, among, fewest), 0.0)
     for hidden in masks.values():
         assert not (hidden & ~among).any()
         assert hidden.sum(1).tolist() == [n - round(0.4 * n) for n in among.sum(1).tolist()]
@@ -281,10 +281,10 @@ def test_the_loss_among_some_patches_does_not_depend_on_how_a_batch_is_divided()
     method = _method(patch=8, masking="random").eval()
     volume, noise = torch.randn(3, 1, 32, 32, 32), torch.rand(3, 2, 64)
     among = torch.rand(3, 64) < torch.tensor([[0.2], [0.5], [0.9]])
-    whole = method.training_step(PretrainBatch(volume, noise, among, int(among.sum(1).min())), 0.5).loss
+    whole = method.training_step(MaskedBatch(volume, noise, among, int(among.sum(1).min())), 0.5).loss
     parts = [
         method.training_step(
-            PretrainBatch(volume[k : k + 1], noise[k : k + 1], among[k : k + 1], int(among[k].sum())), 0.5
+            MaskedBatch(volume[k : k + 1], noise[k : k + 1], among[k : k + 1], int(among[k].sum())), 0.5
         ).loss
         for k in range(3)
     ]

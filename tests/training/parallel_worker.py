@@ -17,7 +17,9 @@ from torch.distributed.tensor import DTensor
 
 from anatomask.data.samples import worker_share
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
-from anatomask.methods.base import PretrainBatch
+from anatomask.methods.base import Method
+from anatomask.methods.byol import BYOLConfig
+from anatomask.methods.masked import MaskedBatch
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.losses import segmentation_loss
@@ -65,20 +67,19 @@ class Pretraining(Segmenting):
         Task.__init__(self)
         self.header = {"kind": "test"}
         settings = AnatoMaskConfig(decoder_width=16, r0=0.5, ema_decay=0.5, norm_scope="batch")
-        self.method = AnatoMask(settings, NETWORK).double()
+        self.method: Method = AnatoMask(settings, NETWORK).double()
 
     def trainable(self) -> nn.Module:
-        return self.method.student
+        return self.method.trainable()
 
     def networks(self) -> Sequence[nn.Module]:
-        assert self.method.teacher is not None
-        return [self.method.student, self.method.teacher]
+        return self.method.networks()
 
     def kept(self) -> nn.Module:
         return self.method
 
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        result = self.method.training_step(PretrainBatch(sample["volume"], sample["noise"]), progress)
+        result = self.method.training_step(MaskedBatch(sample["volume"], sample["noise"]), progress)
         return result.loss, result.scalars
 
     def after_step(self, progress: float) -> None:
@@ -94,10 +95,26 @@ class FrozenAtFirst(Segmenting):
         return list(self.network.encoder.stages)
 
 
+class Predicting(Pretraining):
+    """BYOL; the second view is the first one, mirrored."""
+
+    def __init__(self) -> None:
+        Task.__init__(self)
+        self.header = {"kind": "test"}
+        self.method = BYOLConfig(hidden=16, projection=8, ema_decay=0.5).build(NETWORK).double()
+
+    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        result = self.method.training_step((sample["volume"], sample["volume"].flip(2)), progress)
+        return result.loss, result.scalars
+
+
 CASES: dict[str, tuple[type[Segmenting], int, TrainingConfig]] = {
     "segmentation": (Segmenting, 6, TrainingConfig()),
     "pretraining": (Pretraining, 6, TrainingConfig()),
     "unequal shares": (Pretraining, 5, TrainingConfig()),
+    "two views": (Predicting, 6, TrainingConfig()),
+    "two views, unequal shares": (Predicting, 5, TrainingConfig()),
+    "two views, sharded": (Predicting, 6, TrainingConfig(shard_weights=True)),
     "accumulated": (Pretraining, 12, TrainingConfig(accumulate=2)),
     "sharded and accumulated": (Pretraining, 12, TrainingConfig(shard_weights=True, accumulate=2)),
     "recomputed": (Pretraining, 6, TrainingConfig(recompute_activations=True)),

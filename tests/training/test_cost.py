@@ -12,7 +12,7 @@ from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 from torch.profiler import ProfilerActivity, profile
 
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
-from anatomask.methods.base import PretrainBatch
+from anatomask.methods.masked import MaskedBatch
 from anatomask.nn.recompute import recompute_activations
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.training.cost import LiveBytes, StepCost, less_memory, state_bytes, step_cost
@@ -32,7 +32,7 @@ def volumes(samples: int) -> Tensor:
 
 
 def pretraining_loss(method: nn.Module, samples: int) -> Tensor:
-    loss: Tensor = method(PretrainBatch(volumes(samples), torch.rand(samples, 2, 8)), 1.0).loss
+    loss: Tensor = method(MaskedBatch(volumes(samples), torch.rand(samples, 2, 8)), 1.0).loss
     return loss
 
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from anatomask.data.samples import LoaderConfig, PretrainingDraw
+from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
+from anatomask.methods.masked import MaskedDraw
 from anatomask.training.fixed_scans import FixedCases, choose_fixed_cases, read_fixed_scans
 
-DRAW = PretrainingDraw(LoaderConfig(patch_size=(32, 32, 32)))
+DRAW = MaskedDraw(LoaderConfig(patch_size=(32, 32, 32)))
 
 
 @pytest.fixture

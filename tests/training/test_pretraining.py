@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from anatomask.data.bricks import locations
-from anatomask.data.samples import LoaderConfig, PretrainingDraw
+from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.methods.masked import MaskedDraw
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device
@@ -31,11 +32,11 @@ def dataset(prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
 
 def make(dataset: PreparedDataset, seed: int = 0, **settings: object) -> PretrainingTask:
     method = AnatoMaskConfig(decoder_width=16, r0=0.5, ema_decay=0.5, **settings)  # type: ignore[arg-type]
-    return PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, FIXED, PretrainingDraw(LOADER), seed, CPU)
+    return PretrainingTask(method, STUNetConfig(base=2), LOADER, HEADER, dataset.path, FIXED, seed, CPU)
 
 
 def batch(dataset: PreparedDataset, size: int = 2) -> dict[str, torch.Tensor]:
-    drawn = [PretrainingDraw(LOADER)(dataset, "one", np.random.default_rng(k)) for k in range(size)]
+    drawn = [MaskedDraw(LOADER)(dataset, "one", np.random.default_rng(k)) for k in range(size)]
     return to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, CPU)
 
 
@@ -108,10 +109,10 @@ def test_overlap_with_organs_is_measured_where_held_out_scans_have_labels(
         dataset = prepared(image, label=labels, root=name)
         method = AnatoMaskConfig(decoder_width=16)
         fixed = FixedCases(("one",), held_out)
-        task = PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, fixed, PretrainingDraw(LOADER), 0, CPU)
+        task = PretrainingTask(method, STUNetConfig(base=2), LOADER, HEADER, dataset.path, fixed, 0, CPU)
         task.validate(notes, 1)
         assert ("mask/organs_self" in notes.values) == (name == "held-out")
-    (scan,) = task.fixed_scans
+    (scan,) = task.monitor.scans
     seen = task.method.examine(scan.volume, scan.noise)
     for name, masks in (("random", seen.random_masks), ("self", seen.self_masks), ("hard", seen.hard)):
         share = masks[:, 1].float() / masks.sum(1)  # patch 1 is the one at the far end of the last axis
@@ -123,9 +124,7 @@ def test_a_training_without_hard_patches_has_no_share_of_them(prepared: Callable
     dataset = prepared(image, label=(image > 0).astype(np.uint8))
     method = AnatoMaskConfig(decoder_width=16, rT=0.0)
     fixed = FixedCases(("one",), held_out=True)
-    PretrainingTask(method, STUNetConfig(base=2), HEADER, dataset, fixed, PretrainingDraw(LOADER), 0, CPU).validate(
-        notes, 1
-    )
+    PretrainingTask(method, STUNetConfig(base=2), LOADER, HEADER, dataset.path, fixed, 0, CPU).validate(notes, 1)
     assert notes.values["mask/organs_random"] == notes.values["mask/organs_self"] == 1
     assert "mask/organs_hard" not in notes.values
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from anatomask.data.samples import LoaderConfig, PretrainingDraw, SampleSequence
+from anatomask.data.samples import LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.methods.masked import MaskedDraw
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.fixed_scans import FixedCases
@@ -30,7 +31,7 @@ from anatomask.training.update import Update, set_arithmetic
 CPU = torch.device("cpu")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SIZE = (48, 48, 48)
-DRAW = PretrainingDraw(LoaderConfig(patch_size=SIZE))
+DRAW = MaskedDraw(LoaderConfig(patch_size=SIZE))
 
 
 @pytest.fixture
@@ -46,11 +47,13 @@ def update(
     set_arithmetic(config.precision)
     header = {"patch_size": list(SIZE), "spacing": [2.0, 2.0, 3.0]}
     method = AnatoMaskConfig(decoder_width=32, r0=0.5, ema_decay=0.5)
-    task = PretrainingTask(method, STUNetConfig(base=8), header, scan, FixedCases((), held_out=False), DRAW, 0, device)
+    task = PretrainingTask(
+        method, STUNetConfig(base=8), DRAW.loader, header, scan.path, FixedCases((), held_out=False), 0, device
+    )
     model = distribute(task, config, Workers())
     state = TrainingState.of(task, OptimiserConfig(), device, scaled=config.precision == "fp16")
     step = Update(state, model, Workers(), config, 12.0, device)
-    sequence, draw = SampleSequence(("one",), 0), PretrainingDraw(LoaderConfig(patch_size=SIZE))
+    sequence, draw = SampleSequence(("one",), 0), MaskedDraw(LoaderConfig(patch_size=SIZE))
     for number in range(3):
         drawn = [draw(scan, "one", sequence.rng(k)) for k in range(2 * number, 2 * number + 2)]
         with never_waiting(device) if number == 2 else nullcontext():

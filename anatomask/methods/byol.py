@@ -1,0 +1,140 @@
+"""BYOL (Grill et al., NeurIPS 2020) in 3D: the online network predicts the target's projection of another view.
+
+No 3D code by the authors exists. Head, loss and moving average are those of lucidrains/byol-pytorch 0.9.1 without its
+simplicial embeddings; crops, their changes and the optimiser are this project's choices.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anatomask.data.augmentation import IntensityAugmentation
+from anatomask.data.samples import LoaderConfig
+from anatomask.data.views import TwoViewsDraw, two_views
+from anatomask.methods.base import Method, MethodConfig, StepResult
+from anatomask.nn.norms import BatchNorm1d
+from anatomask.nn.stunet import STUNetConfig, STUNetEncoder, pretrained_stages
+
+Views = tuple[Tensor, Tensor]
+"""Two views of each sample, (B, C, D, H, W) each."""
+
+
+@dataclass(frozen=True)
+class BYOLConfig(MethodConfig):
+    """Settings of BYOL. The encoder has the five stages that masked methods train with patches of 16 voxels."""
+
+    name = "byol"
+    encoder = "online.encoder."
+    splits_batches = False  # BatchNorm of the heads needs all samples
+
+    hidden: int = 4096
+    """Width of the hidden layer of projector and predictor."""
+    projection: int = 256
+    """Width of a projection."""
+    ema_decay: float = 0.99
+    """EMA decay of the target's parameters, which follow the online network's after each update."""
+    change: float = 2.0
+    """How many times as likely noise, blur, brightness, contrast and gamma are as in finetuning."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(1, 65_536, "hidden", "projection")
+        self.require_range(0, 3, "change")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+
+    def label(self) -> str:
+        """Return the name in tables."""
+        return "BYOL"
+
+    def stages(self) -> int:
+        """Count the encoder stages that are trained."""
+        return pretrained_stages(patch=16)
+
+    def draw(self, loader: LoaderConfig) -> TwoViewsDraw:
+        """Return what draws two overlapping crops."""
+        return TwoViewsDraw(loader)
+
+    def build(self, network: STUNetConfig) -> BYOL:
+        """Build the online network, its predictor, and the target as a copy."""
+        encoder = STUNetEncoder(network, self.stages())
+        online = Branch(encoder, head(encoder.widths[-1], self.hidden, self.projection))
+        return BYOL(online, head(self.projection, self.hidden, self.projection), self, network.in_channels)
+
+
+def head(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
+    """Linear – BatchNorm – ReLU – Linear: projector and predictor."""
+    return nn.Sequential(nn.Linear(in_width, hidden), BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out_width))
+
+
+def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
+    """2 - 2·cosine of each row of two (B, width): (B,), equation 2 of the paper."""
+    return 2 - 2 * functional.cosine_similarity(prediction, projection, dim=-1)
+
+
+class Branch(nn.Module):
+    """An encoder, the mean over the voxels of its deepest map, and a projector."""
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """(B, C, D, H, W) to projections (B, width)."""
+        return self.projector(self.encoder(volume)[-1].mean((2, 3, 4)))
+
+
+class BYOL(Method):
+    """Online network and predictor, which are trained, and the target, which follows them."""
+
+    def __init__(self, online: Branch, predictor: nn.Module, config: BYOLConfig, in_channels: int = 1) -> None:
+        super().__init__()
+        self.online = online
+        self.predictor = predictor
+        self.target = copy.deepcopy(online).requires_grad_(False)
+        self.config = config
+        self.in_channels = in_channels
+        self.augmentation = IntensityAugmentation(config.change)
+
+    def trainable(self) -> nn.ModuleList:
+        """Return the online network and its predictor."""
+        return nn.ModuleList([self.online, self.predictor])
+
+    def networks(self) -> Sequence[nn.Module]:
+        """Return the online network, its predictor and the target."""
+        return [self.online, self.predictor, self.target]
+
+    def batch(self, sample: Mapping[str, Tensor]) -> Views:
+        """Make two views of each sample."""
+        return two_views(sample, self.augmentation, self.memory_format)
+
+    def dummy_batch(self, samples: int, size: Sequence[int]) -> Views:
+        """Return views that hold nothing."""
+        first, second = torch.empty(2, samples, self.in_channels, *size)
+        return first, second
+
+    def training_step(self, batch: Views, progress: float) -> StepResult:
+        """Predict each view's target projection from the other view; both views go through as one batch."""
+        views = torch.cat(batch)
+        first, second = self.predictor(self.online(views)).chunk(2)
+        with torch.no_grad():
+            target_first, target_second = self.target(views).chunk(2)
+        loss = regression_loss(first, target_second) + regression_loss(second, target_first)
+        return StepResult(loss.mean())
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Let the target's parameters follow; its running statistics are its own."""
+        weight = 1 - self.config.ema_decay
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), weight)
+
+    def views(self, batch: Views) -> Mapping[str, Tensor]:
+        """Return both views of the first sample."""
+        return {"view 1": batch[0][0], "view 2": batch[1][0]}

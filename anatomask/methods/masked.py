@@ -1,0 +1,154 @@
+"""What masked methods have in common: patches that are hidden, and looking at what is made of them."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from anatomask.data.body import body_bounds, body_shares
+from anatomask.data.samples import LoaderConfig, Sample, random_origin, stored_crop
+from anatomask.errors import UserError
+from anatomask.masking import Among, num_hidden
+from anatomask.methods.base import Method
+
+if TYPE_CHECKING:
+    from anatomask.data.shards import PreparedDataset
+
+CROPS_TRIED = 16
+"""Crops of a case that are drawn until one holds body."""
+
+
+def check_patches(size: Sequence[int], patch: int, mask_ratio: float) -> None:
+    """Raise ValueError unless a crop of `size` voxels divides into patches some of which are hidden, some visible."""
+    if any(edge % patch for edge in size):
+        raise ValueError(f"loader.patch_size {tuple(size)} must be three multiples of method.patch {patch}")
+    patches = math.prod(edge // patch for edge in size)
+    hidden = num_hidden(patches, mask_ratio)
+    if not 0 < hidden < patches:
+        raise ValueError(
+            f"method.mask_ratio {mask_ratio} hides {hidden} of the {patches} patches of {patch} voxels in a crop of "
+            f"{tuple(size)}: choose a larger loader.patch_size, a smaller method.patch or another ratio"
+        )
+
+
+@dataclass(frozen=True)
+class MaskedDraw:
+    """Draws a `stored_crop`, `flip` (3,) bool and mask `noise` (2, patches).
+
+    Where masks are drawn among some patches alone, `among` (patches,) bool says which, and `candidates` their number.
+    """
+
+    loader: LoaderConfig
+    patch: int = 16
+    """Edge of a patch in voxels."""
+    among: Among = "all"
+    """Patches that may be hidden."""
+    body_share: float = 0.25
+    """Share of a patch's voxels that must be body or foreground for the patch to be hidden."""
+
+    def __call__(self, dataset: PreparedDataset, case: str, rng: np.random.Generator) -> Sample:
+        """Draw one label-free random crop of `case`.
+
+        Raises:
+            UserError: no crop that is drawn holds body.
+        """
+        size = self.loader.patch_size
+        sample: Sample = {}
+        for _ in range(1 if self.among == "all" else CROPS_TRIED):
+            origin = random_origin(dataset.records[case].shape, size, rng)
+            sample = stored_crop(dataset, case, origin, size, label=False)
+            if self.among == "all":
+                break
+            sample["among"] = self.candidates(dataset, case, sample["image"], sample["inside"])
+            if sample["among"].any():
+                break
+        else:
+            raise UserError(
+                f"{dataset.shown}: {CROPS_TRIED} crops of case {case} hold no patch of which a share of "
+                f"{self.body_share:g} is {self.among}: lower --method.body-share, leave the case out, or choose "
+                "--method.among all"
+            )
+        among = sample.get("among")
+        patches = int(np.prod([edge // self.patch for edge in size]))
+        flips = rng.random(3) < 0.5
+        if among is not None:  # the device mirrors the crop, and masks are drawn on what it has then
+            sample["among"] = mirrored(among, [edge // self.patch for edge in size], flips)
+            sample["candidates"] = np.asarray(among.sum())
+        return {**sample, "flip": flips, "noise": rng.random((2, patches), dtype=np.float32)}
+
+    def candidates(self, dataset: PreparedDataset, case: str, image: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Find the patches of a crop (C, D, H, W) that may be hidden: (patches,) bool. Raises as `body_bounds`."""
+        channel, lowest, highest = body_bounds(dataset, case, self.among)
+        return body_shares(image[channel], inside, lowest, highest, self.patch) >= self.body_share
+
+
+def mirrored(patches: np.ndarray, grid: Sequence[int], axes: np.ndarray) -> np.ndarray:
+    """Mirror a value per patch (n,) of a `grid` along the axes that are true in (3,) `axes`."""
+    return np.ascontiguousarray(np.flip(patches.reshape(grid), tuple(np.flatnonzero(axes).tolist()))).ravel()
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """Samples on the device."""
+
+    volume: Tensor
+    """(B, C, D, H, W) float, normalised."""
+    noise: Tensor
+    """(B, 2, n) uniform numbers, drawn with each sample: one row per mask of n patches."""
+    among: Tensor | None = None
+    """(B, n) bool, the patches that may be hidden. None: all."""
+    fewest: int = 0
+    """Lower bound, known to the host, of the number of patches of a sample that may be hidden. Read with `among`."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Fig. 1 of the paper for one volume: voxels (C, D, H, W), patches (D/patch, H/patch, W/patch)."""
+
+    volume: Tensor
+    """The input."""
+    random_mask: Tensor
+    """bool, True = hidden."""
+    reconstruction: Tensor
+    """Under that mask, in the input's intensities; visible patches are the input's own."""
+    patch_loss: Tensor
+    """Mean over the random masks in which a patch was hidden; NaN where it never was."""
+    self_mask: Tensor
+    """bool, True = hidden: the mask that this loss leads to."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a method makes of one volume of n patches under M fixed random masks."""
+
+    random_masks: Tensor
+    """(M, n) bool, True = hidden."""
+    student_loss: Tensor
+    """(M, n) loss of each patch, in eval mode; NaN where visible."""
+    teacher_loss: Tensor | None
+    """(M, n) the same of the teacher, where there is one."""
+    self_masks: Tensor
+    """(M, n) bool: the mask that follows from each random one where hardness counts most."""
+    hard: Tensor
+    """(M, n) bool: the patches in it that are there because they are hard."""
+    picture: Picture
+
+
+class MaskedMethod(Method):
+    """A method that hides patches. Its training is watched by masks, patch losses and reconstructions."""
+
+    @abstractmethod
+    def examine(self, volume: Tensor, noise: Tensor, among: Tensor | None = None) -> Examination:
+        """Show one volume under M random masks to the networks, in eval mode.
+
+        Args:
+            volume: (1, C, D, H, W), normalised.
+            noise: (M, 2, n) as in training, a sample per mask.
+            among: (1, n) bool, the patches that may be hidden. None: all.
+        """

@@ -1,0 +1,199 @@
+"""BYOL: the published head's arithmetic, what follows an update, and two views of real scans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anatomask.data.samples import LoaderConfig, SampleSequence
+from anatomask.data.shards import PreparedDataset
+from anatomask.data.views import FARTHEST, SECOND, TwoViewsDraw
+from anatomask.methods.byol import BYOL, Branch, BYOLConfig, head, regression_loss
+from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.fixed_scans import FixedCases
+from anatomask.training.loop import to_device
+from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.parallel import Workers
+from anatomask.training.pretraining import PretrainingTask
+from anatomask.training.recorder import RunRecorder
+from anatomask.training.settings import TrainingConfig
+from anatomask.training.state import TrainingState
+from anatomask.training.update import Update
+from anatomask.weights import Weights, describe_architecture, initialise
+
+CPU = torch.device("cpu")
+LOADER = LoaderConfig(patch_size=(32, 32, 48))
+NETWORK = STUNetConfig(base=2)
+SETTINGS = BYOLConfig(hidden=16, projection=8, ema_decay=0.5)
+
+
+class Flat(nn.Module):
+    """The golden case's encoder: one Linear of the flattened image, as a map of one voxel."""
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        self.lin = nn.Linear(*widths)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [self.lin(image.flatten(1))[..., None, None, None]]
+
+
+def renamed(name: str) -> str:
+    """Our name of a tensor of the published implementation."""
+    parts = (("online_encoder.net.", "online.encoder."), ("target_encoder.net.", "target.encoder."))
+    parts += (("online_encoder.", "online."), ("target_encoder.", "target."), ("online_predictor.", "predictor."))
+    return next(ours + name.removeprefix(theirs) for theirs, ours in parts if name.startswith(theirs))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_golden_numbers_of_a_published_implementation(
+    golden_methods: Path, dtype: torch.dtype, tolerance: float
+) -> None:
+    folder = golden_methods / "byol"
+    sizes = json.loads((folder / "settings.json").read_text())
+    numbers = np.load(folder / f"{sizes['prefix']}.npz")
+    initial = torch.load(folder / f"{sizes['prefix']}_initial.pt", weights_only=True)
+    online = Branch(Flat(sizes["encoder"]), head(*sizes["projector"]))
+    method = BYOL(online, head(*sizes["predictor"]), BYOLConfig(ema_decay=sizes["ema"])).to(dtype).train()
+    method.load_state_dict({renamed(name): t for name, t in initial.items() if not name.startswith("net.")})
+
+    def agrees(mine: Tensor, name: str) -> None:
+        expected = numbers[name]
+        assert np.abs(mine.detach().numpy() - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-30), name
+
+    views = tuple(torch.from_numpy(numbers[name]).to(dtype) for name in ("view1", "view2"))
+    start = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    projections = method.online(torch.cat(views))
+    agrees(projections, "online_projections")
+    agrees(method.predictor(projections), "predictions")
+    agrees(method.target(torch.cat(views)), "target_projections")
+    method.load_state_dict(start)  # running statistics move once in a step
+
+    optimiser = torch.optim.SGD(method.trainable().parameters(), lr=sizes["lr"])
+    loss = method.training_step(views, 0.0).loss  # type: ignore[arg-type]
+    loss.backward()
+    agrees(loss, "loss")
+    parameters = dict(method.named_parameters())
+    for name in (name for name in numbers.files if name.startswith("grad__")):
+        gradient = parameters[renamed(name.removeprefix("grad__"))].grad
+        assert gradient is not None
+        agrees(gradient, name)
+    norms = [p.grad.norm() for p in parameters.values() if p.grad is not None]
+    agrees(torch.stack(norms).norm(), "grad_norm")
+    optimiser.step()
+    method.after_step(0.0)
+    state = method.state_dict()
+    for name in (name for name in numbers.files if name.startswith("after__")):
+        agrees(state[renamed(name.removeprefix("after__"))].to(dtype), name)
+    alone = regression_loss(*(torch.from_numpy(numbers[f"loss_alone_{side}"]).to(dtype) for side in "xy"))
+    agrees(alone, "loss_alone")
+
+
+@pytest.fixture
+def head_scan(real_data: Path, prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
+    voxels = np.asarray(nib.load(real_data / "openkbp" / "imagesTr" / "kbp_001_0000.nii.gz").dataobj)
+    return prepared(voxels.astype(np.int16))
+
+
+def test_views_of_a_real_scan_overlap_and_differ(head_scan: PreparedDataset) -> None:
+    draw = TwoViewsDraw(LOADER)
+    samples = [draw(head_scan, "one", SampleSequence(("one",), 0).rng(k)) for k in (1, 1, 2)]
+    assert all(np.array_equal(samples[0][name], samples[1][name]) for name in samples[0])
+    assert not np.array_equal(samples[0]["image"], samples[2]["image"])
+    scan = head_scan.read_volume("one", label=False)[0]
+    origins = {"": [], SECOND: []}  # type: dict[str, list[tuple[int, ...]]]
+    for k in range(20):
+        sample = draw(head_scan, "one", np.random.default_rng(k))
+        for prefix, found in origins.items():
+            crop = sample[f"{prefix}image"][0]
+            assert crop.shape == LOADER.patch_size
+            starts = [
+                place
+                for place in np.argwhere(scan[0] == crop[0, 0, 0]).tolist()
+                if np.array_equal(scan[0][tuple(slice(p, p + 4) for p in place)], crop[:4, :4, :4])
+            ]
+            found.append(tuple(starts[0]) if len(starts) == 1 else ())
+    apart = [np.subtract(a, b) for a, b in zip(*origins.values(), strict=True) if a and b]
+    assert len(apart) > 3
+    assert all((np.abs(d) <= FARTHEST * np.array(LOADER.patch_size)).all() for d in apart)
+    assert any(d.any() for d in apart)
+
+
+def task(dataset: PreparedDataset) -> PretrainingTask:
+    header: dict[str, Any] = {"kind": "pretraining"}
+    fixed = FixedCases(("one",), held_out=False)
+    return PretrainingTask(SETTINGS, NETWORK, LOADER, header, dataset.path, fixed, 0, CPU)
+
+
+def train(dataset: PreparedDataset, run: Path, last: int) -> tuple[list[float], dict[str, Tensor]]:
+    """Train from the last checkpoint in `run` to update `last`; losses and weights."""
+    losses = []
+    with Checkpoints(run) as checkpoints:
+        start, trained = checkpoints.step(), task(dataset)
+        checkpoints.load(start, trained)
+        state = TrainingState.of(trained, OptimiserConfig(lr=1e-3), CPU)
+        checkpoints.load_moments(start, state)
+        update = Update(state, trained, Workers(), TrainingConfig(batch_size=2), 12.0, CPU)
+        draw, sequence = TwoViewsDraw(LOADER), SampleSequence(("one",), 0)
+        for step in range(start, last):
+            drawn = [
+                {"sample": np.asarray(k), **draw(dataset, "one", sequence.rng(k))} for k in (2 * step, 2 * step + 1)
+            ]
+            batch = to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, CPU)
+            losses.append(float(update(batch, step / 6, 1e-3)["loss"]))
+        checkpoints.save(last, state, None)
+    return losses, trained.kept().state_dict()
+
+
+def test_a_run_that_was_stopped_goes_on_exactly(head_scan: PreparedDataset, tmp_path: Path) -> None:
+    losses, weights = train(head_scan, tmp_path / "whole", 6)
+    first, _ = train(head_scan, tmp_path / "parts", 3)
+    second, resumed = train(head_scan, tmp_path / "parts", 6)
+    assert first + second == losses
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in weights.items())
+    assert min(losses[-2:]) < losses[0]
+
+
+def test_the_target_follows_and_learns_nothing_itself() -> None:
+    torch.manual_seed(0)
+    method = SETTINGS.build(NETWORK)
+    before = {name: tensor.clone() for name, tensor in method.target.state_dict().items()}
+    optimiser = torch.optim.SGD(method.trainable().parameters(), lr=0.1)
+    method.training_step(tuple(torch.randn(2, 2, 1, 32, 32, 32)), 0.0).loss.backward()  # type: ignore[arg-type]
+    assert all(p.grad is not None for p in method.trainable().parameters())
+    assert all(p.grad is None for p in method.target.parameters())
+    optimiser.step()
+    method.after_step(0.0)
+    for (name, target), online in zip(method.target.named_parameters(), method.online.parameters(), strict=True):
+        torch.testing.assert_close(target, 0.5 * before[name] + 0.5 * online)
+
+
+def test_its_encoder_starts_a_segmentation_network() -> None:
+    method = SETTINGS.build(NETWORK)
+    header = {"kind": "pretraining", "architecture": describe_architecture(NETWORK)}
+    header |= {"encoder": SETTINGS.encoder, "stages": SETTINGS.stages()}
+    network = STUNet(NETWORK, 2)
+    initialise(network, Weights(method.state_dict(), header))
+    for name, tensor in method.online.encoder.state_dict().items():
+        assert torch.equal(network.encoder.state_dict()[name], tensor)
+
+
+def test_what_is_recorded_changes_no_weight(head_scan: PreparedDataset, tmp_path: Path) -> None:
+    watched = task(head_scan)
+    before = {name: tensor.clone() for name, tensor in watched.kept().state_dict().items()}
+    recorder = RunRecorder(tmp_path, 0)
+    assert watched.validate(recorder, 1) is None
+    recorder.close()
+    assert all(torch.equal(before[name], tensor) for name, tensor in watched.kept().state_dict().items())
+    assert all(module.training for module in watched.method.modules())
+    assert '"val/loss"' in (tmp_path / "metrics.jsonl").read_text()
+    assert (tmp_path / "pictures" / "views.png").is_file()
