@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import secrets
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,9 @@ from anatomask.data.outages import MAX_OUTAGE
 from anatomask.errors import UserError
 from anatomask.names import shown
 from anatomask.settings import Settings
+
+TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+"""Variables by which Ray is told a token, or where it lies."""
 
 WORKER_CPUS = 0.5
 """What a CPU training worker reserves: its threads use idle cores whatever it reserves, and readers need room."""
@@ -107,15 +111,42 @@ def running(config: ClusterConfig) -> Iterator[None]:
     options: dict[str, Any] = {"dashboard_host": "127.0.0.1", "resources": {DRIVERS: 16}} if local else {}
     if config.temporary_folder:
         options["_temp_dir"] = str(private_folder(Path(config.temporary_folder)))
-    try:
-        with on_loopback() if local else nullcontext():
-            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except ConnectionError as error:
-        raise UserError(f"--cluster.address {config.address}: no Ray cluster answers there") from error
+    with own_token() if local else nullcontext():
+        try:
+            with on_loopback() if local else nullcontext():
+                ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        except ConnectionError as error:
+            raise UserError(f"--cluster.address {config.address}: no Ray cluster answers there") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def own_token() -> Iterator[None]:
+    """Give a Ray that runs in here a token of its own where it finds none and could not keep one in the home folder.
+
+    Ray asks those who join it for a token, which it makes at its first start and writes below the home folder.
+    """
+    if TOKENS & os.environ.keys() or _keeps_token():
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
         yield
     finally:
-        ray.shutdown()
+        del os.environ["RAY_AUTH_TOKEN"]
+
+
+def _keeps_token() -> bool:
+    """Tell whether the home folder holds Ray's token, or can take it."""
+    try:
+        folder = Path.home() / ".ray"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: this account has no home folder
+        return False
+    return os.access(folder / "auth_token", os.R_OK) or os.access(folder, os.W_OK | os.X_OK)
 
 
 def private_folder(folder: Path) -> Path:

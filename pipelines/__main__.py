@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from anatomask import __version__
-from pipelines.printing import never_fail_to_print
+from pipelines.printing import never_fail_to_print, quiet_matplotlib
 
 VERBS = {
     "phantom": "write CT-like volumes for anyone who has no data",
@@ -33,6 +33,7 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb that the first argument names; returns its exit code (2 for an unknown verb)."""
     never_fail_to_print()
+    quiet_matplotlib()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 
 from anatomask.names import readable
@@ -16,6 +17,11 @@ def never_fail_to_print() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def quiet_matplotlib() -> None:
+    """Keep Matplotlib from printing, when it is imported, that it cannot cache its fonts in the home folder."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def message_text(message: str) -> str:

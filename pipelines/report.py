@@ -99,7 +99,13 @@ def _read_run(folder: str) -> EvaluatedRun:
     remedy = f"run `anatomask evaluate --run {folder} --overwrite`"
     summary = check_summary(storage.read_json(SUMMARY_FILE, remedy), storage.show(SUMMARY_FILE))
     scores = from_csv(storage.read(CASES_FILE).decode(errors="replace"), storage.show(CASES_FILE), remedy)
-    return EvaluatedRun(Path(folder), summary, case_means(scores, "dsc"))
+    means = case_means(scores, "dsc")
+    if len(means) != summary["cases"]:
+        raise UserError(
+            f"{storage.show(CASES_FILE)} has scores of {len(means)} cases, but {SUMMARY_FILE} counts "
+            f"{summary['cases']}; {remedy}"
+        )
+    return EvaluatedRun(Path(folder), summary, means)
 
 
 def _by_dataset(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:

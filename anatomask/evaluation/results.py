@@ -64,10 +64,14 @@ def to_csv(scores: Iterable[CaseScore]) -> str:
 def from_csv(text: str, source: str, remedy: str = "evaluate the run again with --overwrite") -> list[CaseScore]:
     """Read what `to_csv` wrote; `source` names the file in messages, which end with `remedy`.
 
-    Raises UserError when a column is missing or a value does not parse.
+    Raises UserError when a column is missing, a value does not parse or is no score, or a class of a case stands twice.
     """
+    table = csv.DictReader(io.StringIO(text))
     try:
-        return [
+        absent = {field.name for field in fields(CaseScore)} - set(table.fieldnames or ())
+        if absent:
+            raise ValueError(f"it has no column {min(absent)}")
+        scores = [
             CaseScore(
                 run=row["run"],
                 dataset=row["dataset"],
@@ -78,10 +82,27 @@ def from_csv(text: str, source: str, remedy: str = "evaluate the run again with 
                 nsd=float(row["nsd"] or "nan"),
                 voxels=int(row["voxels"]),
             )
-            for row in csv.DictReader(io.StringIO(text))
+            for row in table
         ]
-    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        _check_scores(scores)
+    except (ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{source} is not a table of scores ({error}); {remedy}") from error
+    return scores
+
+
+def _check_scores(scores: Sequence[CaseScore]) -> None:
+    seen: set[tuple[str, str, int]] = set()
+    for score in scores:
+        if not all(math.isnan(value) or 0 <= value <= 1 for value in (score.dsc, score.nsd)):
+            raise ValueError(
+                f"case {score.case}: {score.dsc:g} and {score.nsd:g} are no DSC and NSD, which lie in [0, 1]"
+            )
+        if score.voxels < 0:
+            raise ValueError(f"case {score.case} has {score.voxels} voxels")
+        key = score.dataset, score.case, score.class_id
+        if key in seen:
+            raise ValueError(f"class {score.class_id} of case {score.case} stands in it twice")
+        seen.add(key)
 
 
 def case_means(scores: Iterable[CaseScore], metric: str) -> dict[str, float]:

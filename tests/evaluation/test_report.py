@@ -96,6 +96,8 @@ def test_a_prediction_of_another_scan_is_named(
         ("summary.json", b'{"cut', "summary.json is damaged"),
         ("summary.json", b"[]", "summary.json has no field 'run'"),
         ("cases.csv", b"\xff\xfe\n1\n", "cases.csv is not a table of scores"),
+        ("cases.csv", b"garbage", "cases.csv is not a table of scores"),
+        ("cases.csv", to_csv([]).encode(), "cases.csv has scores of 0 cases, but summary.json counts"),
     ],
 )
 def test_damaged_results_are_named_with_the_remedy(

@@ -60,7 +60,7 @@ def test_the_summary_is_strict_json_even_without_scores() -> None:
 SCORES = st.builds(CaseScore, NAMES, NAMES, NAMES, st.integers(1, 104), NAMES, FRACTIONS, FRACTIONS, st.integers(0))
 
 
-@given(st.lists(SCORES))
+@given(st.lists(SCORES, unique_by=lambda score: (score.dataset, score.case, score.class_id)))
 def test_scores_survive_the_file(scores: list[CaseScore]) -> None:
     read = from_csv(to_csv(scores), "cases.csv")
     assert len(read) == len(scores)
@@ -79,6 +79,30 @@ def test_scores_survive_the_file(scores: list[CaseScore]) -> None:
 def test_a_damaged_table_is_named(text: str) -> None:
     with pytest.raises(UserError, match=r"somewhere/cases\.csv"):
         from_csv(text, "somewhere/cases.csv")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("0.900000", "1.1"), "case a: 1.1 and 0.8 are no DSC and NSD, which lie in \\[0, 1\\]"),
+        (("0.900000", "inf"), "case a: inf and 0.8 are no DSC"),
+        (("0.900000", "-0.1"), "case a: -0.1 and 0.8 are no DSC"),
+        (("0.800000,10", "0.800000,-10"), "case a has -10 voxels"),
+        (("data,b,1", "data,a,1"), "class 1 of case a stands in it twice"),
+        (("run,dataset", "garbage"), "it has no column dataset"),
+    ],
+)
+def test_a_table_of_impossible_scores_is_refused(change: tuple[str, str], message: str) -> None:
+    text = to_csv(TABLE)
+    assert change[0] in text
+    with pytest.raises(UserError, match=message):
+        from_csv(text.replace(*change, 1), "cases.csv")
+
+
+@pytest.mark.parametrize("text", ["", "\n", "garbage", "\0", "\x89PNG", "a,b\n" * 5])
+def test_garbage_is_no_table_and_not_an_empty_one(text: str) -> None:
+    with pytest.raises(UserError, match=r"cases\.csv is not a table of scores"):
+        from_csv(text, "cases.csv")
 
 
 def test_a_summary_without_a_field_is_named() -> None:
