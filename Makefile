@@ -1,6 +1,6 @@
 # Every target makes the same .venv first. Another interpreter: make PYTHON=/path/to/python3.12 …
 .DEFAULT_GOAL := help
-.PHONY: help venv demo lint test test-slow
+.PHONY: help venv demo format lint test test-slow
 
 BIN := .venv/bin
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
@@ -29,6 +29,10 @@ lint: venv ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: venv ## ruff's formatter and its fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 test: lint ## lint and all tests but the slow ones
 	$(BIN)/pytest -m "not slow"
