@@ -155,6 +155,7 @@ def run_steps(experiment: Experiment, last: int) -> None:
     compare(experiment, first, scale.few_labels, 2 * budget, range(scale.fewer_pairs), longer)
     twice = [Pretraining(source.masking, source.among, 0, 2 * scale.pretraining) for source in first]
     experiment.pretrain(twice)
+    rates |= {long.arm: rates[short.arm] for long, short in zip(twice, first, strict=True)}
     compare(experiment, twice, scale.few_labels, budget, range(scale.fewer_pairs), rates)
     if last < 6:
         return

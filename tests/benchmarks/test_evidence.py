@@ -1,0 +1,136 @@
+"""What the experiment decides from its records, and which folder it takes for its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from evidence import FULL, QUICK, choose_budget, choose_rate, run_steps
+from evidence_report import arm_of, main_comparison
+from evidence_runs import Experiment, Finetuning, Pretraining, Record, Scale, mean_dsc, weakest_organ
+
+ORGANS = ("brainstem", "cord", "mandible")
+
+
+def record(run: Finetuning, *dsc: float) -> Record:
+    """A record of two cases with these scores of each organ."""
+    scores = {case: dict(zip(ORGANS, dsc, strict=True)) for case in ("a", "b")}
+    settings = {**vars(run), "name": run.name, "commit": "abc", "seconds": 60, "curve": [[run.updates, dsc[0]]]}
+    return {**settings, "dsc": scores, "nsd_2mm": scores, "nsd_3mm": scores}
+
+
+class Imagined(Experiment):
+    """An experiment whose networks score what a function says, and that trains nothing."""
+
+    def __init__(self, out: Path, scale: Scale, score: Callable[[Finetuning], Sequence[float]]) -> None:
+        super().__init__(out, out, scale, jobs=1)
+        self.score = score
+        self.asked: list[Finetuning] = []
+        self.pretrained: list[Pretraining] = []
+
+    def prepare(self) -> None:
+        pass
+
+    def pretrain(self, runs: Sequence[Pretraining]) -> None:
+        self.pretrained += runs
+
+    def scores(self, runs: Sequence[Finetuning]) -> list[Record]:
+        self.asked += runs
+        return [record(run, *self.score(run)) for run in runs]
+
+    def records(self) -> list[Record]:
+        return [record(run, *self.score(run)) for run in dict.fromkeys(self.asked)]
+
+    def seconds(self, run: Pretraining) -> float:
+        return 6000
+
+
+def test_the_budget_is_the_shortest_at_which_all_organs_are_found_and_labels_matter(tmp_path: Path) -> None:
+    def score(run: Finetuning) -> Sequence[float]:
+        found = 0.2 if run.updates == 600 or (run.updates == 1000 and run.seed == 1) else 0.4
+        gain = 0.05 if run.labels == 89 and run.updates >= 2000 else 0.0
+        return 0.6 + gain, 0.6 + gain, found
+
+    experiment = Imagined(tmp_path, FULL, score)
+    assert choose_budget(experiment) == 2000
+    assert {run.updates for run in experiment.asked if run.labels == 89} == {2000}  # only where organs are found
+    assert all(run.split == "budget" and run.init == "scratch" for run in experiment.asked)
+
+
+def test_the_longest_budget_is_taken_where_none_fits(tmp_path: Path) -> None:
+    assert choose_budget(Imagined(tmp_path, FULL, lambda run: (0.5, 0.5, 0.1))) == 4000
+
+
+def test_each_arm_has_the_rate_that_the_choosing_cases_like_best(tmp_path: Path) -> None:
+    experiment = Imagined(tmp_path, FULL, lambda run: (0.7 if run.rate == 6e-3 else 0.6,) * 3)
+    assert choose_rate(experiment, "spark-body-u10000-p0", 1000) == 6e-3
+    assert [run.rate for run in experiment.asked] == list(FULL.rates)
+
+
+def test_the_steps_compare_the_same_seeds_in_every_arm(tmp_path: Path) -> None:
+    experiment = Imagined(tmp_path, FULL, lambda run: (0.6 + 0.05 * (run.labels > 10),) * 3)
+    run_steps(experiment, 3)
+    assert [run.name for run in experiment.pretrained] == [
+        f"{arm}-body-u10000-p{seed}" for seed in (0, 1) for arm in ("spark", "anatomask")
+    ]
+    scored = {run for run in experiment.asked if run.split == "val"}
+    assert {run.updates for run in scored} == {600} and {run.labels for run in scored} == {10}
+    seeds = {init: sorted(run.seed for run in scored if run.init == init) for init in {run.init for run in scored}}
+    assert seeds.pop("scratch") == list(range(8))
+    assert seeds == {
+        "spark-body-u10000-p0": [0, 1, 2, 3],
+        "anatomask-body-u10000-p0": [0, 1, 2, 3],
+        "permuted:anatomask-body-u10000-p0": [0, 1, 2, 3],
+        "spark-body-u10000-p1": [4, 5, 6, 7],
+        "anatomask-body-u10000-p1": [4, 5, 6, 7],
+    }
+    arms, by_labels = main_comparison(experiment.records())
+    assert {name: len(runs) for name, runs in arms.items()} == {
+        "scratch": 8, "SparK": 8, "AnatoMask": 8, "AnatoMask, permuted": 4
+    }  # fmt: skip
+    assert not by_labels
+
+
+def test_all_steps_run_through(tmp_path: Path) -> None:
+    experiment = Imagined(tmp_path, replace(FULL, budgets=(600,)), lambda run: (0.6,) * 3)
+    run_steps(experiment, 6)
+    assert {run.labels for run in experiment.asked if run.split == "val"} == {5, 10, 25, 89}
+    assert {run.updates for run in experiment.asked if run.split == "val"} > {600, 1200}
+
+
+def test_scores_of_a_record() -> None:
+    run = Finetuning("scratch", 10, 600, 2e-3, 0, "val")
+    assert mean_dsc([record(run, 0.1, 0.2, 0.6)]) == pytest.approx(0.3)
+    assert weakest_organ(record(run, 0.1, 0.2, 0.6)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("init", "arm"),
+    [
+        ("scratch", "scratch"),
+        ("spark-body-u10000-p1", "SparK"),
+        ("anatomask-body-u10000-p0", "AnatoMask"),
+        ("anatomask-all-u10000-p0", "AnatoMask, all patches"),
+        ("permuted:anatomask-body-u10000-p0", "AnatoMask, permuted"),
+    ],
+)
+def test_arms_are_named_as_in_tables(init: str, arm: str) -> None:
+    assert arm_of({"init": init}) == arm
+
+
+def test_a_folder_of_another_scale_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    with Experiment(tmp_path, tmp_path, FULL, 1).claimed():
+        pass
+    before = (tmp_path / "experiment.json").read_text()
+    assert json.loads(before)["scale"]["pretraining"] == 10_000
+    with Experiment(tmp_path, tmp_path, FULL, 1).claimed():
+        pass
+    with (
+        pytest.raises(SystemExit, match=r"another scale .*: check that commit out, or choose another --out"),
+        Experiment(tmp_path, tmp_path, QUICK, 1).claimed(),
+    ):
+        pass
+    assert (tmp_path / "experiment.json").read_text() == before
