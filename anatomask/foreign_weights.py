@@ -169,7 +169,9 @@ def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sampl
     foreign = read_foreign_weights(path)
     upsample = foreign.tensors.get(_DECODER_WIDTH)
     if foreign.form is not AUTOENCODER or upsample is None:
-        raise UserError(f"{path} ({foreign.form.title}) has no decoder dense_decoder.dec: not a complete checkpoint")
+        raise UserError(
+            f"{path} ({foreign.form.title}) has no decoder dense_decoder.dec: not a complete checkpoint; get it again"
+        )
     model = _autoencoder(foreign.network, upsample, path, norm_scope)
     model.load_state_dict(foreign.tensors)
     return model
@@ -192,7 +194,7 @@ def _load(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_PLAIN_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist") from error
+        raise UserError(f"{path} does not exist; check the path") from error
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         what = f"{foreign[1]}, which could run code" if foreign else "more than plain tensors, or is no PyTorch file"
@@ -201,9 +203,11 @@ def _load(path: Path) -> dict[str, Any]:
             "torch.load(path, weights_only=True) reads"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} cannot be read as a PyTorch file (truncated?): {error}") from error
+        raise UserError(
+            f"{path} cannot be read as a PyTorch file ({type(error).__name__}: {error}); get it again"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path} holds no dictionary of tensors: not a checkpoint")
+        raise UserError(f"{path} holds no dictionary of tensors: not a checkpoint; give one")
     return content
 
 
@@ -230,7 +234,7 @@ def _form_of(names: Mapping[str, Any], path: str | Path) -> Form:
         if any(_strip(name).startswith(form.encoder) for name in names):
             return form
     begins = ", ".join(f"{form.encoder}*" for form in FORMS)
-    raise UserError(f"{path} holds no tensor named {begins}: not an STU-Net")
+    raise UserError(f"{path} holds no tensor named {begins}: not an STU-Net; give weights of one")
 
 
 def _is_allowed(name: str, form: Form, allow_missing: Sequence[str]) -> bool:
@@ -286,6 +290,6 @@ def _infer_network(tensors: Mapping[str, Tensor], stages: int, path: str | Path)
         a, b, c, d, e, f = [*widths, widths[-1]][: len(STAGE_STRIDES)]
         return dataclasses.replace(regular, widths=(a, b, c, d, e, f))
     except KeyError as error:
-        raise UserError(f"{path} lacks the tensor {error.args[0]}: not a complete STU-Net") from error
+        raise UserError(f"{path} lacks the tensor {error.args[0]}: not a complete STU-Net; get it again") from error
     except (ValueError, IndexError) as error:
         raise UserError(f"{path}: {error}") from error

@@ -115,9 +115,9 @@ def read_yaml(path: str) -> Mapping[str, Any]:
     try:
         content = from_yaml(Path(path).read_bytes())
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from error
+        raise UserError(f"--config {path}: {error.strerror}; give a file that can be read") from error
     except ValueError as error:
-        raise UserError(f"--config {path} is not YAML: {error}") from error
+        raise UserError(f"--config {path} is not YAML: {error}; correct the file") from error
     if not isinstance(content, Mapping):
         raise UserError(f"--config {path} must hold a mapping of fields")
     return content

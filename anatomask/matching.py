@@ -69,7 +69,8 @@ def load_matching(module: nn.Module, tensors: Mapping[str, Tensor], allow_missin
     refused = {name: fault for name, fault in faults.items() if not is_named(name, allow_missing)}
     if refused:
         raise UserError(
-            f"the weights do not fit the network: {describe_faults(refused)}. Are they of another architecture?"
+            f"the weights do not fit the network: {describe_faults(refused)}. They are incomplete or of another "
+            "architecture: choose other weights, or the network that they are of"
         )
     with torch.no_grad():
         for name in own.keys() & tensors.keys() - faults.keys():

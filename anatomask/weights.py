@@ -102,7 +102,9 @@ def network_of(header: Mapping[str, Any]) -> STUNetConfig:
     try:
         return STUNetConfig(**described)
     except (TypeError, ValueError) as error:
-        raise UserError(f"the header's architecture cannot be read: {error}") from error
+        raise UserError(
+            f"the header's architecture cannot be read ({error}): give weights that anatomask wrote"
+        ) from error
 
 
 def trained_stages(header: Mapping[str, Any]) -> int:

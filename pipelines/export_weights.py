@@ -53,7 +53,10 @@ def output_path(config: ExportWeightsConfig) -> Path:
     if path.is_dir() or not path.suffix:
         path /= ("model" if config.format == "safetensors" else config.format) + endings[0]
     if path.suffix not in endings:
-        raise UserError(f"--output {config.output}: a file of format {config.format} ends in {' or '.join(endings)}")
+        raise UserError(
+            f"--output {config.output}: a file of format {config.format} ends in {' or '.join(endings)}; "
+            "choose such a name"
+        )
     return path
 
 

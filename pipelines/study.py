@@ -17,6 +17,7 @@ from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
+from sqlalchemy.exc import DatabaseError
 
 from anatomask.errors import UserError
 from anatomask.names import file_name
@@ -40,12 +41,16 @@ def open_study(folder: Path, space: Space) -> optuna.Study:
     The rows of a table are enqueued, each once, and trials that failed are enqueued again.
 
     Raises:
-        UserError: the table is another one than when the sweep began.
+        UserError: the table is another one than when the sweep began, or the study is damaged.
     """
-    storage = RDBStorage(f"sqlite:///{folder / 'study.db'}")
-    study = optuna.create_study(
-        storage=storage, study_name=folder.name, direction="maximize", load_if_exists=True, sampler=TPESampler()
-    )
+    path = folder / "study.db"
+    try:
+        storage = RDBStorage(f"sqlite:///{path}")
+        study = optuna.create_study(
+            storage=storage, study_name=folder.name, direction="maximize", load_if_exists=True, sampler=TPESampler()
+        )
+    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        raise UserError(f"{path} is damaged ({_first_line(error)}); put it back, or --overwrite the sweep") from error
     if isinstance(space, Table):
         rows = {name: dict(row) for name, row in space.rows.items()}
         if study.user_attrs.get(ROWS, rows) != rows:
@@ -59,6 +64,10 @@ def open_study(folder: Path, space: Space) -> optuna.Study:
         if trial.state == TrialState.FAIL:
             study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, FIRST: first_number(trial)})
     return study
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def latest_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bad_input.kinds import FINETUNE, SAME_FINETUNING, SAME_PRETRAINING, SWEEP, Kind
-from tests.bad_input.spoiling import DEEP, of_json, text, weights
+from tests.bad_input.spoiling import DEEP, every, of_json, text, weights
 
 FINETUNED = "runs/finetuned"
 INDEX = f"{FINETUNED}/checkpoints/index.json"
@@ -61,5 +61,10 @@ KINDS = [
     Kind("a run whose index is damaged", SAME_FINETUNING, "index.json is damaged.*--overwrite", text(INDEX, "{")),
     Kind("a run whose index is a number", SAME_FINETUNING, "index.json", text(INDEX, "5")),
     Kind("a run that is a file", f"{FINETUNE} new", "runs/new.*choose another", text("runs/new", "x")),
-    Kind("a sweep whose study is damaged", SWEEP, "study.db", text("runs/new/study.db", "x" * 5000), mended=False),
+    Kind(
+        "a sweep whose study is damaged",
+        SWEEP,
+        "study.db",
+        every(text("runs/new/anatomask-run.txt", ""), text("runs/new/study.db", "x" * 5000)),
+    ),
 ]

@@ -113,18 +113,15 @@ KINDS = [
     Kind("two schemes for one channel", f"{FRESH} --preprocess.normalisation ct ct", "names 2 schemes.*name one per"),
     Kind("two scans of one name", FRESH, "anna", duplicate(IMAGE, f"{MORE}/anna_0000.nii.gz"), mended=False),
     # dataset.json
-    Kind(
-        "a description that is no JSON", FRESH, "dataset.json is not valid JSON", text(DESCRIPTION, "{"), mended=False
-    ),
+    Kind("a description that is no JSON", FRESH, "dataset.json is not valid JSON", text(DESCRIPTION, "{")),
     Kind("a description that is a list", FRESH, "dataset.json must hold a JSON object", text(DESCRIPTION, "[]")),
-    Kind("a description of many levels", FRESH, "dataset.json", text(DESCRIPTION, DEEP), mended=False),
-    Kind("a description in Latin 1", FRESH, "dataset.json", text(DESCRIPTION, b'{"caf\xe9": 1}'), mended=False),
+    Kind("a description of many levels", FRESH, "dataset.json", text(DESCRIPTION, DEEP)),
+    Kind("a description in Latin 1", FRESH, "dataset.json", text(DESCRIPTION, b'{"caf\xe9": 1}')),
     Kind(
         "no labels in the description",
         FRESH,
         "dataset.json lacks 'labels'",
         of_json(DESCRIPTION, lambda c: c.pop("labels") and None),
-        mended=False,
     ),
     Kind("channels that are a list", FRESH, "channel_names must map", set_entry("channel_names", ["CT"])),
     Kind("channels that begin with 1", FRESH, "channel_names must map", set_entry("channel_names", {"1": "CT"})),
@@ -143,7 +140,7 @@ KINDS = [
         mended=False,
     ),
     # splits_final.json
-    Kind("a split that is no JSON", FRESH, "splits_final.json is not valid JSON", split("[{"), mended=False),
+    Kind("a split that is no JSON", FRESH, "splits_final.json is not valid JSON", split("[{")),
     Kind("a split without folds", FRESH, "splits_final.json must hold a list of folds.*remove it", split("[]")),
     Kind(
         "a fold that is not there",
@@ -161,9 +158,7 @@ KINDS = [
     ),
     Kind("a case twice in a split", FRESH, "anna", split('[{"train": ["anna", "anna"], "val": ["bert"]}]')),
     Kind("a split that is a word", FRESH, "'train' must be a list", split('[{"train": "anna", "val": []}]')),
-    Kind(
-        "a fold without its test cases", FRESH, "splits_final.json lacks 'val'", split('[{"train": []}]'), mended=False
-    ),
+    Kind("a fold without its test cases", FRESH, "splits_final.json lacks 'val'", split('[{"train": []}]')),
     # Another command's folder
     Kind("shards of other settings", f"{GO_ON} --preprocess.brick 16", "preprocess.brick was 32, now 16.*--overwrite"),
     Kind(

@@ -14,10 +14,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anatomask.tensor_files import OLDER_KEY, read_described, write_described
 from tests.bad_input.kinds import Spoil
 
 DEEP = "[" * 5000 + "]" * 5000
@@ -186,11 +186,12 @@ def weights(path: str, change: Callable[[dict[str, Tensor], dict[str, Any]], Any
     """Change the tensors and the header of a file of weights; a header that is returned is written as it is."""
 
     def spoil(folder: Path) -> None:
-        with safe_open(folder / path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            described = json.loads(file.metadata()["header"])
+        read = read_described(folder / path)
+        tensors, described = dict(read.tensors), read.header
         changed = change(tensors, described)
-        metadata = {"format": "pt", "header": changed if isinstance(changed, str) else json.dumps(described)}
-        save_file(tensors, folder / path, metadata=metadata)
+        if isinstance(changed, str):
+            save_file(tensors, folder / path, metadata={OLDER_KEY: changed})
+        else:
+            write_described(folder / path, tensors, described)
 
     return spoil

@@ -193,7 +193,7 @@ def read_json(path: Path) -> Any:
     try:
         return from_json(path.read_bytes(), by_hand=True)
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}; correct the file, or get it again") from error
 
 
 def entry_of(data: Any, key: str, path: Path) -> Any:
@@ -201,7 +201,7 @@ def entry_of(data: Any, key: str, path: Path) -> Any:
     try:
         return data[key]
     except (KeyError, TypeError):
-        raise UserError(f"{path} lacks {key!r}") from None
+        raise UserError(f"{path} lacks {key!r}; add it") from None
 
 
 READER = Reader(_matches, _read)
