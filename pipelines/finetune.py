@@ -22,7 +22,7 @@ from anatomask.evaluation.inference import validation_dice
 from anatomask.headers import require_fields
 from anatomask.matching import count_loaded
 from anatomask.nn.stunet import STUNet
-from anatomask.training.cost import less_memory, step_cost
+from anatomask.training.cost import Loss, StepCost, less_memory, step_cost
 from anatomask.training.estimate import cost_rows, device_of
 from anatomask.training.finetuning import FinetuningTask, prepare_gradients
 from anatomask.training.losses import segmentation_loss
@@ -41,7 +41,7 @@ from anatomask.weights import (
     split_init,
 )
 from pipelines.door import run
-from pipelines.jobs import data_digest, refuse_here, run_job, weights_digest
+from pipelines.jobs import data_digest, refuse_here, require_memory_here, run_job, weights_digest
 from pipelines.pretrain import check_channels
 
 SCRATCH = "scratch"
@@ -184,6 +184,7 @@ def validate(
 def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
     """Finetune, or go on with it."""
     job = build_job(config)
+    require_memory_here(config, lambda: cost_of(config, *dummy_update(config)))
     run_job(job, config.cluster, "finetune", overwrite=overwrite)
     print(f"Finetuned weights: {job.run}\nScore them: anatomask evaluate --run {job.run}")
     return 0
@@ -197,13 +198,9 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     dataset = PreparedDataset.open(config.data)
     train_cases, val_cases = select_labelled(dataset, config)
     workers = config.cluster.workers
-    with torch.device("meta"):
-        network = STUNet(config.network, len(dataset.class_names))
-    prepare_gradients(network, frozen=config.optimiser.freeze == config.training.epochs)
-    loss = partial(any_loss, config=config)
-    moments = config.optimiser.moments
-    cost = step_cost(network, loss, config.training, workers, moments)
-    options = less_memory(network, loss, config.training, workers, moments)
+    network, loss = dummy_update(config)
+    cost = cost_of(config, network, loss)
+    options = less_memory(network, loss, config.training, workers, config.optimiser.moments)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return [
         ("run", str(job.run)),
@@ -217,6 +214,19 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
         ("parameters", f"{parameters / 1e6:.2f} M"),
         *cost_rows(cost, options, job.total_steps, workers, config.training.precision, device_of(config.plan)),
     ]
+
+
+def dummy_update(config: FinetuneConfig) -> tuple[STUNet, Loss]:
+    """The network on the meta device, and its loss of samples that hold nothing: what `step_cost` counts."""
+    with torch.device("meta"):
+        network = STUNet(config.network, len(PreparedDataset.open(config.data).class_names))
+    prepare_gradients(network, frozen=config.optimiser.freeze == config.training.epochs)
+    return network, partial(any_loss, config=config)
+
+
+def cost_of(config: FinetuneConfig, network: STUNet, loss: Loss) -> StepCost:
+    """The cost of one worker's update."""
+    return step_cost(network, loss, config.training, config.cluster.workers, config.optimiser.moments)
 
 
 def any_loss(network: nn.Module, samples: int, config: FinetuneConfig) -> Tensor:

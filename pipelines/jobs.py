@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +17,9 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.files import alone
 from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.cost import StepCost
 from anatomask.training.journal import JOURNAL, note
+from anatomask.training.memory import require_memory
 from anatomask.training.ray_train import TrainingJob, fit, refuse_wrong_gradients
 from anatomask.training.recorder import METRICS
 from anatomask.training.run import open_run
@@ -68,6 +70,17 @@ def refuse_here(job: TrainingJob, cluster: ClusterConfig) -> None:
     """Raise UserError for what the workers would refuse, where they are to run on this machine's CPUs."""
     if cluster.address == "local" and not cluster.gpu and not torch.cuda.is_available():
         refuse_wrong_gradients(job, torch.device("cpu"))
+
+
+def require_memory_here(config: PretrainConfig | FinetuneConfig, cost: Callable[[], StepCost]) -> None:
+    """Raise UserError where an update, whose `cost` takes seconds to find, is far beyond the memory of this machine.
+
+    On a cluster, what its nodes have is not known before they are asked.
+    """
+    cluster = config.cluster
+    if cluster.address == "local":
+        gpu = torch.cuda.is_available() if cluster.gpu is None else cluster.gpu
+        require_memory(config.training, config.loader, config.network.in_channels, cluster.workers, gpu, cost)
 
 
 def all_settings() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.methods.base import Method
-from anatomask.training.cost import less_memory, step_cost
+from anatomask.training.cost import Loss, less_memory, step_cost
 from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
 from anatomask.training.parallel import memory_format
@@ -27,7 +27,7 @@ from anatomask.training.ray_train import TrainingJob
 from anatomask.training.run import run_folder
 from anatomask.weights import describe_architecture
 from pipelines.door import run
-from pipelines.jobs import data_digest, refuse_here, run_job
+from pipelines.jobs import data_digest, refuse_here, require_memory_here, run_job
 
 
 def build_job(config: PretrainConfig) -> TrainingJob:
@@ -96,6 +96,7 @@ def check_channels(dataset: PreparedDataset, in_channels: int) -> None:
 def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     """Pretrain, or go on with it."""
     job = build_job(config)
+    require_memory_here(config, lambda: step_cost(*dummy_update(config), config.training, config.cluster.workers))
     run_job(job, config.cluster, "pretrain", overwrite=overwrite)
     print(f"Pretrained weights: {job.run}\nLook at them: tensorboard --logdir {job.run.parent}")
     return 0
@@ -107,10 +108,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     if config.plan.tflops is None:  # else it is for other devices than this machine's
         refuse_here(job, config.cluster)
     workers = config.cluster.workers
-    with torch.device("meta"):
-        method = config.method.resolved().countable().build(config.network)
-    method.memory_format = memory_format(config.training)
-    loss = partial(last_loss, config=config)
+    method, loss = dummy_update(config)
     cost = step_cost(method, loss, config.training, workers)
     options = less_memory(method, loss, config.training, workers)
     parameters = sum(parameter.numel() for parameter in method.trainable().parameters())
@@ -147,6 +145,14 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
             device,
         ),
     ]
+
+
+def dummy_update(config: PretrainConfig) -> tuple[Method, Loss]:
+    """The method on the meta device, and its loss of samples that hold nothing: what `step_cost` counts."""
+    with torch.device("meta"):
+        method = config.method.resolved().countable().build(config.network)
+    method.memory_format = memory_format(config.training)
+    return method, partial(last_loss, config=config)
 
 
 def last_loss(method: Method, samples: int, config: PretrainConfig) -> Tensor:
