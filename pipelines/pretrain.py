@@ -18,7 +18,7 @@ from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.methods.base import Method
-from anatomask.training.cost import Loss, less_memory, step_cost
+from anatomask.training.cost import Loss, StepCost, less_memory, step_cost
 from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
 from anatomask.training.parallel import memory_format
@@ -96,7 +96,7 @@ def check_channels(dataset: PreparedDataset, in_channels: int) -> None:
 def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     """Pretrain, or go on with it."""
     job = build_job(config)
-    require_memory_here(config, lambda: step_cost(*dummy_update(config), config.training, config.cluster.workers))
+    require_memory_here(config, lambda: cost_of(config, *dummy_update(config)))
     run_job(job, config.cluster, "pretrain", overwrite=overwrite)
     print(f"Pretrained weights: {job.run}\nLook at them: tensorboard --logdir {job.run.parent}")
     return 0
@@ -109,8 +109,8 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
         refuse_here(job, config.cluster)
     workers = config.cluster.workers
     method, loss = dummy_update(config)
-    cost = step_cost(method, loss, config.training, workers)
-    options = less_memory(method, loss, config.training, workers)
+    cost = cost_of(config, method, loss)
+    options = less_memory(method, loss, config.training, workers, config.optimiser.moments)
     parameters = sum(parameter.numel() for parameter in method.trainable().parameters())
     encoder = sum(p.numel() for name, p in method.named_parameters() if name.startswith(config.method.encoder))
     dataset = PreparedDataset.open(config.data)
@@ -153,6 +153,11 @@ def dummy_update(config: PretrainConfig) -> tuple[Method, Loss]:
         method = config.method.resolved().countable().build(config.network)
     method.memory_format = memory_format(config.training)
     return method, partial(last_loss, config=config)
+
+
+def cost_of(config: PretrainConfig, method: Method, loss: Loss) -> StepCost:
+    """The cost of one worker's update."""
+    return step_cost(method, loss, config.training, config.cluster.workers, config.optimiser.moments)
 
 
 def last_loss(method: Method, samples: int, config: PretrainConfig) -> Tensor:

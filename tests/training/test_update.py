@@ -31,6 +31,7 @@ from anatomask.training.update import Update, set_arithmetic
 CPU = torch.device("cpu")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SIZE = (48, 48, 48)
+ADAMW = OptimiserConfig()
 DRAW = MaskedDraw(LoaderConfig(patch_size=SIZE))
 
 
@@ -41,7 +42,10 @@ def scan(real_data: Path, prepared: Callable[..., PreparedDataset]) -> PreparedD
 
 
 def update(
-    scan: PreparedDataset, config: TrainingConfig, device: torch.device = CPU
+    scan: PreparedDataset,
+    config: TrainingConfig,
+    device: torch.device = CPU,
+    optimiser: OptimiserConfig = ADAMW,
 ) -> tuple[dict[str, float], TrainingState]:
     """Scalars of three updates' last, which does not wait for the device, and what they lead to."""
     set_arithmetic(config.precision)
@@ -51,7 +55,7 @@ def update(
         method, STUNetConfig(base=8), DRAW.loader, header, scan.path, FixedCases((), held_out=False), 0, device
     )
     model = distribute(task, config, Workers())
-    state = TrainingState.of(task, OptimiserConfig(), device, scaled=config.precision == "fp16")
+    state = TrainingState.of(task, optimiser, device, scaled=config.precision == "fp16")
     step = Update(state, model, Workers(), config, 12.0, device)
     sequence, draw = SampleSequence(("one",), 0), MaskedDraw(LoaderConfig(patch_size=SIZE))
     for number in range(3):
@@ -107,11 +111,14 @@ def test_a_gpu_makes_the_same_updates_and_nobody_waits_for_it(
 
 
 @GPU
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gpu_makes_the_same_updates_every_time(precision: str, scan: PreparedDataset) -> None:
-    """To the last bit."""
+@pytest.mark.parametrize("optimiser", [ADAMW, OptimiserConfig("sgd", momentum=0.9)], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_makes_the_same_updates_every_time(
+    precision: str, optimiser: OptimiserConfig, scan: PreparedDataset
+) -> None:
+    """To the last bit, and nobody waits for it."""
     config, gpu = TrainingConfig(batch_size=2, precision=precision), torch.device("cuda")
-    once, twice = (update(scan, config, gpu)[1].task.kept().state_dict() for _ in range(2))
+    once, twice = (update(scan, config, gpu, optimiser)[1].task.kept().state_dict() for _ in range(2))
     assert all(torch.equal(tensor, twice[name]) for name, tensor in once.items())
 
 
