@@ -6,7 +6,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from xxhash import xxh3_64
 
 from anatomask.errors import Note, UserError
 from anatomask.files import flush
-from anatomask.headers import parse_header
 from anatomask.parsing import from_json
 
 KEY = "anatomask"
@@ -63,8 +62,12 @@ def write_described(path: Path, tensors: Mapping[str, Tensor], header: Mapping[s
     temporary.replace(path)
 
 
-def read_described(path: Path, remedy: str = COPY_OR_TRAIN) -> Weights:
+def read_described(
+    path: Path, remedy: str = COPY_OR_TRAIN, parse: Callable[[str], dict[str, Any]] | None = None
+) -> Weights:
     """Read what `write_described` wrote, onto the CPU, and compare it with its checksum.
+
+    `parse` reads the header, and raises ValueError where it is not as it should be. None: that of weights.
 
     Warns with a `Note` where an older version wrote the file, without a checksum.
 
@@ -77,7 +80,7 @@ def read_described(path: Path, remedy: str = COPY_OR_TRAIN) -> Weights:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}); {remedy}") from error
-    header = _parsed(path, text)
+    header = _parsed(path, text, parse)
     if digest is None:
         warnings.warn(
             Note(f"{path} was written by an older version and has no checksum, so damage to it goes unnoticed"),
@@ -90,7 +93,7 @@ def read_described(path: Path, remedy: str = COPY_OR_TRAIN) -> Weights:
 
 def read_description(path: Path) -> dict[str, Any]:
     """Read the header alone, which the checksum covers only together with the tensors. Raises as `read_described`."""
-    return _parsed(path, _description(path, COPY_OR_TRAIN)[0])
+    return _parsed(path, _description(path, COPY_OR_TRAIN)[0], None)
 
 
 def header_text(header: Mapping[str, Any]) -> str:
@@ -116,11 +119,15 @@ def _description(path: Path, remedy: str) -> tuple[str, str | None]:
         raise UserError(f"{path} is damaged (its metadata cannot be read); {remedy}") from error
 
 
-def _parsed(path: Path, text: str) -> dict[str, Any]:
+def _parsed(path: Path, text: str, parse: Callable[[str], dict[str, Any]] | None) -> dict[str, Any]:
     if not text:
         raise UserError(f"{path} has no header that says what it is: it was not written by anatomask")
+    if parse is None:
+        from anatomask.headers import parse_header  # with pydantic, which not every GPU machine has
+
+        parse = parse_header
     try:
-        return parse_header(text)
+        return parse(text)
     except ValueError as error:
         raise UserError(f"the header of {path} is damaged ({error}): give weights that anatomask wrote") from error
 

@@ -99,6 +99,11 @@ def report(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], res
     print(json.dumps(result))
 
 
+def tell(what: str, says: str, **figures: object) -> None:
+    """Print one finding at once, as a line of JSON: its name, how a table shows it, and its figures."""
+    print(json.dumps({"what": what, "says": says, **figures}), flush=True)
+
+
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The flags that the benchmarks of networks share, with the device's defaults filled in."""
     parser.add_argument("--quick", action="store_true", help="size S, few rounds: within a minute")
