@@ -10,14 +10,19 @@ class UserError(Exception):
 def reason(error: BaseException) -> str:
     """Say on one line what an error of a library says, without the path that our own message names already."""
     said = " ".join(str(getattr(error, "strerror", None) or error).split())
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return f"it needs more memory than there is{f': {said}' if said else ''}"
     return said or type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, in whatever words: PyTorch's allocator of the CPU has no class of error for it."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def unexpected(path: object, error: Exception) -> str:
     """Say of which file a case's failure came that nobody foresaw, and what helps."""
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return f"{path}: {reason(error)}; leave it out, or prepare it on a machine with more"
     return f"{path} cannot be used ({type(error).__name__}: {reason(error)}); get it again or leave it out"
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from anatomask.errors import Note, Stopped, UserError
+from anatomask.errors import Note, Stopped, UserError, is_out_of_memory
 from anatomask.invocation import parse
 from anatomask.recipes import RECIPES
 from pipelines.printing import message_text, never_fail_to_print
@@ -33,6 +33,9 @@ REMEDIES = {
     errno.ENFILE: "the machine has too many files open; close some programs",
 }
 """What to say of an error of the operating system; of others, the system's own words."""
+
+
+MORE_MEMORY = "close other programs, lower --cluster.workers, or take a machine with more"
 
 
 def run(
@@ -59,6 +62,12 @@ def run(
         return _fail(console, verb, str(error))
     except OSError as error:
         return _fail(console, verb, describe(error))
+    except (MemoryError, RuntimeError) as error:
+        cause = getattr(error, "cause", None) or error  # where a task of Ray failed by it
+        if not is_out_of_memory(cause):
+            raise
+        said = f" ({' '.join(str(cause).split())})" if str(cause) else ""
+        return _fail(console, verb, f"memory ran out{said}; {MORE_MEMORY}")
     except (KeyboardInterrupt, Stopped) as stop:
         console.print(f"anatomask {verb}: stopped. The same command goes on where it was.")
         return stop.exit_code if isinstance(stop, Stopped) else 130

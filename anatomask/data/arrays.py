@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,10 +16,10 @@ from anatomask.errors import UserError, reason
 
 UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError, SyntaxError,
-    zipfile.BadZipFile, zlib.error,
+    zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
 """What NumPy, zipfile and Blosc2 raise for files that are cut off, damaged (MemoryError: an impossible size;
-SyntaxError: a type without sense), or hold Python objects."""
+SyntaxError and TokenError: a header without sense), or hold Python objects."""
 
 
 def npz_names(path: Path) -> set[str]:

@@ -11,6 +11,19 @@ import numpy as np
 from anatomask.errors import UserError
 
 
+def places_voxels(affine: np.ndarray) -> bool:
+    """Tell whether a (4, 4) matrix places voxels: real, finite, with an inverse, and an axis for each of R, A and S."""
+    if affine.dtype.kind not in "iuf" or not np.isfinite(affine).all():
+        return False
+    matrix = affine.astype(np.float64)
+    with np.errstate(all="ignore"):
+        determinant = abs(np.linalg.det(matrix[:3, :3]))
+        sizes = nib.affines.voxel_sizes(matrix)
+        if not (1e-9 <= determinant < np.inf and np.isfinite(sizes).all()):
+            return False
+        return not np.isnan(nib.io_orientation(matrix)).any()
+
+
 def same_grid(
     path: Path,
     shape: Sequence[int],

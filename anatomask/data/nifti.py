@@ -15,6 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
+from anatomask.data.grids import places_voxels
 from anatomask.data.listing import require_file
 from anatomask.errors import UserError, reason
 
@@ -45,7 +46,7 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     if image.ndim != 3 or min(image.shape) < 1:
         raise UserError(f"{path} has shape {image.shape}; one 3-D volume is expected, so split or drop the others")
     affine = image.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not places_voxels(affine):
         raise UserError(f"{path} has an affine without inverse; repair its header")
     slope, intercept = float(stored["scl_slope"]), float(stored["scl_inter"])
     if not math.isfinite(slope) or (slope and not math.isfinite(intercept)):  # nibabel would read it unscaled

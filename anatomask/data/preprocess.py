@@ -171,7 +171,7 @@ def readable_grids(cases: Iterable[RawCase]) -> list[Grid]:
     for raw in cases:
         try:
             grids.append(grid_of(raw.images[0]))
-        except UserError:
+        except Exception:  # whatever a broken file makes its library do
             continue  # listed with its reason when its turn comes
     return grids
 

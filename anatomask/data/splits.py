@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anatomask.errors import UserError
+from anatomask.errors import UserError, reason
+from anatomask.parsing import from_json
 from anatomask.settings import Settings
 
 if TYPE_CHECKING:  # the readers are many, and who reads what is prepared needs none
@@ -82,10 +82,11 @@ def read_split_file(path: str, raw: RawDataset) -> Splits:
             puts a case into two splits.
     """
     try:
-        given = json.loads(Path(path).read_text(encoding="utf-8"))
+        given = from_json(Path(path).read_bytes(), by_hand=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"--split.file {path} cannot be read: {error}") from error
-    if not isinstance(given, dict) or not all(isinstance(names, list) for names in given.values()):
+        raise UserError(f"--split.file {path} cannot be read: {reason(error)}") from error
+    lists = [names for names in given.values() if isinstance(names, list)] if isinstance(given, dict) else []
+    if not lists or len(lists) < len(given) or not all(isinstance(name, str) for names in lists for name in names):
         raise UserError(f'--split.file {path} must be a mapping such as {{"train": ["case1"], "val": [], "test": []}}')
     cases: dict[str, list[str]] = {}
     for raw_case in raw.cases:

@@ -21,7 +21,7 @@ from anatomask.cluster import TrainingResources
 from anatomask.data.samples import Draw, LoaderConfig, SampleSequence, worker_samples
 from anatomask.data.storage import Root, Storage
 from anatomask.data.stream import stream_batches
-from anatomask.errors import UserError
+from anatomask.errors import UserError, is_out_of_memory
 from anatomask.nn.stunet import LARGEST_STRIDE
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
@@ -183,10 +183,14 @@ def run_worker(config: dict[str, Any]) -> None:
     note_warnings(job.run)
     try:
         run_share(job, resources, workers, get_device())
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not on_gpu and not is_out_of_memory(error):
+            raise
         raise UserError(
-            f"the GPU's memory is too small ({_first_line(error)}): lower --training.batch-size or "
-            "--loader.patch-size, raise --training.accumulate, or set --training.recompute-activations"
+            f"the {'GPU' if on_gpu else 'machine'}'s memory is too small ({_first_line(error)}): lower "
+            "--training.batch-size or --loader.patch-size, raise --training.accumulate, or set "
+            "--training.recompute-activations"
         ) from error
 
 

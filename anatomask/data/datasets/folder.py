@@ -22,7 +22,6 @@ from anatomask.data.datasets.base import (
     nifti_image,
     stem,
 )
-from anatomask.errors import UserError
 
 LOOKED_AT = 8
 AIR_HU = -500
@@ -40,7 +39,7 @@ def all_ct(images: Sequence[RawImage]) -> bool:
     for i in np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)):
         try:
             verdicts.append(looks_like_ct(images[i].read(images[i].path)[0]))
-        except UserError:
+        except Exception:  # whatever a broken file makes its library do
             continue  # it will be listed with its reason when its turn comes
     return bool(verdicts) and all(verdicts)
 

@@ -228,7 +228,7 @@ def _ras_spacing(cases: Sequence[RawCase], chosen: Configuration) -> tuple[float
         image = raw.images[0]
         try:
             _, affine = image.grid(image.path)
-        except UserError:
+        except Exception:  # whatever a broken file makes its library do
             continue  # it will be listed with its reason when its turn comes
         z, y, x = (chosen.spacing[axis] for axis in chosen.backward)
         order = np.argsort(nib.io_orientation(affine)[:, 0])

@@ -32,6 +32,7 @@ from anatomask.data.datasets.base import (
 from anatomask.data.datasets.folder import all_ct
 from anatomask.data.datasets.nnunet import SPLITS, given_split, read_header, scheme_of
 from anatomask.data.fingerprint import Scheme
+from anatomask.data.grids import places_voxels
 from anatomask.data.listing import is_file, is_folder
 from anatomask.errors import UserError
 
@@ -71,7 +72,7 @@ def _channels(files: Sequence[Path]) -> tuple[str, ...]:
     for path in files:
         try:
             shape = npz_shape(path, "image")
-        except UserError:
+        except Exception:  # whatever a broken file makes its library do
             continue  # it will be listed with its reason when its turn comes
         return tuple(f"channel {c}" for c in range(shape[0] if len(shape) == 4 else 1))
     raise UserError(f"none of the {len(files)} .npz files, such as {files[0]}, has an array 'image' that can be read")
@@ -86,7 +87,7 @@ def _case(path: Path, source: Path, channels: int, labelled: bool) -> RawCase:
     try:
         names = npz_names(path)
         patient = str(read_npz(path, "patient")) if "patient" in names else case
-    except UserError:
+    except Exception:  # whatever a broken file makes its library do
         names, patient = set(), case
     readers = (partial(read_image, channel=c, channels=channels) for c in range(channels))
     label = RawLabel(path, read_label) if labelled and "label" in names else None
@@ -120,7 +121,7 @@ def _affine(path: Path) -> np.ndarray:
     names = npz_names(path)
     if "affine" in names:
         affine = read_npz(path, "affine")
-        if affine.shape != (4, 4) or not _invertible(affine):
+        if affine.shape != (4, 4) or not places_voxels(affine):
             raise UserError(f"{path}: affine must be a (4, 4) matrix with an inverse")
         return affine.astype(np.float64)
     if "spacing" not in names:
@@ -129,11 +130,6 @@ def _affine(path: Path) -> np.ndarray:
     if spacing.shape != (3,) or spacing.dtype.kind not in "iuf" or not (np.isfinite(spacing) & (spacing > 0)).all():
         raise UserError(f"{path}: spacing must be three positive numbers in mm, not {spacing.tolist()}")
     return np.diag([*spacing.astype(np.float64), 1.0])
-
-
-def _invertible(affine: np.ndarray) -> bool:
-    real = affine.dtype.kind in "iuf" and bool(np.isfinite(affine).all())
-    return real and abs(np.linalg.det(affine[:3, :3].astype(np.float64))) >= 1e-9
 
 
 READER = Reader(_matches, _read)

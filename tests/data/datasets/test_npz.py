@@ -84,7 +84,7 @@ def test_one_channel_and_a_spacing_are_enough(tmp_path: Path) -> None:
     ],
 )
 def test_a_shard_that_lacks_something_is_named(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", image=np.ones((4, 4, 4)), spacing=[1.0, 1.0, 1.0])
+    np.savez(tmp_path / "a.npz", image=np.arange(64.0).reshape(4, 4, 4), spacing=[1.0, 1.0, 1.0])
     np.savez(tmp_path / "bad.npz", **arrays)
     raw = read_dataset(tmp_path)
     assert [case.case for case in raw.cases] == ["a", "bad"]

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from anatomask.errors import is_out_of_memory, reason, unexpected
+from pipelines import door
+
+
+def impossible() -> list[BaseException]:
+    """What the libraries raise when they are asked for half an exbibyte, and Python."""
+    found: list[BaseException] = [MemoryError()]
+    for ask in (lambda: np.empty(2**56), lambda: torch.empty(2**56)):
+        with pytest.raises((MemoryError, RuntimeError)) as caught:
+            ask()
+        found.append(caught.value)
+    return found
+
+
+def test_memory_that_ran_out_is_told_from_other_errors() -> None:
+    assert all(map(is_out_of_memory, impossible()))
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError())
+
+
+def test_an_error_is_never_its_name_alone_where_memory_ran_out() -> None:
+    for error in impossible():
+        assert isinstance(error, Exception)
+        assert reason(error).startswith("it needs more memory than there is")
+        assert unexpected("a.nii", error).startswith("a.nii: it needs more memory than there is")
+        assert "leave it out, or prepare it on a machine with more" in unexpected("a.nii", error)
+
+
+def test_a_reason_is_one_line_without_the_path() -> None:
+    assert reason(OSError(errno.EACCES, os.strerror(errno.EACCES), "/secret")) == "Permission denied"
+    assert reason(ValueError("two\nlines")) == "two lines"
+    assert reason(KeyError()) == "KeyError"
+
+
+def test_the_front_door_says_what_helps_and_lets_other_errors_be_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(error: BaseException) -> int:
+        def stage(config: object, overwrite: bool) -> int:
+            raise error
+
+        return door.run("phantom", stage, lambda config: [], ["--out", "x"])
+
+    for error in impossible():
+        assert run(error) == 1
+        shown = capsys.readouterr().err
+        assert "anatomask phantom: memory ran out" in shown and "close other programs" in shown
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(RuntimeError("a defect"))
