@@ -1,6 +1,6 @@
 # Every target makes the same .venv first. Another interpreter: make PYTHON=/path/to/python3.12 …
 .DEFAULT_GOAL := help
-.PHONY: help venv demo format lint test test-slow
+.PHONY: help venv demo format lint test test-slow test-kills
 
 BIN := .venv/bin
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
@@ -39,3 +39,6 @@ test: lint ## lint and all tests but the slow ones
 
 test-slow: venv ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+test-kills: venv ## kills at random moments (about 90 minutes; stopped, it goes on); rm -r kills begins anew
+	$(BIN)/python -m tests.kills kills

@@ -1,0 +1,304 @@
+"""Kill a command at random moments, start it again until it ends, and compare with one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.kills.processes import end, kill, members, victims
+from tests.kills.subjects import CASES, CUT_OFF, SUBJECTS, Place, Subject, preparation
+
+REPOSITORY = Path(__file__).parents[2]
+POLL_SECONDS = 0.05
+EARLY = 0.3
+"""Share of the kills that hit a start; the others hit the work."""
+PATIENCE = 10
+"""Factor of an undisturbed run's seconds beyond which, with 5 minutes more for a start, a life hangs."""
+LINGER_SECONDS = 120
+"""Seconds that processes may stay after their driver was killed."""
+MESSAGE = re.compile(r"^anatomask [\w-]+: .*", re.MULTILINE)
+
+
+class Failed(Exception):
+    """A kill was not survived as it should have been."""
+
+
+@dataclass
+class State:
+    """A folder that remembers what was done, so that the program goes on where it was stopped."""
+
+    folder: Path
+    seed: int
+
+    def records(self, subject: str, event: str) -> list[dict[str, Any]]:
+        """Return what was written down of a subject: its undisturbed run, kills, and ends."""
+        path = self.folder / "records.jsonl"
+        rows = map(json.loads, path.read_text().splitlines()) if path.exists() else iter(())
+        return [row for row in rows if row["subject"] == subject and row["event"] == event]
+
+    def write(self, subject: str, event: str, **values: Any) -> None:
+        """Write a record down."""
+        with (self.folder / "records.jsonl").open("a") as file:
+            file.write(json.dumps({"subject": subject, "event": event, **values}) + "\n")
+
+
+@dataclass
+class Life:
+    """One start of a command, until it ended or was killed."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    said_before: int
+    started: float = field(default_factory=time.monotonic)
+
+    def seconds(self) -> float:
+        """Return its age."""
+        return time.monotonic() - self.started
+
+    def said(self) -> str:
+        """Return what it wrote."""
+        return self.log.read_bytes()[self.said_before :].decode(errors="replace")
+
+
+@contextmanager
+def alive(command: str, log: Path) -> Iterator[Life]:
+    """Start a command in a session of its own; on the way out by an error, all of it is killed."""
+    argv = [sys.executable, "-m", "pipelines", *shlex.split(command)]
+    before = log.stat().st_size if log.exists() else 0
+    with log.open("ab") as file:
+        process = subprocess.Popen(argv, stdout=file, stderr=file, cwd=REPOSITORY, start_new_session=True)
+    try:
+        yield Life(process, log, before)
+    except BaseException:
+        end(process.pid)
+        process.wait()
+        raise
+
+
+def run(command: str, log: Path, code: int = 0) -> float:
+    """Run a command to its end and return its seconds. Raises Failed on another exit code."""
+    with alive(command, log) as life:
+        if life.process.wait() != code:
+            raise Failed(f"{command}: exit code {life.process.returncode}\n{life.said()[-2000:]}")
+        return life.seconds()
+
+
+def make_inputs(state: State) -> Path:
+    """Make the scans, one of them cut off, and the shards and the network that the subjects read."""
+    inputs, log = state.folder / "inputs", state.folder / "inputs.txt"
+    if not (inputs / "shards" / "dataset.json").exists():
+        run(f"phantom --out {inputs / 'scans'} --cases {CASES} --size 48 --spacing 6", log)
+        scan = inputs / "scans" / "Totalsegmentator_dataset" / CUT_OFF / "ct.nii.gz"
+        scan.write_bytes(scan.read_bytes()[:1000])
+        run(f"{preparation(inputs)} --out {inputs / 'shards'}", log, code=1)
+    if not (inputs / "finetuned").exists():
+        shutil.rmtree(inputs / "training", ignore_errors=True)
+        run(SUBJECTS["finetune"].command(Place(inputs, inputs / "training")), log)
+        (inputs / "training" / "run").rename(inputs / "finetuned")
+    return inputs
+
+
+@dataclass
+class Loop:
+    """The kills of one subject."""
+
+    subject: Subject
+    count: int
+    """Kills in all."""
+    state: State
+
+    def run(self) -> None:
+        """Deliver the kills that the state does not know of yet, and let what was killed last come to its end.
+
+        Raises:
+            Failed: an end without a message, another result than without kills, or a run that hangs.
+        """
+        self.folder = self.state.folder / self.subject.name
+        self.inputs = make_inputs(self.state)
+        self.whole = self.undisturbed()
+        while True:
+            attempt = len(self.records("end"))
+            begun = any(row["attempt"] == attempt for row in self.records("kill"))
+            if len(self.records("kill")) >= self.count and not begun:
+                return
+            place = Place(self.inputs, self.folder / f"attempt-{attempt}")
+            if not begun:
+                self.begin(place)
+            with Leftovers(self.state, self.subject.name) as leftovers:
+                self.attempt(attempt, place, leftovers)
+
+    def records(self, event: str) -> list[dict[str, Any]]:
+        """Return what was written down of this subject."""
+        return self.state.records(self.subject.name, event)
+
+    def undisturbed(self) -> dict[str, Any]:
+        """Return the record of the run that nothing kills: its seconds, those before any progress, its digests."""
+        if known := self.records("whole"):
+            return known[0]
+        place = Place(self.inputs, self.folder / "whole")
+        self.begin(place)
+        with alive(self.subject.command(place), self.folder / "whole.txt") as life:
+            first = None
+            while life.process.poll() is None:
+                if first is None and self.subject.progress(place) > 0:
+                    first = life.seconds()
+                time.sleep(POLL_SECONDS)
+            seconds = life.seconds()
+        if life.process.returncode != self.subject.code:
+            raise Failed(f"{place.out} without a kill: exit code {life.process.returncode}\n{life.said()[-2000:]}")
+        digests = self.subject.digests(place)
+        self.state.write(self.subject.name, "whole", seconds=seconds, first=first or seconds, digests=digests)
+        return self.records("whole")[0]
+
+    def begin(self, place: Place) -> None:
+        """Make the folder of a run anew."""
+        shutil.rmtree(place.out, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.subject.begin(place)
+
+    def attempt(self, attempt: int, place: Place, leftovers: Leftovers) -> None:
+        """Start a run again and again until it ends by itself, then compare it with the undisturbed one."""
+        command, log = self.subject.command(place), place.out.with_suffix(".txt")
+        starts = 0
+        while True:
+            starts += 1
+            before = self.subject.finished(place)
+            with alive(command, log) as life:
+                killed = self.disturb(attempt, place, life, leftovers)
+            after = self.subject.finished(place)
+            if again := [name for name, when in before.items() if after.get(name) != when]:
+                raise Failed(f"{place.out}: {again[0]} was finished, and was done again")
+            if self.ended_well(place, life):
+                break
+            self.check_end(place, life, killed)
+        leftovers.wait()
+        digests, expected = self.subject.digests(place), self.whole["digests"]
+        if other := sorted(
+            name for name in expected.keys() | digests.keys() if expected.get(name) != digests.get(name)
+        ):
+            raise Failed(f"{place.out}: {len(other)} of {len(expected)} values differ, as {', '.join(other[:5])}")
+        if not self.records("end"):  # once is enough
+            run(command, log, self.subject.code)
+            if self.subject.digests(place) != digests:
+                raise Failed(f"{place.out}: the same command once more changed what was finished")
+        self.state.write(self.subject.name, "end", attempt=attempt, starts=starts, compared=len(digests))
+
+    def disturb(self, attempt: int, place: Place, life: Life, leftovers: Leftovers) -> str:
+        """Kill processes of a life at random moments until it has ended; return what was killed last, if anything."""
+        limit = PATIENCE * self.whole["seconds"] + 300
+        last = ""
+        while True:
+            number = len(self.records("kill"))
+            rng = random.Random(f"{self.state.seed} {self.subject.name} {number}")
+            due = self.moment(rng, place, life) if number < self.count else lambda: False
+            while life.process.poll() is None and not due():
+                leftovers.look()
+                if life.seconds() > limit:
+                    raise Failed(f"{place.out} hangs: {self.whole['seconds']:.0f} s would do\n{life.said()[-2000:]}")
+                time.sleep(POLL_SECONDS)
+            if life.process.poll() is not None:
+                return last
+            time.sleep(rng.uniform(0, 0.3))
+            last = self.strike(rng, number, attempt, place, life)
+            if last not in ("driver", "all"):
+                continue
+            leftovers.add(life.process.pid)
+            life.process.wait()
+            return last
+
+    def moment(self, rng: random.Random, place: Place, life: Life) -> Callable[[], bool]:
+        """Draw a moment: seconds of a start, or a share of the work that is to be done."""
+        if rng.random() < EARLY:
+            due = life.seconds() + rng.uniform(0, self.whole["first"])
+            return lambda: life.seconds() >= due
+        share = rng.uniform(self.subject.progress(place), 1)
+        return lambda: self.subject.progress(place) >= share
+
+    def strike(self, rng: random.Random, number: int, attempt: int, place: Place, life: Life) -> str:
+        """Kill a process of a kind that is drawn, the driver where there is none of the kind; return the kind."""
+        session = life.process.pid
+        kind = rng.choice(self.subject.victims)
+        kind = kind if victims(session, kind) else "driver"
+        found = victims(session, kind)
+        if not found:  # it ended this moment
+            return ""
+        chosen = found if kind == "all" else [rng.choice(found)]
+        number_of = rng.choice(self.subject.signals) if kind == "driver" else signal.SIGKILL
+        at = self.subject.progress(place)
+        if number_of == signal.SIGINT:
+            os.killpg(session, signal.SIGINT)  # as Ctrl-C in a terminal
+        else:
+            kill(chosen, number_of)
+        self.state.write(
+            self.subject.name, "kill", number=number, attempt=attempt, victim=kind, signal=number_of.name,
+            command=chosen[0].command[:80].strip(), seconds=round(life.seconds(), 2), progress=round(at, 3),
+        )  # fmt: skip
+        return kind
+
+    def ended_well(self, place: Place, life: Life) -> bool:
+        """Return whether a life came to the end of the work."""
+        return life.process.returncode == self.subject.code and self.subject.progress(place) >= 1
+
+    def check_end(self, place: Place, life: Life, killed: str) -> None:
+        """Refuse an end that no kill explains, and one that says it unclearly."""
+        code, said = life.process.returncode, life.said()
+        if killed in ("driver", "all"):
+            how = signal.Signals[self.records("kill")[-1]["signal"]]
+            # Before the program listens to signals, the system ends it.
+            ok = code == -how or (how != signal.SIGKILL and code == 128 + how and "Traceback" not in said)
+        else:
+            ok = bool(killed) and len(MESSAGE.findall(said)) == 1 and "Traceback" not in said
+        if not ok:
+            raise Failed(f"{place.out}: exit code {code} after {killed or 'no kill'}, unclear\n{said[-3000:]}")
+
+
+@dataclass
+class Leftovers:
+    """Sessions whose driver was killed, until the last of their processes has ended."""
+
+    state: State
+    subject: str
+    since: dict[int, float] = field(default_factory=dict)
+    looked: float = 0.0
+
+    def __enter__(self) -> Leftovers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for session in self.since:
+            end(session)
+
+    def add(self, session: int) -> None:
+        """Watch a session."""
+        self.since[session] = time.monotonic()
+
+    def look(self) -> None:
+        """Write down which sessions have ended, at most once a second."""
+        if time.monotonic() < self.looked + 1:
+            return
+        self.looked = time.monotonic()
+        for session, since in list(self.since.items()):
+            if not members(session):
+                self.state.write(self.subject, "gone", seconds=round(time.monotonic() - since, 1))
+                del self.since[session]
+
+    def wait(self) -> None:
+        """Wait for all of them, and write down which stay."""
+        while self.since and time.monotonic() < max(self.since.values()) + LINGER_SECONDS:
+            time.sleep(POLL_SECONDS)
+            self.look()
+        for session in self.since:
+            self.state.write(self.subject, "stays", processes=[one.command[:80] for one in members(session)])
