@@ -13,7 +13,6 @@ Those programs choose by a file's ending what they look for in it, so endings ma
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from anatomask.errors import UserError
-from anatomask.files import flush
+from anatomask.files import replacing
 from anatomask.foreign_weights import AUTOENCODER, FRESH, PUBLISHED_STUNET, Form
 from anatomask.matching import load_matching
 from anatomask.nn.stunet import STUNet
@@ -116,14 +115,13 @@ def write_export(path: Path, format: ExportFormat, export: Export) -> None:
     if format == "safetensors":
         write_described(path, export.content, export.header)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:  # torch's own file writer hides what the system says of a full disk
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
             torch.save(export.content, file)
-        flush(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk, which torch does not say
+                raise error.__context__ from error
+            raise
 
 
 def _renamed(tensors: Mapping[str, Tensor], form: Form) -> dict[str, Tensor]:

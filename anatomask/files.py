@@ -20,17 +20,31 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step: a temporary name, flushed to the disk, then a rename."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` to write to; what was written takes the place of `path` in one step.
+
+    It is flushed to the disk first. Where the block raises, it is removed, and `path` stays as it was.
+
+    Raises:
+        OSError: naming `path`, from within the block, too.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with naming(path):
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
             flush(temporary)
-    except OSError:
+            temporary.replace(path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

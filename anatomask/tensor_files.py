@@ -18,7 +18,7 @@ from torch import Tensor
 from xxhash import xxh3_64
 
 from anatomask.errors import Note, UserError
-from anatomask.files import flush
+from anatomask.files import replacing
 from anatomask.parsing import from_json
 
 KEY = "anatomask"
@@ -47,19 +47,17 @@ def write_described(path: Path, tensors: Mapping[str, Tensor], header: Mapping[s
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = header_text(header)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.touch()  # safetensors makes private files: keep what the umask gives
-    mode = temporary.stat().st_mode
-    try:
-        save_file(plain, temporary, metadata={KEY: json.dumps({"digest": _digest(plain, text), "header": text})})
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    temporary.chmod(mode)
-    flush(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.touch()  # safetensors makes private files: keep what the umask gives
+        mode = temporary.stat().st_mode
+        try:
+            save_file(plain, temporary, metadata={KEY: json.dumps({"digest": _digest(plain, text), "header": text})})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        temporary.chmod(mode)
 
 
 def read_described(

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from scipy import ndimage
 
+from anatomask.files import replacing
 from anatomask.reports.figures import class_colours
 
 COLUMNS = 4
@@ -106,10 +107,8 @@ def contact_sheet(
             borderpad=0,
         )
     figure.text(0.5, 0.08 / total, "\n".join(lines), ha="center", va="bottom", fontsize=7.5, color="0.3")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _shown(tiles: Sequence[Tile], class_names: Mapping[int, str]) -> list[int]:

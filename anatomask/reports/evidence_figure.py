@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from anatomask.evaluation.statistics import mean_curve
+from anatomask.files import replacing
 from anatomask.reports.evidence import SHARE, Arms, reference_score
 
 PANEL_INCHES = (4.8, 3.6)
@@ -40,10 +41,8 @@ def evidence_figure(
     _draw_curves(axes[0], arms, colours, reference)
     if by_labels:
         _draw_labels(axes[1], by_labels, colours)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _draw_curves(axes: Axes, arms: Arms, colours: Mapping[str, tuple | str], reference: str) -> None:

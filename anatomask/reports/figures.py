@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy import ndimage
 
+from anatomask.files import replacing
+
 CT_WINDOW = (-160.0, 240.0)
 """Soft-tissue window in HU."""
 BODY_HU = -300.0
@@ -97,10 +99,8 @@ def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], c
         handlelength=1.2,
     )
     figure.text(0.5, 0.5 * LINE_INCHES / total, "\n".join(lines), ha="center", va="bottom", fontsize=7.5, color="0.3")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def class_colours(class_names: Mapping[int, str]) -> dict[int, tuple[float, float, float]]:

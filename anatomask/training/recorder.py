@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from anatomask.errors import UserError
-from anatomask.files import naming, write_text
+from anatomask.files import naming, replacing, write_text
 from anatomask.parsing import from_json
 
 METRICS = "metrics.jsonl"
@@ -95,11 +95,8 @@ class RunRecorder:
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture, and keep its newest state as `pictures/<name>.png`."""
         path = self.run / "pictures" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        with naming(path):
+        with replacing(path) as temporary:
             figure.savefig(temporary, dpi=DPI, format="png")
-        temporary.replace(path)
         width, height = (round(inches * DPI) for inches in figure.get_size_inches())
         image = Summary.Image(height=height, width=width, colorspace=RGBA, encoded_image_string=path.read_bytes())
         with naming(self.run):

@@ -67,8 +67,8 @@ KINDS = [
         of_json(SUMMARY, lambda c: c.update(dataset=5)),
         mended=False,
     ),
-    Kind("scores that are garbage", REPORT, "cases.csv", text(SCORES, b"\x00\xff\x00garbage"), mended=False),
-    Kind("scores that are empty", REPORT, "cases.csv", text(SCORES, ""), mended=False),
+    Kind("scores that are garbage", REPORT, "cases.csv", text(SCORES, b"\x00\xff\x00garbage")),
+    Kind("scores that are empty", REPORT, "cases.csv", text(SCORES, "")),
     Kind(
         "scores without a column",
         REPORT,
@@ -86,6 +86,5 @@ KINDS = [
         REPORT,
         "cases.csv",
         of_lines(SCORES, lambda lines: [lines[0], "finetuned,scans,bert,1,liver,3.0,3.0,9"]),
-        mended=False,
     ),
 ]

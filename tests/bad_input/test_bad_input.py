@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,25 +27,6 @@ REMEDY = re.compile(
 """What tells the user what to do, or what would be right."""
 PROGRESS = re.compile(r"^.{,90} \d+/\d+( |$)")
 """A line that says how far the work is."""
-
-
-@pytest.fixture(scope="session")
-def good_input(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with good input of every verb."""
-    root = tmp_path_factory.mktemp("good")
-    world.build(root)
-    return root
-
-
-@pytest.fixture
-def folder(good_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of it, in which the command runs."""
-    world.copy(good_input, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    for path in [tmp_path, *tmp_path.rglob("*")]:  # what a kind took the permission from
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(0o755)
 
 
 def digests(folder: Path) -> dict[Path, str]:

@@ -17,10 +17,13 @@ from rich.progress import Progress
 
 from anatomask.cluster import TrainingResources
 from anatomask.config import EvaluateConfig
+from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
+from anatomask.data.stream import SampleReader
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.ray_train import TrainingJob
+from anatomask.training.parallel import Workers
+from anatomask.training.ray_train import TrainingJob, run_share
 from anatomask.training.state import TrainingState
 from anatomask.weights import Weights
 from pipelines import evaluate
@@ -81,6 +84,23 @@ def save_untrained(job: TrainingJob, resources: TrainingResources, max_failures:
     state = TrainingState.of(job.build_task(cpu), job.optimiser, cpu)
     with Checkpoints(job.run) as checkpoints:
         checkpoints.save(job.total_steps, state, 0.5)
+
+
+def batches_here(
+    data: Any, sequence: SampleSequence, draw: Draw, samples: np.ndarray, batch_size: int, **options: Any
+) -> Iterator[dict[str, np.ndarray]]:
+    """Do what `anatomask.data.stream.stream_batches` does, in this process."""
+    reader = SampleReader(Storage.of(data), sequence, draw)
+    for numbers in samples.reshape(-1, batch_size):
+        yield reader({"sample": numbers})
+
+
+def train_here(job: TrainingJob, resources: TrainingResources, max_failures: int) -> None:
+    """Do what `anatomask.training.ray_train.fit` does, in this process."""
+    if Checkpoints(job.run).step() < job.total_steps:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("anatomask.training.ray_train.stream_batches", batches_here)
+            run_share(job, resources, Workers(), torch.device("cpu"))
 
 
 def accept(*arguments: Any, **options: Any) -> Any:
