@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -266,7 +267,9 @@ def labelled(prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
     return PreparedDataset.open(one.path)
 
 
-def test_trials_are_scored_on_val_and_on_test_only_where_there_is_none(labelled: PreparedDataset) -> None:
+def test_trials_are_scored_on_val_and_on_test_only_where_there_is_none(
+    labelled: PreparedDataset, tmp_path: Path
+) -> None:
     splits = Path(labelled.path) / "splits.json"
     argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path]
     for text, expected in [('{"val": ["one"], "test": ["two"]}', "val"), ('{"val": [], "test": ["one"]}', "test")]:
@@ -275,7 +278,8 @@ def test_trials_are_scored_on_val_and_on_test_only_where_there_is_none(labelled:
     with pytest.raises(UserError, match="--split val"):
         build_chain(parse("sweep", [*argv, "--split", "val"], RECIPES).config)
     with pytest.raises(UserError, match="two folders are named prepared"):
-        build_chain(parse("sweep", [*argv, labelled.path], RECIPES).config)
+        other = shutil.copytree(labelled.path, tmp_path / "elsewhere" / Path(labelled.path).name)
+        build_chain(parse("sweep", [*argv, str(other)], RECIPES).config)
 
 
 def test_a_field_that_a_space_misnames_is_refused_before_anything_starts(labelled: PreparedDataset) -> None:

@@ -34,8 +34,6 @@ def results(
         "frozen at first",
         "sharded and frozen at first",
         "two views",
-        "two views, unequal shares",
-        "two views, sharded",
     ],
 )
 def test_losses_gradients_and_weights_are_those_of_one_worker(

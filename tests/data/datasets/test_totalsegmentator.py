@@ -96,9 +96,11 @@ def test_scans_without_any_masks_are_a_plain_folder(tmp_path: Path) -> None:
 
 
 def test_a_scan_whose_checksum_is_wrong_is_named_as_the_published_s0864_is(case: Path) -> None:
+    rng = np.random.default_rng(0)
+    save(case / "ct.nii.gz", rng.integers(-1000, 1000, (4, 4, 4)).astype(np.int16))
     shutil.copytree(case, case.parent / "s0864")
     path = case.parent / "s0864" / "ct.nii.gz"
-    save(path, np.random.default_rng(0).integers(-1000, 1000, (30, 30, 30)).astype(np.int16))
+    save(path, rng.integers(-1000, 1000, (30, 30, 30)).astype(np.int16))
     content = bytearray(path.read_bytes())
     content[-8] ^= 0xFF  # the checksum comes last, after every voxel
     path.write_bytes(content)
