@@ -20,6 +20,7 @@ from ray._private import ray_constants
 from anatomask.data.outages import MAX_OUTAGE
 from anatomask.errors import UserError
 from anatomask.names import shown
+from anatomask.ray_watch import connected, probe
 from anatomask.settings import Settings
 
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
@@ -103,6 +104,10 @@ def running(config: ClusterConfig) -> Iterator[None]:
 
     A Ray that is started here listens on loopback alone. Its dashboard stays on: without it, a trial that Tune stops
     never gives its workers back.
+
+    Raises:
+        UserError: no cluster answers at the address, in seconds; or Ray's processes of this machine have died, in the
+            meantime.
     """
     if ray.is_initialized():
         yield
@@ -111,16 +116,16 @@ def running(config: ClusterConfig) -> Iterator[None]:
     options: dict[str, Any] = {"dashboard_host": "127.0.0.1", "resources": {DRIVERS: 16}} if local else {}
     if config.temporary_folder:
         options["_temp_dir"] = str(private_folder(Path(config.temporary_folder)))
+    if not local:
+        probe(config.address)
     with own_token() if local else nullcontext():
         try:
             with on_loopback() if local else nullcontext():
                 ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except ConnectionError as error:
             raise UserError(f"--cluster.address {config.address}: no Ray cluster answers there") from error
-        try:
+        with connected():
             yield
-        finally:
-            ray.shutdown()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from anatomask.config import FinetuneConfig, PretrainConfig, plain
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.files import alone
+from anatomask.ray_watch import RayGone
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.cost import StepCost
 from anatomask.training.journal import JOURNAL, note
@@ -43,10 +44,10 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
 
     Raises:
         UserError: the run's folder holds another run or is in use, the cluster is too small, or a worker found bad
-            input.
+            input, or Ray died.
     """
     refuse_here(job, cluster)
-    with kept_from_others(job.run), running(cluster):
+    with kept_from_others(job.run), end_noted(job.run), running(cluster):
         resources = training_resources(cluster)
         journal = NewLines(job.run / JOURNAL)
         open_run(job.run, job.settings, overwrite=overwrite, inputs=job.inputs, resources=asdict(resources))
@@ -55,6 +56,16 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
             note(job.run, job.origin)
         with following(job.run / METRICS, journal, job.total_steps, description, start):
             fit(replace(job, columns=all_settings()), resources, cluster.max_failures)
+
+
+@contextmanager
+def end_noted(run: Path) -> Iterator[None]:
+    """Add to the journal of a run that Ray died; what else ends it is noted where it happens."""
+    try:
+        yield
+    except RayGone as error:
+        note(run, f"stopped: {error}")
+        raise
 
 
 @contextmanager

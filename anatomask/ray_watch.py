@@ -1,0 +1,161 @@
+"""Noticing that a Ray does not answer, or has died: what its own functions try for minutes, without a word of use."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import grpc
+import ray
+from ray._private.gcs_utils import create_gcs_channel
+from ray._private.services import canonicalize_bootstrap_address
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+from anatomask.errors import UserError
+
+PROBE_SECONDS = 8.0
+"""For a cluster to answer."""
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 12.0
+"""For the work and Ray to end once Ray has died; some seconds later Ray would end this process without a word."""
+
+GONE = (
+    "Ray's {process} on this machine has ended: it was killed, by hand or for want of memory, or crashed. What was "
+    "finished is kept, trainings up to their last checkpoint; the same command goes on"
+)
+
+
+class RayGone(UserError):
+    """Ray's processes of this machine have died."""
+
+
+def probe(address: str) -> None:
+    """Ask the Ray cluster at an address (`auto`, `HOST:PORT`, `ray://HOST:PORT`) whether it is there.
+
+    `ray.init` would ask for ever.
+
+    Raises:
+        UserError: no Ray answers within seconds.
+    """
+    client = address.startswith("ray://")
+    # One that asks for a token has answered, and so has the server for Ray's clients, which knows no such question.
+    answers = {grpc.StatusCode.UNAUTHENTICATED} | ({grpc.StatusCode.UNIMPLEMENTED} if client else set())
+    try:
+        place = address.removeprefix("ray://") if client else canonicalize_bootstrap_address(address) or ""
+        with create_gcs_channel(place) as channel:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=PROBE_SECONDS)
+    except (OSError, ValueError, grpc.RpcError) as error:
+        if isinstance(error, grpc.RpcError) and error.code() in answers:
+            return
+        where = "; name its address, or start one with ray start --head" if address == "auto" else ""
+        raise UserError(f"--cluster.address {address}: no Ray cluster answers there{where}") from error
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """The Ray that was started or joined; it is left, and ended where it was started here, at the end of the block.
+
+    Only in the main thread is its death noticed.
+
+    Raises:
+        RayGone: its scheduler or, where it was started here, its control service has died, whatever then became of
+            the work.
+    """
+    node: Any = ray._private.worker._global_node
+    if node is None or threading.current_thread() is not threading.main_thread():
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    watch = Watch(node)
+    try:
+        try:
+            yield
+        finally:
+            watch.stop()
+    except BaseException:
+        if name := watch.gone or watch.look(0):
+            raise RayGone(GONE.format(process=name)) from None
+        raise
+    finally:
+        ray.shutdown()
+        watch.end()
+
+
+class _Interruption(KeyboardInterrupt):
+    """Ends the work of the main thread: Ray's functions let nothing else through."""
+
+
+class Watch:
+    """Interrupts the main thread when Ray's scheduler (raylet) or, of a Ray that was started here, the GCS has died.
+
+    The raylet's socket closes when it dies, whoever started it.
+    """
+
+    def __init__(self, node: Any) -> None:
+        self.gone = ""
+        """What has died."""
+        self._node = node
+        self._stopped, self._over = threading.Event(), threading.Event()
+        self._raylet = socket.socket(socket.AF_UNIX)
+        self._raylet.connect(node.raylet_socket_name)
+        self._before = signal.signal(signal.SIGUSR1, self._interrupt)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def stop(self) -> None:
+        """Take no further notice."""
+        self._stopped.set()
+        signal.signal(signal.SIGUSR1, self._before)
+
+    def end(self) -> None:
+        """The main thread has got through: the process need not be ended where it hangs."""
+        self._over.set()
+        self._raylet.close()
+
+    def look(self, seconds: float) -> str:
+        """Wait so long, and say which process has died; none where all live, or `ray.shutdown` has ended them."""
+        readable, _, _ = select.select([self._raylet], [], [], seconds)
+        if not ray.is_initialized():
+            return ""
+        if readable:
+            return "scheduler (raylet)"
+        dead = [kind for kind, _ in self._node.dead_processes()]
+        return "control service (gcs_server)" if "gcs_server" in dead else ""
+
+    def _watch(self) -> None:
+        while not (self._stopped.is_set() or self.gone) and ray.is_initialized():
+            self.gone = self.look(POLL_SECONDS)
+        if not self.gone or self._stopped.is_set():
+            return
+        with _ray_silent():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            if not self._over.wait(GRACE_SECONDS):
+                print(GONE.format(process=self.gone), file=sys.stderr, flush=True)
+                os._exit(1)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self.gone and not self._stopped.is_set():
+            raise _Interruption
+
+
+@contextmanager
+def _ray_silent() -> Iterator[None]:
+    """Keep the dozens of lines that Ray prints about its death out of the terminal; its own logs have them."""
+    logging.disable(logging.CRITICAL)
+    worker: Any = ray._private.worker.global_worker
+    worker.threads_stopped.set()
+    worker.gcs_error_subscriber.close()
+    yield
+    logging.disable(logging.NOTSET)
