@@ -126,7 +126,7 @@ def tiny() -> Recipe:
         "pretrain": PretrainConfig(
             data=MISSING,
             network=network,
-            method=AnatoMaskConfig(patch=8, decoder_width=64, ema_decay=0.8, ema_decay_final=0.9),
+            method=AnatoMaskConfig(patch=8, decoder_width=32, ema_decay=0.8, ema_decay_final=0.9),
             loader=loader,
             optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=1),
             training=TrainingConfig(epochs=10, steps_per_epoch=10, batch_size=2, checkpoint_every=50, validate_every=5),
