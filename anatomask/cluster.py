@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +201,28 @@ def on_loopback() -> Iterator[None]:
         os.environ.pop(variable)
         if inherited is not None:
             os.environ[variable] = inherited
+
+
+def memory_of_tasks(tasks: int) -> tuple[int, int]:
+    """Divide the memory of the cluster that is running among `tasks` of one CPU each. Returns as `divide_memory`."""
+    return divide_memory([node["Resources"] for node in ray.nodes() if node["Alive"]], tasks)
+
+
+def divide_memory(nodes: Sequence[Mapping[str, float]], tasks: int) -> tuple[int, int]:
+    """Divide the memory of each node among as many tasks as it runs at once.
+
+    Args:
+        nodes: resources of each node as Ray names them: `CPU`, and `memory` in bytes.
+        tasks: number of tasks; each takes a CPU.
+
+    Returns:
+        Bytes of memory that each task may take wherever it runs, and bytes of a task that has the largest node to
+        itself; none where no node has a CPU.
+    """
+    memory = {index: node.get("memory", 0.0) for index, node in enumerate(nodes) if node.get("CPU", 0) >= 1}
+    at_once = {index: max(1, min(tasks, int(nodes[index]["CPU"]))) for index in memory}
+    shares = [memory[index] / at_once[index] for index in memory]
+    return int(min(shares, default=0)), int(max(memory.values(), default=0))
 
 
 def training_resources(config: ClusterConfig) -> TrainingResources:

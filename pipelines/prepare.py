@@ -25,8 +25,10 @@ from anatomask.data.addresses import is_address, public_address
 from anatomask.data.classes import select_classes
 from anatomask.data.datasets import RawCase, RawDataset, read_dataset
 from anatomask.data.fingerprint import Histogram
+from anatomask.data.memory import available_memory, bytes_to_prepare, in_units
 from anatomask.data.preparation import (
     Outcome,
+    bytes_for_histograms,
     choose_schemes,
     claim,
     complete,
@@ -48,7 +50,7 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.names import some
 from pipelines import door
-from pipelines.mapping import mapped
+from pipelines.mapping import mapped, mapped_within_memory
 from pipelines.progress import progress_bar
 
 
@@ -90,13 +92,16 @@ def _scale(config: PrepareConfig, task: Task, labelled: int) -> list[tuple[str, 
     """Rows of the dry run that grow with the cases: voxels, shards, bytes and CPU time."""
     given = len(task.raw.cases)
     cases = config.plan.cases or given
+    channels, room = len(task.info.channel_names), available_memory()
     grids = readable_grids(task.raw.cases)
-    shapes = [target_shape(grid.shape, grid.spacing, task.info.spacing) for grid in grids]
-    channels = len(task.info.channel_names)
+    targets = [(grid.shape, target_shape(grid.shape, grid.spacing, task.info.spacing)) for grid in grids]
+    shapes = [new for old, new in targets if bytes_to_prepare(old, new, channels) <= room]
     per_case = channels * sum(math.prod(shape) for shape in shapes) / max(1, len(shapes))
     voxels = cases * per_case
     uncompressed = voxels * (2 + (labelled > 0) / channels)
+    large = len(grids) - len(shapes)
     rows = [
+        *([("note", f"{large} cases are left out: too large for {in_units(room)} of memory")] if large else []),
         ("planned for", f"{cases} cases like these {given}" if config.plan.cases else f"these {given} cases"),
         ("voxels", f"{voxels / 1e6:,.1f} million, {per_case / 1e6:.2f} million per case"),
         ("size before compression", f"{uncompressed / 1e9:,.2f} GB"),
@@ -185,7 +190,10 @@ def _median(grids: Sequence[Grid], source: str) -> tuple[float, float, float]:
 
 def _prepare(progress: Progress, task: Task, pending: Sequence[RawCase]) -> Generator[Outcome, None, None]:
     """Prepare the cases in parallel; yields each outcome as it comes."""
-    return mapped(progress, "resampling and writing", pending, partial(prepare_and_write, task.root, task.info))
+    work = partial(prepare_and_write, task.root, task.info)
+    return mapped_within_memory(
+        progress, "resampling and writing", pending, work, lambda raw, error: Outcome(raw.case, str(error))
+    )
 
 
 def _histograms(
@@ -194,7 +202,8 @@ def _histograms(
     """The intensities of the cases that count for the fingerprint."""
     dataset = unfinished_dataset(task.root, task.info, records, task.splits)
     cases = fingerprint_cases(dataset)
-    return mapped(progress, "taking the fingerprint", cases, partial(histograms_of, dataset))
+    needs = max((bytes_for_histograms(records[case]) for case in cases), default=0)
+    return mapped(progress, "taking the fingerprint", cases, partial(histograms_of, dataset), needs)
 
 
 def _checked(outcome: Outcome) -> Outcome:

@@ -23,6 +23,7 @@ from anatomask.cluster import running
 from anatomask.config import SurveyConfig
 from anatomask.data.datasets import RawCase, RawDataset, read_dataset
 from anatomask.data.datasets.folder import looks_like_ct
+from anatomask.data.memory import TooLarge
 from anatomask.data.overview import (
     ClassRow,
     cases_csv,
@@ -40,7 +41,7 @@ from anatomask.errors import UserError
 from anatomask.reports.contact_sheet import Distribution, Plane, Tile, contact_sheet
 from anatomask.reports.figures import best_slice
 from pipelines import door
-from pipelines.mapping import mapped
+from pipelines.mapping import mapped_within_memory
 from pipelines.progress import progress_bar
 
 REMEDY = "choose another --output"
@@ -97,10 +98,16 @@ def chosen_cases(cases: Sequence[RawCase], found: Sequence[Suspicion], most: int
     return [cases[index] for index in (*flagged, *spread)]
 
 
-def tile_of(raw: RawCase) -> Tile:
-    """Two slices of a case: where most of its labels are, else through the middle of what stands out."""
+def tile_of(raw: RawCase, memory: int | None = None) -> Tile:
+    """Two slices of a case: where most of its labels are, else through the middle of what stands out.
+
+    Raises:
+        TooLarge: reading it takes more than `memory` bytes. Default: what the machine has free.
+    """
     try:
-        volumes = read_case(raw)
+        volumes = read_case(raw, memory)
+    except TooLarge:
+        raise
     except Exception:  # the facts say why
         return Tile(raw.case, ())
     image, label = volumes.images[0], volumes.label
@@ -158,13 +165,21 @@ def _facts(progress: Progress, raw: RawDataset) -> list[CaseFacts]:
     """The facts of all cases, in the data set's order."""
     work = partial(survey_case, schemes=raw.schemes, classes=dict(raw.class_names))
     # Closed before Ray is: its Data threads would otherwise start another Ray behind our back.
-    with closing(mapped(progress, "looking at the cases", raw.cases, work)) as stream:
+    with closing(mapped_within_memory(progress, "looking at the cases", raw.cases, work, _too_large)) as stream:
         facts = {one.case: one for one in stream}
     return [facts[one.case] for one in raw.cases]
 
 
+def _too_large(raw: RawCase, error: TooLarge) -> CaseFacts:
+    return CaseFacts(raw.case, raw.label is not None, image_error=str(error))
+
+
+def _without_picture(raw: RawCase, error: TooLarge) -> Tile:
+    return Tile(raw.case, ())
+
+
 def _tiles(progress: Progress, chosen: Sequence[RawCase], found: Sequence[Suspicion]) -> list[Tile]:
-    with closing(mapped(progress, "drawing", chosen, tile_of)) as stream:
+    with closing(mapped_within_memory(progress, "drawing", chosen, tile_of, _without_picture)) as stream:
         tiles = {tile.case: tile for tile in stream}
     return [
         replace(tiles[one.case], alarms=tuple(suspicion.kind for suspicion in found if suspicion.case == one.case))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from anatomask.data.listing import require_file
+from anatomask.data.memory import require_room
 from anatomask.errors import UserError, reason
 
 UNREADABLE = (
@@ -42,26 +43,33 @@ def npz_shape(path: Path, name: str) -> tuple[int, ...]:
     Raises:
         UserError: the file is missing or damaged, or has no such array.
     """
-    require_file(path)
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
-            version = npy.read_magic(stream)
-            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            return read(stream)[0]
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    return _npz_header(path, name)[0]
 
 
 def read_npz(path: Path, name: str) -> np.ndarray:
     """One array of an `.npz`; arrays of Python objects are refused.
 
     Raises:
-        UserError: the file is missing or damaged, has no such array, or it holds Python objects.
+        UserError: the file is missing or damaged, has no such array, it holds Python objects, or it exceeds the memory
+            that there is.
     """
-    require_file(path)
+    shape, dtype = _npz_header(path, name)
+    require_room(path, shape, dtype.itemsize)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return archive[name]
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
+def _npz_header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    require_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+            version = npy.read_magic(stream)
+            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read(stream)
+            return shape, dtype
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
@@ -75,10 +83,13 @@ def read_b2nd(path: Path, channel: int) -> np.ndarray:
     """One channel (D, H, W) of the array (C, D, H, W) in a `.b2nd`.
 
     Raises:
-        UserError: the file is missing or damaged, or holds something else than a plain array.
+        UserError: the file is missing or damaged, holds something else than a plain array, or that exceeds the memory
+            that there is.
     """
+    array = _open_b2nd(path)
+    require_room(path, array.shape[1:], array.dtype.itemsize)
     try:
-        return _open_b2nd(path)[channel]
+        return array[channel]
     except (*UNREADABLE, IndexError) as error:
         raise _unreadable(path, error) from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anatomask.data.datasets.base import RawDataset, RawLabel
+from anatomask.data.datasets.base import RawDataset
 from anatomask.errors import UserError
 
 ReadLabel = Callable[[Path], tuple[np.ndarray, np.ndarray]]
@@ -57,7 +57,7 @@ def select_classes(raw: RawDataset, names: Sequence[str]) -> RawDataset:
         case
         if case.label is None
         else replace(
-            case, label=RawLabel(case.label.path, SelectedLabels(case.label.read, tuple(raw.class_names), kept))
+            case, label=replace(case.label, read=SelectedLabels(case.label.read, tuple(raw.class_names), kept))
         )
         for case in raw.cases
     )

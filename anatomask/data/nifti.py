@@ -7,6 +7,7 @@ import logging
 import math
 import zlib
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from anatomask.data.grids import places_voxels
 from anatomask.data.listing import require_file
+from anatomask.data.memory import in_units, require_room
 from anatomask.errors import UserError, reason
 
 UNREADABLE = (
@@ -27,6 +29,10 @@ UNREADABLE = (
 
 BLOCK = 1 << 20
 """Bytes read at once where a file is only checked."""
+DEFLATE = 1032
+"""Bytes that a byte of a gzip file stands for at most."""
+SCALED = 8
+"""Bytes of a voxel that the header's slope and intercept scale."""
 
 imageglobals.logger.setLevel(logging.CRITICAL)  # what it would print names no file; `header_doubt` says it of a case
 
@@ -35,15 +41,16 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     """The header of a 3-D scan; its voxels are read when they are asked for.
 
     Raises:
-        UserError: the file is missing, not NIfTI, not 3-D, its affine has no inverse, or its scaling is not finite.
+        UserError: the file is missing, not NIfTI, not 3-D, smaller than its header says, its affine has no inverse, or
+            its scaling is not finite.
     """
     require_file(path)
     try:
-        image = nib.squeeze_image(nib.load(path))
+        image: Any = nib.load(path)
         stored = type(image.header)(_stored_header(path, image), check=False)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read ({reason(error)}); get it again or leave it out") from error
-    if image.ndim != 3 or min(image.shape) < 1:
+    if len(image.shape) < 3 or min(image.shape) < 1 or math.prod(image.shape[3:]) != 1:
         raise UserError(f"{path} has shape {image.shape}; one 3-D volume is expected, so split or drop the others")
     affine = image.affine
     if not places_voxels(affine):
@@ -53,6 +60,13 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
         raise UserError(
             f"{path} has scl_slope {slope} and scl_inter {intercept} in its header, so that its values are unknown; "
             "convert the scan again, or leave it out"
+        )
+    promised = math.prod(image.shape) * image.get_data_dtype().itemsize
+    most = path.stat().st_size * (DEFLATE if path.name.endswith(".gz") else 1)
+    if promised > most:
+        raise UserError(
+            f"{path} is damaged or cut off (its header tells of {in_units(promised)}, and a file of its size holds "
+            f"{in_units(most)} at most); get it again or leave it out"
         )
     return image
 
@@ -64,7 +78,7 @@ def nifti_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
         UserError: as `open_nifti`.
     """
     image = open_nifti(path)
-    a, b, c = image.shape
+    a, b, c = image.shape[:3]
     return (a, b, c), image.affine
 
 
@@ -72,15 +86,19 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The voxels (D, H, W), as stored or scaled to float, and the affine (4, 4) of a 3-D scan.
 
     Raises:
-        UserError: as `open_nifti`, or the file is cut off, or voxels are not finite or not real numbers.
+        UserError: as `open_nifti`, or the file is cut off, voxels are not finite or not real numbers, or they exceed
+            the memory that there is.
     """
     image = open_nifti(path)
+    stored = image.get_data_dtype()
+    if stored.kind not in "biuf":
+        raise UserError(f"{path} holds {stored} voxels; one real number per voxel is expected")
+    require_room(path, image.shape[:3], stored.itemsize + SCALED)
     try:
         voxels = _read_checked(path, image) if path.name.endswith(".gz") else np.asanyarray(image.dataobj)
     except UNREADABLE as error:
         raise UserError(f"{path} is damaged or cut off ({reason(error)}); get it again or leave it out") from error
-    if voxels.dtype.kind not in "biuf":
-        raise UserError(f"{path} holds {voxels.dtype} voxels; one real number per voxel is expected")
+    voxels = voxels.reshape(image.shape[:3])
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         bad = int(voxels.size - np.isfinite(voxels).sum())
         raise UserError(f"{path} has {bad} voxels that are NaN or infinite; repair it or leave it out")
@@ -100,7 +118,7 @@ def header_doubt(path: Path) -> str:
     if not header["qform_code"] and not header["sform_code"]:
         return "neither sform nor qform is set, so that the orientation is a guess of whoever reads the file"
     if header["qform_code"] and header["sform_code"]:
-        corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*image.shape, 1]
+        corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * [*image.shape[:3], 1]
         apart = float(np.linalg.norm(corners @ (header.get_sform() - header.get_qform()).T, axis=1).max())
         if apart > nib.affines.voxel_sizes(image.affine).max():
             return f"sform and qform place the scan up to {apart:.0f} mm apart, and programs differ in which they read"
@@ -117,7 +135,7 @@ def _stored_header(path: Path, image: nib.Nifti1Image) -> bytes:
 def _read_checked(path: Path, image: nib.Nifti1Image) -> np.ndarray:
     """The voxels of a compressed file, read to its end: the checksum comes last, and nibabel stops before it."""
     with gzip.open(path) as stream:
-        voxels = np.asanyarray(type(image).from_stream(stream).dataobj).reshape(image.shape)
+        voxels = np.asanyarray(type(image).from_stream(stream).dataobj)
         while stream.read(BLOCK):
             pass
     return voxels

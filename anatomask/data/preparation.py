@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from anatomask.data.bricks import Codec
 from anatomask.data.datasets.base import RawCase, RawDataset, ReaderConfig
 from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme, case_histograms
 from anatomask.data.index import FORMAT, FORMAT_WITHOUT_DIGESTS, write_index
+from anatomask.data.memory import TooLarge
 from anatomask.data.preprocess import prepare_case
 from anatomask.data.records import CaseRecord, DatasetInfo
 from anatomask.data.shards import PreparedDataset, read_record, write_case
@@ -52,12 +54,26 @@ class Outcome:
     seconds: float = 0.0
 
 
-def prepare_and_write(root: Root, info: DatasetInfo, raw: RawCase) -> Outcome:
-    """Prepare one case and write it to `root`. Never raises: the outcome says what went wrong."""
+def prepare_and_write(root: Root, info: DatasetInfo, raw: RawCase, memory: int | None = None) -> Outcome:
+    """Prepare one case and write it to `root`; the outcome says what went wrong.
+
+    Args:
+        root: output folder.
+        info: what all cases share.
+        raw: the case's files.
+        memory: bytes that it may take at its peak. Default: what the machine has free.
+
+    Raises:
+        TooLarge: it would take more than `memory`, where that is given.
+    """
     start = time.perf_counter()
     try:
         component(raw.case)
-        prepared = prepare_case(raw, info.schemes, info.class_names, info.spacing)
+        prepared = prepare_case(raw, info.schemes, info.class_names, info.spacing, memory)
+    except TooLarge as error:
+        if memory is not None:
+            raise
+        return Outcome(raw.case, str(error))
     except UserError as error:
         return Outcome(raw.case, str(error))
     except Exception as error:  # whatever else a broken file makes its library do: the other cases go on
@@ -206,6 +222,11 @@ def fingerprint_cases(dataset: PreparedDataset) -> tuple[str, ...]:
     """The cases that the fingerprint is taken from: those for training, if there are any; of these the labelled."""
     cases = dataset.splits["train"] or tuple(dataset.records)
     return tuple(case for case in cases if dataset.records[case].class_bricks) or cases
+
+
+def bytes_for_histograms(record: CaseRecord) -> int:
+    """An upper bound of what `histograms_of` takes of memory for a case: its voxels, and sorted copies of a channel."""
+    return math.prod(record.shape) * (4 * len(record.channels) + 16)
 
 
 def histograms_of(dataset: PreparedDataset, case: str) -> list[Histogram]:

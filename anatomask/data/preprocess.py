@@ -17,6 +17,7 @@ from anatomask.data.classes import refuse_unknown
 from anatomask.data.datasets.base import RawCase, RawImage, RawLabel
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.grids import same_grid
+from anatomask.data.memory import TooLarge, available_memory, bytes_to_prepare, product
 from anatomask.data.records import PreparedCase, triple
 from anatomask.data.resampling import (
     resample_image,
@@ -71,7 +72,11 @@ class Grid:
 
 
 def prepare_case(
-    raw: RawCase, schemes: Sequence[Scheme], classes: Collection[int], spacing: Sequence[float]
+    raw: RawCase,
+    schemes: Sequence[Scheme],
+    classes: Collection[int],
+    spacing: Sequence[float],
+    memory: int | None = None,
 ) -> PreparedCase:
     """Read one case, turn it to RAS and resample it: images cubic, labels class by class, thick slices one by one.
 
@@ -80,18 +85,22 @@ def prepare_case(
         schemes: per channel; "ct" is stored as int16 HU, every other as float16.
         classes: ids that the label may hold besides 0.
         spacing: target in mm (R, A, S).
+        memory: bytes that it may take at its peak. Default: what the machine has free.
 
     Raises:
+        TooLarge: it would take more; nothing was read but headers.
         UserError: a file is missing, damaged, not 3-D or not finite, the files' grids differ, values are too large
             for their scheme, every voxel of every channel is the same, or the label holds a value that is not a
             class. The message names the file.
     """
+    _require_memory(raw, spacing, memory)
     volumes, affine = read_images(raw.images)
     original_shape = volumes[0].shape
     label = None
     if raw.label is not None:
-        label, label_affine = _read_label(raw.label, classes)
-        same_grid(raw.label.path, label.shape, label_affine, raw.images[0].path, original_shape, affine)
+        voxels = read_label(raw.label, raw.images[0].path, original_shape, affine)
+        refuse_unknown(raw.label.path, voxels, classes)
+        label = voxels.astype(np.uint8)
     if all(volume.min() == volume.max() for volume in volumes):
         value = float(volumes[0].flat[0])
         raise UserError(f"{raw.images[0].path} is {value:g} in every voxel: no scan; convert it again or leave it out")
@@ -122,6 +131,23 @@ def prepare_case(
     )
 
 
+def _require_memory(raw: RawCase, spacing: Sequence[float], memory: int | None) -> None:
+    """Tell from headers what preparing a case takes. Raises as `prepare_case`, TooLarge and for grids that differ."""
+    grid = shared_grid(raw)
+    new_shape = target_shape(grid.shape, grid.spacing, spacing)
+    needs = bytes_to_prepare(grid.shape, new_shape, len(raw.images))
+    limit = available_memory() if memory is None else memory
+    if needs > limit:
+        raise TooLarge(
+            f"{raw.images[0].path} has {product(grid.shape)} voxels of {product(grid.spacing)} mm, which become "
+            f"{product(new_shape)} of {product(spacing)} mm",
+            needs,
+            limit,
+            "correct the voxel size in its header, leave it out, choose a larger --preprocess.spacing, or take a "
+            "machine with more memory",
+        )
+
+
 def to_stored_type(volume: np.ndarray, scheme: Scheme) -> np.ndarray:
     """int16 HU for "ct"; else float16.
 
@@ -150,13 +176,29 @@ def _resample(volume: np.ndarray, shape: Sequence[int], scheme: Scheme, separate
     return result
 
 
+def shared_grid(raw: RawCase) -> Grid:
+    """The grid on which the images of a case lie, without reading their voxels.
+
+    Raises:
+        UserError: as `RawImage.grid`, or they do not lie on one grid.
+    """
+    first = raw.images[0]
+    shape, affine = first.grid(first.path)
+    for image in raw.images[1:]:
+        same_grid(image.path, *image.grid(image.path), first.path, shape, affine)
+    return _in_ras(shape, affine)
+
+
 def grid_of(image: RawImage) -> Grid:
     """A scan's grid, without reading its voxels.
 
     Raises:
         UserError: as `RawImage.grid`.
     """
-    stored_shape, affine = image.grid(image.path)
+    return _in_ras(*image.grid(image.path))
+
+
+def _in_ras(stored_shape: Sequence[int], affine: np.ndarray) -> Grid:
     to_ras = nib.io_orientation(affine)
     ras_affine = affine @ orientations.inv_ornt_aff(to_ras, stored_shape)
     shape = [0, 0, 0]
@@ -219,7 +261,13 @@ def _fits(path: Path, volume: np.ndarray, scheme: Scheme) -> None:
         )
 
 
-def _read_label(label: RawLabel, classes: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
-    voxels, affine = label.read(label.path)
-    refuse_unknown(label.path, voxels, classes)
-    return voxels.astype(np.uint8), affine
+def read_label(label: RawLabel, image: Path, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """The voxels (D, H, W) of a label map, which by its header must lie on the grid of its image: else none is read.
+
+    Raises:
+        UserError: it cannot be read, or lies on another grid. The message names the file.
+    """
+    same_grid(label.path, *label.grid(label.path), image, shape, affine)
+    voxels, own = label.read(label.path)
+    same_grid(label.path, voxels.shape, own, image, shape, affine)
+    return voxels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -79,7 +79,10 @@ class CaseRecord:
             data[name] = tuple(data[name])
         for name in ("affine", "original_affine"):
             data[name] = tuple(tuple(row) for row in data[name])
-        return cls(**data)
+        record = cls(**data)
+        if min(record.shape) < 1 or record.brick < 1 or record.codec not in get_args(Codec):
+            raise ValueError(f"shape {record.shape}, brick {record.brick} or codec {record.codec!r} cannot be")
+        return record
 
 
 @dataclass(frozen=True)

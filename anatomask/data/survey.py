@@ -16,10 +16,10 @@ from anatomask.data.anatomy import Coarse, coarse, lungs_above, spine_behind, th
 from anatomask.data.datasets.base import RawCase, is_nifti
 from anatomask.data.datasets.folder import AIR_HU, looks_like_ct
 from anatomask.data.fingerprint import Histogram, Scheme
-from anatomask.data.grids import same_grid
+from anatomask.data.memory import TooLarge, available_memory, bytes_to_read, product
 from anatomask.data.nifti import header_doubt
 from anatomask.data.organs import Organ
-from anatomask.data.preprocess import read_images
+from anatomask.data.preprocess import read_images, read_label, shared_grid
 from anatomask.data.records import Affine, Shape, affine_rows, triple
 from anatomask.errors import UserError, unexpected
 
@@ -120,19 +120,27 @@ class Volumes:
     stored_affine: np.ndarray
 
 
-def read_case(raw: RawCase) -> Volumes:
+def read_case(raw: RawCase, memory: int | None = None) -> Volumes:
     """Read a case as `prepare` does, but go on without a label that is broken or on another grid.
 
+    Args:
+        raw: the case's files.
+        memory: bytes that looking at it may take at its peak. Default: what the machine has free.
+
     Raises:
+        TooLarge: it would take more; nothing was read but headers.
         UserError: the images cannot be read; the message names the file.
     """
+    grid = shared_grid(raw)
+    needs, limit = bytes_to_read(grid.shape, len(raw.images)), available_memory() if memory is None else memory
+    if needs > limit:
+        raise TooLarge(f"{raw.images[0].path} has {product(grid.shape)} voxels", needs, limit)
     volumes, affine = read_images(raw.images)
     shape = volumes[0].shape
     label, error = None, ""
     if raw.label is not None:
         try:
-            label, label_affine = raw.label.read(raw.label.path)
-            same_grid(raw.label.path, label.shape, label_affine, raw.images[0].path, shape, affine)
+            label = read_label(raw.label, raw.images[0].path, shape, affine)
         except Exception as broken:  # as in `survey_case`: the image is worth looking at all the same
             label, error = None, _message(raw.label.path, broken)
     to_ras = nib.io_orientation(affine)
@@ -147,17 +155,23 @@ def read_case(raw: RawCase) -> Volumes:
     )
 
 
-def survey_case(raw: RawCase, schemes: Sequence[Scheme], classes: Mapping[int, str]) -> CaseFacts:
-    """The facts of one case. Never raises: what cannot be read is a fact too.
+def survey_case(
+    raw: RawCase, schemes: Sequence[Scheme], classes: Mapping[int, str], memory: int | None = None
+) -> CaseFacts:
+    """The facts of one case; what cannot be read is a fact too.
 
     Args:
         raw: the case's files.
         schemes: per channel.
         classes: the ids that the label may hold besides 0.
+        memory: bytes that it may take at its peak. Default: what the machine has free.
+
+    Raises:
+        TooLarge: it would take more than `memory`, where that is given.
     """
     labelled = raw.label is not None
     try:
-        volumes = read_case(raw)
+        volumes = read_case(raw, memory)
         hu = schemes[0] == "ct" or looks_like_ct(volumes.images[0])
         scan = coarse(volumes.images[0], volumes.spacing, hu=hu)
         return CaseFacts(
@@ -169,6 +183,8 @@ def survey_case(raw: RawCase, schemes: Sequence[Scheme], classes: Mapping[int, s
             thumbnail=thumbnail(scan),
         )
     except Exception as error:  # whatever a broken file makes its library do: the other cases go on
+        if isinstance(error, TooLarge) and memory is not None:
+            raise
         return CaseFacts(raw.case, labelled, image_error=_message(raw.images[0].path, error))
 
 

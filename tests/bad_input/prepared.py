@@ -130,6 +130,19 @@ KINDS = [
     bad_index(
         "a fingerprint of words", of_json(PRINT, lambda c: c["channels"][0].update(std="wide")), "fingerprint.json"
     ),
+    bad_index(
+        "a flipped digit of a record", records(lambda r: r["channels"][0].update(mean=1.5)), f"cases.jsonl {DAMAGED}"
+    ),
+    bad_index(
+        "a flipped digit of a fingerprint",
+        of_json(PRINT, lambda c: c["channels"][0].update(std=9.0)),
+        r"fingerprint.json is damaged \(it does not match its checksum.*prepare --overwrite",
+    ),
+    bad_index(
+        "a flipped digit of the spacing",
+        of_json(DATASET, lambda c: c | {"spacing": [2, 2, 3]}),
+        f"dataset.json {DAMAGED}",
+    ),
     bad_index("a fingerprint of no channels", of_json(PRINT, lambda c: c | {"channels": []}), "fingerprint.json"),
     bad_index(
         "a fingerprint without the mean",
@@ -169,9 +182,8 @@ KINDS = [
     Kind(
         "a shard that prepare finds flipped",
         GO_ON,
-        "cases/anna.parquet is damaged.*delete it and run",
-        every(flip(SHARD), remove(PRINT)),
-        mended=False,
+        r"cases/cora.parquet is damaged: brick \d+ of image_0 does not match its checksum; delete it and run",
+        every(flip("data/cases/cora.parquet"), remove(PRINT)),
     ),
     Kind(
         "a ground truth that is cut off",

@@ -98,7 +98,7 @@ KINDS = [
         cut(TENSORS, 100_000),
         "model.safetensors is not a complete safetensors file.*copy or train",
     ),
-    reading("weights with a flipped byte", flip(TENSORS), "model.safetensors"),
+    reading("weights with a flipped byte", flip(TENSORS), "model.safetensors is damaged.*its checksum.*copy or train"),
     reading("weights with a flipped header", flip(TENSORS, 0.0), "model.safetensors is not a complete"),
     reading("weights that are empty", text(TENSORS, ""), "model.safetensors is not a complete"),
     reading("weights that are a folder", directory(TENSORS), "model.safetensors does not exist"),

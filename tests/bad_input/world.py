@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from anatomask.cluster import TrainingResources
 from anatomask.config import EvaluateConfig
+from anatomask.data.memory import available_memory
 from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
@@ -63,7 +64,9 @@ def write_scans(folder: Path) -> None:
             nib.save(nib.Nifti1Image(label, affine), folder / "labelsTr" / f"{case}.nii.gz")
 
 
-def serially(progress: Progress, title: str, items: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
+def serially(
+    progress: Progress, title: str, items: Sequence[Any], work: Callable[[Any], Any], memory: int = 0
+) -> Iterator[Any]:
     """Do what `pipelines.mapping.mapped` does, in this process."""
     yield from map(work, items)
 
@@ -110,8 +113,9 @@ def accept(*arguments: Any, **options: Any) -> Any:
 
 def without_ray(patch: pytest.MonkeyPatch, train: Callable[..., Any]) -> None:
     """Let the verbs run in this process; trainings are done by `train`."""
-    for verb in ("prepare", "survey"):
-        patch.setattr(f"pipelines.{verb}.mapped", serially)
+    for module in ("prepare", "mapping"):
+        patch.setattr(f"pipelines.{module}.mapped", serially)
+    patch.setattr("pipelines.mapping.memory_of_tasks", lambda tasks: (available_memory(), available_memory()))
     for module in ("prepare", "survey", "jobs", "sweep"):
         patch.setattr(f"pipelines.{module}.running", nullcontext)
     patch.setattr("pipelines.jobs.training_resources", lambda config: RESOURCES)

@@ -47,11 +47,15 @@ def _changed(read: ReadVolume, change: Change, path: Path) -> tuple[np.ndarray, 
 def spoilt(case: RawCase, image: Change | None = None, label: Change | None = None) -> RawCase:
     """The case as if its files held something else."""
     if image is not None:
-        images = tuple(replace(one, read=partial(_changed, one.read, image)) for one in case.images)
-        case = replace(case, images=images)
+        case = replace(case, images=tuple(_spoilt_file(one, image) for one in case.images))
     if label is not None and case.label is not None:
-        case = replace(case, label=replace(case.label, read=partial(_changed, case.label.read, label)))
+        case = replace(case, label=_spoilt_file(case.label, label))
     return case
+
+
+def _spoilt_file(file: Any, change: Change) -> Any:
+    read = partial(_changed, file.read, change)
+    return replace(file, read=read, grid=lambda path: (read(path)[0].shape, read(path)[1]))
 
 
 def turn(axis: int) -> Change:

@@ -10,8 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from anatomask.cluster import memory_of_tasks
+from anatomask.data.memory import bytes_to_prepare, in_units
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
+from pipelines import mapping
 from pipelines.__main__ import main as anatomask
 from pipelines.prepare import main
 
@@ -52,6 +55,29 @@ def test_good_cases_go_through_and_the_same_command_goes_on(
     assert main([*argv, "--preprocess.spacing", "2", "2", "2"]) == 1
     assert "preprocess.spacing" in capsys.readouterr().err
     assert sorted(PreparedDataset.open(str(out)).records) == list("abcde")
+
+
+@pytest.mark.ray
+def test_large_scans_come_last_and_those_without_sense_are_skipped(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None,
+) -> None:
+    voxels = np.random.default_rng(1).integers(-1000, 1000, (40, 40, 40)).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), source / "c.nii.gz")
+    nib.save(nib.Nifti1Image(voxels, np.diag([1e6, 1e6, 1e6, 1.0])), source / "micrometres.nii.gz")
+    share = bytes_to_prepare((20, 20, 20), (20, 20, 20), 1)
+    _, most = memory_of_tasks(1)
+    monkeypatch.setattr(mapping, "memory_of_tasks", lambda tasks: (share, most))
+    out = tmp_path / "out"
+    assert main(["--source", str(source), "--out", str(out)]) == 1
+    assert "5 (5 now), 1 skipped" in capsys.readouterr().out
+    (skipped,) = json.loads((out / "skipped.json").read_text())
+    assert skipped["case"] == "micrometres"
+    assert f"iB of memory, and {in_units(most)} are there; correct the voxel size" in skipped["reason"]
+    assert PreparedDataset.open(str(out)).records["c"].original_shape == (40, 40, 40)
 
 
 @pytest.mark.ray

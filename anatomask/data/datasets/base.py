@@ -47,6 +47,7 @@ class RawLabel:
     """A file or a folder; messages name it."""
     read: ReadVolume
     """Whole numbers on the images' grid."""
+    grid: ReadGrid
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def nifti_image(path: Path) -> RawImage:
 
 def nifti_label(path: Path) -> RawLabel:
     """A label map that is a NIfTI file."""
-    return RawLabel(path, read_nifti)
+    return RawLabel(path, read_nifti, nifti_grid)
 
 
 def stem(path: Path) -> str:

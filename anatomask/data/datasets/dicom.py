@@ -34,6 +34,7 @@ from anatomask.data.datasets.base import (
 )
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.listing import is_file, require_file
+from anatomask.data.memory import require_room
 from anatomask.errors import UserError, reason
 
 MODALITIES = {"CT": "ct", "MR": "mr", "PT": "pet"}
@@ -195,9 +196,10 @@ def read_series(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndar
 
     Raises:
         UserError: a slice is missing, double, damaged or of another kind than the others, they are unevenly spaced or
-            sheared, or a CT has no HU.
+            sheared, a CT has no HU, or the voxels exceed the memory that there is.
     """
     stack = _stack(folder, names)
+    require_room(folder, stack.shape, np.dtype(np.float32).itemsize)
     voxels = np.empty(stack.shape, np.float32)
     for k, name in enumerate(stack.names):
         voxels[:, :, k] = _pixels(folder / name).T

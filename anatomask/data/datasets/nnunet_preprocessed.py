@@ -213,8 +213,9 @@ def _case(source: Path, chosen: Configuration, case: str, channels: int) -> RawC
     path, segmentation = chosen.folder / f"{case}.b2nd", chosen.folder / f"{case}{SEGMENTATION}.b2nd"
     if not is_entry(path):
         path = segmentation = chosen.folder / f"{case}.npz"
-    label = RawLabel(segmentation, partial(read_label, geometry=geometry))
-    grid = partial(read_grid, geometry=geometry)
+    label_grid = partial(read_grid, geometry=geometry, name="seg")
+    label = RawLabel(segmentation, partial(read_label, geometry=geometry), label_grid)
+    grid = partial(read_grid, geometry=geometry, channels=channels)
     images = tuple(
         RawImage(path, partial(read_image, channel=c, channels=channels, geometry=geometry), grid)
         for c in range(channels)
@@ -239,10 +240,8 @@ def _ras_spacing(cases: Sequence[RawCase], chosen: Configuration) -> tuple[float
 
 def read_image(path: Path, channel: int, channels: int, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
     """One channel (x, y, z), and its affine. Raises UserError where the file is damaged or of other channels."""
-    shape = _shape(path)
-    if shape[0] != channels:
-        raise UserError(f"{path} has {shape[0]} channels, {HEADER} {channels}")
-    stored = read_b2nd(path, channel) if path.suffix == ".b2nd" else read_npz(path, "data")[channel]
+    _shape(path, channels=channels)
+    stored = read_b2nd(path, channel) if path.suffix == ".b2nd" else read_npz(path, "data")[channel].copy()
     volume = geometry.turned(finite(path, stored))
     return volume, geometry.affine(volume.shape)
 
@@ -254,20 +253,34 @@ def read_label(path: Path, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
     return volume, geometry.affine(volume.shape)
 
 
-def read_grid(path: Path, geometry: Geometry) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape (x, y, z) and affine, without reading voxels."""
-    shape = _shape(path)[1:]
+def read_grid(
+    path: Path, geometry: Geometry, name: str = "data", channels: int | None = None
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape (x, y, z) and affine, without reading voxels.
+
+    Args:
+        path: of the file.
+        geometry: where its voxels lie.
+        name: of the array in an `.npz`.
+        channels: number that the array must have, if it is known.
+
+    Raises:
+        UserError: the file is damaged, or has other axes or channels.
+    """
+    shape = _shape(path, name, channels)[1:]
     z, y, x = (shape[axis] for axis in geometry.backward)
     return (x, y, z), geometry.affine((x, y, z))
 
 
-def _shape(path: Path) -> tuple[int, ...]:
-    """(C, D, H, W) of the images. Raises UserError for a file that is damaged or has other axes."""
-    if path.suffix == ".npz" and "data" not in npz_names(path):
-        raise UserError(f"{path} has no array 'data'; preprocess the case again")
-    shape = b2nd_shape(path) if path.suffix == ".b2nd" else npz_shape(path, "data")
+def _shape(path: Path, name: str = "data", channels: int | None = None) -> tuple[int, ...]:
+    """(C, D, H, W) of the images or labels. Raises UserError as `read_grid`."""
+    if path.suffix == ".npz" and name not in npz_names(path):
+        raise UserError(f"{path} has no array {name!r}; preprocess the case again")
+    shape = b2nd_shape(path) if path.suffix == ".b2nd" else npz_shape(path, name)
     if len(shape) != 4:
         raise UserError(f"{path} has an array of shape {shape}; (channels, z, y, x) is expected")
+    if channels is not None and shape[0] != channels:
+        raise UserError(f"{path} has {shape[0]} channels, {HEADER} {channels}")
     return shape
 
 

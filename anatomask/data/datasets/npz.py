@@ -90,7 +90,7 @@ def _case(path: Path, source: Path, channels: int, labelled: bool) -> RawCase:
     except Exception:  # whatever a broken file makes its library do
         names, patient = set(), case
     readers = (partial(read_image, channel=c, channels=channels) for c in range(channels))
-    label = RawLabel(path, read_label) if labelled and "label" in names else None
+    label = RawLabel(path, read_label, partial(read_grid, name="label")) if labelled and "label" in names else None
     return RawCase(case, patient, tuple(RawImage(path, read, read_grid) for read in readers), label)
 
 
@@ -100,7 +100,8 @@ def read_image(path: Path, channel: int, channels: int) -> tuple[np.ndarray, np.
     image = image[None] if image.ndim == 3 else image
     if len(image) != channels:
         raise UserError(f"{path} has {len(image)} channels, the data set {channels}")
-    return finite(path, image[channel]), _affine(path)
+    own = image[channel] if channels == 1 else image[channel].copy()  # a view would keep the others in memory
+    return finite(path, own), _affine(path)
 
 
 def read_label(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -108,11 +109,12 @@ def read_label(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return finite(path, read_npz(path, "label")), _affine(path)
 
 
-def read_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
+def read_grid(path: Path, name: str = "image") -> tuple[tuple[int, int, int], np.ndarray]:
     """Shape and affine, without reading voxels. Raises UserError where the file is none of this layout."""
-    shape = npz_shape(path, "image")
-    if len(shape) not in (3, 4):
-        raise UserError(f"{path} has an image of shape {shape}; (C, D, H, W) or (D, H, W) is expected")
+    shape = npz_shape(path, name)
+    if len(shape) != 3 and (len(shape) != 4 or name != "image"):
+        expected = "(C, D, H, W) or (D, H, W)" if name == "image" else "(D, H, W)"
+        raise UserError(f"{path} has an array {name!r} of shape {shape}; {expected} is expected")
     a, b, c = shape[-3:]
     return (a, b, c), _affine(path)
 
@@ -120,14 +122,17 @@ def read_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
 def _affine(path: Path) -> np.ndarray:
     names = npz_names(path)
     if "affine" in names:
-        affine = read_npz(path, "affine")
-        if affine.shape != (4, 4) or not places_voxels(affine):
+        if npz_shape(path, "affine") != (4, 4) or not places_voxels(affine := read_npz(path, "affine")):
             raise UserError(f"{path}: affine must be a (4, 4) matrix with an inverse")
         return affine.astype(np.float64)
     if "spacing" not in names:
         raise UserError(f"{path} has neither affine nor spacing; add spacing, three numbers in mm")
+    if npz_shape(path, "spacing") != (3,):
+        raise UserError(
+            f"{path}: spacing must be three positive numbers in mm; its shape is {npz_shape(path, 'spacing')}"
+        )
     spacing = read_npz(path, "spacing")
-    if spacing.shape != (3,) or spacing.dtype.kind not in "iuf" or not (np.isfinite(spacing) & (spacing > 0)).all():
+    if spacing.dtype.kind not in "iuf" or not (np.isfinite(spacing) & (spacing > 0)).all():
         raise UserError(f"{path}: spacing must be three positive numbers in mm, not {spacing.tolist()}")
     return np.diag([*spacing.astype(np.float64), 1.0])
 

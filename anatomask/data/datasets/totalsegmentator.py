@@ -26,7 +26,7 @@ from anatomask.data.datasets.base import (
 )
 from anatomask.data.grids import same_grid
 from anatomask.data.listing import is_entry, is_file, is_folder, names_in
-from anatomask.data.nifti import read_nifti
+from anatomask.data.nifti import nifti_grid, read_nifti
 from anatomask.errors import UserError
 
 Version = Literal["v1", "v2"]
@@ -55,6 +55,27 @@ def merge_masks(folder: Path, version: Version = "v1") -> tuple[np.ndarray, np.n
     Raises:
         UserError: a mask is missing, unknown, damaged, not binary, or of another shape or place than the first.
     """
+    paths = _mask_paths(folder, version)
+    first = next(iter(paths.values()))
+    shape, affine = nifti_grid(first)
+    merged = np.zeros(shape, np.uint8)
+    for c, path in paths.items():
+        same_grid(path, *nifti_grid(path), first, shape, affine)
+        mask, _ = read_nifti(path)
+        inside = mask != 0
+        if not np.array_equal(mask[inside], np.ones(int(inside.sum()))):
+            raise UserError(f"{path} is not a binary mask: it holds values other than 0 and 1")
+        merged[inside] = c
+    return merged, affine
+
+
+def mask_grid(folder: Path, version: Version = "v1") -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of the first mask. Raises UserError as `merge_masks` where one is missing or unknown."""
+    return nifti_grid(next(iter(_mask_paths(folder, version).values())))
+
+
+def _mask_paths(folder: Path, version: Version) -> dict[int, Path]:
+    """Class id -> mask, in the order of merging. Raises UserError where one is missing or unknown."""
     names = class_names(version)
     known = {f"{name}.nii.gz" for name in names.values()}
     found = _masks(folder)
@@ -65,18 +86,7 @@ def merge_masks(folder: Path, version: Version = "v1") -> tuple[np.ndarray, np.n
             f"{folder / min(known - found)} is missing ({len(known - found)} of {len(known)} masks are); "
             "get the case again, or leave it out"
         )
-    first = next(iter(names))
-    for c, name in names.items():
-        path = folder / f"{name}.nii.gz"
-        mask, mask_affine = read_nifti(path)
-        if c == first:
-            merged, affine, first_path = np.zeros(mask.shape, np.uint8), mask_affine, path
-        same_grid(path, mask.shape, mask_affine, first_path, merged.shape, affine)
-        inside = mask != 0
-        if not np.array_equal(mask[inside], np.ones(int(inside.sum()))):
-            raise UserError(f"{path} is not a binary mask: it holds values other than 0 and 1")
-        merged[inside] = c
-    return merged, affine
+    return {c: folder / f"{name}.nii.gz" for c, name in names.items()}
 
 
 def _masks(folder: Path) -> set[str]:
@@ -138,7 +148,8 @@ def _read(source: Path, version: Version) -> RawDataset:
 
 def _case(folder: Path, version: Version) -> RawCase:
     masks = folder / MASKS
-    label = RawLabel(masks, partial(merge_masks, version=version)) if is_folder(masks) else None
+    read, grid = partial(merge_masks, version=version), partial(mask_grid, version=version)
+    label = RawLabel(masks, read, grid) if is_folder(masks) else None
     return RawCase(folder.name, folder.name, (nifti_image(folder / SCAN),), label)
 
 

@@ -76,7 +76,7 @@ def test_one_channel_and_a_spacing_are_enough(tmp_path: Path) -> None:
         ({"image": np.ones((2, 2, 2)), "spacing": [1, 1]}, "spacing must be three positive numbers"),
         ({"image": np.ones((2, 2, 2)), "spacing": [1, 1, -1]}, "spacing must be three positive numbers"),
         ({"image": np.ones((2, 2, 2)), "affine": np.zeros((4, 4))}, r"affine must be a \(4, 4\) matrix"),
-        ({"image": np.ones((2, 2)), "spacing": [1, 1, 1]}, "axes are expected|has 2 channels"),
+        ({"image": np.ones((2, 2)), "spacing": [1, 1, 1]}, r"of shape \(2, 2\); \(C, D, H, W\) or"),
         ({"image": np.ones((3, 2, 2, 2)), "spacing": [1, 1, 1]}, "has 3 channels, the data set 1"),
         ({"image": np.full((2, 2, 2), np.nan), "spacing": [1, 1, 1]}, "8 voxels that are NaN"),
         ({"image": np.ones((2, 2, 2), complex), "spacing": [1, 1, 1]}, "one real number per voxel"),
@@ -97,7 +97,7 @@ def test_a_file_that_is_no_archive_is_a_case_that_fails(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"hello")
     with pytest.raises(UserError, match="has an array 'image' that can be read"):
         read_dataset(tmp_path)
-    np.savez(tmp_path / "good.npz", image=np.ones((4, 4, 4)), spacing=[1.0, 1.0, 1.0])
+    np.savez(tmp_path / "good.npz", image=np.arange(64.0).reshape(4, 4, 4), spacing=[1.0, 1.0, 1.0])
     raw = read_dataset(tmp_path)
     with pytest.raises(UserError, match=r"bad\.npz cannot be read"):
         prepare_case(raw.cases[0], raw.schemes, (), (1, 1, 1))

@@ -99,6 +99,7 @@ def test_a_scan_whose_checksum_is_wrong_is_named_as_the_published_s0864_is(case:
     rng = np.random.default_rng(0)
     save(case / "ct.nii.gz", rng.integers(-1000, 1000, (4, 4, 4)).astype(np.int16))
     shutil.copytree(case, case.parent / "s0864")
+    save(case / "ct.nii.gz", np.arange(64, dtype=np.int16).reshape(4, 4, 4))
     path = case.parent / "s0864" / "ct.nii.gz"
     save(path, rng.integers(-1000, 1000, (30, 30, 30)).astype(np.int16))
     content = bytearray(path.read_bytes())
