@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from anatomask.errors import UserError
+
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
@@ -18,6 +20,12 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def refuse_pipe(path: Path, flag: str = "") -> None:
+    """Raise UserError, naming the `flag`, for a named pipe: it may never end. A shell's (`<(command)`) is read."""
+    if path.is_fifo() and not path.is_relative_to("/dev"):
+        raise UserError(f"{flag}{' ' * bool(flag)}{path} is a named pipe; put a file there")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import tyro
 
 from anatomask.config import FinetuneConfig, SweepConfig, overlay, with_method
 from anatomask.errors import UserError
+from anatomask.files import refuse_pipe
 from anatomask.methods import METHODS
 from anatomask.parsing import from_yaml
 from anatomask.training.schedule import SCHEDULES
@@ -112,6 +113,7 @@ def epochs_of(verb: str, default: Any, argv: Sequence[str]) -> int:
 
 def read_yaml(path: str) -> Mapping[str, Any]:
     """The mapping in a YAML file. Raises UserError when it is missing or is not one."""
+    refuse_pipe(Path(path), "--config")
     try:
         content = from_yaml(Path(path).read_bytes())
     except OSError as error:

@@ -80,7 +80,10 @@ def select_cases(dataset: PreparedDataset, splits: Sequence[str]) -> tuple[str, 
             raise UserError(f"{dataset.shown} has no split {split}; there are {', '.join(dataset.splits)}")
     cases = tuple(sorted(case for split in splits for case in dataset.splits[split]))
     if not cases:
-        raise UserError(f"{dataset.shown} has no cases in {', '.join(splits)}")
+        sizes = ", ".join(f"{name} ({len(members)} cases)" for name, members in dataset.splits.items())
+        raise UserError(
+            f"{dataset.shown} has no cases in {', '.join(splits)}; choose other --splits: there are {sizes}"
+        )
     return cases
 
 

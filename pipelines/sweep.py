@@ -131,7 +131,7 @@ def scored_split(data: str, split: str) -> str:
     for name in ("val", "test") if split == "auto" else (split,):
         if any(dataset.records[case].labelled for case in dataset.splits.get(name, ())):
             return name
-    raise UserError(f"--split {split}: {dataset.shown} has no labelled cases to score trials on")
+    raise UserError(f"--split {split}: {dataset.shown} has no labelled cases to score trials on; choose another split")
 
 
 def check(chain: Chain, space: Space) -> int:

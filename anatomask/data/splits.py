@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anatomask.errors import UserError, reason
+from anatomask.files import refuse_pipe
 from anatomask.parsing import from_json
 from anatomask.settings import Settings
 
@@ -81,6 +82,7 @@ def read_split_file(path: str, raw: RawDataset) -> Splits:
         UserError: the file cannot be read, is no mapping of names to lists, or names what the data set has not, or
             puts a case into two splits.
     """
+    refuse_pipe(Path(path), "--split.file")
     try:
         given = from_json(Path(path).read_bytes(), by_hand=True)
     except (OSError, ValueError) as error:

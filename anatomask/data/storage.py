@@ -19,7 +19,7 @@ from pyarrow import fs as pafs
 from anatomask.data.addresses import cannot_open, is_address, public_address
 from anatomask.data.outages import MAX_OUTAGE, is_outage, one_line, outlast
 from anatomask.errors import UserError
-from anatomask.files import flush
+from anatomask.files import flush, refuse_pipe
 from anatomask.names import shown
 from anatomask.parsing import from_json
 
@@ -173,6 +173,8 @@ class Storage:
         """
 
         def act() -> T:
+            if self.local:
+                refuse_pipe(Path(self.locate(path)))
             with self.filesystem.open_input_file(self.locate(path)) as file:
                 return look(file)
 

@@ -153,6 +153,12 @@ def check_summary(summary: Any, source: str) -> Mapping[str, Any]:
     for name in ("dsc", "nsd"):
         if not isinstance(summary[name], Mapping) or not {"mean", "sd"} <= summary[name].keys():
             raise UserError(f"{source}: {name} lacks mean and sd; evaluate the run again with --overwrite")
+        for value in (summary[name]["mean"], summary[name]["sd"]):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise UserError(f"{source}: {name} has {value!r} for a number; evaluate the run again with --overwrite")
+    for name in ("run", "method", "dataset", "data"):
+        if not isinstance(summary[name], str):
+            raise UserError(f"{source}: {name} must be text, not {summary[name]!r}; evaluate again with --overwrite")
     return summary
 
 

@@ -80,7 +80,7 @@ KINDS = [
     ),
     *(bad_index(f"many levels in {path}", text(path, DEEP), path) for path in (DATASET, CASES, PRINT, SPLITS)),
     *(bad_index(f"a number as {path}", text(path, "5"), path) for path in (DATASET, CASES, PRINT, SPLITS)),
-    *(bad_index(f"a pipe as {path}", pipe(path), path, mended=False) for path in (DATASET, CASES, PRINT, SPLITS)),
+    *(bad_index(f"a pipe as {path}", pipe(path), path) for path in (DATASET, CASES, PRINT, SPLITS)),
     bad_index(
         "shards of another version", of_json(DATASET, lambda c: c | {"format": 99}), "another format version; run"
     ),
@@ -122,7 +122,7 @@ KINDS = [
     bad_index(
         "a case twice in a split of shards", of_json(SPLITS, lambda c: c | {"train": c["train"] * 2}), "splits.json"
     ),
-    bad_index("no case to train on", all_in("unlabeled_test"), "has no cases in train, unlabeled", mended=False),
+    bad_index("no case to train on", all_in("unlabeled_test"), "has no cases in train, unlabeled"),
     bad_index("no labelled case to train on", all_in("val"), "has no labelled training cases; prepare", NEW_FINETUNING),
     bad_index(
         "a fingerprint of NaN", of_json(PRINT, lambda c: c["channels"][0].update(mean=float("nan"))), "fingerprint.json"
@@ -166,7 +166,6 @@ KINDS = [
         f"{SWEEP} --split val",
         "--split val: .*has no labelled cases",
         all_in("train"),
-        mended=False,
     ),
     Kind(
         "an evaluation of a split without labels",

@@ -159,7 +159,7 @@ KINDS = [
     # The YAML file
     Kind("a configuration that is missing", CONFIGURED, "--config c.yaml"),
     Kind("a configuration that is a folder", CONFIGURED, "--config c.yaml", in_file(Path.mkdir)),
-    Kind("a configuration that is a pipe", CONFIGURED, "--config c.yaml", in_file(os.mkfifo), mended=False),
+    Kind("a configuration that is a pipe", CONFIGURED, "--config c.yaml", in_file(os.mkfifo)),
     Kind("a configuration that is no text", CONFIGURED, "c.yaml must hold a mapping", raw(b"\xff\xfe\x00\x01")),
     Kind("a configuration of broken YAML", CONFIGURED, "c.yaml is not YAML", yaml("a: [")),
     Kind("a configuration that is a list", CONFIGURED, "c.yaml must hold a mapping", yaml("- 1")),

@@ -81,24 +81,21 @@ def enlarged(affine: np.ndarray) -> np.ndarray:
 
 KINDS = [
     # The folder
-    Kind("a source that is not there", "prepare --source nowhere --out out", "nowhere is not a folder", mended=False),
+    Kind("a source that is not there", "prepare --source nowhere --out out", "nowhere is not a folder"),
     Kind(
         "a source that is a file",
         "prepare --source scans/dataset.json --out out",
         "dataset.json is not a folder",
-        mended=False,
     ),
-    Kind("an empty source", "prepare --source new --out out", "new holds no scans", directory("new"), mended=False),
-    Kind("an empty folder to survey", "survey new", "new holds no scans", directory("new"), mended=False),
+    Kind("an empty source", "prepare --source new --out out", "new holds no scans", directory("new")),
+    Kind("an empty folder to survey", "survey new", "new holds no scans", directory("new")),
     Kind("shards inside the source", f"{PREPARE} scans/out", "lies inside the source scans; choose a folder beside it"),
     Kind("shards in the source itself", f"{PREPARE} scans", "lies inside the source"),
     Kind("shards around the source", f"{PREPARE} .", r"lies inside --out \.; choose a folder beside it"),
     Kind("a layout that is unknown", f"{FRESH} --dataset brats", "--dataset brats is unknown; it may be auto"),
     Kind("a layout that it has not", f"{FRESH} --dataset dicom", "does not have the layout dicom; it looks like nnun"),
     Kind("an option of another layout", f"{FRESH} --reader.modality ct", "--reader.modality does not apply to nnunet"),
-    Kind(
-        "a list of cases that is missing", f"{FRESH} --reader.cases no.txt", "--reader.cases no.txt.*text", mended=False
-    ),
+    Kind("a list of cases that is missing", f"{FRESH} --reader.cases no.txt", "--reader.cases no.txt.*text"),
     Kind("a list of cases that is a pipe", f"{FRESH} --reader.cases c", "--reader.cases c", pipe("c")),
     Kind("a list of cases that is empty", f"{FRESH} --reader.cases c", "names no case; write one", text("c", "\n")),
     Kind("a list of unknown cases", f"{FRESH} --reader.cases c", "'gina'; the cases are like", text("c", "gina\n")),
@@ -107,11 +104,10 @@ KINDS = [
         f"{FRESH} --reader.cases c",
         "cannot be read as text",
         text("c", b"\xff\xfe"),
-        mended=False,
     ),
     Kind("a class that is not there", f"{FRESH} --preprocess.classes heart", "heart: no such class; there are liver"),
     Kind("two schemes for one channel", f"{FRESH} --preprocess.normalisation ct ct", "names 2 schemes.*name one per"),
-    Kind("two scans of one name", FRESH, "anna", duplicate(IMAGE, f"{MORE}/anna_0000.nii.gz"), mended=False),
+    Kind("two scans of one name", FRESH, "anna", duplicate(IMAGE, f"{MORE}/anna_0000.nii.gz")),
     # dataset.json
     Kind("a description that is no JSON", FRESH, "dataset.json is not valid JSON", text(DESCRIPTION, "{")),
     Kind("a description that is a list", FRESH, "dataset.json must hold a JSON object", text(DESCRIPTION, "[]")),
@@ -132,13 +128,6 @@ KINDS = [
     Kind("two labels of one id", FRESH, "ids must be different", set_entry("labels", {"liver": 1, "spleen": 1})),
     Kind("a label's id that is a word", FRESH, "labels must map names to ids", set_entry("labels", {"liver": "one"})),
     Kind("scans in another format", FRESH, "file_ending .mha is not read; convert", set_entry("file_ending", ".mha")),
-    Kind(
-        "a channel file that is unknown",
-        FRESH,
-        "anna_0001",
-        duplicate(IMAGE, "scans/imagesTr/anna_0001.nii.gz"),
-        mended=False,
-    ),
     # splits_final.json
     Kind("a split that is no JSON", FRESH, "splits_final.json is not valid JSON", split("[{")),
     Kind("a split without folds", FRESH, "splits_final.json must hold a list of folds.*remove it", split("[]")),
@@ -148,13 +137,12 @@ KINDS = [
         "has 1 folds; --split.fold 1 must be below",
         split('[{"train": ["anna"], "val": ["bert"]}]'),
     ),
-    Kind("a split of unknown cases", FRESH, "names case gina", split('[{"train": ["gina"], "val": []}]'), mended=False),
+    Kind("a split of unknown cases", FRESH, "names case gina", split('[{"train": ["gina"], "val": []}]')),
     Kind(
         "a case in train and test",
         FRESH,
         "case anna is in train and in val",
         split('[{"train": ["anna"], "val": ["anna"]}]'),
-        mended=False,
     ),
     Kind("a case twice in a split", FRESH, "anna", split('[{"train": ["anna", "anna"], "val": ["bert"]}]')),
     Kind("a split that is a word", FRESH, "'train' must be a list", split('[{"train": "anna", "val": []}]')),
@@ -228,7 +216,6 @@ KINDS = [
     bad_scan("a label with an unknown class", volume(LABEL, lambda v: v * 9), rf"{LABEL_FILE} holds"),
     bad_scan("a label of fractions", volume(LABEL, lambda v: v * 0.5), rf"{LABEL_FILE} holds 0\.5"),
     bad_scan("a negative label", volume(LABEL, lambda v: -v.astype(np.int16)), rf"{LABEL_FILE} holds -"),
-    bad_scan("a label without foreground", volume(LABEL, lambda v: v * 0), LABEL_FILE, mended=False),
     bad_scan(
         "a label without its scan",
         every(

@@ -21,7 +21,8 @@ from anatomask.data.datasets import (
 from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, RawLabel, Reader, ReaderConfig
 from anatomask.data.datasets.refusals import with_refusals
 from anatomask.data.listing import faults
-from anatomask.errors import UserError
+from anatomask.errors import UserError, reason
+from anatomask.files import refuse_pipe
 
 READERS: dict[str, Reader] = {
     "totalsegmentator": totalsegmentator.READER,
@@ -45,13 +46,14 @@ def detect(source: Path) -> str:
         UserError: the folder is missing, or there are no scans that any reader knows.
     """
     if not source.is_dir():
-        raise UserError(f"{source} is not a folder; --source names the folder of raw scans")
+        raise UserError(f"{source} is not a folder; name the folder of raw scans")
     for name, reader in READERS.items():
         if reader.matches(source):
             return name
     hidden = "".join(f"; {path}: {why}" for path, why in islice(faults(source), 1))
     raise UserError(
-        f"{source} holds no scans (NIfTI, NPZ or DICOM) in a layout that is known: {', '.join(READERS)}{hidden}"
+        f"{source} holds no scans (NIfTI, NPZ or DICOM) in a layout that is known; choose another "
+        f"folder, or make it one of {', '.join(READERS)}, as in docs/datasets.md{hidden}"
     )
 
 
@@ -77,7 +79,7 @@ def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: Re
     _refuse_foreign(dataset, options)
     raw = with_refusals(READERS[dataset].read(source, fold, options), source)
     if not raw.cases:
-        raise UserError(f"{source} holds no scans")
+        raise UserError(f"{source} holds no scans; choose another folder")
     twice = [case for case, count in Counter(raw.case for raw in raw.cases).items() if count > 1]
     if twice:
         raise UserError(f"{source}: two scans would both be case {twice[0]!r}; rename one of them")
@@ -96,10 +98,13 @@ def _refuse_foreign(dataset: str, options: ReaderConfig) -> None:
 
 def _listed(raw: RawDataset, path: Path) -> RawDataset:
     """The data set with those cases only that the file names, line by line."""
+    refuse_pipe(path, "--reader.cases")
     try:
         wanted = set(path.read_text(encoding="utf-8").split("\n")) - {""}
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--reader.cases {path} cannot be read as text ({error})") from error
+        raise UserError(
+            f"--reader.cases {path} cannot be read as text ({reason(error)}); write a case per line"
+        ) from error
     wanted = {line.strip() for line in wanted} - {""}
     known = {case.case for case in raw.cases}
     if not wanted:

@@ -74,7 +74,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     ]
     known = Counter(raw.case for raw in labelled + unlabelled)
     if twice := {case for case, count in known.items() if count > 1}:
-        raise UserError(f"{source}: case {min(twice)} lies in more than one image folder")
+        raise UserError(f"{source}: case {min(twice)} lies in more than one image folder; rename or delete one of them")
     splits = given_split(source / SPLITS, fold, {raw.case for raw in labelled})
     idle = [] if splits is None else sorted({raw.case for raw in labelled} - set().union(*splits.values()))
     return RawDataset(
@@ -173,9 +173,12 @@ def given_split(path: Path, fold: int, labelled: set[str]) -> dict[str, tuple[st
     }
     for case in (*splits["train"], *splits["test"]):
         if case not in labelled:
-            raise UserError(f"{path} names case {case}, which is not among the labelled cases of the source")
+            raise UserError(
+                f"{path} names case {case}, which is not among the labelled cases of the source; "
+                "correct it, or remove the file to have the split drawn"
+            )
     if both := set(splits["train"]) & set(splits["test"]):
-        raise UserError(f"{path}: case {min(both)} is in train and in val of fold {fold}")
+        raise UserError(f"{path}: case {min(both)} is in train and in val of fold {fold}; leave it in one")
     return splits
 
 
