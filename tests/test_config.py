@@ -149,7 +149,7 @@ def test_a_method_is_chosen_by_its_name_and_has_settings_of_its_own(tmp_path: Pa
 
 
 def test_the_method_that_a_recipe_has_keeps_its_settings() -> None:
-    assert settings("--recipe", "tiny", "--method", "anatomask", "--data", "x").method.patch == 8
+    assert settings("--recipe", "small", "--method", "anatomask", "--data", "x").method.patch == 8
 
 
 @pytest.mark.parametrize(
