@@ -79,7 +79,7 @@ def in_units(size: int) -> str:
 def _of_machine(meminfo: Path) -> Iterator[int]:
     """What Linux says is available; nothing on other systems."""
     if meminfo.is_file():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines() if ":" in line)
         if "MemAvailable" in fields:
             yield 1024 * int(fields["MemAvailable"].split()[0])
 
@@ -87,7 +87,7 @@ def _of_machine(meminfo: Path) -> Iterator[int]:
 def _of_control_groups(root: Path) -> Iterator[int]:
     """What each control group around this process, of version 1 or 2, leaves; nothing where it has no limit."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return
     for line in lines:
@@ -106,8 +106,11 @@ def _of_control_groups(root: Path) -> Iterator[int]:
 
 def _of_control_group(folder: Path, limit: str, usage: str, cache: str) -> Iterator[int]:
     try:
-        most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
-        kept = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        most, used = (
+            (folder / limit).read_text(encoding="utf-8").strip(),
+            int((folder / usage).read_text(encoding="utf-8")),
+        )
+        kept = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):  # none here, or not ours to read
         return
     if most.isdecimal():  # "max" means none

@@ -68,7 +68,7 @@ def test_what_an_error_lacks_is_not_missed(error: OSError, message: str, capfd: 
         (["survey", "x" * 300], "xxx"),
         (["export-weights", "x" * 300, "--format", "monai"], "the name is too long"),
         (["import-weights", "x" * 300, "--output", "y"], "xxx"),
-        (["pretrain", "--config", "x" * 300], "File name too long"),
+        (["pretrain", "--config", "x" * 300], "name is too long"),
         (["pretrain", "--config", "."], "Is a directory"),
         (["pretrain", "--data", "s3://"], "names no folder"),
         (["prepare", "--source", ".", "--out", "s3://"], ""),
