@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,9 +102,10 @@ def until_the_end() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def ray_session(until_the_end: ExitStack) -> None:
-    """An embedded Ray, the same for all tests that need one."""
+    """An embedded Ray, the same for all tests that need one. Its workers import from the repository."""
     if not ray.is_initialized():
-        until_the_end.enter_context(running(ClusterConfig()))
+        with chdir(REPOSITORY):  # the first test that needs it may be in a folder of its own
+            until_the_end.enter_context(running(ClusterConfig()))
 
 
 @dataclass
