@@ -121,7 +121,7 @@ def pretrain(study: Study, arguments: argparse.Namespace, ends: float) -> None:
         return
     done = max(int(weights.header["updates"]) if weights else 0 for weights in before.values())
     plan = study.plan(given or LONGEST_PRETRAINING, done)
-    tasks = study.pretrainings()
+    tasks = study.pretrainings(plan)
     config = study.setting.training(study.setting.pretraining_batch)
     noise = torch.Generator(study.device).manual_seed(0)
     compiling, speed = {}, {}
@@ -140,6 +140,7 @@ def pretrain(study: Study, arguments: argparse.Namespace, ends: float) -> None:
         seconds_per_update=speed,
         first_two_seconds=compiling,
         fewest_body_patches=plan.fewest,
+        sparse_backend=tasks["anatomask"].method.student.sparse_backend,
         setting=asdict(study.setting),
     )
     for arm, task in tasks.items():

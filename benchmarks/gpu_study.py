@@ -19,6 +19,7 @@ from anatomask.data.samples import LoaderConfig, mirrored_axes
 from anatomask.errors import UserError
 from anatomask.matching import load_matching
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
+from anatomask.nn.backends import choose_backend
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.parsing import from_json
 from anatomask.tensor_files import Weights, read_described, write_described
@@ -91,9 +92,13 @@ class Study:
             METHOD.body_share, setting.seed + done,
         )  # fmt: skip
 
-    def pretrainings(self) -> dict[str, Pretraining]:
-        """Both methods, AnatoMask first; they share the student, so that it is compiled once."""
+    def pretrainings(self, plan: PretrainingPlan) -> dict[str, Pretraining]:
+        """Both methods, AnatoMask first; they share the student, so that it is compiled once.
+
+        The sparse backend is chosen for the crop with the least body, in which most of all patches are visible.
+        """
         method = AnatoMask(METHOD, self.setting.network).to(self.device)
+        method.set_sparse_backend(choose_backend(METHOD.mask_ratio * plan.fewest / plan.among.shape[2]))
         anatomask = Pretraining(method)
         distribute(anatomask, self.setting.training(self.setting.pretraining_batch), Workers())
         other = AnatoMask(replace(METHOD, masking="random"), self.setting.network)

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from anatomask.data.datasets import read_dataset
 from anatomask.data.preparation import (
+    claim,
     complete,
     dataset_info,
     fingerprint_cases,
     histograms_of,
     prepare_and_write,
     records_of,
+    settings_of,
     unfinished_dataset,
 )
 from anatomask.data.preprocess import PreprocessConfig
@@ -38,6 +40,7 @@ def prepared(
     chosen = {
         case for cases in splits.values() for case in cases[:: max(1, len(cases) // limit) if limit else 1][:limit]
     }
+    claim(str(folder), settings_of(str(scans), raw, info, SplitConfig()), overwrite=False)
     outcomes = [prepare_and_write(str(folder), info, case) for case in raw.cases if case.case in chosen]
     if failed := [outcome for outcome in outcomes if outcome.reason]:
         raise SystemExit(f"{failed[0].case}: {failed[0].reason}")

@@ -78,7 +78,7 @@ def pretrained(out: Path, device: torch.device = CPU, precision: str = "fp32", u
     plan = each.plan(updates, 0)
     found = {}
     with arithmetic(precision):
-        for arm, task in each.pretrainings().items():
+        for arm, task in each.pretrainings(plan).items():
             each.pretrain(arm, task, plan, updates, None, 1e12)
             found |= {f"{arm}.{n}": t.cpu().clone() for n, t in task.method.student.state_dict().items()}
     return found
@@ -112,7 +112,7 @@ def test_weights_go_on_where_they_were(tmp_path: Path) -> None:
     assert before.header["updates"] == 3
     assert {t.dtype for t in before.tensors.values()} == {torch.float16, torch.int64}
     plan = each.plan(2, 3)
-    each.pretrain("spark", each.pretrainings()["spark"], plan, 2, before, 1e12)
+    each.pretrain("spark", each.pretrainings(plan)["spark"], plan, 2, before, 1e12)
     after = read_described(each.weights(tmp_path, "spark"), parse=from_json)
     assert after.header["updates"] == 5
     moved = [(after.tensors[name].double() - tensor.double()).abs().max() for name, tensor in before.tensors.items()]
@@ -165,7 +165,7 @@ def test_nobody_waits_for_a_gpu_within_an_update(precision: str, tmp_path: Path)
     each = study(tmp_path, device, precision)
     plan = each.plan(3, 0)
     generator = torch.Generator(device).manual_seed(0)
-    task = each.pretrainings()["anatomask"]
+    task = each.pretrainings(plan)["anatomask"]
     for training, batch in (
         (task, lambda number: plan.batch(number, generator)),
         (each.finetuning, each.batches(0)),
@@ -190,7 +190,7 @@ def test_a_gpu_computes_the_losses_of_a_cpu(tmp_path: Path) -> None:
         drawn = [{name: t.to(device) for name, t in plan.batch(number, generator).items()} for number in range(2)]
         batches = here.batches(0)
         labelled = [{name: t.to(device) for name, t in batches(number).items()} for number in range(2)]
-        tasks = there.pretrainings()
+        tasks = there.pretrainings(plan)
         losses[device] = [
             *train(tasks["anatomask"], drawn.__getitem__, 2, SETTING.training(2), OptimiserConfig(), device),
             *train(there.finetuning, labelled.__getitem__, 2, SETTING.training(2), OptimiserConfig(), device),
