@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 import struct
+import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,6 +77,14 @@ class Stack:
     affine: np.ndarray
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep pydicom's warnings of strange values from the user: what matters of them is refused by name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"pydicom\b")
+        yield
+
+
 def is_dicom(path: Path) -> bool:
     """Whether it is a file with DICOM's magic word."""
     try:
@@ -93,6 +103,7 @@ def _matches(source: Path) -> bool:
     return any(is_visible(path, source) and is_file(path) and is_dicom(path) for path in source.rglob("*"))
 
 
+@without_warnings()
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     series: dict[Path, dict[str, list[Slice]]] = defaultdict(lambda: defaultdict(list))
     cases: list[RawCase] = []
@@ -181,12 +192,14 @@ def _broken(path: Path, source: Path) -> RawCase:
     return refused_case(case, path, f"{path} is no DICOM file or is damaged; {remedy}")
 
 
+@without_warnings()
 def read_grid(folder: Path, names: Sequence[str]) -> tuple[tuple[int, int, int], np.ndarray]:
     """Shape and affine of a series, from the headers of its slices. Raises UserError as `read_series`."""
     stack = _stack(folder, names)
     return stack.shape, stack.affine
 
 
+@without_warnings()
 def read_series(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The voxels (columns, rows, slices) float32 of a series, and the affine (4, 4) to RAS mm.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,60 +13,18 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from anatomask.data.datasets import RawDataset, ReaderConfig, read_dataset
 from anatomask.data.nifti import read_nifti
 from anatomask.data.preprocess import grid_of, prepare_case
 from anatomask.errors import UserError
+from tests.data.datasets.series import INTERCEPT, change, write_series
 
 with warnings.catch_warnings():  # nibabel says that its DICOM readers are experimental
     warnings.simplefilter("ignore")
     from nibabel.nicom import dicomwrappers
-
-INTERCEPT = -1024
-
-
-def write_series(folder: Path, voxels: np.ndarray, affine: np.ndarray, **tags: Any) -> list[Path]:
-    """A slice per file, named in an order that is not that of the slices; returns the files by slice."""
-    folder.mkdir(parents=True, exist_ok=True)
-    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0])
-    columns = (to_lps @ affine)[:3]
-    sizes = np.linalg.norm(columns[:, :3], axis=0)
-    series = generate_uid()
-    files = []
-    for k in range(voxels.shape[2]):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        path = folder / f"{(k * 7919) % 1000:03d}.dcm"
-        file = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-        file.SOPClassUID, file.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        file.SeriesInstanceUID, file.SeriesNumber, file.Modality, file.PatientID = series, 3, "CT", "patient 7"
-        file.Rows, file.Columns = voxels.shape[1], voxels.shape[0]
-        file.ImageOrientationPatient = [f"{v:.10g}" for v in [*columns[:, 0] / sizes[0], *columns[:, 1] / sizes[1]]]
-        file.ImagePositionPatient = [f"{v:.9g}" for v in columns @ [0, 0, k, 1]]
-        file.PixelSpacing = [f"{sizes[1]:.9g}", f"{sizes[0]:.9g}"]
-        file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
-        file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 16, 15, 0
-        file.RescaleSlope, file.RescaleIntercept = 1, INTERCEPT
-        file.PixelData = (voxels[:, :, k].T - INTERCEPT).astype(np.uint16).tobytes()
-        for name, value in tags.items():
-            setattr(file, name, value)
-        file.save_as(path, enforce_file_format=True)
-        files.append(path)
-    return files
-
-
-def change(path: Path, **tags: Any) -> None:
-    file = pydicom.dcmread(path)
-    for name, value in tags.items():
-        if value is None:
-            delattr(file, name)
-        else:
-            setattr(file, name, value)
-    file.save_as(path)
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +200,33 @@ def test_headers_without_a_series_are_cases_that_fail(tmp_path: Path) -> None:
     raw = read_dataset(tmp_path)
     with pytest.raises(UserError, match=r"x\.dcm is no DICOM file or is damaged"):
         only(raw).read(only(raw).path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bytes_that_are_changed_at_random_are_refused_or_read(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    voxels = np.random.default_rng(seed).integers(-1000, 1000, (8, 6, 4)).astype(np.int16)
+    file = write_series(tmp_path / "s", voxels, np.diag([1.0, 1, 2, 1]))[1]
+    good = file.read_bytes()
+    refused = 0
+    for _ in range(25):
+        content = bytearray(good)
+        for _ in range(rng.choice((1, 1, 8))):
+            content[rng.randrange(128, len(good))] = rng.randrange(256)
+        at = rng.randrange(132, len(good))
+        if rng.random() < 0.3:
+            content[at:at] = rng.choice((rng.randbytes(7), content[at : at + 40]))
+        if rng.random() < 0.2:
+            del content[at:]
+        file.write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", category=UserWarning)  # a user would see pydicom's
+            try:
+                raw = read_dataset(tmp_path)
+                for case in raw.cases:
+                    grid_of(case.images[0])
+                    case.images[0].read(case.images[0].path)
+            except UserError as error:
+                refused += 1
+                assert str(tmp_path) in str(error)
+    assert refused
