@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +22,8 @@ from anatomask.parsing import from_json
 
 METRICS = "metrics.jsonl"
 DPI = 110
+EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\.(.+)")
+"""Names that TensorBoard's writer gives to its files: the second of their beginning, the host, the process."""
 RGBA = 4
 """TensorBoard's number for the colours of a PNG with transparency."""
 HISTOGRAM_BINS = 64
@@ -70,6 +74,7 @@ class RunRecorder:
         """The update that had been recorded last, which may be one of those that come again."""
         write_text(metrics, "".join(line for at, line in rows if at <= step))
         self.metrics = metrics.open("a", encoding="utf-8")
+        _date_back(run, int(time.time()))
         self.board = SummaryWriter(str(run), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
         if step == 0 and settings is not None:
             self._hyperparameters(settings, columns or {})
@@ -127,6 +132,18 @@ class RunRecorder:
 
     def _write(self, summary: Summary, step: int) -> None:
         self.board._get_file_writer().add_summary(summary, step)
+
+
+def _date_back(run: Path, now: int) -> None:
+    """Give event files of earlier starts names before `now` (s since 1970), in the order that they have.
+
+    TensorBoard reads them by name, and a name begins with the clock's time: one that went back, or another machine's,
+    would let it drop what comes now instead of what is computed again.
+    """
+    names = [found for path in run.iterdir() if (found := EVENTS.fullmatch(path.name))]
+    for number, name in enumerate(sorted(names, key=lambda name: name[0], reverse=True), start=1):
+        if int(name[1]) > now - number:
+            (run / name[0]).rename(run / f"events.out.tfevents.{now - number:010d}.{name[2]}")
 
 
 class SilentRecorder:

@@ -49,6 +49,21 @@ def test_what_came_after_the_checkpoint_is_dropped_on_resume(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize("clock", [(3000, 4000, 5000), (5000, 3000, 3000), (3000, 5000, 4000)])
+def test_a_clock_that_goes_back_loses_nothing(
+    clock: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, (now, start) in enumerate(zip(clock, (0, 3, 5), strict=True)):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        recorder = RunRecorder(tmp_path, start)
+        for step in range(start + 1, start + 6):
+            recorder.scalars(step, {"train/loss": 100.0 * number + step})
+        recorder.close()
+    monkeypatch.undo()
+    expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 104.0), (5, 105.0), *((step, 200.0 + step) for step in range(6, 11))]
+    assert [(event.step, event.value) for event in board(tmp_path).Scalars("train/loss")] == expected
+
+
 def test_a_picture_is_kept_as_a_file_and_for_tensorboard(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path, 0)
     figure = Figure()
