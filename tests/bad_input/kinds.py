@@ -29,6 +29,8 @@ class Kind:
     """Whether one case is bad: it is listed with its reason, and the others go through."""
     ray: bool = False
     """Whether the fault is found in one of Ray's tasks."""
+    as_user: bool = False
+    """Whether permissions hold, for root too."""
     mended: bool = True
     """Whether the message is as it should be; where not, the test fails as soon as it is."""
 

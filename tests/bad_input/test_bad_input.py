@@ -7,16 +7,17 @@ import re
 import resource
 import shlex
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
 from pipelines.__main__ import main
-from tests.bad_input import prepared, results, runs, series, settings, sources, weights, world
+from tests.bad_input import permissions, prepared, results, runs, series, settings, sources, weights, world
 from tests.bad_input.kinds import GOOD, Kind
+from tests.bad_input.privileges import permissions_hold
 
-TABLES = (settings, sources, series, prepared, weights, runs, results)
+TABLES = (settings, permissions, sources, series, prepared, weights, runs, results)
 KINDS = [kind for table in TABLES for kind in table.KINDS]
 REMEDY = re.compile(
     r"(?:[;:.] (?:or |then )?|, or |, so )(?:choose|set|give|write|run|prepare|delete|remove|repair|rename|leave|get"
@@ -63,6 +64,15 @@ def test_good_input_is_accepted(name: str, folder: Path, monkeypatch: pytest.Mon
         assert code_of(GOOD[name]) == 0
 
 
+@pytest.mark.parametrize("name", permissions.READABLE)
+def test_what_another_user_wrote_can_be_read(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.without_ray(monkeypatch, world.accept)
+    command, spoil = permissions.READABLE[name]
+    spoil(folder)
+    with permissions_hold(), suppress(world.Accepted):
+        assert code_of(command) == 0
+
+
 def marks(kind: Kind) -> list[pytest.MarkDecorator]:
     """The marks of a kind: whether it needs Ray, whether it is mended."""
     marked = [pytest.mark.ray] if kind.ray else []
@@ -85,7 +95,9 @@ def test_bad_input(
     kind.spoil(folder)
     before = digests(folder)
     capfd.readouterr()
-    assert code_of(kind.command) != 0
+    with permissions_hold() if kind.as_user else nullcontext():
+        code = code_of(kind.command)
+    assert code != 0
     shown = capfd.readouterr()
     assert "Traceback" not in shown.out + shown.err
     if kind.skips:
