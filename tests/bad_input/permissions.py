@@ -64,7 +64,13 @@ KINDS = [
         mode("data/cases.jsonl", 0),
     ),
     denied("a source that may not be read", FRESH, f"scans.*{DENIED}", mode("scans", 0)),
-    denied("scans that may not be listed", FRESH, "imagesTr", mode("scans/imagesTr", 0), mended=False),
+    denied(
+        "scans that may not be listed",
+        FRESH,
+        "imagesTr/anna_0000.nii.gz cannot be read",
+        mode("scans/imagesTr", 0),
+        skips=True,
+    ),
     denied("a description that may not be read", FRESH, f"dataset.json.*{DENIED}", mode("scans/dataset.json", 0)),
     denied(
         "a scan that may not be read",

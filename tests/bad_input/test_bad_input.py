@@ -130,7 +130,7 @@ def check_skipped(err: str, kind: Kind) -> None:
     told = re.sub(r"[\s│┃]", "", err)
     assert err.count("Skipped cases") == 1
     assert re.search(kind.says.replace(" ", ""), told), err
-    assert re.search(r"^[12] cases? w(ere|as) skipped", err, re.MULTILINE), err
+    assert re.search(r"^\d+ cases? w(ere|as) skipped", err, re.MULTILINE), err
     assert list(Path("out/cases").glob("*.parquet"))
 
 
