@@ -23,19 +23,24 @@ def build_network(weights: Weights) -> STUNet:
 
     Raises UserError naming the tensors that do not fit.
     """
-    config, classes = network_of(weights.header), weights.header["architecture"]["classes"]
-    with torch.device("meta"):  # first, for a header may describe a network that no memory holds
-        load_matching(STUNet(config, classes), weights.tensors)
-    network = STUNet(config, classes)
+    check_tensors(weights)  # first, for a header may describe a network that no memory holds
+    network = STUNet(network_of(weights.header), weights.header["architecture"]["classes"])
     load_matching(network, weights.tensors)
     return network
+
+
+def check_tensors(weights: Weights) -> None:
+    """Raise UserError naming the tensors that are not those of the network that the header describes."""
+    with torch.device("meta"):
+        load_matching(STUNet(network_of(weights.header), weights.header["architecture"]["classes"]), weights.tensors)
 
 
 def read_network(folder: Path) -> Weights:
     """The weights of a finetuned network.
 
     Raises:
-        UserError: the folder holds none, or another kind, or the header lacks what an evaluation needs.
+        UserError: the folder holds none, or another kind, the header lacks what an evaluation needs, or tensors do not
+            fit it or hold what is not finite.
     """
     weights = read_weights(folder)
     kind = weights.header.get("kind")
@@ -46,6 +51,13 @@ def read_network(folder: Path) -> Weights:
         raise UserError(f"{folder} does not say how its data were normalised (imported?); finetune from it with --init")
     require_fields(weights.header, folder, "patch_size", "mirror_axes", "spacing", "class_names", "initialisation")
     require_fields(weights.header, folder, "architecture.classes")
+    check_tensors(weights)
+    for name, tensor in weights.tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{folder}: {name} holds values that are not finite; use the run's other checkpoint (--checkpoint), or "
+                "look at the loss of its training"
+            )
     return weights
 
 

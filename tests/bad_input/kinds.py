@@ -26,13 +26,9 @@ class Kind:
     """Pattern of the message: the file or field it names, and the remedy."""
     spoil: Spoil = nothing
     skips: bool = False
-    """Whether one case is bad: it is listed with its reason, and the others go through."""
-    ray: bool = False
-    """Whether the fault is found in one of Ray's tasks."""
+    """Whether cases are bad: they are listed with their reasons, and the others go through."""
     as_user: bool = False
     """Whether permissions hold, for root too."""
-    mended: bool = True
-    """Whether the message is as it should be; where not, the test fails as soon as it is."""
 
 
 SMALL = "--recipe tiny --network.base 2 --loader.patch-size 32 32 32 --training.epochs 2 --training.steps-per-epoch 2"

@@ -34,9 +34,9 @@ def mode(path: str, bits: int) -> Spoil:
     return spoil
 
 
-def denied(name: str, command: str, says: str, spoil: Spoil, skips: bool = False, mended: bool = True) -> Kind:
+def denied(name: str, command: str, says: str, spoil: Spoil, skips: bool = False) -> Kind:
     """Return the kind of what permissions do not let this user do."""
-    return Kind(name, command, says, spoil, skips=skips, mended=mended, as_user=True)
+    return Kind(name, command, says, spoil, skips=skips, as_user=True)
 
 
 KINDS = [

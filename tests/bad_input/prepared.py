@@ -7,6 +7,7 @@ import json
 from tests.bad_input.kinds import EVALUATE, GO_ON, NEW_FINETUNING, NEW_PRETRAINING, SMALL, SWEEP, Kind, Spoil
 from tests.bad_input.spoiling import (
     DEEP,
+    RESULTS,
     Change,
     cut,
     duplicate,
@@ -27,9 +28,14 @@ SHARD, ORIGINAL = "data/cases/anna.parquet", "data/originals/anna.nii.gz"
 DAMAGED = "is damaged.*anatomask prepare --overwrite"
 
 
-def bad_index(name: str, spoil: Spoil, says: str, command: str = NEW_PRETRAINING, mended: bool = True) -> Kind:
+def bad_index(name: str, spoil: Spoil, says: str, command: str = NEW_PRETRAINING) -> Kind:
     """Return the kind of a folder whose index is bad."""
-    return Kind(name, command, says, spoil, mended=mended)
+    return Kind(name, command, says, spoil)
+
+
+def bad_result(name: str, spoil: Spoil, says: str) -> Kind:
+    """Return the kind of a case that cannot be evaluated, in a run that was not evaluated before."""
+    return Kind(name, f"{EVALUATE} --split train", says, every(*map(remove, RESULTS), spoil), skips=True)
 
 
 def records(change: Change) -> Spoil:
@@ -71,7 +77,7 @@ KINDS = [
         for path in (DATASET, CASES, PRINT, SPLITS)
     ),
     *(
-        bad_index(f"an empty {path}", text(path, ""), path, mended=path != CASES)
+        bad_index(f"an empty {path}", text(path, ""), f"{path}|train names case")
         for path in (DATASET, CASES, PRINT, SPLITS)
     ),
     *(
@@ -184,20 +190,9 @@ KINDS = [
         r"cases/cora.parquet is damaged: brick \d+ of image_0 does not match its checksum; delete it and run",
         every(flip("data/cases/cora.parquet"), remove(PRINT)),
     ),
-    Kind(
-        "a ground truth that is cut off",
-        f"{EVALUATE} --split train --overwrite",
-        "anna.*cannot be read.*prepare",
-        cut(ORIGINAL, 60),
-        ray=True,
-        mended=False,
+    bad_result(
+        "a ground truth that is cut off", cut("data/originals/cora.nii.gz", 60), "cora.*cannot be read.*prepare"
     ),
-    Kind(
-        "a shard that an evaluation finds cut off",
-        f"{EVALUATE} --split train --overwrite",
-        "anna.parquet is damaged",
-        cut(SHARD),
-        ray=True,
-        mended=False,
-    ),
+    bad_result("a shard that an evaluation finds cut off", cut("data/cases/cora.parquet"), "cora.parquet is damaged"),
+    bad_result("a shard that an evaluation misses", remove("data/cases/cora.parquet"), "cora.parquet"),
 ]

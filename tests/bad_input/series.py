@@ -16,7 +16,7 @@ PREPARE = "prepare --source dicom --preprocess.spacing 2 2 2 --out out"
 Files = list[Path]
 
 
-def bad_series(name: str, spoil: Callable[[Files], object], says: str, mended: bool = True) -> Kind:
+def bad_series(name: str, spoil: Callable[[Files], object], says: str) -> Kind:
     """Return the kind of a series that `spoil` damages."""
 
     def write(folder: Path) -> None:
@@ -26,7 +26,7 @@ def bad_series(name: str, spoil: Callable[[Files], object], says: str, mended: b
             files = write_series(folder / "dicom" / series, voxels, np.diag([1.0, 1, 2, 1]))
         spoil(files)
 
-    return Kind(name, PREPARE, says, write, skips=True, mended=mended)
+    return Kind(name, PREPARE, says, write, skips=True)
 
 
 def tag(**tags: Any) -> Callable[[Files], object]:
@@ -87,7 +87,7 @@ KINDS = [
     bad_series("a slice at two numbers", tag(ImagePositionPatient=["1", "0"]), PLACE),
     bad_series("slices without orientation", tags(ImageOrientationPatient=[0] * 6), PLACE),
     bad_series("pixels of -1 mm", tags(PixelSpacing=["-1", "1"]), PLACE),
-    bad_series("pixels of 10**9 mm", tags(PixelSpacing=["1e9", "1e9"]), "dicom/bad", mended=False),
+    bad_series("pixels of 10**9 mm", tags(PixelSpacing=["1e9", "1e9"]), "dicom/bad"),
     bad_series("a series that claims 65,535 squared pixels", tags(Rows=65535, Columns=65535), "dicom/bad"),
     bad_series("sequences of many levels", nested, LOST),
 ]

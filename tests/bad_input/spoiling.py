@@ -23,6 +23,9 @@ from tests.bad_input.kinds import Spoil
 DEEP = "[" * 5000 + "]" * 5000
 """Text of 5,000 lists within each other, in JSON and YAML."""
 
+RESULTS = [f"runs/finetuned/{name}" for name in ("evaluation.json", "predictions", "cases.csv", "summary.json")]
+"""Paths of what an evaluation wrote."""
+
 Change = Callable[[Any], Any]
 """Change what a JSON file holds: in place, or by returning another value."""
 

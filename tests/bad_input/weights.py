@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from tests.bad_input.kinds import EVALUATE, EXPORT, NEW_FINETUNING, TRANSFER, Kind, Spoil
-from tests.bad_input.spoiling import DEEP, cut, directory, every, flip, of_json, pipe, remove, text, weights
+from tests.bad_input.spoiling import DEEP, RESULTS, cut, directory, every, flip, of_json, pipe, remove, text, weights
 
 FINETUNED = "runs/finetuned"
 STEP = f"{FINETUNED}/checkpoints/step_00000004"
 INDEX, TENSORS = f"{FINETUNED}/checkpoints/index.json", f"{STEP}/model.safetensors"
 IMPORT = "import-weights w.pth --output imported"
-RESULTS = [f"{FINETUNED}/{name}" for name in ("evaluation.json", "predictions", "cases.csv", "summary.json")]
 
 
 def entry(name: str, value: object) -> Spoil:
@@ -50,9 +49,9 @@ def torch_file(content: Any) -> Spoil:
     return lambda folder: torch.save(content, folder / "w.pth")
 
 
-def reading(name: str, spoil: Spoil, says: str, command: str = EVALUATE, mended: bool = True) -> Kind:
+def reading(name: str, spoil: Spoil, says: str, command: str = EVALUATE) -> Kind:
     """Return the kind of bad weights that a command reads; they were not evaluated before."""
-    return Kind(name, command, says, every(*map(remove, RESULTS), spoil), mended=mended)
+    return Kind(name, command, says, every(*map(remove, RESULTS), spoil))
 
 
 KINDS = [
@@ -104,7 +103,11 @@ KINDS = [
     reading("weights that are a folder", directory(TENSORS), "model.safetensors does not exist"),
     reading("weights that are a pipe", pipe(TENSORS), "model.safetensors does not exist"),
     reading("weights that are a pickle", text(TENSORS, pickle.dumps(Foreign())), "model.safetensors is not a complete"),
-    reading("weights of NaN", weights(TENSORS, poisoned), "encoder.stages.0.0.conv1.weight", mended=False),
+    reading(
+        "weights of NaN",
+        weights(TENSORS, poisoned),
+        r"step_00000004: encoder\.stages\.0\.0\.conv1\.weight holds values that are not finite",
+    ),
     reading("weights that lack a tensor", lost("heads.0.weight"), "heads.0.weight is missing"),
     reading(
         "weights without a description",

@@ -22,6 +22,7 @@ from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.data.stream import SampleReader
+from anatomask.errors import UserError
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.parallel import Workers
 from anatomask.training.ray_train import TrainingJob, run_share
@@ -76,9 +77,13 @@ def evaluate_serially(
 ) -> dict[str, str]:
     """Do what `pipelines.evaluate._evaluate` does, in this process."""
     job = evaluate.Job(config, Path(config.run).name, folder, dataset, gpu=False, threads=1)
+    failures = {}
     for case in cases:
-        evaluate._evaluate_case._function(job, weights, case)
-    return {}
+        try:
+            evaluate._evaluate_case._function(job, weights, case)
+        except UserError as error:
+            failures[case] = str(error)
+    return failures
 
 
 def save_untrained(job: TrainingJob, resources: TrainingResources, max_failures: int) -> None:
