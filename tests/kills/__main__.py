@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, count in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=count, help=f"kills of {name}; default {count}")
     given = parser.parse_args(argv)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job would ignore the first
+        signal.signal(number, signal.default_int_handler)
     state = open_state(given.state, given.seed)
     print(f"seed {state.seed}, in {state.folder}", flush=True)
     failed = {}
