@@ -256,9 +256,12 @@ class Loop:
         """Refuse an end that no kill explains, and one that says it unclearly."""
         code, said = life.process.returncode, life.said()
         if killed in ("driver", "all"):
-            how = signal.Signals[self.records("kill")[-1]["signal"]]
-            # Before the program listens to signals, the system ends it.
-            ok = code == -how or (how != signal.SIGKILL and code == 128 + how and "Traceback" not in said)
+            last = self.records("kill")[-1]
+            how = signal.Signals[last["signal"]]
+            in_order = (
+                code == 128 + how and "Traceback" not in said and self.subject.saved(place) > last["progress"] - 1e-3
+            )
+            ok = code == -how or (how != signal.SIGKILL and in_order)  # -how: before it listens to signals
         else:
             ok = bool(killed) and len(MESSAGE.findall(said)) == 1 and "Traceback" not in said
         if not ok:

@@ -15,6 +15,7 @@ import optuna
 from optuna.trial import TrialState
 from safetensors import safe_open
 
+from anatomask.training.checkpoints import Checkpoints
 from pipelines.progress import last_row
 from pipelines.study import trial_name
 from pipelines.sweep import updates_made
@@ -70,6 +71,10 @@ class Subject(ABC):
         """Return when each finished part was written (ns): a later start leaves it alone."""
         return {}
 
+    def saved(self, place: Place) -> float:
+        """Return the share of the work that a stop in good order leaves saved."""
+        return self.progress(place)
+
 
 class Training(Subject):
     """`pretrain` or `finetune`: weights, moments and every scalar are the same to the last bit."""
@@ -92,6 +97,10 @@ class Training(Subject):
         """Return the share of the updates that are done."""
         row = last_row(place.out / "run" / "metrics.jsonl")
         return row["step"] / STEPS if row else 0.0
+
+    def saved(self, place: Place) -> float:
+        """Return the share of the updates that the last checkpoint holds."""
+        return Checkpoints(place.out / "run").step() / STEPS
 
     def digests(self, place: Place) -> Digests:
         """Return digests of the last checkpoint's tensors and of every scalar but those of speed."""

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import signal
-import sqlite3
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +26,7 @@ from anatomask.invocation import parse
 from anatomask.recipes import RECIPES
 from anatomask.reports.sweeps import paper_ablation
 from pipelines.__main__ import main
-from pipelines.study import METRIC, TRIAL, StudySearch, latest_trials, open_study, trial_name, trials_left
+from pipelines.study import METRIC, TRIAL, StudySearch, latest_trials, open_study, trials_left
 from pipelines.sweep import build_chain, check
 from tune_spaces import Search, Space, Table, grid, load_space, space_names
 
@@ -300,65 +294,3 @@ def test_two_processes_never_work_on_one_sweep(
         assert main(["sweep", *argv, "--overwrite"]) == 1
     assert "it is in use by another process" in " ".join(capfd.readouterr().err.split())
     assert not (tmp_path / "it").exists()
-
-
-# A real sweep
-
-
-def start(argv: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """The command in a session of its own, so that a kill takes all that it started and nothing else."""
-    command = [sys.executable, "-m", "pipelines", "sweep", *argv]
-    with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=REPOSITORY, start_new_session=True)
-
-
-def states(database: Path) -> list[str]:
-    if not database.exists():
-        return []
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-        return [row[0] for row in connection.execute("select state from trials order by number")]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_sweep_goes_on_after_kill_9(tmp_path: Path) -> None:
-    scans, shards, runs = (tmp_path / name for name in ("scans", "shards", "runs"))
-    assert main(["phantom", "--out", str(scans), "--cases", "6", "--size", "32", "--spacing", "8"]) == 0
-    prepare = ["--preprocess.spacing", "8", "8", "8", "--preprocess.classes", "liver", "spleen"]
-    assert main(["prepare", "--recipe", "tiny", "--source", str(scans), "--out", str(shards), *prepare]) == 0
-    argv = ["--recipe", "tiny", "--space", "table3_mask_ratio", "--runs", str(runs), "--name", "ratios"]
-    argv += ["--pretrain-data", str(shards), "--finetune-data", str(shards), "--cluster.threads", "1"]
-    argv += ["--pretrain.method.decoder-width", "16", "--pretrain.optimiser.warmup-epochs", "0"]
-    for stage in ("pretrain", "finetune"):
-        argv += [f"--{stage}.loader.patch-size", "32", "32", "32", f"--{stage}.network.base", "2"]
-        argv += [f"--{stage}.training.epochs", "1", f"--{stage}.training.steps-per-epoch", "2"]
-    sweep = runs / "ratios"
-
-    process = start(argv, tmp_path / "first.log")
-    # The second trial has pretrained: its finetuning is what the kill hits.
-    pretrained = sweep / "001-mask_ratio=0.8" / "pretrain" / "checkpoints" / "index.json"
-    while not pretrained.exists():
-        assert process.poll() is None, (tmp_path / "first.log").read_text()
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert states(sweep / "study.db") == ["COMPLETE", "RUNNING", "WAITING"]
-    finished = {path: path.stat().st_mtime_ns for path in (sweep / "000-mask_ratio=0.6").rglob("*") if path.is_file()}
-    finished[pretrained] = pretrained.stat().st_mtime_ns
-
-    process = start(argv, tmp_path / "second.log")
-    assert process.wait() == 0, (tmp_path / "second.log").read_text()
-    assert states(sweep / "study.db") == ["COMPLETE"] * 3
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    shown = (tmp_path / "second.log").read_text()
-    assert all(f"mask_ratio={ratio}" in shown for ratio in (0.6, 0.8, 0.9))
-    assert "84.3" in shown  # the paper's
-    lines = (sweep / "sweep.csv").read_text().splitlines()
-    assert len(lines) == 4
-    assert [line.split(",")[3] for line in lines[1:]] == ["0.6", "0.8", "0.9"]
-
-    before = sorted(path.stat().st_mtime_ns for path in sweep.rglob("checkpoints/index.json"))
-    assert start(argv, tmp_path / "third.log").wait() == 0  # nothing is left: no Ray, the table again
-    assert sorted(path.stat().st_mtime_ns for path in sweep.rglob("checkpoints/index.json")) == before
-    assert trial_name(latest_trials(open_study(sweep, load_space("table3_mask_ratio")))[0]) == "000-mask_ratio=0.6"
