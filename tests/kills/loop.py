@@ -25,6 +25,8 @@ REPOSITORY = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
 EARLY = 0.3
 """Share of the kills that hit a start; the others hit the work."""
+LATEST = 1.15
+"""Largest share of the work at which a kill may be due; the last kills of a run would else crowd at its end."""
 PATIENCE = 10
 """Factor of an undisturbed run's seconds beyond which, with 5 minutes more for a start, a life hangs."""
 LINGER_SECONDS = 120
@@ -202,7 +204,7 @@ class Loop:
         last = ""
         while True:
             number = len(self.records("kill"))
-            rng = random.Random(f"{self.state.seed} {self.subject.name} {number}")
+            rng = random.Random(f"{self.state.seed} {self.subject.name} {number} {attempt}")
             due = self.moment(rng, place, life) if number < self.count else lambda: False
             while life.process.poll() is None and not due():
                 leftovers.look()
@@ -220,11 +222,11 @@ class Loop:
             return last
 
     def moment(self, rng: random.Random, place: Place, life: Life) -> Callable[[], bool]:
-        """Draw a moment: seconds of a start, or a share of the work that is to be done."""
+        """Draw a moment: seconds of a start, or a share of the work; beyond 1, the run comes to its end before."""
         if rng.random() < EARLY:
             due = life.seconds() + rng.uniform(0, self.whole["first"])
             return lambda: life.seconds() >= due
-        share = rng.uniform(self.subject.progress(place), 1)
+        share = rng.uniform(self.subject.progress(place), LATEST)
         return lambda: self.subject.progress(place) >= share
 
     def strike(self, rng: random.Random, number: int, attempt: int, place: Place, life: Life) -> str:
