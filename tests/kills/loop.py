@@ -10,16 +10,15 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tests.kills.processes import end, kill, members, victims
-from tests.kills.subjects import CASES, CUT_OFF, SUBJECTS, Place, Subject, preparation
+from tests.kills.subjects import CASES, CUT_OFF, SUBJECTS, Place, Subject, preparation, verb
 
 REPOSITORY = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
@@ -76,9 +75,8 @@ class Life:
 
 
 @contextmanager
-def alive(command: str, log: Path) -> Iterator[Life]:
-    """Start a command in a session of its own; on the way out by an error, all of it is killed."""
-    argv = [sys.executable, "-m", "pipelines", *shlex.split(command)]
+def alive(argv: Sequence[str], log: Path) -> Iterator[Life]:
+    """Start a program in a session of its own; on the way out by an error, all of it is killed."""
     before = log.stat().st_size if log.exists() else 0
     with log.open("ab") as file:
         process = subprocess.Popen(argv, stdout=file, stderr=file, cwd=REPOSITORY, start_new_session=True)
@@ -90,25 +88,24 @@ def alive(command: str, log: Path) -> Iterator[Life]:
         raise
 
 
-def run(command: str, log: Path, code: int = 0) -> float:
-    """Run a command to its end and return its seconds. Raises Failed on another exit code."""
-    with alive(command, log) as life:
+def run(argv: Sequence[str], log: Path, code: int = 0) -> None:
+    """Run a program to its end. Raises Failed on another exit code."""
+    with alive(argv, log) as life:
         if life.process.wait() != code:
-            raise Failed(f"{command}: exit code {life.process.returncode}\n{life.said()[-2000:]}")
-        return life.seconds()
+            raise Failed(f"{shlex.join(argv)}: exit code {life.process.returncode}\n{life.said()[-2000:]}")
 
 
 def make_inputs(state: State) -> Path:
     """Make the scans, one of them cut off, and the shards and the network that the subjects read."""
     inputs, log = state.folder / "inputs", state.folder / "inputs.txt"
     if not (inputs / "shards" / "dataset.json").exists():
-        run(f"phantom --out {inputs / 'scans'} --cases {CASES} --size 48 --spacing 6", log)
+        run(verb(f"phantom --out {inputs / 'scans'} --cases {CASES} --size 48 --spacing 6"), log)
         scan = inputs / "scans" / "Totalsegmentator_dataset" / CUT_OFF / "ct.nii.gz"
         scan.write_bytes(scan.read_bytes()[:1000])
-        run(f"{preparation(inputs)} --out {inputs / 'shards'}", log, code=1)
+        run(verb(f"{preparation(inputs)} --out {inputs / 'shards'}"), log, code=1)
     if not (inputs / "finetuned").exists():
         shutil.rmtree(inputs / "training", ignore_errors=True)
-        run(SUBJECTS["finetune"].command(Place(inputs, inputs / "training")), log)
+        run(SUBJECTS["finetune"].argv(Place(inputs, inputs / "training")), log)
         (inputs / "training" / "run").rename(inputs / "finetuned")
     return inputs
 
@@ -131,16 +128,17 @@ class Loop:
         self.folder = self.state.folder / self.subject.name
         self.inputs = make_inputs(self.state)
         self.whole = self.undisturbed()
-        while True:
-            attempt = len(self.records("end"))
-            begun = any(row["attempt"] == attempt for row in self.records("kill"))
-            if len(self.records("kill")) >= self.count and not begun:
-                return
-            place = Place(self.inputs, self.folder / f"attempt-{attempt}")
-            if not begun:
-                self.begin(place)
-            with Leftovers(self.state, self.subject.name) as leftovers:
+        with Leftovers(self.state, self.subject.name) as leftovers:
+            while True:
+                attempt = len(self.records("end"))
+                begun = any(row["attempt"] == attempt for row in self.records("kill"))
+                if len(self.records("kill")) >= self.count and not begun:
+                    break
+                place = Place(self.inputs, self.folder / f"attempt-{attempt}")
+                if not begun:
+                    self.begin(place)
                 self.attempt(attempt, place, leftovers)
+            leftovers.wait()
 
     def records(self, event: str) -> list[dict[str, Any]]:
         """Return what was written down of this subject."""
@@ -152,7 +150,7 @@ class Loop:
             return known[0]
         place = Place(self.inputs, self.folder / "whole")
         self.begin(place)
-        with alive(self.subject.command(place), self.folder / "whole.txt") as life:
+        with alive(self.subject.argv(place), self.folder / "whole.txt") as life:
             first = None
             while life.process.poll() is None:
                 if first is None and self.subject.progress(place) > 0:
@@ -173,12 +171,12 @@ class Loop:
 
     def attempt(self, attempt: int, place: Place, leftovers: Leftovers) -> None:
         """Start a run again and again until it ends by itself, then compare it with the undisturbed one."""
-        command, log = self.subject.command(place), place.out.with_suffix(".txt")
+        argv, log = self.subject.argv(place), place.out.with_suffix(".txt")
         starts = 0
         while True:
             starts += 1
             before = self.subject.finished(place)
-            with alive(command, log) as life:
+            with alive(argv, log) as life:
                 killed = self.disturb(attempt, place, life, leftovers)
             after = self.subject.finished(place)
             if again := [name for name, when in before.items() if after.get(name) != when]:
@@ -186,14 +184,13 @@ class Loop:
             if self.ended_well(place, life):
                 break
             self.check_end(place, life, killed)
-        leftovers.wait()
         digests, expected = self.subject.digests(place), self.whole["digests"]
         if other := sorted(
             name for name in expected.keys() | digests.keys() if expected.get(name) != digests.get(name)
         ):
             raise Failed(f"{place.out}: {len(other)} of {len(expected)} values differ, as {', '.join(other[:5])}")
         if not self.records("end"):  # once is enough
-            run(command, log, self.subject.code)
+            run(argv, log, self.subject.code)
             if self.subject.digests(place) != digests:
                 raise Failed(f"{place.out}: the same command once more changed what was finished")
         self.state.write(self.subject.name, "end", attempt=attempt, starts=starts, compared=len(digests))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import signal
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +54,8 @@ class Subject(ABC):
     """Exit code of a command that came to its end."""
 
     @abstractmethod
-    def command(self, place: Place) -> str:
-        """Return the verb and its flags, to read `inputs` and to write into `out`."""
+    def argv(self, place: Place) -> list[str]:
+        """Return the program and its arguments, to read `inputs` and to write into `out`."""
 
     @abstractmethod
     def progress(self, place: Place) -> float:
@@ -86,12 +88,12 @@ class Training(Subject):
         self.name = name  # type: ignore[misc]
         self.flags = flags
 
-    def command(self, place: Place) -> str:
+    def argv(self, place: Place) -> list[str]:
         """Return the training of a small network."""
         steps = f"--training.epochs 4 --training.steps-per-epoch {STEPS // 4} --training.checkpoint-every 5"
         often = "--training.log-every 1 --training.validate-every 1"
         where = f"--data {place.inputs / 'shards'} --runs {place.out} --name run"
-        return f"{self.name} --recipe tiny {SMALL} {steps} {often} {self.flags} {where}"
+        return verb(f"{self.name} --recipe tiny {SMALL} {steps} {often} {self.flags} {where}")
 
     def progress(self, place: Place) -> float:
         """Return the share of the updates that are done."""
@@ -113,9 +115,9 @@ class Prepare(Subject):
     name = "prepare"
     code = 1  # a scan is skipped
 
-    def command(self, place: Place) -> str:
+    def argv(self, place: Place) -> list[str]:
         """Return the preparation of all scans."""
-        return f"{preparation(place.inputs)} --out {place.out / 'shards'}"
+        return verb(f"{preparation(place.inputs)} --out {place.out / 'shards'}")
 
     def progress(self, place: Place) -> float:
         """Return the share of the files that are written: a shard for each good scan, and the index."""
@@ -140,10 +142,10 @@ class Evaluate(Subject):
         """Copy a finetuned run."""
         shutil.copytree(place.inputs / "finetuned", place.out / "run")
 
-    def command(self, place: Place) -> str:
+    def argv(self, place: Place) -> list[str]:
         """Return the evaluation of the training cases, which are most."""
         which = f"--data {place.inputs / 'shards'} --split train --inference.mirror"
-        return f"evaluate --recipe tiny --run {place.out / 'run'} {which}"
+        return verb(f"evaluate --recipe tiny --run {place.out / 'run'} {which}")
 
     def progress(self, place: Place) -> float:
         """Return the share of the cases that are scored."""
@@ -169,7 +171,7 @@ class Sweep(Subject):
     steps = 4
     """Updates of each training."""
 
-    def command(self, place: Place) -> str:
+    def argv(self, place: Place) -> list[str]:
         """Return a sweep over three mask ratios."""
         data = place.inputs / "shards"
         stages = " ".join(
@@ -179,7 +181,9 @@ class Sweep(Subject):
             for stage in ("pretrain", "finetune")
         )
         where = f"--runs {place.out} --name ratios --pretrain-data {data} --finetune-data {data} --cluster.threads 1"
-        return f"sweep --recipe tiny --space table3_mask_ratio --pretrain.method.decoder-width 16 {stages} {where}"
+        return verb(
+            f"sweep --recipe tiny --space table3_mask_ratio --pretrain.method.decoder-width 16 {stages} {where}"
+        )
 
     def progress(self, place: Place) -> float:
         """Return the share of the updates of all trainings that are done."""
@@ -212,6 +216,11 @@ class Sweep(Subject):
             return []
         trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         return sorted((trial_name(trial), trial.value) for trial in trials)
+
+
+def verb(command: str) -> list[str]:
+    """Return the program of a verb with its flags."""
+    return [sys.executable, "-m", "pipelines", *shlex.split(command)]
 
 
 CASES = 12
