@@ -170,9 +170,17 @@ PRETRAIN = [
 ]
 
 
+def program(pid: int) -> str:
+    """What a process runs; nothing where it has ended."""
+    try:
+        return str(Path(f"/proc/{pid}/exe").readlink())
+    except OSError:
+        return ""
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("process", ["raylet/raylet", "gcs/gcs_server"])
 def test_a_training_whose_ray_is_killed_says_so_and_goes_on(
     process: str, prepared: Callable[..., PreparedDataset], tmp_path: Path
@@ -180,13 +188,18 @@ def test_a_training_whose_ray_is_killed_says_so_and_goes_on(
     data = prepared(np.random.default_rng(0).integers(-900, 900, (40, 36, 40)).astype(np.int16))
     run = tmp_path / "runs" / "run"
     command = [sys.executable, "-m", "pipelines", *PRETRAIN, "--data", data.path, "--runs", str(run.parent)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as training:
-        while not (run / "checkpoints" / "index.json").exists():
-            assert training.poll() is None, training.communicate()
-            time.sleep(0.05)
-        (victim,) = [pid for pid in descendants(training.pid) if process in Path(f"/proc/{pid}/cmdline").read_text()]
-        os.kill(victim, signal.SIGKILL)
-        out, err = training.communicate()
+    with (tmp_path / "out").open("w") as out_file, (tmp_path / "err").open("w") as err_file:
+        training = subprocess.Popen(command, stdout=out_file, stderr=err_file)
+        try:
+            while not (run / "checkpoints" / "index.json").exists():
+                assert training.poll() is None, (tmp_path / "err").read_text()
+                time.sleep(0.05)
+            (victim,) = [pid for pid in descendants(training.pid) if program(pid).endswith(process)]
+            os.kill(victim, signal.SIGKILL)
+            training.wait(200)
+        finally:
+            training.kill()
+    out, err = (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
     assert training.returncode == 1
     assert out == ""
     (message,) = [line for line in err.splitlines() if "Ray" in line]
