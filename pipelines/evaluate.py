@@ -49,7 +49,7 @@ from anatomask.tensor_files import Weights
 from anatomask.training.run import differences
 from anatomask.weights import TENSORS, find_weights, network_of
 from pipelines import door
-from pipelines.progress import progress_bar
+from pipelines.progress import outages_told, progress_bar
 
 CPUS_PER_CASE = 4
 """More threads than these hardly speed up a window; further cores take further cases."""
@@ -204,7 +204,7 @@ def _evaluate(
 ) -> dict[str, str]:
     """Evaluate the cases, one Ray task each; returns why each of those that failed did."""
     failures = {}
-    with running(config.cluster):
+    with running(config.cluster), outages_told(dataset.storage):
         memory, largest = _memory(dataset, cases, weights.header["patch_size"])
         threads, gpu = _resources(config, len(cases), memory, largest)
         job = ray.put(Job(config, Path(config.run).absolute().name, folder, dataset, gpu, threads))

@@ -51,7 +51,7 @@ from anatomask.errors import UserError
 from anatomask.names import some
 from pipelines import door
 from pipelines.mapping import mapped, mapped_within_memory
-from pipelines.progress import progress_bar
+from pipelines.progress import outages_told, progress_bar
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
         door.remark(f"--overwrite leaves what anatomask did not write: {some(left)}")
     finished = finished_cases(task.root)
     pending = [raw for raw in task.raw.cases if raw.case not in finished]
-    with running(config.cluster), progress_bar() as progress:
+    with running(config.cluster), outages_told(task.root), progress_bar() as progress:
         # Closed before Ray is: its Data threads would otherwise start another Ray behind our back.
         with closing(_prepare(progress, task, pending)) as stream:
             outcomes = [_checked(outcome) for outcome in stream]

@@ -13,9 +13,12 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError
 from anatomask.parsing import from_json
 
 POLL_SECONDS = 0.5
+ASK_SECONDS = 20.0
 ESTIMATE_SECONDS = 600
 """The time left is told from the speed of so long."""
 SHORTEST_PAUSE = 10.0
@@ -56,6 +59,24 @@ def polling(show: Callable[[], None]) -> Iterator[None]:
         stop.set()
         thread.join()
         show()
+
+
+@contextmanager
+def outages_told(storage: Storage) -> Iterator[None]:
+    """Ask remote storage now and then: an outage, for which tasks wait elsewhere, is then told here as well."""
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(ASK_SECONDS):
+            with suppress(UserError, OSError):  # the tasks say so
+                storage.names(".", "")
+
+    if not storage.local:
+        threading.Thread(target=ask, daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
 
 
 @contextmanager

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from anatomask.data.storage import Storage
 from pipelines import progress
-from pipelines.progress import NewLines, duration, figures_of, following
+from pipelines.progress import NewLines, duration, figures_of, following, outages_told
+from tests.outages import Network
 
 CPU = {"train/loss": 0.8123, "train/samples_per_second": 12.34, "train/wait": 0.004}
 GPU = {"train/gpu_memory_gib": 21.29, "train/gpu_memory_total_gib": 79.61, "train/gpu_use": 0.93}
@@ -174,3 +179,22 @@ def test_a_run_that_is_stopped_tells_how_far_it_came(tmp_path: Path, clock: list
 )
 def test_durations_read_easily(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_an_outage_for_which_tasks_wait_is_told(
+    s3: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "ASK_SECONDS", 0.05)
+    network = Network(s3.endpoint)
+    storage = Storage(replace(s3, endpoint=network.endpoint).address("folder"), answered=True)
+
+    def await_words(words: str) -> None:
+        while words not in caplog.text:
+            time.sleep(0.05)
+
+    with outages_told(storage):
+        network.cut()
+        await_words("s3://bucket/folder/.: storage does not answer")
+        network.mend()
+        await_words("storage answers again")
+    network.cut()
