@@ -57,7 +57,7 @@ def outlast(act: Callable[[], T], place: str, minutes: float) -> T:
             if not is_outage(error) or left <= 0:
                 raise
             if not failed:
-                LOG.warning("%s: storage does not answer (%s); trying for %g minutes", place, one_line(error), minutes)
+                LOG.warning("%s: storage does not answer (%s); trying for %g min", place, one_line(error), minutes)
             failed = True
         else:
             if failed:

@@ -120,7 +120,7 @@ class Storage:
             if self.local or isinstance(error, FileNotFoundError):
                 error.filename = self.show(path)
                 raise
-            gone = f"no answer for {self.max_outage:g} minutes; " if self.answered and is_outage(error) else ""
+            gone = f"no answer for {self.max_outage:g} min; " if self.answered and is_outage(error) else ""
             raise UserError(
                 f"{self.show(path)}: {gone}{one_line(error)}. Check the address, the credentials and the network; the "
                 "same command goes on"

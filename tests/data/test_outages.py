@@ -57,7 +57,7 @@ def test_an_outage_is_waited_for_and_told(storage: Storage, network: Network, ca
     for path in acts:
         about = f"s3://bucket/folder/{path}: storage "
         stopped, again = [line for line in messages(caplog) if line.startswith(about)]
-        assert stopped.startswith(f"{about}does not answer (") and stopped.endswith("; trying for 15 minutes")
+        assert stopped.startswith(f"{about}does not answer (") and stopped.endswith("; trying for 15 min")
         assert again.startswith(f"{about}answers again after ")
     assert "hush" not in caplog.text and "AKIA" not in caplog.text
 
@@ -72,7 +72,7 @@ def test_a_file_whose_reading_is_cut_is_read_whole(storage: Storage, network: Ne
 def test_an_outage_that_is_too_long_is_a_message(storage: Storage, network: Network, caplog: Any) -> None:
     storage.max_outage = 0.05
     network.cut()
-    with pytest.raises(UserError, match=r"^s3://bucket/folder/a/x: no answer for 0.05 minutes; .* the same command"):
+    with pytest.raises(UserError, match=r"^s3://bucket/folder/a/x: no answer for 0.05 min; .* the same command"):
         storage.read("a/x")
     assert len(messages(caplog)) == 1
     network.mend()

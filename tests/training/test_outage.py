@@ -70,7 +70,7 @@ def test_an_outage_is_survived_and_one_that_is_too_long_ends_with_the_last_check
             time.sleep(0.05)
         cut_after(updates() + 1, mend=False)
         with pytest.raises(
-            UserError, match=r"^s3://bucket/data/\S+: no answer for 0.2 minutes; .*same command goes on$"
+            UserError, match=r"^s3://bucket/data/\S+: no answer for 0.2 min; .*same command goes on$"
         ):
             fitting.result()
     told = lines(training)
