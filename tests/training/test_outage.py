@@ -69,9 +69,7 @@ def test_an_outage_is_survived_and_one_that_is_too_long_ends_with_the_last_check
             assert not fitting.done(), fitting.exception()
             time.sleep(0.05)
         cut_after(updates() + 1, mend=False)
-        with pytest.raises(
-            UserError, match=r"^s3://bucket/data/\S+: no answer for 0.2 min; .*same command goes on$"
-        ):
+        with pytest.raises(UserError, match=r"^s3://bucket/data/\S+: no answer for 0.2 min; .*same command goes on$"):
             fitting.result()
     told = lines(training)
     assert sum("on with" in line for line in told) == 1, told
