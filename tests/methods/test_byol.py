@@ -149,7 +149,7 @@ def train(dataset: PreparedDataset, run: Path, last: int) -> tuple[list[float], 
                 {"sample": np.asarray(k), **draw(dataset, "one", sequence.rng(k))} for k in (2 * step, 2 * step + 1)
             ]
             batch = to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, CPU)
-            losses.append(float(update(batch, step / 6, 1e-3)["loss"]))
+            losses.append(float(update(batch, step / 6, [1e-3] * len(state.optimiser.param_groups))["loss"]))
         checkpoints.save(last, state, None)
     return losses, trained.kept().state_dict()
 
