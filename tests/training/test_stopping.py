@@ -20,6 +20,7 @@ def signalled(number: signal.Signals) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_asks_the_workers_and_waits_for_them(number: signal.Signals, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
+    before = signal.getsignal(signal.SIGINT)
 
     def work() -> None:
         signalled(number)
@@ -33,7 +34,7 @@ def test_a_signal_asks_the_workers_and_waits_for_them(number: signal.Signals, tm
     assert stopped.value.exit_code == 128 + number
     assert checkpoint.exists()
     assert number.name in (tmp_path / "log.txt").read_text()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_it_does_not_wait_for_a_ray_that_the_same_signal_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
