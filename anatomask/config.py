@@ -23,7 +23,6 @@ from anatomask.data.scale import PreparePlanConfig
 from anatomask.data.splits import SplitConfig
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import InferenceConfig
-from anatomask.exporting import ExportFormat
 from anatomask.methods import method_config
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.base import MethodConfig
@@ -33,6 +32,7 @@ from anatomask.settings import Settings, check_value
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.settings import TrainingConfig
+from anatomask.weights.exporting import ExportFormat
 
 
 @dataclass(frozen=True)

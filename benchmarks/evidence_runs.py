@@ -24,9 +24,9 @@ from anatomask.errors import UserError
 from anatomask.evaluation.metrics import score_classes
 from anatomask.evaluation.results import CASES_FILE, IDENTITY_FILE, PREDICTIONS, from_csv
 from anatomask.files import write_text
+from anatomask.runs.folder import environment
 from anatomask.training.recorder import METRICS
-from anatomask.training.run import environment
-from anatomask.weights import find_weights, read_weights, write_weights
+from anatomask.weights.files import find_weights, read_weights, write_weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CROP = ("48", "48", "48")
@@ -338,7 +338,7 @@ class Experiment:
         log.parent.mkdir(exist_ok=True)
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         training = ["--name", name, "--cluster.threads", str(threads)] if verb in ("pretrain", "finetune") else []
-        command = [sys.executable, "-m", "pipelines", verb, "--recipe", "small", *training, *flags]
+        command = [sys.executable, "-m", "anatomask", verb, "--recipe", "small", *training, *flags]
         spent = log.with_suffix(".seconds")
         before, start = float(spent.read_text()) if spent.exists() else 0.0, time.monotonic()
         with log.open("ab") as output:

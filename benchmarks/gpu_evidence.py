@@ -34,8 +34,8 @@ from anatomask.evaluation.statistics import (
     verdict,
 )
 from anatomask.parsing import from_json
-from anatomask.tensor_files import Weights, read_described
 from anatomask.training.update import set_arithmetic
+from anatomask.weights.tensor_files import Weights, read_described
 
 ARMS = ("scratch", "spark", "anatomask")
 COMPARED = (("anatomask", "scratch"), ("spark", "scratch"), ("anatomask", "spark"))

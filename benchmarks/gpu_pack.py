@@ -21,7 +21,7 @@ import torch
 
 from anatomask.errors import UserError
 from anatomask.parsing import from_json
-from anatomask.tensor_files import read_described, write_described
+from anatomask.weights.tensor_files import read_described, write_described
 
 if TYPE_CHECKING:  # reading needs no Parquet
     from anatomask.data.shards import PreparedDataset

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from anatomask.data.samples import LoaderConfig, mirrored_axes
 from anatomask.errors import UserError
-from anatomask.matching import load_matching
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.nn.backends import choose_backend
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.parsing import from_json
-from anatomask.tensor_files import Weights, read_described, write_described
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.settings import TrainingConfig
-from anatomask.weights import describe_architecture, initialise
+from anatomask.weights.files import describe_architecture, initialise
+from anatomask.weights.matching import load_matching
+from anatomask.weights.tensor_files import Weights, read_described, write_described
 
 METHOD = AnatoMaskConfig(patch=8, among="body", decoder_width=32, ema_decay=0.98, ema_decay_final=0.998)
 """As in evidence.py."""

@@ -23,7 +23,7 @@ from typing import Any
 from measure import machine, report
 
 from anatomask.training.recorder import METRICS
-from anatomask.weights import find_weights, read_weights
+from anatomask.weights.files import find_weights, read_weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CASES = 6
@@ -95,7 +95,7 @@ def measure(folder: Path, scans: Path, names: list[str]) -> dict[str, Any]:
 def run(command: list[str]) -> None:
     """Run a verb to its end; stop with its output if it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines", *command], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "anatomask", *command], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-1000:]}{done.stderr[-3000:]}")
@@ -104,7 +104,7 @@ def run(command: list[str]) -> None:
 def stop_after(command: list[str], metrics: Path, updates: int) -> None:
     """Begin a training and stop it by SIGTERM once that many updates are recorded."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", *command, "--training.log-every", "1"],
+        [sys.executable, "-m", "anatomask", *command, "--training.log-every", "1"],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

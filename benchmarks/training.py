@@ -34,12 +34,12 @@ from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.storage import Storage
 from anatomask.data.stream import SampleReader
 from anatomask.recipes import RECIPES
+from anatomask.stages.pretrain import build_job
 from anatomask.training import ray_train
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.recorder import METRICS
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.update import Update
-from pipelines.pretrain import build_job
 
 WITH_LOADING, SAME_BATCH, LOADING = "training", "same batch again", "loading alone"
 INTERVAL = TrainingConfig().checkpoint_every

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from anatomask.cli.main import main as anatomask
 from anatomask.cluster import ClusterConfig, running
-from pipelines import evaluate, finetune, phantom, prepare, pretrain, report
 
 FOLDER = "demo"
 
@@ -47,15 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     folder = arguments[0] if arguments else FOLDER
     console = Console()
-    mains = {
-        module.__name__.rsplit(".", 1)[-1]: module.main
-        for module in (phantom, prepare, pretrain, finetune, evaluate, report)
-    }
     with running(ClusterConfig()):
         for number, (verb, options) in enumerate(steps := commands(folder), start=1):
             console.rule(f"{number}/{len(steps)} {verb}", align="left", style="dim")
             console.print(f"anatomask {verb} {' '.join(options)}", style="bold", highlight=False)
-            code = mains[verb](options)
+            code = anatomask([verb, *options])
             if code:
                 return code
     console.rule("what the demo left", align="left", style="dim")

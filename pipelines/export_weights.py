@@ -1,79 +1,8 @@
-"""Write the weights of a run for other programs: `anatomask export-weights RUN --format nnunet`. Needs no Ray."""
+"""Export of weights: the program for `ray submit cluster.yaml`; the same as `anatomask export-weights`."""
 
-from __future__ import annotations
+import sys
 
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-
-from rich.console import Console
-
-from anatomask.config import ExportWeightsConfig
-from anatomask.errors import UserError
-from anatomask.exporting import ENDINGS, Export, export_weights, write_export
-from anatomask.weights import find_weights, read_weights
-from pipelines import door
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the stage from the command line; returns the exit code."""
-    return door.run("export-weights", stage, plan, argv)
-
-
-def plan(config: ExportWeightsConfig) -> list[tuple[str, str]]:
-    """Rows of the dry run."""
-    path, export = build_export(config)
-    return [("from", str(find_weights(config.run, config.checkpoint))), ("file", str(path)), *describe(export)]
-
-
-def stage(config: ExportWeightsConfig, *, overwrite: bool) -> int:
-    """Write the file, and say what is in it and what is not."""
-    path, export = build_export(config)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: choose another --output, or --overwrite it")
-    write_export(path, config.format, export)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(str(path))
-    for title, text in describe(export):
-        console.print(f"{title}: {text}")
-    return 0
-
-
-def build_export(config: ExportWeightsConfig) -> tuple[Path, Export]:
-    """The file and what goes into it. UserError when there are no such weights, or the file's ending is no good."""
-    path = output_path(config)
-    weights = read_weights(find_weights(config.run, config.checkpoint))
-    return path, export_weights(weights, config.format, path.suffix, config.in_channels)
-
-
-def output_path(config: ExportWeightsConfig) -> Path:
-    """`--output`, or a file of the usual name in that folder. UserError for an ending that nothing would read."""
-    endings = ENDINGS[config.format]
-    path = Path(config.output or Path(config.run) / "exported").absolute()
-    if path.is_dir() or not path.suffix:
-        path /= ("model" if config.format == "safetensors" else config.format) + endings[0]
-    if path.suffix not in endings:
-        raise UserError(
-            f"--output {config.output}: a file of format {config.format} ends in {' or '.join(endings)}; "
-            "choose such a name"
-        )
-    return path
-
-
-def describe(export: Export) -> list[tuple[str, str]]:
-    """What goes out, what completes it, and what stays behind: titles and texts."""
-    rows = [("tensors", f"{export.exported}")]
-    if export.fresh:
-        rows.append(("freshly drawn, not trained", _grouped(export.fresh, 1)))
-    if export.left_out:
-        rows.append(("not transferred", _grouped(export.left_out, 2)))
-    return rows
-
-
-def _grouped(names: Sequence[str], depth: int) -> str:
-    groups = Counter(".".join(name.split(".")[:depth]) for name in names)
-    return ", ".join(f"{group}.* ({count} tensors)" for group, count in groups.items())
-
+from anatomask.cli.main import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["export-weights", *sys.argv[1:]]))

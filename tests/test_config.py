@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from anatomask.cli.arguments import parse
+from anatomask.cli.main import main
 from anatomask.config import PretrainConfig, plain
 from anatomask.errors import UserError
-from anatomask.invocation import parse
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.byol import BYOLConfig
 from anatomask.recipes import RECIPES
 from anatomask.training.schedule import SCHEDULES
 from anatomask.training.settings import TrainingConfig
-from pipelines.__main__ import main
 
 
 def settings(*argv: str, verb: str = "pretrain"):

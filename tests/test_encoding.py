@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from anatomask.files import write_text
+from anatomask.terminal.printing import LONGEST, message_text
 from anatomask.training.journal import note
-from pipelines.printing import LONGEST, message_text
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("anatomask", "pipelines", "tune_spaces")
@@ -53,16 +53,16 @@ def test_one_that_forgets_it_would_be_found() -> None:
 
 def test_help_and_messages_in_ascii(tmp_path: Path) -> None:
     """Under the POSIX locale, …, ± and umlauts are escapes; the files hold them as they are."""
-    command = [sys.executable, "-m", "pipelines"]
+    command = [sys.executable, "-m", "anatomask"]
     shown = subprocess.run([*command, "--help"], env=os.environ | POSIX, capture_output=True, cwd=tmp_path)
     assert shown.returncode == 0 and b"--field VALUE \\u2026" in shown.stdout
     script = (
-        "from pipelines import door\nfrom anatomask.errors import UserError\nfrom pathlib import Path\n"
+        "from anatomask.cli import program\nfrom anatomask.errors import UserError\nfrom pathlib import Path\n"
         "from anatomask.files import write_text\n"
         "def stage(config, overwrite):\n"
         "    write_text(Path('a.txt'), '\\u00b1\\udcff')\n"
         "    raise UserError('Gr\\u00f6\\u00dfe \\u00b1 \\udcff')\n"
-        "raise SystemExit(door.run('phantom', stage, None, ['--out', 'x']))\n"
+        "raise SystemExit(program.run('phantom', stage, None, ['--out', 'x']))\n"
     )
     shown = subprocess.run([sys.executable, "-c", script], env=os.environ | POSIX, capture_output=True, cwd=tmp_path)
     assert shown.returncode == 1, shown.stderr.decode()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from anatomask.cli import program
 from anatomask.errors import is_out_of_memory, reason, unexpected
-from pipelines import door
 
 
 def impossible() -> list[BaseException]:
@@ -45,7 +45,7 @@ def test_the_front_door_says_what_helps_and_lets_other_errors_be_seen(capsys: py
         def stage(config: object, overwrite: bool) -> int:
             raise error
 
-        return door.run("phantom", stage, lambda config: [], ["--out", "x"])
+        return program.run("phantom", stage, lambda config: [], ["--out", "x"])
 
     for error in impossible():
         assert run(error) == 1

@@ -48,12 +48,13 @@ def test_one_spconv_for_each_python(pyproject: dict[str, Any]) -> None:
 
 
 def test_packages_are_those_on_disk(pyproject: dict[str, Any]) -> None:
-    tops = ("anatomask", "pipelines", "tune_spaces")
-    found = {
-        ".".join(path.parent.relative_to(ROOT).parts) for top in tops for path in (ROOT / top).rglob("__init__.py")
-    }
-    folders = {".".join(path.parent.relative_to(ROOT).parts) for top in tops for path in (ROOT / top).rglob("*.py")}
-    assert set(pyproject["tool"]["setuptools"]["packages"]) == found == folders
+    """The wheel holds one top-level package: the spaces of sweeps lie in it, the programs for `ray submit` do not."""
+    package = ROOT / "anatomask"
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in package.rglob("__init__.py")}
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in package.rglob("*.py")}
+    settings = pyproject["tool"]["setuptools"]
+    assert set(settings["packages"]) == {*found, "anatomask.tune_spaces"} == {*folders, "anatomask.tune_spaces"}
+    assert settings["package-dir"] == {"anatomask.tune_spaces": "tune_spaces"}
 
 
 def test_data_files_are_packaged(pyproject: dict[str, Any]) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from anatomask.cli.arguments import read_yaml
 from anatomask.errors import UserError
 from anatomask.files import refuse_pipe
-from anatomask.invocation import read_yaml
 
 
 def test_a_named_pipe_is_refused_and_what_a_shell_pipes_is_read(tmp_path: Path) -> None:

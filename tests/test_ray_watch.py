@@ -187,7 +187,7 @@ def test_a_training_whose_ray_is_killed_says_so_and_goes_on(
 ) -> None:
     data = prepared(np.random.default_rng(0).integers(-900, 900, (40, 36, 40)).astype(np.int16))
     run = tmp_path / "runs" / "run"
-    command = [sys.executable, "-m", "pipelines", *PRETRAIN, "--data", data.path, "--runs", str(run.parent)]
+    command = [sys.executable, "-m", "anatomask", *PRETRAIN, "--data", data.path, "--runs", str(run.parent)]
     with (tmp_path / "out").open("w") as out_file, (tmp_path / "err").open("w") as err_file:
         training = subprocess.Popen(command, stdout=out_file, stderr=err_file)
         try:

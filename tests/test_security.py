@@ -14,7 +14,7 @@ UNSAFE = {"eval", "exec", "yaml.load", "yaml.load_all", "yaml.Loader", "yaml.Uns
 UNSAFE_ANYWHERE = {"read_pickle", "unsafe_load", "unsafe_load_all", "full_load", "full_load_all"}
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "ray.cloudpickle", "dill", "joblib", "shelve", "marshal"}
 PICKLING = {"dump", "dumps", "UnpicklingError", "PicklingError", "HIGHEST_PROTOCOL"}
-OWN_RESULTS = {"pipelines/mapping.py": ["pickle.loads"]}
+OWN_RESULTS = {"anatomask/stages/mapping.py": ["pickle.loads"]}
 """Between processes of one run, never from a file."""
 
 

@@ -2,7 +2,7 @@
 
 import optuna
 
-from tune_spaces import Search
+from anatomask.sweeps.space import Search
 
 
 def suggest(trial: optuna.Trial) -> None:

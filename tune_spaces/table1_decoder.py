@@ -3,6 +3,6 @@
 All else is equal in the four trials, learning rate included (the published SparK baseline took twice AnatoMask's).
 """
 
-from tune_spaces import grid
+from anatomask.sweeps.space import grid
 
 SPACE = grid({"method.decoder": ("simple", "hierarchical"), "method.masking": ("random", "anatomask")}, paper="1")

@@ -1,6 +1,6 @@
 """Table 2 of the paper: self-distillation, which patches count as hard, and the masking dynamics."""
 
-from tune_spaces import Table
+from anatomask.sweeps.space import Table
 
 EASY_TO_HARD = {"method.r0": 0.0, "method.rT": 0.5}
 HARD_TO_EASY = {"method.r0": 0.5, "method.rT": 0.0}

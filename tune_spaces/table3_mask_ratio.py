@@ -1,5 +1,5 @@
 """Table 3 of the paper: the mask ratio."""
 
-from tune_spaces import grid
+from anatomask.sweeps.space import grid
 
 SPACE = grid({"method.mask_ratio": (0.6, 0.8, 0.9)}, paper="3")

@@ -12,10 +12,10 @@ import torch
 from anatomask.data.fingerprint import Fingerprint
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.headers import require_fields
 from anatomask.nn.stunet import STUNet
-from anatomask.tensor_files import Weights
-from anatomask.weights import load_matching, network_of, read_weights
+from anatomask.weights.files import load_matching, network_of, read_weights
+from anatomask.weights.header import require_fields
+from anatomask.weights.tensor_files import Weights
 
 
 def build_network(weights: Weights) -> STUNet:

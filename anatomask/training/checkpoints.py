@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from anatomask.checkpoint_index import INDEX, STEP, read_index
 from anatomask.errors import UserError
 from anatomask.files import flush, write_text
 from anatomask.parsing import from_json
-from anatomask.tensor_files import read_described, write_described
+from anatomask.runs.checkpoint_index import INDEX, STEP, read_index
 from anatomask.training.state import TrainingState
 from anatomask.training.task import Task
-from anatomask.weights import load_matching, read_weights, write_weights
+from anatomask.weights.files import load_matching, read_weights, write_weights
+from anatomask.weights.tensor_files import read_described, write_described
 
 OPTIMISER = "optimiser.safetensors"
 OLDER_SCALER = "scaler.json"

@@ -23,6 +23,7 @@ from anatomask.data.storage import Root, Storage
 from anatomask.data.stream import stream_batches
 from anatomask.errors import UserError, is_out_of_memory
 from anatomask.nn.stunet import LARGEST_STRIDE
+from anatomask.runs.folder import identity
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
 from anatomask.training.journal import note, note_warnings
@@ -30,7 +31,6 @@ from anatomask.training.loop import train
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.recorder import Recorder, RunRecorder, SilentRecorder
-from anatomask.training.run import identity
 from anatomask.training.scalars import ScalarLog
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.state import TrainingState

@@ -144,7 +144,7 @@ KINDS = [
     Kind("phantoms nowhere", "phantom --cases 1 --out ''", "out"),
     Kind("no trials", f"{SWEEP} --trials 0", "trials must be at least 1"),
     Kind("no trials at once", f"{SWEEP} --concurrent 0", "concurrent must be at least 1"),
-    Kind("a space that does not exist", f"{SWEEP} --space table9", "table9: no such file in tune_spaces; there are"),
+    Kind("a space that does not exist", f"{SWEEP} --space table9", "table9: no such space; there are"),
     Kind("a field that the sweep sets", f"{SWEEP} --pretrain.data x", "pretrain.data is set by the sweep"),
     Kind("a split that is no choice", f"{SWEEP} --split all", "--split"),
     Kind("more trials than CPUs", f"{SWEEP} --concurrent 1000", "concurrent must be at most|lower --concurrent"),

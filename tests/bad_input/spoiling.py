@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anatomask.tensor_files import OLDER_KEY, read_described, write_described
+from anatomask.weights.tensor_files import OLDER_KEY, read_described, write_described
 from tests.bad_input.kinds import Spoil
 
 DEEP = "[" * 5000 + "]" * 5000

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.__main__ import main
+from anatomask.cli.main import main
 from tests.bad_input import permissions, prepared, results, runs, series, settings, sources, weights, world
 from tests.bad_input.kinds import GOOD, Kind
 from tests.bad_input.privileges import permissions_hold

@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
+from anatomask.cli.main import main
 from anatomask.cluster import TrainingResources
 from anatomask.config import EvaluateConfig
 from anatomask.data.memory import available_memory
@@ -23,13 +24,12 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.data.stream import SampleReader
 from anatomask.errors import UserError
+from anatomask.stages import evaluate
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.parallel import Workers
 from anatomask.training.ray_train import TrainingJob, run_share
 from anatomask.training.state import TrainingState
-from anatomask.weights import Weights
-from pipelines import evaluate
-from pipelines.__main__ import main
+from anatomask.weights.files import Weights
 from tests.bad_input.kinds import EVALUATE, GO_ON, SAME_FINETUNING, SAME_PRETRAINING
 
 CASES = ("anna", "bert", "cora", "dora", "emil", "fred")
@@ -68,14 +68,14 @@ def write_scans(folder: Path) -> None:
 def serially(
     progress: Progress, title: str, items: Sequence[Any], work: Callable[[Any], Any], memory: int = 0
 ) -> Iterator[Any]:
-    """Do what `pipelines.mapping.mapped` does, in this process."""
+    """Do what `anatomask.stages.mapping.mapped` does, in this process."""
     yield from map(work, items)
 
 
 def evaluate_serially(
     config: EvaluateConfig, folder: Storage, dataset: PreparedDataset, weights: Weights, cases: Sequence[str]
 ) -> dict[str, str]:
-    """Do what `pipelines.evaluate._evaluate` does, in this process."""
+    """Do what `anatomask.stages.evaluate._evaluate` does, in this process."""
     job = evaluate.Job(config, Path(config.run).name, folder, dataset, gpu=False, threads=1)
     failures = {}
     for case in cases:
@@ -119,15 +119,15 @@ def accept(*arguments: Any, **options: Any) -> Any:
 def without_ray(patch: pytest.MonkeyPatch, train: Callable[..., Any]) -> None:
     """Let the verbs run in this process; trainings are done by `train`."""
     for module in ("prepare", "mapping"):
-        patch.setattr(f"pipelines.{module}.mapped", serially)
-    patch.setattr("pipelines.mapping.memory_of_tasks", lambda tasks: (available_memory(), available_memory()))
+        patch.setattr(f"anatomask.stages.{module}.mapped", serially)
+    patch.setattr("anatomask.stages.mapping.memory_of_tasks", lambda tasks: (available_memory(), available_memory()))
     for module in ("prepare", "survey", "jobs", "sweep"):
-        patch.setattr(f"pipelines.{module}.running", nullcontext)
-    patch.setattr("pipelines.jobs.training_resources", lambda config: RESOURCES)
-    patch.setattr("pipelines.jobs.fit", train)
-    patch.setattr("pipelines.sweep.trial_resources", lambda config, concurrent: RESOURCES)
-    patch.setattr("pipelines.sweep.run_trials", accept)
-    patch.setattr("pipelines.evaluate._evaluate", evaluate_serially)
+        patch.setattr(f"anatomask.stages.{module}.running", nullcontext)
+    patch.setattr("anatomask.stages.jobs.training_resources", lambda config: RESOURCES)
+    patch.setattr("anatomask.stages.jobs.fit", train)
+    patch.setattr("anatomask.stages.sweep.trial_resources", lambda config, concurrent: RESOURCES)
+    patch.setattr("anatomask.stages.sweep.run_trials", accept)
+    patch.setattr("anatomask.stages.evaluate._evaluate", evaluate_serially)
 
 
 def build(root: Path) -> None:

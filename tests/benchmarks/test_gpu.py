@@ -15,8 +15,8 @@ from gpu import OUTCOME, Part, Results, run
 from gpu_pack import pack
 from openkbp import prepared
 
-from anatomask.tensor_files import read_described
-from anatomask.weights import method_label, trained_stages
+from anatomask.weights.files import method_label, trained_stages
+from anatomask.weights.tensor_files import read_described
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = str(ROOT / "benchmarks" / "gpu.py")

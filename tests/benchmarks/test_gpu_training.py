@@ -18,9 +18,9 @@ from torch import Tensor
 
 from anatomask.errors import UserError
 from anatomask.parsing import from_json
-from anatomask.tensor_files import read_described
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.update import set_arithmetic
+from anatomask.weights.tensor_files import read_described
 
 CPU = torch.device("cpu")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

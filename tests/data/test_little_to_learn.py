@@ -17,7 +17,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.survey import survey_case
 from anatomask.data.suspicions import suspicions
 from anatomask.errors import UserError
-from pipelines.finetune import select_labelled
+from anatomask.stages.finetune import select_labelled
 
 
 @pytest.fixture

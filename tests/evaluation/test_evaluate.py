@@ -15,7 +15,7 @@ from anatomask.config import EvaluateConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from pipelines.evaluate import IDENTITY_FILE, TASK_BYTES, _claim, _memory, _read_scores, _resources, _verdict
+from anatomask.stages.evaluate import IDENTITY_FILE, TASK_BYTES, _claim, _memory, _read_scores, _resources, _verdict
 
 GIB = 2**30
 

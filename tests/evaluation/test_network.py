@@ -13,8 +13,8 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.network import build_network, match_dataset, read_network
 from anatomask.nn.stunet import STUNet, STUNetConfig
-from anatomask.tensor_files import Weights
-from anatomask.weights import describe_architecture, write_weights
+from anatomask.weights.files import describe_architecture, write_weights
+from anatomask.weights.tensor_files import Weights
 
 CONFIG = STUNetConfig(base=2)
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from anatomask.cli.main import main
 from anatomask.data.shards import PreparedDataset
 from anatomask.evaluation.metrics import score_classes
 from anatomask.evaluation.results import from_csv
 from anatomask.nn.stunet import STUNet, STUNetConfig
-from anatomask.weights import describe_architecture, write_weights
-from pipelines import evaluate, report
+from anatomask.weights.files import describe_architecture, write_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -63,7 +63,7 @@ def test_a_broken_case_is_listed_and_only_it_is_redone(
     broken = Path(dataset.path) / "originals/b.nii.gz"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    assert evaluate.main(arguments(run)) == 1
+    assert main(["evaluate", *arguments(run)]) == 1
     assert "originals/b.nii.gz" in capsys.readouterr().err
     summary = json.loads((run / "summary.json").read_text())
     assert summary["cases"] == 2
@@ -72,7 +72,7 @@ def test_a_broken_case_is_listed_and_only_it_is_redone(
     assert sorted(finished) == ["a.csv", "a.nii.gz", "c.csv", "c.nii.gz"]
 
     broken.write_bytes(whole)
-    assert evaluate.main(arguments(run)) == 0
+    assert main(["evaluate", *arguments(run)]) == 0
     for name, time in finished.items():
         assert (run / "predictions" / name).stat().st_mtime_ns == time
     table = (run / "cases.csv").read_text()
@@ -97,7 +97,7 @@ def test_a_broken_case_is_listed_and_only_it_is_redone(
     assert summary["nsd_tolerance_mm"] == {"liver": 3.0, "spleen": 3.0}
 
     capsys.readouterr()
-    assert evaluate.main(["--run", str(run), "--inference.no-mirror", "--inference.overlap", "0.5"]) == 1
+    assert main(["evaluate", "--run", str(run), "--inference.no-mirror", "--inference.overlap", "0.5"]) == 1
     error = " ".join(capsys.readouterr().err.split())
     assert "inference.overlap" in error and "--overwrite" in error
     assert (run / "cases.csv").read_text() == table
@@ -111,7 +111,7 @@ def test_weights_that_are_not_finite_are_refused_once(
     torch.nn.init.constant_(next(network.parameters()), float("nan"))
     header = json.loads((run / "checkpoints/step_1/model.json").read_text())
     write_weights(run / "checkpoints/step_1", network.state_dict(), header)
-    assert evaluate.main(arguments(run)) == 1
+    assert main(["evaluate", *arguments(run)]) == 1
     assert capsys.readouterr().err.count("not finite") == 1
     assert not (run / "summary.json").exists()
 
@@ -124,10 +124,10 @@ def test_runs_become_a_table_and_a_figure(
         write_run(tmp_path / "runs/second", dataset, method="scratch", seed=1),
     ]
     for run in runs:
-        assert evaluate.main(arguments(run)) == 0
+        assert main(["evaluate", *arguments(run)]) == 0
     out = tmp_path / "report"
     capsys.readouterr()
-    assert report.main(["--runs", *map(str, runs), "--out", str(out), "--cases", "2"]) == 0
+    assert main(["report", "--runs", *map(str, runs), "--out", str(out), "--cases", "2"]) == 0
     printed = capsys.readouterr().out
     assert "AnatoMask" in printed and "scratch" in printed
     assert max(map(len, printed.split(str(out))[0].splitlines())) <= 80
@@ -135,7 +135,7 @@ def test_runs_become_a_table_and_a_figure(
     assert (out / "table.md").read_text().count("| data |") == 2
 
     (runs[1] / "predictions/a.nii.gz").unlink()
-    assert report.main(["--runs", *map(str, runs), "--out", str(out), "--cases", "3"]) == 0
+    assert main(["report", "--runs", *map(str, runs), "--out", str(out), "--cases", "3"]) == 0
     assert "No figure of data" in capsys.readouterr().out
 
 
@@ -150,10 +150,10 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
         (arguments(missing), "runs/none"),
         (arguments(run, "--cluster.threads", "9999"), "cluster.threads: no node has 9999 CPUs"),
     ):
-        assert evaluate.main(bad) == 1
+        assert main(["evaluate", *bad]) == 1
         assert reason in " ".join(capsys.readouterr().err.split())
     assert not (run / "cases.csv").exists()
-    assert report.main(["--runs", str(run), "--out", str(tmp_path / "report")]) == 1
+    assert main(["report", "--runs", str(run), "--out", str(tmp_path / "report")]) == 1
     assert "summary.json is missing" in capsys.readouterr().err.replace("\n", "")
     assert not (tmp_path / "report").exists()
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
 def test_the_plan_starts_nothing(dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "runs/net", dataset)
     before = sorted(run.rglob("*"))
-    assert evaluate.main(arguments(run, "--dry-run")) == 0
+    assert main(["evaluate", *arguments(run, "--dry-run")]) == 0
     printed = capsys.readouterr().out
     assert "3, of which 0 are finished" in printed
     assert sorted(run.rglob("*")) == before

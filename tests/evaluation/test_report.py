@@ -10,10 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from anatomask.cli.main import main
 from anatomask.config import ReportConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.evaluation.results import CaseScore, summarise, to_csv
-from pipelines import report
+from anatomask.stages import report
 
 MakeDataset = Callable[..., PreparedDataset]
 Blobs = Callable[[Sequence[int]], np.ndarray]
@@ -45,7 +46,7 @@ def test_runs_of_the_same_cases_are_ranked_and_others_are_not(dataset: PreparedD
     good = write_run(tmp_path / "good", dataset, 0.9, "ab")
     for name, cases, bold in (("poor", "ab", True), ("other", "a", False)):
         out = tmp_path / f"report-{name}"
-        assert report.main(["--runs", good, write_run(tmp_path / name, dataset, 0.5, cases), "--out", str(out)]) == 0
+        assert main(["report", "--runs", good, write_run(tmp_path / name, dataset, 0.5, cases), "--out", str(out)]) == 0
         table = (out / "table.md").read_text()
         assert ("**90.0 ± 0.0**" in table) == bold
         assert ("runs differ in cases" in table) != bold
@@ -63,7 +64,7 @@ def test_two_folders_of_one_name_get_a_figure_each(
     second = make_dataset({"a": label})
     runs = [write_run(tmp_path / "x", first, 0.9, "ab"), write_run(tmp_path / "y", second, 0.5, "a")]
     out = tmp_path / "report"
-    assert report.main(["--runs", *runs, "--out", str(out)]) == 0
+    assert main(["report", "--runs", *runs, "--out", str(out)]) == 0
     assert len(list(out.glob("overlays-data-*.png"))) == 2
     assert "**" not in (out / "table.md").read_text()
 
@@ -75,7 +76,7 @@ def test_damaged_data_cost_the_figure_and_are_named_on_a_line(
     run = write_run(tmp_path / "run", dataset, 0.9, "ab")
     path = Path(dataset.path) / name
     path.write_bytes(path.read_bytes()[:100])
-    assert report.main(["--runs", run, "--out", str(tmp_path / "report")]) == 0
+    assert main(["report", "--runs", run, "--out", str(tmp_path / "report")]) == 0
     printed = "".join(capsys.readouterr().out.split())
     assert "Nofigureofdata:" in printed and name in printed
     assert (tmp_path / "report" / "table.md").exists()
@@ -86,7 +87,7 @@ def test_a_prediction_of_another_scan_is_named(
 ) -> None:
     run = write_run(tmp_path / "run", dataset, 0.9, "ab")
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4)), tmp_path / "run/predictions/a.nii.gz")
-    assert report.main(["--runs", run, "--out", str(tmp_path / "report")]) == 0
+    assert main(["report", "--runs", run, "--out", str(tmp_path / "report")]) == 0
     assert "a.nii.gzhasshape(3,4,5)" in "".join(capsys.readouterr().out.split())
 
 
@@ -110,7 +111,7 @@ def test_damaged_results_are_named_with_the_remedy(
 ) -> None:
     run = write_run(tmp_path / "run", dataset, 0.9, "ab")
     (tmp_path / "run" / name).write_bytes(content)
-    assert report.main(["--runs", run, "--out", str(tmp_path / "report")]) == 1
+    assert main(["report", "--runs", run, "--out", str(tmp_path / "report")]) == 1
     error = capsys.readouterr().err
     assert message in error and "--overwrite" in error
 
@@ -123,7 +124,7 @@ def test_a_file_that_no_report_wrote_is_not_replaced(
     out = tmp_path / "thesis"
     out.mkdir()
     (out / name).write_text("mine")
-    assert report.main(["--runs", run, "--out", str(out)]) == 1
+    assert main(["report", "--runs", run, "--out", str(out)]) == 1
     assert f"{name} is there, but no report wrote it; choose another --out" in capsys.readouterr().err.replace("\n", "")
     assert {path.name: path.read_text() for path in out.iterdir()} == {name: "mine"}
 

@@ -17,10 +17,10 @@ import optuna
 from optuna.trial import TrialState
 from safetensors import safe_open
 
+from anatomask.stages.sweep import updates_made
+from anatomask.sweeps.study import trial_name
+from anatomask.terminal.progress import last_row
 from anatomask.training.checkpoints import Checkpoints
-from pipelines.progress import last_row
-from pipelines.study import trial_name
-from pipelines.sweep import updates_made
 
 Digests = dict[str, str]
 """Of all that must be as without a kill, by what it is."""
@@ -220,7 +220,7 @@ class Sweep(Subject):
 
 def verb(command: str) -> list[str]:
     """Return the program of a verb with its flags."""
-    return [sys.executable, "-m", "pipelines", *shlex.split(command)]
+    return [sys.executable, "-m", "anatomask", *shlex.split(command)]
 
 
 CASES = 12

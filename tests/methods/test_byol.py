@@ -28,7 +28,7 @@ from anatomask.training.recorder import RunRecorder
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.update import Update
-from anatomask.weights import Weights, describe_architecture, initialise
+from anatomask.weights.files import Weights, describe_architecture, initialise
 
 CPU = torch.device("cpu")
 LOADER = LoaderConfig(patch_size=(32, 32, 48))

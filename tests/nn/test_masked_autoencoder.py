@@ -12,7 +12,7 @@ from torch import Tensor
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder, normalise_patches, patch_statistics
 from anatomask.nn.sparse import expand_active, masked_instance_norm
 from anatomask.nn.stunet import STUNetConfig
-from anatomask.weights import import_anatomask_checkpoint
+from anatomask.weights.files import import_anatomask_checkpoint
 
 TOLERANCE = 1e-4
 GRADIENTS = {

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from anatomask.errors import UserError
-from anatomask.tensor_files import read_described
 from anatomask.training import checkpoints as module
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.state import TrainingState
-from anatomask.weights import write_weights
+from anatomask.weights.files import write_weights
+from anatomask.weights.tensor_files import read_described
 
 CPU = torch.device("cpu")
 

@@ -28,7 +28,7 @@ from anatomask.training.recorder import SilentRecorder
 from anatomask.training.scalars import ScalarLog
 from anatomask.training.state import TrainingState
 from anatomask.training.update import Update
-from anatomask.weights import find_weights, read_weights
+from anatomask.weights.files import find_weights, read_weights
 from tests.training.witness import BATCH, Death, Witness, draw, job, surviving_samples
 
 STEPS = 12

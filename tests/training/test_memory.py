@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anatomask.cli.main import main as anatomask
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
@@ -13,7 +14,6 @@ from anatomask.training import memory
 from anatomask.training.cost import StepCost
 from anatomask.training.memory import require_memory
 from anatomask.training.settings import TrainingConfig
-from pipelines.__main__ import main as anatomask
 
 GIB = 2**30
 

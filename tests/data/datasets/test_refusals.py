@@ -14,12 +14,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from anatomask.cli.main import main as anatomask
 from anatomask.data.datasets import RawDataset, read_dataset
 from anatomask.data.preparation import dataset_info, prepare_and_write, settings_of
 from anatomask.data.splits import SplitConfig, dataset_splits
 from anatomask.data.survey import survey_case
 from anatomask.errors import UserError
-from pipelines.__main__ import main as anatomask
 
 REPOSITORY = Path(__file__).parents[3]
 AS_ANYONE = (

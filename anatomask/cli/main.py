@@ -1,0 +1,49 @@
+"""The `anatomask` command: `anatomask <verb> …` is `python pipelines/<verb>.py …`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from anatomask import __version__
+from anatomask.cli.program import run
+from anatomask.terminal.printing import never_fail_to_print, quiet_matplotlib
+
+VERBS = {
+    "phantom": "write CT-like volumes for anyone who has no data",
+    "survey": "show what is in a folder of raw scans, and which are suspicious",
+    "prepare": "turn raw scans into Parquet shards",
+    "pretrain": "pretrain the encoder by AnatoMask",
+    "finetune": "train the segmentation network",
+    "evaluate": "score a finetuned run: DSC and NSD",
+    "report": "put evaluated runs into one table and figure",
+    "sweep": "run many chains of pretraining and finetuning with Ray Tune",
+    "export-weights": "write a run's weights for nnU-Net, STU-Net's code or MONAI",
+    "import-weights": "read published weights, to finetune from them",
+}
+
+
+def usage() -> str:
+    """What the command can do, for `--help` and for an unknown verb."""
+    verbs = "\n".join(f"  {verb:<14} {what}" for verb, what in VERBS.items())
+    usage_line = "usage: anatomask <verb> [--recipe NAME] [--config FILE] [--dry-run] [--field VALUE …]"
+    return f"{usage_line}\n\nverbs:\n{verbs}\n\n`anatomask <verb> --help` lists the fields of a verb."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb that the first argument names; returns its exit code (2 for an unknown verb)."""
+    never_fail_to_print()
+    quiet_matplotlib()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"anatomask {__version__}")
+        return 0
+    if arguments[0] not in VERBS:
+        print(f"anatomask: {arguments[0]} is not a verb\n\n{usage()}", file=sys.stderr)
+        return 2
+    verb = importlib.import_module(f"anatomask.stages.{arguments[0].replace('-', '_')}")
+    return run(arguments[0], verb.stage, verb.plan, arguments[1:])

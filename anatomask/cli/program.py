@@ -1,0 +1,116 @@
+"""The front door that all verbs share: settings in, exit code out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from anatomask.cli.arguments import parse
+from anatomask.errors import Note, Stopped, UserError, is_out_of_memory
+from anatomask.recipes import RECIPES
+from anatomask.terminal.printing import message_text, never_fail_to_print
+
+REMEDIES = {
+    errno.ENOENT: "there is no such file or folder; check the path",
+    errno.ENOSPC: "no space is left on the device; free some or choose another folder",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "permission denied; choose a folder that you may use",
+    errno.EPERM: "permission denied; choose a folder that you may use",
+    errno.ENOTDIR: "a file is in the way; choose another folder",
+    errno.EEXIST: "a file is in the way; choose another folder",
+    errno.EISDIR: "a folder is in the way; choose another path",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
+    errno.ENFILE: "the machine has too many files open; close some programs",
+}
+"""What to say of an error of the operating system; of others, the system's own words."""
+
+
+MORE_MEMORY = "close other programs, lower --cluster.workers, or take a machine with more"
+
+
+def run(
+    verb: str,
+    stage: Callable[..., int],
+    plan: Callable[[Any], list[tuple[str, str]]],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the settings of `verb`, then print its plan (`--dry-run`) or run `stage(config, overwrite=...)`.
+
+    Returns the exit code: 0, or 1 after a user's error, which is printed as one message, or 130 after Ctrl-C, 143
+    after SIGTERM.
+    """
+    never_fail_to_print()
+    console = Console(stderr=True)
+    try:
+        with notes_shown(console, verb):
+            invocation = parse(verb, sys.argv[1:] if argv is None else argv, RECIPES)
+            if invocation.dry_run:
+                show_plan(verb, plan(invocation.config))
+                return 0
+            return stage(invocation.config, overwrite=invocation.overwrite)
+    except UserError as error:
+        return _fail(console, verb, str(error))
+    except OSError as error:
+        return _fail(console, verb, describe(error))
+    except (MemoryError, RuntimeError) as error:
+        cause = getattr(error, "cause", None) or error  # where a task of Ray failed by it
+        if not is_out_of_memory(cause):
+            raise
+        said = f" ({' '.join(str(cause).split())})" if str(cause) else ""
+        return _fail(console, verb, f"memory ran out{said}; {MORE_MEMORY}")
+    except (KeyboardInterrupt, Stopped) as stop:
+        console.print(f"anatomask {verb}: stopped. The same command goes on where it was.")
+        return stop.exit_code if isinstance(stop, Stopped) else 130
+
+
+@contextmanager
+def notes_shown(console: Console, verb: str) -> Iterator[None]:
+    """Print each `Note` that is warned of inside, once, as one line; show other warnings as Python does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", Note)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, Note):
+                return usual(message, category, *place, **more)
+            console.print(f"[bold yellow]anatomask {verb}:[/bold yellow] ", end="")
+            console.print(str(message), markup=False, highlight=False, soft_wrap=True)
+
+        warnings.showwarning = show
+        yield
+
+
+def show_plan(verb: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print the plan of a stage as a table of two columns."""
+    table = Table(title=f"Plan of anatomask {verb} (nothing was started)", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def describe(error: OSError) -> str:
+    """Say which file an error of the operating system is about, why, and what helps."""
+    cause = getattr(error, "cause", None)  # a task of Ray failed by it
+    error = cause if isinstance(cause, OSError) else error
+    if error.errno is None:
+        return str(error) or type(error).__name__
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else "output"
+    return f"{name}: {REMEDIES.get(error.errno, os.strerror(error.errno))}"
+
+
+def _fail(console: Console, verb: str, message: str) -> int:
+    console.print(f"[bold red]anatomask {verb}:[/bold red] ", end="")
+    console.print(message_text(message), markup=False, highlight=False, soft_wrap=True)
+    return 1

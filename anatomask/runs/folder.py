@@ -1,0 +1,157 @@
+"""A run's folder: its name, its configuration, and what machine and versions made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from anatomask.data.addresses import folder_name
+from anatomask.errors import UserError
+from anatomask.files import write_text
+from anatomask.names import file_name, shown, some
+from anatomask.parsing import from_json, from_yaml
+from anatomask.runs.belongings import CONFIG, ENVIRONMENT, INPUTS, claim_folder, remove_run
+from anatomask.training.journal import note
+
+WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every", "training.on_non_finite")
+ELSEWHERE = ("name", "runs", "cluster", "plan", "trials", "concurrent", *WATCHED)
+"""Fields that say where, under what name, how far and how watched a run goes, not what it computes."""
+
+PACKAGES = ("torch", "ray", "monai", "numpy", "pyarrow", "safetensors", "optuna", "anatomask")
+
+
+def run_folder(runs: str, name: str, verb: str, data: str, settings: Mapping[str, Any]) -> Path:
+    """Folder of a run: `name`, else `<verb>-<data set>-<digest of the settings>`."""
+    digest = hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()[:8]
+    return Path(runs).absolute() / (name or f"{verb}-{file_name(folder_name(data))}-{digest}")
+
+
+def open_run(
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    inputs: Mapping[str, str] | None = None,
+    resources: Mapping[str, Any] | None = None,
+) -> None:
+    """Begin a run, or go on with it when it has the same settings and inputs.
+
+    Writes `config.yaml` (complete), `environment.json` (versions, hardware and `resources`), `inputs.json`: a digest of
+    what each input held, and the marker by which the folder is known as a run's. What has changed in the environment
+    since the run was last opened is noted in its journal: the same numbers are promised for the same versions, workers
+    and threads alone.
+
+    Args:
+        folder: of the run.
+        settings: the complete configuration.
+        overwrite: remove what an earlier run wrote there. The files of others stay, and the journal names them.
+        inputs: a digest of each input, by the name under which a message would speak of it.
+        resources: what the training takes of the cluster.
+
+    Raises:
+        UserError: the folder holds another run, whose differing fields or inputs are named, a damaged one, or something
+            else than a run.
+        OSError: the folder cannot be written.
+    """
+    claim_folder(folder)
+    if overwrite and (others := remove_run(folder)):
+        note(folder, f"--overwrite leaves what anatomask did not write: {some(others)}")
+    changed = differences(identity(_read(folder / CONFIG, from_yaml) or settings), identity(settings))
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with other settings: {'; '.join(changed)}. "
+            "Choose another --name, or --overwrite to begin anew"
+        )
+    before = _read(folder / INPUTS, from_json)
+    stale = [name for name, digest in (inputs or {}).items() if before.get(name, digest) != digest]
+    if stale:
+        raise UserError(f"{' and '.join(stale)} changed since {folder} began: choose another --name, or --overwrite")
+    described = environment() | {"resources": dict(resources or {})}
+    earlier = _read(folder / ENVIRONMENT, from_json)
+    write_text(folder / INPUTS, json.dumps(dict(inputs or {}), indent=1))
+    write_text(folder / CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    if earlier and (other := differences(earlier, described)):
+        note(folder, f"goes on in another environment, so numbers may differ in their last digits: {'; '.join(other)}")
+    write_text(folder / ENVIRONMENT, json.dumps(described, indent=1))
+
+
+def _read(path: Path, parse: Callable[[bytes], Any]) -> Mapping[str, Any]:
+    """Read a file of a run that holds fields; there are none where it is missing. UserError where it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        fields = parse(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); put it back, or begin the run anew with --overwrite") from error
+    if not isinstance(fields, Mapping):
+        raise UserError(f"{path} is damaged (it holds no fields); put it back, or begin the run anew with --overwrite")
+    return fields
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted fields in which two configurations differ, with both values."""
+    found: list[str] = []
+    for name in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name} is {_short(before)} there, {_short(after)} here")
+    return found
+
+
+def _short(value: Any) -> str:
+    """A value as text, cut to 80 characters."""
+    return value if isinstance(value, str) and len(value) <= 80 else shown(value)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware of this process."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "processor": platform.processor() or platform.machine(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a run computes."""
+    return _without(settings, ELSEWHERE)
+
+
+def _without(settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Nested settings without the fields of those dotted names."""
+    kept = {name: value for name, value in settings.items() if name not in fields}
+    for field in fields:
+        section, _, rest = field.partition(".")
+        if rest and isinstance(kept.get(section), Mapping):
+            kept[section] = _without(kept[section], [rest])
+    return kept
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this file lies in, if it is one; a dirty tree is marked."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

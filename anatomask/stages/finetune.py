@@ -1,0 +1,235 @@
+"""Supervised finetuning from pretrained weights or from scratch: `anatomask finetune`, or this file in `ray submit`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anatomask.config import FinetuneConfig, plain
+from anatomask.data.addresses import public_address
+from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
+from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError
+from anatomask.evaluation.inference import validation_dice
+from anatomask.nn.stunet import STUNet
+from anatomask.runs.folder import run_folder
+from anatomask.stages.jobs import data_digest, refuse_here, require_memory_here, run_job, weights_digest
+from anatomask.stages.pretrain import check_channels
+from anatomask.training.cost import Loss, StepCost, less_memory, step_cost
+from anatomask.training.estimate import cost_rows, device_of
+from anatomask.training.finetuning import FinetuningTask, prepare_gradients
+from anatomask.training.losses import segmentation_loss
+from anatomask.training.parallel import memory_format
+from anatomask.training.ray_train import TrainingJob
+from anatomask.weights.files import (
+    Transfer,
+    describe_architecture,
+    find_weights,
+    initialise,
+    method_label,
+    read_header,
+    read_weights,
+    require_same_size,
+    split_init,
+)
+from anatomask.weights.header import require_fields
+from anatomask.weights.matching import count_loaded
+
+SCRATCH = "scratch"
+
+
+def build_job(config: FinetuneConfig) -> TrainingJob:
+    """The training job of a configuration.
+
+    Raises:
+        UserError: the data set is missing, has no labelled training cases, or other channels than the network;
+            or the initial weights are missing, or those of another architecture.
+    """
+    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
+    check_channels(dataset, config.network.in_channels)
+    train_cases, val_cases = select_labelled(dataset, config)
+    inputs = {f"--data {public_address(config.data)}": data_digest(dataset.storage)}
+    source = None if config.init == SCRATCH else find_weights(split_init(config.init)[1])
+    if source is not None:
+        inputs[f"--init {config.init}"] = weights_digest(source)
+    header: dict[str, Any] = {
+        "format": 1,
+        "kind": "segmentation",
+        "architecture": describe_architecture(config.network, len(dataset.class_names)),
+        "patch_size": list(config.loader.patch_size),
+        "mirror_axes": list(mirrored_axes(config.loader, dataset.class_names.values())),
+        "spacing": list(dataset.spacing),
+        "fingerprint": dataset.fingerprint.to_dict(),
+        "class_names": {str(number): name for number, name in dataset.class_names.items()},
+        "dataset": dataset.name,
+        "data": public_address(dataset.path),
+        "train_fraction": config.train_fraction,
+        "train_cases": len(train_cases),
+        "initialisation": initialisation(config, source),
+    }
+    start = partial(start_from, source=source, transfer=split_init(config.init)[0], seed=config.seed)
+    header["loaded"] = loaded = count(config, header, start if source else None)
+    return TrainingJob(
+        run=run_folder(config.runs, config.name, "finetune", config.data, plain(config)),
+        data=dataset.storage,
+        sequence=SampleSequence(train_cases, config.seed),
+        draw=FinetuningDraw(config.loader, tuple(header["mirror_axes"])),
+        build_task=partial(
+            FinetuningTask,
+            config.network,
+            header,
+            start,
+            partial(validate, dataset=dataset, cases=val_cases, config=config),
+            config.seed,
+            frozen=config.optimiser.freeze == config.training.epochs,
+        ),
+        loader=config.loader,
+        training=config.training,
+        optimiser=config.optimiser,
+        seed=config.seed,
+        settings=plain(config),
+        origin=loaded_in_words(loaded, config.init),
+        inputs=inputs,
+    )
+
+
+def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any]:
+    """What the network starts from, for its header and the tables. Raises UserError for another architecture."""
+    if source is None:
+        return {"method": SCRATCH, "run": None}
+    header = read_header(source)
+    require_same_size(header, config.network)
+    require_fields(header, source, "kind", "dataset", *(("method",) if header.get("kind") == "pretraining" else ()))
+    method = method_label(header) if header["kind"] == "pretraining" else f"finetuned on {header['dataset']}"
+    transfer, run = split_init(config.init)
+    described = {"whole": method, "encoder": f"{method}, encoder", "permuted": f"{method}, permuted"}[transfer]
+    return {"method": described, "run": run, "dataset": header["dataset"]}
+
+
+def start_from(network: STUNet, *, source: Path | None, transfer: Transfer, seed: int) -> Sequence[str]:
+    """Put initial weights into `network`; the tensors that were not transferred."""
+    return [] if source is None else initialise(network, read_weights(source), transfer, seed)
+
+
+def count(
+    config: FinetuneConfig, header: Mapping[str, Any], start: Callable[[STUNet], Sequence[str]] | None
+) -> dict[str, int]:
+    """How much of the network `start` will load (None: nothing), found on one that has shapes and no numbers.
+
+    Raises:
+        UserError: what `start` finds wrong with the weights, before any worker does.
+    """
+    with torch.device("meta"):
+        network = STUNet(config.network, header["architecture"]["classes"])
+    return count_loaded(network, list(network.state_dict()) if start is None else start(network))
+
+
+def loaded_in_words(loaded: Mapping[str, int], source: str) -> str:
+    """What `count` found, in a sentence."""
+    if not loaded["tensors"]:
+        return "starts from random weights"
+    part, whole = loaded["parameters"], loaded["of_parameters"]
+    return (
+        f"loaded {loaded['tensors']} of {loaded['of_tensors']} tensors, {part / 1e6:.3g} of {whole / 1e6:.3g} M "
+        f"parameters ({100 * part / whole:.0f} %) from {source}"
+    )
+
+
+def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Training and validation cases: labelled ones, a seeded share of them for training.
+
+    Smaller shares are contained in larger ones. Where the split has no val cases, a seeded share of the training
+    cases is held out first, the same for every share.
+
+    Raises:
+        UserError: when no labelled training case remains, or none whose label holds a class.
+    """
+    train = sorted(case for case in dataset.splits["train"] if dataset.records[case].labelled)
+    watched = dataset.splits.get(config.val_split)
+    if watched is None and config.val_split != "val":
+        raise UserError(f"{dataset.shown} has no split {config.val_split}; there are {', '.join(dataset.splits)}")
+    val = sorted(case for case in watched or () if dataset.records[case].labelled)
+    order = [train[index] for index in np.random.default_rng([config.seed, 2]).permutation(len(train))]
+    if not val and len(order) > 1:
+        held_out = max(1, round(config.val_fraction * len(order)))
+        val, order = sorted(order[:held_out]), order[held_out:]
+    chosen = tuple(sorted(order[: max(1, round(config.train_fraction * len(order)))]))
+    if not chosen:
+        raise UserError(f"{dataset.shown} has no labelled training cases; prepare a data set with labels")
+    if not any(dataset.records[case].class_bricks for case in chosen):
+        raise UserError(
+            f"{dataset.shown}: the labels of its {len(chosen)} training cases, such as {chosen[0]}, hold no class; "
+            "get the labels again, or set --train-fraction 1"
+        )
+    return chosen, tuple(val)
+
+
+def validate(
+    network: nn.Module, device: torch.device, *, dataset: PreparedDataset, cases: Sequence[str], config: FinetuneConfig
+) -> Mapping[str, float]:
+    """Mean DSC of each class that the validation cases hold, without mirroring."""
+    dice = validation_dice(network, dataset, cases, config.loader.patch_size, config.inference, device)
+    return {dataset.class_names[number]: value for number, value in dice.items() if not math.isnan(value)}
+
+
+def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
+    """Finetune, or go on with it."""
+    job = build_job(config)
+    require_memory_here(config, lambda: cost_of(config, *dummy_update(config)))
+    run_job(job, config.cluster, "finetune", overwrite=overwrite)
+    print(f"Finetuned weights: {job.run}\nScore them: anatomask evaluate --run {job.run}")
+    return 0
+
+
+def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
+    """What would be done, for `--dry-run`."""
+    job = build_job(config)
+    if config.plan.tflops is None:  # else it is for other devices than this machine's
+        refuse_here(job, config.cluster)
+    dataset = PreparedDataset.open(config.data)
+    train_cases, val_cases = select_labelled(dataset, config)
+    workers = config.cluster.workers
+    network, loss = dummy_update(config)
+    cost = cost_of(config, network, loss)
+    options = less_memory(network, loss, config.training, workers, config.optimiser.moments)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return [
+        ("run", str(job.run)),
+        ("from", job.origin),
+        (
+            "cases",
+            f"{len(train_cases)} to train, {len(val_cases)} to choose the checkpoint, of {public_address(config.data)}",
+        ),
+        ("classes", ", ".join(dataset.class_names.values())),
+        ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
+        ("parameters", f"{parameters / 1e6:.2f} M"),
+        *cost_rows(cost, options, job.total_steps, workers, config.training.precision, device_of(config.plan)),
+    ]
+
+
+def dummy_update(config: FinetuneConfig) -> tuple[STUNet, Loss]:
+    """The network on the meta device, and its loss of samples that hold nothing: what `step_cost` counts."""
+    with torch.device("meta"):
+        network = STUNet(config.network, len(PreparedDataset.open(config.data).class_names))
+    prepare_gradients(network, frozen=config.optimiser.freeze == config.training.epochs)
+    return network, partial(any_loss, config=config)
+
+
+def cost_of(config: FinetuneConfig, network: STUNet, loss: Loss) -> StepCost:
+    """The cost of one worker's update."""
+    return step_cost(network, loss, config.training, config.cluster.workers, config.optimiser.moments)
+
+
+def any_loss(network: nn.Module, samples: int, config: FinetuneConfig) -> Tensor:
+    """The loss of so many samples that hold nothing."""
+    volume = torch.empty(samples, config.network.in_channels, *config.loader.patch_size)
+    label = torch.empty(samples, 1, *config.loader.patch_size, dtype=torch.uint8)
+    return segmentation_loss(network(volume.contiguous(memory_format=memory_format(config.training))), label)

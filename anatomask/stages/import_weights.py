@@ -1,0 +1,91 @@
+"""Make published weights ours: `anatomask import-weights FILE --output FOLDER`. Needs no Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from anatomask.config import ImportWeightsConfig
+from anatomask.errors import UserError
+from anatomask.weights.files import TENSORS, describe_architecture, network_of, write_weights
+from anatomask.weights.foreign import ForeignWeights, read_foreign_weights
+from anatomask.weights.tensor_files import Weights, read_described
+
+
+def plan(config: ImportWeightsConfig) -> list[tuple[str, str]]:
+    """Rows of the dry run: the file is read and checked."""
+    return [*describe(read_file(config)), ("folder", config.output)]
+
+
+def stage(config: ImportWeightsConfig, *, overwrite: bool) -> int:
+    """Write the folder, and say what was transferred and what was not."""
+    folder = Path(config.output)
+    check_folder(folder, overwrite)
+    weights = read_file(config)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for title, text in describe(weights):
+        console.print(f"{title}: {text}")
+    write_weights(folder, weights.tensors, weights.header)
+    console.print(f"Finetune from it: anatomask finetune --init {folder} {_flags(weights)}")
+    return 0
+
+
+def read_file(config: ImportWeightsConfig) -> Weights:
+    """The weights in the file, as ours. UserError as `read_foreign_weights`."""
+    path = Path(config.file)
+    if path.suffix == ".safetensors":
+        return read_described(path)
+    foreign = read_foreign_weights(path, config.allow_missing)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    header: dict[str, Any] = {
+        "format": 1,
+        "kind": foreign.kind,
+        "architecture": describe_architecture(foreign.network, foreign.classes),
+        "dataset": config.dataset,
+        "imported": {"form": foreign.form.title, "file": path.name, "sha256": digest},
+        "missing": list(foreign.missing),
+        "not_transferred": [f"{name} ({why})" for name, why in foreign.left_out],
+    }
+    if foreign.kind == "pretraining":
+        header["method"] = {"name": config.method}
+    return Weights(_called(foreign), header)
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Raise UserError where weights would hide a run's checkpoints, or replace other weights unasked."""
+    if (folder / "checkpoints").exists() or (folder / "config.yaml").exists():
+        raise UserError(f"--output {folder} is a run's folder: choose another")
+    if (folder / TENSORS).exists() and not overwrite:
+        raise UserError(f"--output {folder} holds weights already: choose another folder, or --overwrite")
+
+
+def describe(weights: Weights) -> list[tuple[str, str]]:
+    """What was read: titles and texts, a row for each tensor that was not transferred."""
+    header = weights.header
+    network, kind = network_of(header), str(header.get("kind"))
+    what = {"pretraining": "pretrained encoder", "segmentation": "segmentation network"}.get(kind)
+    if what is None:
+        raise UserError(f"weights of kind {kind!r} cannot start a finetuning")
+    return [
+        ("read", header.get("imported", {}).get("form", "weights of anatomask")),
+        (what, f"{len(weights.tensors)} tensors; widths {network.stage_widths}, depth {network.depth}"),
+        *(("not transferred", name) for name in header.get("not_transferred", ())),
+        *(("missing, drawn afresh in finetuning", name) for name in header.get("missing", ())),
+    ]
+
+
+def _called(foreign: ForeignWeights) -> dict[str, Tensor]:
+    prefix = "student." if foreign.kind == "pretraining" else ""
+    return {prefix + name: tensor for name, tensor in foreign.tensors.items()}
+
+
+def _flags(weights: Weights) -> str:
+    network = network_of(weights.header)
+    flags = f"--network.base {network.base} --network.depth {network.depth}"
+    widths = "" if network.widths is None else f" --network.widths {' '.join(map(str, network.widths))}"
+    return flags + widths

@@ -1,0 +1,99 @@
+"""What the two training stages share: the digest of their inputs, and running a job to its end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anatomask.cluster import ClusterConfig, running, training_resources
+from anatomask.config import FinetuneConfig, PretrainConfig, plain
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError
+from anatomask.files import alone
+from anatomask.ray_watch import RayGone
+from anatomask.runs.folder import open_run
+from anatomask.terminal.progress import NewLines, following
+from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.cost import StepCost
+from anatomask.training.journal import JOURNAL, note
+from anatomask.training.memory import require_memory
+from anatomask.training.ray_train import TrainingJob, fit, refuse_wrong_gradients
+from anatomask.training.recorder import METRICS
+from anatomask.weights.files import TENSORS
+
+
+def data_digest(storage: Storage) -> str:
+    """Digest of what a prepared data set holds: its cases and their splits."""
+    return hashlib.sha256(storage.read("cases.jsonl") + storage.read("splits.json")).hexdigest()
+
+
+def weights_digest(folder: Path) -> str:
+    """Digest of the weights in a folder."""
+    with (folder / TENSORS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overwrite: bool) -> None:
+    """Train, or go on with it, and show its progress.
+
+    Raises:
+        UserError: the run's folder holds another run or is in use, the cluster is too small, or a worker found bad
+            input, or Ray died.
+    """
+    refuse_here(job, cluster)
+    with kept_from_others(job.run), end_noted(job.run), running(cluster):
+        resources = training_resources(cluster)
+        journal = NewLines(job.run / JOURNAL)
+        open_run(job.run, job.settings, overwrite=overwrite, inputs=job.inputs, resources=asdict(resources))
+        start = Checkpoints(job.run).step()
+        if job.origin and not start:
+            note(job.run, job.origin)
+        with following(job.run / METRICS, journal, job.total_steps, description, start):
+            fit(replace(job, columns=all_settings()), resources, cluster.max_failures)
+
+
+@contextmanager
+def end_noted(run: Path) -> Iterator[None]:
+    """Add to the journal of a run that Ray died; what else ends it is noted where it happens."""
+    try:
+        yield
+    except RayGone as error:
+        note(run, f"stopped: {error}")
+        raise
+
+
+@contextmanager
+def kept_from_others(folder: Path) -> Iterator[None]:
+    """Keep the folder of a run or a sweep from other processes. Raises UserError where one has it."""
+    with alone(folder.with_name(f".{folder.name}.lock")) as mine:
+        if not mine:
+            raise UserError(f"{folder} is in use by another process; wait for its end, or choose another --name")
+        yield
+
+
+def refuse_here(job: TrainingJob, cluster: ClusterConfig) -> None:
+    """Raise UserError for what the workers would refuse, where they are to run on this machine's CPUs."""
+    if cluster.address == "local" and not cluster.gpu and not torch.cuda.is_available():
+        refuse_wrong_gradients(job, torch.device("cpu"))
+
+
+def require_memory_here(config: PretrainConfig | FinetuneConfig, cost: Callable[[], StepCost]) -> None:
+    """Raise UserError where an update, whose `cost` takes seconds to find, is far beyond the memory of this machine.
+
+    On a cluster, what its nodes have is not known before they are asked.
+    """
+    cluster = config.cluster
+    if cluster.address == "local":
+        gpu = torch.cuda.is_available() if cluster.gpu is None else cluster.gpu
+        require_memory(config.training, config.loader, config.network.in_channels, cluster.workers, gpu, cost)
+
+
+def all_settings() -> dict[str, Any]:
+    """Those of both kinds of trainings, with some value or other."""
+    return plain(FinetuneConfig(data="")) | plain(PretrainConfig(data=""))

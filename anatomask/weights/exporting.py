@@ -1,0 +1,148 @@
+"""Weights out: our tensors in the files that nnU-Net's STU-Net trainers, the published scripts and MONAI read.
+
+Those programs choose by a file's ending what they look for in it, so endings matter here:
+
+    nnunet       .pth    `network_weights`, STU-Net's names: what STU-Net's and AnatoMask's nnU-Net (version 2) load.
+                         They refuse a file without every tensor but the heads, so a pretrained encoder is completed
+                         with freshly drawn ones, which are listed in the file.
+                 .pt     of a pretrained encoder, for `load_stunet_ssl_weights` of the published AnatoMask code
+    stunet       .model  `state_dict`, STU-Net's names: the form of its released weights (nnU-Net version 1)
+    monai        .pt     a plain state dict of `anatomask.nn.stunet.STUNet`
+    safetensors          the same under the names of our checkpoints, with the header
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from anatomask.errors import UserError
+from anatomask.files import replacing
+from anatomask.nn.stunet import STUNet
+from anatomask.weights.files import (
+    beyond_encoder,
+    encoder_prefix,
+    encoder_tensors,
+    network_of,
+    repeat_stem,
+    trained_stages,
+)
+from anatomask.weights.foreign import AUTOENCODER, FRESH, PUBLISHED_STUNET, Form
+from anatomask.weights.matching import load_matching
+from anatomask.weights.tensor_files import Weights, write_described
+
+ExportFormat = Literal["nnunet", "stunet", "monai", "safetensors"]
+
+ENDINGS: Mapping[str, tuple[str, ...]] = {
+    "nnunet": (".pth", ".pt"),
+    "stunet": (".model",),
+    "monai": (".pt", ".pth"),
+    "safetensors": (".safetensors",),
+}
+"""What files of each format may end in; the first is the usual one."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What would be written, and what not."""
+
+    content: dict[str, Any]
+    """What a PyTorch file holds; tensors alone for safetensors."""
+    header: dict[str, Any]
+    """Of our own format."""
+    exported: int
+    """Tensors of the run."""
+    fresh: tuple[str, ...]
+    """Their names of the tensors that were drawn to complete a network."""
+    left_out: tuple[str, ...]
+    """Our names of the tensors that stay behind."""
+
+
+def export_weights(weights: Weights, format: ExportFormat, ending: str, in_channels: int | None = None) -> Export:
+    """Bring weights into a format: the whole network of a finetuning run, the student's encoder of a pretraining run.
+
+    Args:
+        weights: as they were read from a checkpoint.
+        format: who shall read them.
+        ending: of the file, one of `ENDINGS`.
+        in_channels: of the stem, whose weights are repeated, unscaled; none: as they are.
+
+    Raises:
+        UserError: they are of no kind that is known, or the stem cannot be repeated to `in_channels`.
+    """
+    kind = weights.header.get("kind")
+    network = network_of(weights.header)
+    channels = in_channels or network.in_channels
+    if kind == "pretraining":
+        tensors, prefix = encoder_tensors(weights, channels), encoder_prefix(weights.header).removesuffix("encoder.")
+    elif kind == "segmentation":
+        tensors, prefix = repeat_stem(weights.tensors, channels), ""
+    else:
+        raise UserError(f"weights of kind {kind!r} cannot be exported, only those of `pretrain` and `finetune`")
+    fitted = replace(network, in_channels=channels)
+    with torch.device("meta"):  # a header may describe a network that no memory holds
+        may_lack = (*weights.header.get("missing", ()), *(beyond_encoder(weights.header) if prefix else ()))
+        load_matching(STUNet(fitted, weights.header["architecture"].get("classes", 1)), tensors, may_lack)
+    left_out = tuple(sorted(weights.tensors.keys() - {prefix + name for name in tensors}))
+    header = {**weights.header, "architecture": {**weights.header["architecture"], "in_channels": channels}}
+    fresh: dict[str, Tensor] = {}
+    content: dict[str, Any]
+    if format == "safetensors":
+        content = {prefix + name: tensor for name, tensor in tensors.items()}
+    elif format == "monai":
+        content = dict(tensors)
+    elif format == "stunet":
+        content = {
+            "epoch": 0,
+            "state_dict": _renamed(tensors, PUBLISHED_STUNET),
+            "optimizer_state_dict": None,
+            "lr_scheduler_state_dict": None,
+            "plot_stuff": ([], [], [], []),
+        }
+    elif kind == "pretraining" and ending == ".pt":
+        published = _renamed(tensors, AUTOENCODER)
+        content = {"network_weights": {f"module.{name}": tensor for name, tensor in published.items()}}
+    else:
+        if kind == "pretraining":
+            fresh = _renamed(_untrained(weights), PUBLISHED_STUNET)
+        content = {"network_weights": _renamed(tensors, PUBLISHED_STUNET) | fresh}
+        if fresh:
+            content[FRESH] = sorted(fresh)
+    return Export(content, header, len(tensors), tuple(sorted(fresh)), left_out)
+
+
+def write_export(path: Path, format: ExportFormat, export: Export) -> None:
+    """Write an export in one step. OSError as any write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if format == "safetensors":
+        write_described(path, export.content, export.header)
+        return
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(export.content, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # a full disk, which torch does not say
+                raise error.__context__ from error
+            raise
+
+
+def _renamed(tensors: Mapping[str, Tensor], form: Form) -> dict[str, Tensor]:
+    names = {name: form.theirs(name) for name in tensors}
+    unknown = [name for name, theirs in names.items() if theirs is None]
+    if unknown:
+        raise UserError(f"the weights hold {', '.join(unknown[:4])}, for which there is no name in: {form.title}")
+    return {str(theirs): tensors[name] for name, theirs in names.items()}
+
+
+def _untrained(weights: Weights) -> dict[str, Tensor]:
+    """What a pretrained encoder lacks of a segmentation network but the heads, as finetuning would draw it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = STUNet(network_of(weights.header), classes=1)
+    trained = tuple(f"encoder.stages.{stage}." for stage in range(trained_stages(weights.header)))
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith((*trained, "heads."))}

@@ -1,0 +1,228 @@
+"""Weights and their self-describing header: write them, read them, and start a network from them.
+
+Ours are safetensors and JSON; `foreign_weights.py` reads those of others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from anatomask.errors import UserError
+from anatomask.files import write_text
+from anatomask.nn.stunet import STAGE_STRIDES, STUNet, STUNetConfig, pretrained_stages
+from anatomask.runs.checkpoint_index import read_index
+from anatomask.weights.foreign import import_anatomask_checkpoint as import_anatomask_checkpoint
+from anatomask.weights.matching import load_matching as load_matching
+from anatomask.weights.tensor_files import (
+    COPY_OR_TRAIN,
+    Weights,
+    header_text,
+    read_described,
+    read_description,
+    write_described,
+)
+
+TENSORS = "model.safetensors"
+HEADER = "model.json"
+_STEM = ("encoder.stages.0.0.conv1.weight", "encoder.stages.0.0.shortcut.weight")
+
+
+Transfer = Literal["whole", "encoder", "permuted"]
+"""What a network takes over of weights: all that fits, the encoder, or the encoder with shuffled entries."""
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write `model.safetensors` and `model.json` into `folder`, each atomically.
+
+    The header also travels inside the safetensors file, which is what `read_weights` believes: so there is no moment
+    at which a kill leaves weights that are described by another header. `model.json` is its readable copy.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_described(folder / TENSORS, tensors, header)
+    write_text(folder / HEADER, header_text(header) + "\n")
+
+
+def read_weights(folder: Path, remedy: str = COPY_OR_TRAIN) -> Weights:
+    """What `write_weights` wrote, on the CPU. Warns and raises as `read_described`."""
+    return read_described(Path(folder) / TENSORS, remedy)
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """The header of weights without their tensors. UserError as `read_weights`."""
+    return read_description(Path(folder) / TENSORS)
+
+
+def find_weights(path: str | Path, which: str = "last") -> Path:
+    """The folder of weights that `path` means: itself, or the `last` or `best` checkpoint of the run at `path`.
+
+    Raises:
+        UserError: there is nothing of the kind, or the run's index is damaged.
+    """
+    folder = Path(path).absolute()  # it is opened by workers, which run elsewhere
+    if (folder / TENSORS).is_file():
+        return folder
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is a file, not a run: weights from elsewhere become ours by "
+            f"`anatomask import-weights {folder} --output FOLDER`; then give that folder"
+        )
+    names = read_index(folder / "checkpoints")
+    if not names:
+        raise UserError(f"{folder} is neither a run with checkpoints nor a folder with {TENSORS}: check the path")
+    if which == "best" and "best" not in names:
+        which = "last"  # no validation case had a score to choose by
+    if which not in names:
+        raise UserError(
+            f"{folder} has no {which} checkpoint, only {', '.join(n for n in names if n in ('last', 'best'))}"
+        )
+    return folder / "checkpoints" / str(names[which])
+
+
+def describe_architecture(network: STUNetConfig, classes: int | None = None) -> dict[str, Any]:
+    """The header's `architecture`; `classes` (without the background) for a segmentation network."""
+    described = {"name": "stunet", **dataclasses.asdict(network)}
+    return described if classes is None else {**described, "classes": classes}
+
+
+def network_of(header: Mapping[str, Any]) -> STUNetConfig:
+    """The network that a header describes. UserError if it describes none that is known here."""
+    described = dict(header.get("architecture") or {})
+    name = described.pop("name", None)
+    if name != "stunet":
+        raise UserError(f"architecture {name!r} is unknown here: only stunet can be read")
+    described.pop("classes", None)
+    if described.get("widths") is not None:
+        described["widths"] = tuple(described["widths"])
+    try:
+        return STUNetConfig(**described)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the header's architecture cannot be read ({error}): give weights that anatomask wrote"
+        ) from error
+
+
+def trained_stages(header: Mapping[str, Any]) -> int:
+    """Number of encoder stages that the weights of a header hold: what pretraining trained, or all of a network."""
+    if header.get("kind") == "segmentation":
+        return len(STAGE_STRIDES)
+    before_stages = (header.get("method") or {}).get("patch", 16)  # headers of older versions do not say the stages
+    return int(header.get("stages") or pretrained_stages(int(before_stages)))
+
+
+def encoder_prefix(header: Mapping[str, Any]) -> str:
+    """Prefix of the encoder's tensors; headers of older versions do not say it."""
+    return "encoder." if header.get("kind") == "segmentation" else str(header.get("encoder", "student.encoder."))
+
+
+def method_label(header: Mapping[str, Any]) -> str:
+    """What tables call the pretraining of these weights; headers of older versions have it for its name."""
+    method = header["method"]
+    return str(method.get("label", method["name"]))
+
+
+def beyond_encoder(header: Mapping[str, Any]) -> tuple[str, ...]:
+    """List the beginnings of the names of a segmentation network's tensors that the encoder of weights lacks."""
+    stages = range(trained_stages(header), len(STAGE_STRIDES))
+    return (*(f"encoder.stages.{stage}" for stage in stages), "upsample", "decoder", "heads")
+
+
+def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
+    """Take the encoder out of weights, under a segmentation network's names.
+
+    That of a pretraining checkpoint lacks the last stages.
+
+    Raises:
+        UserError: there is none, or its stem cannot be repeated to `in_channels`.
+    """
+    prefix = encoder_prefix(weights.header)
+    encoder = {
+        f"encoder.{name.removeprefix(prefix)}": tensor
+        for name, tensor in weights.tensors.items()
+        if name.startswith(prefix)
+    }
+    if not encoder:
+        raise UserError(f"the weights hold no tensor named {prefix}*: they are not of a pretraining run")
+    return repeat_stem(encoder, in_channels)
+
+
+def permuted(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Shuffle the entries of each tensor: what is left of weights are their sizes, for a control."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view_as(tensor)
+        for name, tensor in sorted(tensors.items())
+    }
+
+
+def split_init(init: str) -> tuple[Transfer, str]:
+    """Split `encoder:RUN` or `permuted:RUN` into what is taken of the weights and where they are. RUN alone: whole."""
+    for part in ("encoder", "permuted"):
+        if init.startswith(f"{part}:"):
+            return part, init.removeprefix(f"{part}:")
+    return "whole", init
+
+
+def repeat_stem(tensors: Mapping[str, Tensor], in_channels: int) -> dict[str, Tensor]:
+    """Adapt the stem to more input channels: conv1's and the shortcut's weights are repeated, unscaled."""
+    adapted = dict(tensors)
+    for name in _STEM:
+        if name not in tensors:
+            raise UserError(f"the weights lack {name}")
+        if tensors[name].ndim != 5 or not tensors[name].numel():
+            raise UserError(f"{name} has shape {tuple(tensors[name].shape)}, and is no convolution's weight")
+        repeats, rest = divmod(in_channels, tensors[name].shape[1])
+        if rest or not repeats:
+            raise UserError(
+                f"{name} reads {tensors[name].shape[1]} channels, which cannot be repeated to {in_channels}: "
+                "set network.in_channels to a multiple"
+            )
+        adapted[name] = tensors[name].repeat(1, repeats, 1, 1, 1)
+    return adapted
+
+
+def require_same_size(header: Mapping[str, Any], mine: STUNetConfig) -> None:
+    """Raise UserError unless the weights that `header` describes are of an STU-Net of the size of `mine`."""
+    theirs = network_of(header)
+    if (theirs.stage_widths, theirs.depth) != (mine.stage_widths, mine.depth):
+        raise UserError(
+            f"the weights are of an STU-Net with widths {theirs.stage_widths} and depth {theirs.depth}, the network "
+            f"has widths {mine.stage_widths} and depth {mine.depth}: set network.base and network.depth alike"
+        )
+
+
+def initialise(network: STUNet, weights: Weights, transfer: Transfer = "whole", seed: int = 0) -> list[str]:
+    """Start a segmentation network from a pretrained encoder, or from another one's weights but the output heads.
+
+    What the header calls `missing` was so when the weights were imported, by the user's leave.
+
+    Args:
+        network: its parameters are overwritten in place.
+        weights: of a pretraining run, or of a segmentation network.
+        transfer: whole: all that fits; encoder: of a segmentation network the encoder alone; permuted: the encoder
+            with the entries of each tensor shuffled.
+        seed: decides how they are shuffled.
+
+    Returns:
+        The names of the tensors that were not transferred.
+
+    Raises:
+        UserError: the architectures differ, or the kind of weights is unknown.
+    """
+    mine = network.config
+    require_same_size(weights.header, mine)
+    kind = weights.header.get("kind")
+    missing = tuple(weights.header.get("missing", ()))
+    if kind == "pretraining" or (kind == "segmentation" and transfer != "whole"):
+        encoder = encoder_tensors(weights, mine.in_channels)
+        encoder = permuted(encoder, seed) if transfer == "permuted" else encoder
+        return load_matching(network, encoder, (*beyond_encoder(weights.header), *missing))
+    if kind == "segmentation":
+        trunk = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("heads.")}
+        return load_matching(network, repeat_stem(trunk, mine.in_channels), ("heads", *missing))
+    raise UserError(f"weights of kind {kind!r} cannot start a segmentation network")

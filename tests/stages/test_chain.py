@@ -1,0 +1,149 @@
+"""The main job end to end: raw scans in, a pretrained and finetuned network and a scored table out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+
+from anatomask.cli.main import main
+from anatomask.files import alone
+from anatomask.weights.files import find_weights, read_header, read_weights
+from tests.sockets import LOOPBACK, descendants, listening
+
+SHORT = ["--training.epochs", "2", "--training.steps-per-epoch", "2", "--training.validate-every", "2"]
+SMALL = ["--recipe", "tiny", "--loader.patch-size", "32", "32", "32", "--network.base", "4"]
+
+
+def chain(data: str, runs: Path, out: Path) -> None:
+    """pretrain, finetune, evaluate, report; each must succeed."""
+    common = [*SMALL, *SHORT, "--data", data, "--runs", str(runs)]
+    assert (
+        main(["pretrain", *common, "--name", "pretrained", "--method.decoder-width", "16", "--method.r0", "0.5"]) == 0
+    )
+    assert main(["finetune", *common, "--name", "finetuned", "--init", str(runs / "pretrained")]) == 0
+    assert main(["evaluate", "--recipe", "tiny", "--run", str(runs / "finetuned")]) == 0
+    assert main(["report", "--runs", str(runs / "finetuned"), "--out", str(out)]) == 0
+
+
+@pytest.fixture
+def open_to_others() -> Iterator[set[int]]:
+    """Ports that processes below this one open to other machines in the meantime."""
+    found: set[int] = set()
+    end = Event()
+
+    def look() -> None:
+        while not end.wait(0.2):
+            ports = listening(descendants(os.getpid()))
+            found.update(port for port, addresses in ports.items() if not addresses <= set(LOOPBACK))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        yield found
+        end.set()
+        looking.result()
+
+
+def check_run(run: Path) -> None:
+    """Everything that a training run leaves."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["training"]["epochs"] == 2
+    assert config.get("method", {}).get("sparse_backend") in (None, "blocks")  # finetuning has none
+    assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
+    assert list(run.glob("events.*"))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
+    assert find_weights(run).name == "step_00000004"
+
+
+def check_results(runs: Path, out: Path, cases: list[str], originals: dict[str, Path]) -> None:
+    """Predictions lie on the grid of their sources, and the table says what `summary.json` says."""
+    finetuned = runs / "finetuned"
+    summary = json.loads((finetuned / "summary.json").read_text())
+    assert summary["cases"] == len(cases)
+    rows = list(csv.DictReader((finetuned / "cases.csv").read_text().splitlines()))
+    scored = [[float(row["dsc"]) for row in rows if row["case"] == case and row["dsc"]] for case in cases]
+    assert summary["dsc"]["mean"] == pytest.approx(np.mean([np.mean(values) for values in scored]))
+    for case in cases:
+        prediction = nib.load(finetuned / "predictions" / f"{case}.nii.gz")
+        source = nib.load(originals[case])
+        assert prediction.shape == source.shape
+        assert np.allclose(prediction.affine, source.affine)
+    table = (out / "table.md").read_text()
+    assert "AnatoMask" in table
+    assert f"{100 * summary['dsc']['mean']:.1f}" in table
+    assert list(out.glob("*.png"))
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_phantoms(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    ray_session: None,
+    open_to_others: set[int],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a user's paths are relative, and Ray's workers run elsewhere
+    scans, shards, runs, out = (Path(name) for name in ("scans", "shards", "runs", "report"))
+    assert main(["phantom", "--out", str(scans), "--cases", "4", "--size", "48", "--spacing", "6"]) == 0
+    organs = ["liver", "spleen", "aorta"]
+    prepare = ["--preprocess.spacing", "8", "8", "8", "--preprocess.classes", *organs]
+    assert main(["prepare", "--recipe", "tiny", "--source", str(scans), "--out", str(shards), *prepare]) == 0
+    chain(str(shards), runs, out)
+    check_run(runs / "pretrained")
+    check_run(runs / "finetuned")
+    test = json.loads((shards / "splits.json").read_text())["test"]
+    folder = scans / "Totalsegmentator_dataset"
+    check_results(runs, out, test, {case: folder / case / "ct.nii.gz" for case in test})
+
+    header = read_header(find_weights(runs / "finetuned"))
+    assert list(header["class_names"].values()) == organs
+    assert header["initialisation"]["method"] == "AnatoMask"
+    pretrained = read_weights(find_weights(runs / "pretrained"))
+    assert {name.split(".")[0] for name in pretrained.tensors} == {"student", "teacher"}
+    pictures = list((runs / "pretrained" / "pictures").glob("*.png"))
+    assert [path.name for path in pictures] == ["reconstruction.png"]
+
+    capfd.readouterr()
+    finetune = ["finetune", *SMALL, *SHORT, "--data", str(shards), "--runs", str(runs)]
+    assert main([*finetune, "--network.base", "8", "--init", str(runs / "pretrained")]) == 1
+    assert "set network.base" in capfd.readouterr().err
+    assert main([*finetune, "--name", "finetuned", "--init", str(runs / "pretrained"), "--seed", "1"]) == 1
+    assert "seed is 0 there, 1 here" in capfd.readouterr().err
+    before = (runs / "finetuned" / "metrics.jsonl").read_text()
+    assert main([*finetune, "--name", "finetuned", "--init", str(runs / "pretrained")]) == 0
+    assert (runs / "finetuned" / "metrics.jsonl").read_text() == before
+    with alone(runs / ".finetuned.lock"):  # as another process that trains it
+        assert main([*finetune, "--name", "finetuned", "--init", str(runs / "pretrained"), "--overwrite"]) == 1
+    assert "is in use by another process" in capfd.readouterr().err
+    assert (runs / "finetuned" / "metrics.jsonl").read_text() == before
+    assert not open_to_others
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_two_real_scans(tmp_path: Path, real_data: Path, ray_session: None) -> None:
+    source = tmp_path / "Dataset001_HeadNeck"
+    train, test = "kbp_001", "kbp_002"
+    for case in (train, test):
+        for name in (f"imagesTr/{case}_0000.nii.gz", f"labelsTr/{case}.nii.gz"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(real_data / "openkbp" / name, source / name)
+    shutil.copy(real_data / "openkbp" / "dataset.json", source)
+    (source / "splits_final.json").write_text(json.dumps([{"train": [train], "val": [test]}]))
+    shards, runs, out = (tmp_path / name for name in ("shards", "runs", "report"))
+    assert main(["prepare", "--recipe", "small", "--source", str(source), "--out", str(shards)]) == 0
+    assert json.loads((shards / "splits.json").read_text())["test"] == [test]
+    chain(str(shards), runs, out)
+    check_results(runs, out, [test], {test: source / "imagesTr" / f"{test}_0000.nii.gz"})

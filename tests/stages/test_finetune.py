@@ -1,0 +1,114 @@
+"""What a finetuning starts from, and how it learns, without training it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from anatomask.config import FinetuneConfig
+from anatomask.data.samples import LoaderConfig
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.nn.stunet import STUNet, STUNetConfig, STUNetEncoder
+from anatomask.stages.finetune import build_job, plan
+from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.settings import TrainingConfig
+from anatomask.training.state import TrainingState
+from anatomask.weights.files import describe_architecture, write_weights
+
+CPU = torch.device("cpu")
+NETWORK = STUNetConfig(base=2)
+
+
+@pytest.fixture
+def config(head: PreparedDataset, tmp_path: Path) -> FinetuneConfig:
+    return FinetuneConfig(
+        data=head.path,
+        runs=str(tmp_path / "runs"),
+        network=NETWORK,
+        loader=LoaderConfig(patch_size=(48, 48, 48)),
+        optimiser=OptimiserConfig(warmup_epochs=0),
+        training=TrainingConfig(epochs=4),
+    )
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Path:
+    """Weights of a pretraining whose encoder has five stages."""
+    encoder = STUNetEncoder(NETWORK, stages=5)
+    tensors = {f"student.encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    header = {
+        "kind": "pretraining",
+        "architecture": describe_architecture(NETWORK),
+        "method": {"name": "AnatoMask", "patch": 16},
+        "dataset": "scans",
+    }
+    write_weights(tmp_path / "pretrained", tensors, header)
+    return tmp_path / "pretrained"
+
+
+def test_nothing_is_loaded_from_scratch(config: FinetuneConfig) -> None:
+    job = build_job(config)
+    loaded = job.build_task(CPU).header["loaded"]
+    network = STUNet(NETWORK, 5)
+    assert loaded == {
+        "tensors": 0,
+        "of_tensors": len(network.state_dict()),
+        "parameters": 0,
+        "of_parameters": sum(parameter.numel() for parameter in network.parameters()),
+    }
+    assert job.origin == "starts from random weights"
+    assert ("from", job.origin) in plan(config)
+
+
+@pytest.mark.parametrize("transfer", ["", "encoder:", "permuted:"])
+def test_what_is_loaded_is_counted_before_training_and_stands_in_the_header(
+    transfer: str, config: FinetuneConfig, pretrained: Path
+) -> None:
+    job = build_job(dataclasses.replace(config, init=f"{transfer}{pretrained}"))
+    task = job.build_task(CPU)
+    twin = build_job(config).build_task(CPU).network.state_dict()
+    changed = {n: t for n, t in task.network.state_dict().items() if not torch.equal(t, twin[n])}
+    transferred = [name for name in twin if name not in task.header["not_transferred"]]
+    assert changed.keys() <= set(transferred)  # norms begin alike
+    assert all(name.startswith("encoder.") and not name.startswith("encoder.stages.5.") for name in transferred)
+    loaded = task.header["loaded"]
+    assert loaded["tensors"] == len(transferred) == 5 * 10
+    assert loaded["parameters"] == sum(twin[name].numel() for name in transferred)
+    share = 100 * loaded["parameters"] / loaded["of_parameters"]
+    assert job.origin.startswith(f"loaded 50 of {len(twin)} tensors, ")
+    assert f" M parameters ({share:.0f} %) from {transfer}{pretrained}" in job.origin
+
+
+def test_weights_that_do_not_fit_are_refused_before_anything_starts(config: FinetuneConfig, pretrained: Path) -> None:
+    (pretrained / "model.safetensors").unlink()
+    header = {"kind": "pretraining", "architecture": describe_architecture(NETWORK)}
+    header |= {"method": {"name": "AnatoMask", "patch": 16}, "dataset": "scans"}  # type: ignore[dict-item]
+    write_weights(pretrained, {"student.encoder.stages.0.0.conv1.weight": torch.zeros(2, 1, 3, 3, 3)}, header)
+    with pytest.raises(UserError, match="shortcut"):
+        build_job(dataclasses.replace(config, init=str(pretrained)))
+
+
+def test_an_encoder_that_never_learns_computes_no_gradient(config: FinetuneConfig) -> None:
+    """Frozen for the whole training it is left out of the optimiser; frozen for a part of it, it waits there."""
+    whole = dataclasses.replace(config, optimiser=OptimiserConfig(warmup_epochs=0, freeze=4))
+    part = dataclasses.replace(config, optimiser=OptimiserConfig(warmup_epochs=0, freeze=3))
+    for given, starts in ((whole, [0]), (part, [3, 0])):
+        task = build_job(given).build_task(CPU)
+        wanted = {parameter.requires_grad for parameter in task.network.encoder.parameters()}
+        assert wanted == {given is part}
+        assert not task.network.heads[0].weight.requires_grad and task.network.heads[1].weight.requires_grad
+        groups = TrainingState.of(task, given.optimiser, CPU).optimiser.param_groups
+        assert [group["start"] for group in groups] == starts
+
+
+def test_a_frozen_encoder_and_sgd_take_less_memory_in_the_plan(config: FinetuneConfig) -> None:
+    def memory(optimiser: OptimiserConfig) -> str:
+        rows = dict(plan(dataclasses.replace(config, optimiser=optimiser)))
+        return next(value for name, value in rows.items() if "memory" in name)
+
+    shown = [memory(OptimiserConfig(warmup_epochs=0, **more)) for more in ({}, {"name": "sgd"}, {"freeze": 4})]
+    assert len(set(shown)) == 3

@@ -1,0 +1,306 @@
+"""Sweeps: their spaces, the arithmetic of resources, what a kill leaves, and one real sweep that is killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+
+from anatomask.cli.arguments import parse
+from anatomask.cli.main import main
+from anatomask.cluster import ClusterConfig, divide
+from anatomask.config import PretrainConfig, overlay_dotted, plain
+from anatomask.data.index import write_index
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.files import alone
+from anatomask.recipes import RECIPES
+from anatomask.reports.sweeps import paper_ablation
+from anatomask.stages.sweep import build_chain, check
+from anatomask.sweeps.space import Search, Space, Table, grid, load_space, space_names
+from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, latest_trials, open_study, trials_left
+
+REPOSITORY = Path(__file__).parents[2]
+RATIOS = grid({"method.mask_ratio": (0.6, 0.8, 0.9)})
+SETTINGS = ["--recipe", "tiny", "--space", "table3_mask_ratio", "--pretrain-data", "x", "--finetune-data", "y", "z"]
+
+
+# Spaces
+
+
+@pytest.mark.parametrize("name", space_names())
+def test_every_point_of_a_space_is_a_valid_pretraining(name: str) -> None:
+    space = load_space(name)
+    if isinstance(space, Table):
+        points = list(space.rows.values())
+    else:
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        trials = [study.ask() for _ in range(50)]
+        for trial in trials:
+            space.suggest(trial)
+        points = [trial.params for trial in trials]
+    for point in points:
+        config = overlay_dotted(PretrainConfig(data="x"), point, name)
+        for field, value in point.items():
+            section, _, option = field.partition(".")
+            assert plain(config)[section][option] == value
+
+
+def test_a_space_may_be_any_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text((REPOSITORY / "tune_spaces/table3_mask_ratio.py").read_text())
+    assert load_space(str(path)) == load_space("table3_mask_ratio")
+    path = tmp_path / "empty.py"
+    path.write_text("")
+    with pytest.raises(UserError, match="must assign SPACE"):
+        load_space(str(path))
+
+
+def test_the_tables_are_the_papers() -> None:
+    tables = [load_space(name) for name in space_names() if name.startswith("table")]
+    assert sorted(table.paper for table in tables) == ["1", "2", "3"]
+    for table in tables:
+        assert set(table.rows) == set(paper_ablation(table.paper))
+        points = [tuple(sorted(row.items())) for row in table.rows.values()]
+        assert len(set(points)) == len(points)
+    ratios = [row["method.mask_ratio"] for row in load_space("table3_mask_ratio").rows.values()]
+    assert ratios == [0.6, 0.8, 0.9]
+
+
+def test_the_search_varies_what_the_paper_studies() -> None:
+    trial = optuna.create_study().ask()
+    load_space("search").suggest(trial)
+    assert set(trial.params) == {"method.mask_ratio", "method.r0", "method.rT", "method.decoder"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "named"),
+    [
+        ([*SETTINGS, "--space", "table9"], 1, "--space table9: no such space; there are search, table1"),
+        ([*SETTINGS, "--pretrain.data", "x"], 2, "pretrain.data is set by the sweep"),
+        ([*SETTINGS, "--finetune.init", "scratch2"], 2, "finetune.init is set by the sweep"),
+        ([*SETTINGS, "--pretrain.method.mask-ratio", "2"], 2, "mask_ratio must lie"),
+        ([*SETTINGS, "--concurrent", "0"], 2, "concurrent must be at least 1"),
+        ([*SETTINGS, "--cluster.workers", "3"], 2, "training.batch_size 2 must be at least"),
+        (SETTINGS[:-3], 2, "--finetune-data"),
+        (SETTINGS, 1, "anatomask prepare"),
+    ],
+)
+def test_the_command_refuses_by_name(argv: list[str], code: int, named: str, capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        result = main(["sweep", *argv])
+    except SystemExit as exit_:
+        result = int(str(exit_.code))
+    assert result == code
+    assert named in " ".join(capfd.readouterr().err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_sweeps_its_own_stages(recipe: str) -> None:
+    argv = ["--recipe", recipe, *SETTINGS[2:], "--pretrain.method.decoder", "simple"]
+    config = parse("sweep", argv, RECIPES).config
+    stages = RECIPES[recipe]()
+    assert config.pretrain.network == stages["pretrain"].network
+    assert config.finetune.training == stages["finetune"].training
+    assert config.pretrain.method.decoder == "simple"
+    assert config.finetune_data == ("y", "z")
+
+
+# Resources
+
+
+@pytest.mark.parametrize(
+    ("total", "config", "concurrent", "named"),
+    [
+        ({"CPU": 2}, ClusterConfig(), 3, "3 trials at once do not fit on 2 CPUs; lower --concurrent"),
+        ({"CPU": 2}, ClusterConfig(workers=2), 2, "lower --concurrent or --cluster.workers"),
+        ({"CPU": 8, "GPU": 2}, ClusterConfig(), 3, "3 trials at once with --cluster.workers 1 need 3 GPUs"),
+        ({"CPU": 8, "GPU": 2}, ClusterConfig(workers=2), 2, "need 4 GPUs, and there are 2"),
+        ({"CPU": 1}, ClusterConfig(workers=2), 1, "lower --cluster.workers"),
+        ({"CPU": 8}, ClusterConfig(gpu=True), 1, "need 1 GPUs, and there are 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    total: dict[str, float], config: ClusterConfig, concurrent: int, named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        divide(total, config, concurrent)
+
+
+@given(
+    cpus=st.integers(1, 64),
+    gpus=st.integers(0, 8),
+    workers=st.integers(1, 4),
+    readers=st.integers(1, 4),
+    concurrent=st.integers(1, 8),
+)
+def test_trainings_at_once_never_take_more_than_there_is(
+    cpus: int, gpus: int, workers: int, readers: int, concurrent: int
+) -> None:
+    try:
+        each = divide({"CPU": cpus, "GPU": gpus}, ClusterConfig(workers=workers, readers=readers), concurrent)
+    except UserError:
+        return
+    taken = each.workers * (each.worker_cpus + each.readers * each.reader_cpus)
+    assert concurrent * taken <= cpus + 1e-9
+    assert each.reader_cpus >= 0.1
+    assert each.gpu == (gpus > 0)
+    assert not each.gpu or concurrent * each.workers <= gpus
+
+
+# What a kill leaves
+
+
+@contextmanager
+def study_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def point_of(suggested: dict) -> tuple:
+    return tuple(sorted((name, value) for name, value in suggested.items() if name != TRIAL))
+
+
+@settings(max_examples=10, deadline=None)
+@given(fates=st.lists(st.sampled_from(["complete", "fail", "kill", "stop"]), max_size=8))
+def test_every_row_is_completed_once_whatever_happens(fates: list[str]) -> None:
+    """A sweep of three rows, two at once, in which trials end, fail, are stopped, or the whole process is killed."""
+    with study_folder() as folder:
+        completed: list[tuple] = []
+        folders: dict[tuple, str] = {}
+        while True:
+            study = open_study(folder, RATIOS)  # a new process
+            if not trials_left(study, RATIOS, 1):
+                break
+            search = StudySearch(study, RATIOS, seed=0)
+            waiting = [f"t{k}" for k in range(trials_left(study, RATIOS, 1))]
+            running: list[tuple[str, dict]] = []
+            killed = False
+            while (waiting or running) and not killed:
+                while waiting and len(running) < 2:
+                    running.append((waiting[0], search.suggest(waiting.pop(0))))
+                identity, suggested = running.pop(0)
+                folders.setdefault(point_of(suggested), suggested[TRIAL])
+                assert folders[point_of(suggested)] == suggested[TRIAL]
+                fate = fates.pop(0) if fates else "complete"
+                if fate == "complete":
+                    search.on_trial_complete(identity, {METRIC: 0.5, "scores/a": 0.5})
+                    completed.append(point_of(suggested))
+                elif fate == "fail":
+                    search.on_trial_complete(identity, error=True)
+                elif fate == "stop":
+                    search.on_trial_complete(identity)
+                killed = fate == "kill"
+        rows = [tuple(row.items()) for row in RATIOS.rows.values()]
+        assert sorted(completed) == sorted(rows)
+        assert len(set(folders.values())) == 3
+        latest = latest_trials(study)
+        assert [trial.state for trial in latest] == [TrialState.COMPLETE] * 3
+        assert all(trial.user_attrs["scores"] == {"a": 0.5} for trial in latest)
+        assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+
+
+def test_a_search_that_is_interrupted_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
+    space = load_space("search")
+
+    def draw(folder: Path, trials: int, reopen: bool) -> list[dict]:
+        folder.mkdir(exist_ok=True)
+        drawn = []
+        search = StudySearch(open_study(folder, space), space, seed=3)
+        while trials_left(search.study, space, trials):
+            identity = f"t{len(drawn)}"
+            suggested = search.suggest(identity)
+            if reopen:  # killed after the suggestion, and gone on with
+                search = StudySearch(open_study(folder, space), space, seed=3)
+                assert search.suggest(identity) == suggested
+            search.on_trial_complete(identity, {METRIC: suggested["method.mask_ratio"]})
+            drawn.append(suggested)
+        return drawn
+
+    whole = draw(tmp_path / "whole", 13, reopen=False)
+    assert draw(tmp_path / "interrupted", 13, reopen=True) == whole
+    assert len({point_of(suggested) for suggested in whole}) == 13
+    more = draw(tmp_path / "whole", 15, reopen=False)
+    assert len(more) == 2
+    assert not {point_of(suggested) for suggested in more} & {point_of(suggested) for suggested in whole}
+
+
+def test_a_kill_amid_a_suggestion_leaves_a_trial_that_is_gone_on_with(tmp_path: Path) -> None:
+    def breaks_off(trial: optuna.Trial) -> None:
+        trial.suggest_float("method.mask_ratio", 0.4, 0.9)
+        raise KeyboardInterrupt
+
+    whole: Space = load_space("search")
+    with pytest.raises(KeyboardInterrupt):
+        StudySearch(open_study(tmp_path, whole), Search(breaks_off), seed=0).suggest("first")
+    study = open_study(tmp_path, whole)
+    drawn = study.trials[0].params["method.mask_ratio"]
+    suggested = StudySearch(study, whole, seed=0).suggest("second")
+    assert suggested["method.mask_ratio"] == drawn
+    assert len(suggested) == 5
+    assert len(study.trials) == 1
+
+
+def test_another_table_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    open_study(tmp_path, RATIOS)
+    with pytest.raises(UserError, match="other rows"):
+        open_study(tmp_path, grid({"method.mask_ratio": (0.5,)}))
+
+
+# The chain
+
+
+@pytest.fixture
+def labelled(prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
+    """A prepared data set of two labelled cases: "one", for training, and "two", of which only the record exists."""
+    image = np.random.default_rng(0).integers(-200, 200, (20, 20, 20)).astype(np.int16)
+    one = prepared(image, label=(image > 0).astype(np.uint8))
+    records = [one.records["one"], dataclasses.replace(one.records["one"], case="two")]
+    splits = {"train": ["one"], "unlabeled": [], "val": ["two"]}
+    write_index(one.path, one.info, records, splits, one.fingerprint)
+    return PreparedDataset.open(one.path)
+
+
+def test_trials_are_scored_on_val_and_on_test_only_where_there_is_none(
+    labelled: PreparedDataset, tmp_path: Path
+) -> None:
+    splits = Path(labelled.path) / "splits.json"
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path]
+    for text, expected in [('{"val": ["one"], "test": ["two"]}', "val"), ('{"val": [], "test": ["one"]}', "test")]:
+        splits.write_text(text)
+        assert build_chain(parse("sweep", argv, RECIPES).config).splits == {labelled.path: expected}
+    with pytest.raises(UserError, match="--split val"):
+        build_chain(parse("sweep", [*argv, "--split", "val"], RECIPES).config)
+    with pytest.raises(UserError, match="two folders are named prepared"):
+        other = shutil.copytree(labelled.path, tmp_path / "elsewhere" / Path(labelled.path).name)
+        build_chain(parse("sweep", [*argv, str(other)], RECIPES).config)
+
+
+def test_a_field_that_a_space_misnames_is_refused_before_anything_starts(labelled: PreparedDataset) -> None:
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path]
+    for stage, epochs, steps in (("pretrain", 3, 5), ("finetune", 4, 2)):
+        argv += [f"--{stage}.training.epochs", str(epochs), f"--{stage}.training.steps-per-epoch", str(steps)]
+    config = parse("sweep", argv, RECIPES).config
+    assert check(build_chain(config), RATIOS) == 3 * 5 + 4 * 2
+    with pytest.raises(UserError, match=r"tune_spaces/table3_mask_ratio.py: method.mask_rato: no such field"):
+        check(build_chain(config), grid({"method.mask_rato": (0.6,)}))
+
+
+def test_two_processes_never_work_on_one_sweep(
+    labelled: PreparedDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path), "--name", "it"]
+    with alone(tmp_path / ".it.lock"):
+        assert main(["sweep", *argv, "--overwrite"]) == 1
+    assert "it is in use by another process" in " ".join(capfd.readouterr().err.split())
+    assert not (tmp_path / "it").exists()

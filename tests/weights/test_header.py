@@ -1,0 +1,163 @@
+"""Headers that somebody wrote by hand, or damaged: each use of weights names the field."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anatomask.cli.main import main
+from anatomask.errors import UserError
+from anatomask.evaluation.network import build_network, read_network
+from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
+from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.stages.finetune import FinetuneConfig, initialisation
+from anatomask.weights.exporting import export_weights
+from anatomask.weights.files import describe_architecture, read_header, read_weights, repeat_stem, write_weights
+from anatomask.weights.header import parse_header
+
+NETWORK = STUNetConfig(base=2)
+CHANNEL = {"name": "CT", "scheme": "ct", "percentile_00_5": -9.0, "percentile_99_5": 9.0, "mean": 0.0, "std": 1}
+WHOLE: dict[str, Any] = {
+    "format": 1,
+    "kind": "segmentation",
+    "architecture": describe_architecture(NETWORK, 2),
+    "patch_size": [32, 32, 32],
+    "mirror_axes": [0, 2],
+    "spacing": [1.5, 1.5, 3],
+    "fingerprint": {"channels": [CHANNEL]},
+    "class_names": {"1": "liver", "2": "spleen"},
+    "dataset": "d",
+    "data": "shards",
+    "train_fraction": 1.0,
+    "initialisation": {"method": "scratch", "run": None},
+}
+PRETRAINED = {
+    **WHOLE,
+    "kind": "pretraining",
+    "method": {"name": "AnatoMask"},
+    "architecture": describe_architecture(NETWORK),
+}
+
+
+def changed(header: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A header with one field set, or taken out where `value` is `...`."""
+    header = copy.deepcopy(header)
+    *sections, name = path.split(".")
+    section = header
+    for part in sections:
+        section = section[int(part) if isinstance(section, list) else part]
+    if value is ...:
+        del section[name]
+    else:
+        section[name] = value
+    return header
+
+
+def test_whole_headers_are_read_as_they_are() -> None:
+    for header in (WHOLE, PRETRAINED, {}, {"architecture": None, "unknown": {"a": [1]}}):
+        assert parse_header(json.dumps(header)) == header
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("kind", 5),
+        *(("architecture", value) for value in ("stunet", [], 5)),
+        *(("architecture.base", value) for value in ("2", 0, -1, 10**9, 2.5, True, [2])),
+        *(("architecture.depth", value) for value in (0, 10**9)),
+        *(("architecture.widths", value) for value in ([1, 2, 3], 5, [2, 2, 2, 2, 2, 10**9])),
+        *(("architecture.classes", value) for value in (0, "2", 10**9)),
+        *(("patch_size", value) for value in ([32, 32], 32, [32, 32, 0], [32, 32, 10**9], ["a", "b", "c"])),
+        *(("mirror_axes", value) for value in ([3], ["x"], 1, [-1])),
+        *(("spacing", value) for value in ([0, 1, 1], [1, 1], [float("nan"), 1, 1], [float("inf"), 1, 1], "1")),
+        *(("fingerprint", value) for value in ([], {}, {"channels": 5}, {"channels": [{}]})),
+        ("fingerprint.channels.0.std", float("nan")),
+        ("fingerprint.channels.0.scheme", "magic"),
+        ("fingerprint.channels.0.mean", ...),
+        *(("class_names", value) for value in (["liver"], {"one": "liver"}, {"1": 5}, {"9" * 9: "liver"})),
+        *(("initialisation", value) for value in ("scratch", {}, {"method": 5}, {"method": "x", "run": 5})),
+        *((name, 5) for name in ("dataset", "data", "missing", "not_transferred", "imported", "method")),
+        ("train_fraction", "half"),
+        ("method", {"patch": 16}),
+        ("stages", 0),
+    ],
+)
+def test_a_field_of_another_kind_is_named(path: str, value: Any, tmp_path: Path) -> None:
+    write_weights(tmp_path, {"a": torch.zeros(1)}, changed(WHOLE, path, value))
+    for read in (read_header, read_weights, read_network):
+        with pytest.raises(UserError, match=rf"model\.safetensors is damaged \({path.split('.')[0]}") as raised:
+            read(tmp_path)
+        assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["5", "[]", '"x"', "null", "[" * 100_000, "{"])
+def test_a_header_that_is_none_is_named(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        parse_header(text)
+
+
+@pytest.mark.parametrize("path", [*WHOLE, "architecture.classes", "architecture.name", "initialisation.method"])
+def test_a_field_that_is_missing_is_named_before_an_evaluation(
+    path: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run" / "checkpoints"
+    write_weights(run / "step_1", STUNet(NETWORK, 2).state_dict(), changed(WHOLE, path, ...))
+    (run / "index.json").write_text('{"last": "step_1", "step": 1}')
+    assert main(["evaluate", "--run", str(run.parent)]) == 1
+    shown = capfd.readouterr().err
+    assert "Traceback" not in shown
+    if path in ("format", "dataset", "train_fraction"):
+        assert "dataset.json is missing" in shown  # nothing needs them: the data are looked for
+    else:
+        assert (
+            path.rpartition(".")[2] in shown
+            or "holds None weights" in shown
+            or "does not say how" in shown
+            or "architecture None" in shown
+        )
+
+
+@pytest.mark.parametrize("path", ["kind", "dataset", "method", "architecture"])
+def test_a_field_that_is_missing_is_named_before_a_finetuning(path: str, tmp_path: Path) -> None:
+    write_weights(tmp_path, {"a": torch.zeros(1)}, changed(PRETRAINED, path, ...))
+    with pytest.raises(UserError, match=f"{path}|architecture"):
+        initialisation(FinetuneConfig(data="x", network=NETWORK), tmp_path)
+
+
+def test_a_method_that_is_null_is_named(tmp_path: Path) -> None:
+    tensors = AnatoMask(AnatoMaskConfig(decoder_width=16), NETWORK).state_dict()
+    write_weights(tmp_path, tensors, PRETRAINED | {"method": None})
+    with pytest.raises(UserError, match="lacks method"):
+        initialisation(FinetuneConfig(data="x", network=NETWORK), tmp_path)
+    assert export_weights(read_weights(tmp_path), "monai", ".pt").exported
+
+
+@pytest.mark.parametrize("ending", [".pth", ".pt"])
+@pytest.mark.parametrize("large", [{"base": 4096}, {"widths": [65_536] * 6}, {"depth": 100}])
+def test_a_header_of_a_network_that_no_memory_holds_is_refused_for_its_tensors(
+    large: Any, ending: str, tmp_path: Path
+) -> None:
+    described = {**WHOLE["architecture"], **large}
+    write_weights(tmp_path, STUNet(NETWORK, 2).state_dict(), {**WHOLE, "architecture": described})
+    weights = read_weights(tmp_path)
+    uses: list[Callable[[], Any]] = [lambda: build_network(weights), lambda: export_weights(weights, "nnunet", ending)]
+    for use in uses:
+        with pytest.raises(UserError, match="the weights do not fit the network"):
+            use()
+    method = AnatoMask(AnatoMaskConfig(decoder_width=16), NETWORK)
+    write_weights(tmp_path, method.state_dict(), {**PRETRAINED, "architecture": {**described, "classes": 1}})
+    with pytest.raises(UserError, match="the weights do not fit the network"):
+        export_weights(read_weights(tmp_path), "nnunet", ending)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0, 3, 3, 3), (2, 1, 3, 3)])
+def test_a_stem_that_is_no_convolution_is_named(shape: tuple[int, ...]) -> None:
+    tensors = {f"encoder.stages.0.0.{name}.weight": torch.zeros(shape) for name in ("conv1", "shortcut")}
+    with pytest.raises(UserError, match="is no convolution's weight"):
+        repeat_stem(tensors, 2)
