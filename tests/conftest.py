@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -68,16 +69,19 @@ def golden_methods(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def three_workers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], dict[int, Any]]:
-    """Starts `python SCRIPT RANK FOLDER` three times; what 1, 2 and 3 gloo workers left in FOLDER, by their number."""
+def gloo_workers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, int], Any]:
+    """Runs `python SCRIPT RANK WORLD FILE` once for each rank; returns what rank 0 wrote into FILE."""
 
-    def run(script: Path) -> dict[int, Any]:
-        folder = tmp_path_factory.mktemp("workers")
+    @cache
+    def run(script: Path, world: int) -> Any:
+        file = tmp_path_factory.mktemp("workers") / "results.pt"
         settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "GLOO_SOCKET_IFNAME": "lo"}
-        logs = [folder / f"{rank}.log" for rank in range(3)]
+        logs = [file.with_name(f"{rank}.log") for rank in range(world)]
         processes = [
             subprocess.Popen(
-                [sys.executable, script, str(rank), folder], env=os.environ | settings, stderr=log.open("w")
+                [sys.executable, script, str(rank), str(world), file],
+                env=os.environ | settings,
+                stderr=log.open("w"),
             )
             for rank, log in enumerate(logs)
         ]
@@ -88,7 +92,7 @@ def three_workers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], 
             for process in processes:
                 process.kill()
         assert not any(codes), "\n".join(log.read_text() for log in logs)
-        return {count: torch.load(folder / f"{count}.pt", weights_only=True) for count in (1, 2, 3)}
+        return torch.load(file, weights_only=True)
 
     return run
 

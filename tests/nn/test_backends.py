@@ -78,7 +78,7 @@ def _error(mine: tuple[list[Tensor], dict[str, Tensor]], reference: tuple[list[T
 
 
 @pytest.mark.parametrize("backend", SPARSE)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 3),
     grid=GRIDS,

@@ -16,10 +16,8 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 Results = dict[str, dict[str, Tensor]]
 
 
-@pytest.fixture(scope="module")
-def results(three_workers: Callable[[Path], dict[int, Results]]) -> dict[int, Results]:
-    """What 1, 2 and 3 gloo workers found, by their number."""
-    return three_workers(WORKER)
+Found = Callable[[Path, int], Results]
+"""What rank 0 of so many gloo workers found, by the worker's script and their number."""
 
 
 def _error(mine: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
@@ -33,33 +31,31 @@ def _error(mine: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
     )
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_losses_gradients_and_running_statistics_are_those_of_one_worker(
-    results: dict[int, Results], world: int
-) -> None:
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_losses_gradients_and_running_statistics_are_those_of_one_worker(gloo_workers: Found, world: int) -> None:
     """In float64; for both decoders, both norm scopes, dense and blocks, equal and unequal shares of the batch."""
-    cases = [name for name in results[1] if name not in ("not synchronised", "all_reduce")]
+    cases = [name for name in gloo_workers(WORKER, 1) if name not in ("not synchronised", "all_reduce")]
     assert len(cases) == 16
-    errors = {name: _error(results[world][name], results[1][name]) for name in cases}
+    errors = {name: _error(gloo_workers(WORKER, world)[name], gloo_workers(WORKER, 1)[name]) for name in cases}
     assert max(errors.values()) < 1e-10, errors
 
 
-def test_both_backends_agree(results: dict[int, Results]) -> None:
-    for name, dense in results[3].items():
+def test_both_backends_agree(gloo_workers: Found) -> None:
+    for name, dense in gloo_workers(WORKER, 2).items():
         if " dense " in name:
-            assert _error(results[3][name.replace("dense", "blocks")], dense) < 1e-7, name
+            assert _error(gloo_workers(WORKER, 2)[name.replace("dense", "blocks")], dense) < 1e-7, name
 
 
-def test_without_synchronisation_they_are_not(results: dict[int, Results]) -> None:
-    one, two = results[1]["not synchronised"], results[2]["not synchronised"]
+def test_without_synchronisation_they_are_not(gloo_workers: Found) -> None:
+    one, two = gloo_workers(WORKER, 1)["not synchronised"], gloo_workers(WORKER, 2)["not synchronised"]
     assert _error(two, one) > 1e-4
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_all_reduce_and_its_gradient(results: dict[int, Results], world: int) -> None:
+@pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_all_reduce_and_its_gradient(gloo_workers: Found, world: int) -> None:
     factor = sum(range(1, world + 1))
     for dtype in (torch.float64, torch.float32, torch.float16):
-        found = results[world]["all_reduce"]
+        found = gloo_workers(WORKER, world)["all_reduce"]
         assert torch.equal(found[f"{dtype} total"], factor * torch.tensor([1, 2, 3], dtype=dtype))
         assert torch.equal(found[f"{dtype} gradient"], torch.full((3,), 2 * factor, dtype=dtype))
 

@@ -1,7 +1,7 @@
-"""One worker of `test_parallel.py`: `python parallel_worker.py RANK FOLDER`.
+"""One worker of `test_parallel.py`: `python parallel_worker.py RANK WORLD FILE`.
 
-First rank 0 works alone, then with rank 1, then all three. Each case is two updates in float64 on a worker's share of
-a batch, with a checkpoint between them from which all is built anew. Rank 0 writes what came out into FOLDER.
+Each case is two updates in float64 on a worker's share of a batch, with a checkpoint between them from which all is
+built anew. Rank 0 writes what came out into FILE.
 """
 
 from __future__ import annotations
@@ -124,17 +124,14 @@ CASES: dict[str, tuple[type[Segmenting], int, TrainingConfig]] = {
 
 
 def main() -> None:
-    """Run every case with every number of workers."""
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    """Run every case."""
+    rank, world, file = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    for world in range(rank + 1, 4):
-        distributed.init_process_group("gloo", init_method=f"file://{folder}/{world}", rank=rank, world_size=world)
-        results = {
-            name: updates(*case, Workers(rank, world), folder / f"{name} {world}") for name, case in CASES.items()
-        }
-        if rank == 0:
-            torch.save(results, folder / f"{world}.pt")
-        distributed.destroy_process_group()
+    distributed.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=rank, world_size=world)
+    results = {name: updates(*case, Workers(rank, world), file.with_name(name)) for name, case in CASES.items()}
+    if rank == 0:
+        torch.save(results, file)
+    distributed.destroy_process_group()
 
 
 def updates(

@@ -11,15 +11,7 @@ from torch import Tensor
 WORKER = Path(__file__).with_name("parallel_worker.py")
 
 
-@pytest.fixture(scope="module")
-def results(
-    three_workers: Callable[[Path], dict[int, dict[str, dict[str, Tensor]]]],
-) -> dict[int, dict[str, dict[str, Tensor]]]:
-    """What 1, 2 and 3 gloo workers found, by their number."""
-    return three_workers(WORKER)
-
-
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "case",
     [
@@ -37,10 +29,10 @@ def results(
     ],
 )
 def test_losses_gradients_and_weights_are_those_of_one_worker(
-    results: dict[int, dict[str, dict[str, Tensor]]], case: str, world: int
+    gloo_workers: Callable[[Path, int], dict[str, dict[str, Tensor]]], case: str, world: int
 ) -> None:
     """In float64, for the batch-wide Dice and for AnatoMask with its teacher, norms pooled over the batch."""
-    one, several = results[1][case], results[world][case]
+    one, several = gloo_workers(WORKER, 1)[case], gloo_workers(WORKER, world)[case]
     assert one.keys() == several.keys()
     largest = max(float(tensor.abs().max()) for name, tensor in one.items() if "gradient" in name)
     for name, expected in one.items():
