@@ -14,15 +14,13 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
-from anatomask.cluster import ClusterConfig
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.addresses import public_address
-from anatomask.data.datasets.base import ReaderConfig
-from anatomask.data.preprocess import PreprocessConfig
 from anatomask.data.samples import LoaderConfig
-from anatomask.data.scale import PreparePlanConfig
+from anatomask.data.settings import PreparePlanConfig, PreprocessConfig, ReaderConfig
 from anatomask.data.splits import SplitConfig
 from anatomask.errors import UserError
-from anatomask.evaluation.inference import InferenceConfig
+from anatomask.evaluation.settings import InferenceConfig
 from anatomask.methods import method_config
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.base import MethodConfig
@@ -30,8 +28,7 @@ from anatomask.names import check_name, shown
 from anatomask.nn.stunet import STUNetConfig
 from anatomask.settings import Settings, check_value
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
-from anatomask.training.optimiser import OptimiserConfig
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.weights.exporting import ExportFormat
 
 

@@ -23,14 +23,12 @@ from anatomask.config import (
     SurveyConfig,
     SweepConfig,
 )
-from anatomask.data.phantom import PhantomConfig
-from anatomask.data.preprocess import PreprocessConfig
 from anatomask.data.samples import LoaderConfig
-from anatomask.evaluation.inference import InferenceConfig
+from anatomask.data.settings import PhantomConfig, PreprocessConfig
+from anatomask.evaluation.settings import InferenceConfig
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.nn.stunet import SIZES, STUNetConfig
-from anatomask.training.optimiser import OptimiserConfig
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 
 Recipe = Mapping[str, Any]
 

@@ -21,9 +21,8 @@ from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.nn.backends import choose_backend
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.parsing import from_json
-from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.weights.files import describe_architecture, initialise
 from anatomask.weights.matching import load_matching
 from anatomask.weights.tensor_files import Weights, read_described, write_described

@@ -15,11 +15,10 @@ from anatomask.data.crops import normalised_crops
 from anatomask.methods.anatomask import AnatoMask
 from anatomask.nn.stunet import STUNet
 from anatomask.training.losses import segmentation_loss
-from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers
 from anatomask.training.recorder import Recorder
 from anatomask.training.schedule import learning_rate
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.task import Task
 from anatomask.training.update import Update, autocast

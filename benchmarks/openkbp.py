@@ -16,7 +16,7 @@ from anatomask.data.preparation import (
     settings_of,
     unfinished_dataset,
 )
-from anatomask.data.preprocess import PreprocessConfig
+from anatomask.data.settings import PreprocessConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.splits import SplitConfig, dataset_splits, keep
 

@@ -24,7 +24,8 @@ from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.masked import MaskedBatch
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.stunet import SIZES, STUNetConfig
-from anatomask.training.optimiser import OptimiserConfig, build_optimiser
+from anatomask.training.optimiser import build_optimiser
+from anatomask.training.settings import OptimiserConfig
 
 PROGRESS = 0.5
 Step = Callable[[], None]

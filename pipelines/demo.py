@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from anatomask.cli.main import main as anatomask
-from anatomask.cluster import ClusterConfig, running
+from anatomask.cluster import running
+from anatomask.cluster_settings import ClusterConfig
 
 FOLDER = "demo"
 

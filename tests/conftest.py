@@ -22,11 +22,12 @@ import ray
 import torch
 from pyarrow.fs import FileSystem
 
-from anatomask.cluster import ClusterConfig, running
-from anatomask.data.bricks import Codec
+from anatomask.cluster import running
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.fingerprint import Fingerprint, case_histograms
 from anatomask.data.index import write_index
 from anatomask.data.records import DatasetInfo, PreparedCase
+from anatomask.data.settings import Codec
 from anatomask.data.shards import PreparedDataset, write_case
 
 REPOSITORY = Path(__file__).parent.parent

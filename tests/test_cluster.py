@@ -17,7 +17,8 @@ import pytest
 import ray
 from ray._private import ray_constants
 
-from anatomask.cluster import LONGEST_SOCKET, SOCKET_BYTES, ClusterConfig, on_loopback, private_folder, running
+from anatomask.cluster import LONGEST_SOCKET, SOCKET_BYTES, on_loopback, private_folder, running
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import UserError
 from tests.sockets import LOOPBACK, descendants, listening
 

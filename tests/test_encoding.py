@@ -57,12 +57,13 @@ def test_help_and_messages_in_ascii(tmp_path: Path) -> None:
     shown = subprocess.run([*command, "--help"], env=os.environ | POSIX, capture_output=True, cwd=tmp_path)
     assert shown.returncode == 0 and b"--field VALUE \\u2026" in shown.stdout
     script = (
-        "from anatomask.cli import program\nfrom anatomask.errors import UserError\nfrom pathlib import Path\n"
+        "from types import SimpleNamespace\nfrom pathlib import Path\n"
+        "from anatomask.cli import program\nfrom anatomask.errors import UserError\n"
         "from anatomask.files import write_text\n"
         "def stage(config, overwrite):\n"
         "    write_text(Path('a.txt'), '\\u00b1\\udcff')\n"
         "    raise UserError('Gr\\u00f6\\u00dfe \\u00b1 \\udcff')\n"
-        "raise SystemExit(program.run('phantom', stage, None, ['--out', 'x']))\n"
+        "raise SystemExit(program.run('phantom', lambda: SimpleNamespace(stage=stage), ['--out', 'x']))\n"
     )
     shown = subprocess.run([sys.executable, "-c", script], env=os.environ | POSIX, capture_output=True, cwd=tmp_path)
     assert shown.returncode == 1, shown.stderr.decode()

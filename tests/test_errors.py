@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_the_front_door_says_what_helps_and_lets_other_errors_be_seen(capsys: py
         def stage(config: object, overwrite: bool) -> int:
             raise error
 
-        return program.run("phantom", stage, lambda config: [], ["--out", "x"])
+        return program.run("phantom", lambda: SimpleNamespace(stage=stage), ["--out", "x"])
 
     for error in impossible():
         assert run(error) == 1

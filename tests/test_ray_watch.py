@@ -20,7 +20,8 @@ import pytest
 import ray
 
 from anatomask import ray_watch
-from anatomask.cluster import ClusterConfig, on_loopback, running
+from anatomask.cluster import on_loopback, running
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.ray_watch import RayGone, connected, probe

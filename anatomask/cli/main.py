@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import cast
 
 from anatomask import __version__
-from anatomask.cli.program import run
 from anatomask.terminal.printing import never_fail_to_print, quiet_matplotlib
 
 VERBS = {
@@ -45,5 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] not in VERBS:
         print(f"anatomask: {arguments[0]} is not a verb\n\n{usage()}", file=sys.stderr)
         return 2
-    verb = importlib.import_module(f"anatomask.stages.{arguments[0].replace('-', '_')}")
-    return run(arguments[0], verb.stage, verb.plan, arguments[1:])
+    from anatomask.cli.program import Stage, run  # the settings take a second to import
+
+    def load() -> Stage:
+        return cast(Stage, importlib.import_module(f"anatomask.stages.{arguments[0].replace('-', '_')}"))
+
+    return run(arguments[0], load, arguments[1:])

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -38,13 +38,19 @@ REMEDIES = {
 MORE_MEMORY = "close other programs, lower --cluster.workers, or take a machine with more"
 
 
-def run(
-    verb: str,
-    stage: Callable[..., int],
-    plan: Callable[[Any], list[tuple[str, str]]],
-    argv: Sequence[str] | None = None,
-) -> int:
-    """Parse the settings of `verb`, then print its plan (`--dry-run`) or run `stage(config, overwrite=...)`.
+class Stage(Protocol):
+    """What a module of `anatomask.stages` has for its verb."""
+
+    stage: Callable[..., int]
+    """Runs it: `stage(config, overwrite=...)`, which returns the exit code."""
+    plan: Callable[[Any], list[tuple[str, str]]]
+    """Rows of the dry run."""
+
+
+def run(verb: str, load: Callable[[], Stage], argv: Sequence[str] | None = None) -> int:
+    """Parse the settings of `verb`, then load its stage, and print its plan (`--dry-run`) or run it.
+
+    Loading takes seconds, which `--help` and bad settings need not wait for.
 
     Returns the exit code: 0, or 1 after a user's error, which is printed as one message, or 130 after Ctrl-C, 143
     after SIGTERM.
@@ -54,10 +60,11 @@ def run(
     try:
         with notes_shown(console, verb):
             invocation = parse(verb, sys.argv[1:] if argv is None else argv, RECIPES)
+            module = load()
             if invocation.dry_run:
-                show_plan(verb, plan(invocation.config))
+                show_plan(verb, module.plan(invocation.config))
                 return 0
-            return stage(invocation.config, overwrite=invocation.overwrite)
+            return module.stage(invocation.config, overwrite=invocation.overwrite)
     except UserError as error:
         return _fail(console, verb, str(error))
     except OSError as error:

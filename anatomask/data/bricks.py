@@ -10,7 +10,7 @@ import itertools
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
+from anatomask.data.settings import Codec
 from anatomask.parsing import from_json
 
-Codec = Literal["none", "lz4", "lz4hc", "zstd"]
 Slab = tuple[slice, slice, slice]
 
 PREFIX = 4

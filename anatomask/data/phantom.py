@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -19,39 +18,16 @@ from anatomask.data.datasets.totalsegmentator import class_names
 from anatomask.data.phantom_anatomy import Painter, Patient
 from anatomask.data.phantom_atlas import BOTTOM, HALF_DEPTH, HALF_WIDTH, MIDDLE, TOP
 from anatomask.data.phantom_shapes import AIR, Canvas, correlated_noise, smooth_field
+from anatomask.data.settings import PhantomConfig
 from anatomask.data.splits import SplitConfig, split_patients
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.settings import Settings
 
 FOLDER = "Totalsegmentator_dataset"
 SETTINGS = "phantom.json"
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPS", "LPI", "PSR", "ASL")
 FEWEST_VOXELS = 10
 """Classes of which less is in the field of view are left out."""
-
-
-@dataclass(frozen=True)
-class PhantomConfig(Settings):
-    """Phantom scans in the layout of TotalSegmentator v1."""
-
-    out: str
-    """Folder to write; it becomes the data set's root."""
-    cases: int = 12
-    """Number of scans."""
-    size: int = 96
-    """Typical number of voxels along the left-right axis; the body fills it, whatever the spacing."""
-    spacing: float = 3.0
-    """Typical voxel size in mm; each case varies about it."""
-    seed: int = 0
-    """Decides everything that is random."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_range(1, 1_000_000, "cases")
-        self.require_range(32, 1024, "size")
-        self.require_range(0.01, 100, "spacing")
-        self.require_range(0, math.inf, "seed")
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from anatomask.data.bricks import Codec
-from anatomask.data.datasets.base import RawCase, RawDataset, ReaderConfig
+from anatomask.data.datasets.base import RawCase, RawDataset
 from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme, case_histograms
 from anatomask.data.index import FORMAT, FORMAT_WITHOUT_DIGESTS, write_index
 from anatomask.data.memory import TooLarge
 from anatomask.data.preprocess import prepare_case
 from anatomask.data.records import CaseRecord, DatasetInfo
+from anatomask.data.settings import Codec, ReaderConfig
 from anatomask.data.shards import PreparedDataset, read_record, write_case
 from anatomask.data.splits import Splits, keep
 from anatomask.data.storage import Root, Storage

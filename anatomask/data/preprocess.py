@@ -12,7 +12,6 @@ import numpy as np
 from nibabel import orientations
 from scipy import ndimage
 
-from anatomask.data.bricks import Codec
 from anatomask.data.classes import refuse_unknown
 from anatomask.data.datasets.base import RawCase, RawImage, RawLabel
 from anatomask.data.fingerprint import Scheme
@@ -27,7 +26,6 @@ from anatomask.data.resampling import (
     target_shape,
 )
 from anatomask.errors import UserError
-from anatomask.settings import Settings
 
 FLOAT16_SAFE = 32768.0
 """Below the largest float16 (65504), with room for the sums that statistics need."""
@@ -35,32 +33,6 @@ HALF_MAX = float(np.finfo(np.float16).max)
 LARGEST: dict[Scheme, float] = {"ct": 1e6, "zscore": 1e9, "quantitative": HALF_MAX, "none": HALF_MAX}
 """What a channel may hold by its scheme: values that a scanner may give (beyond lie marks for missing data and damage,
 next to which all else is lost), and those that half floats can hold where no factor may be applied."""
-
-
-@dataclass(frozen=True)
-class PreprocessConfig(Settings):
-    """How a raw scan becomes a prepared volume."""
-
-    spacing: tuple[float, float, float] | None = None
-    """Target voxel size in mm (R, A, S); none: the data set's own, else default_spacing."""
-    default_spacing: tuple[float, float, float] | None = None
-    """The recipe's voxel size in mm, for data sets that have none of their own; none: the median of the scans."""
-    normalisation: tuple[Scheme, ...] = ()
-    """Scheme per channel: ct (whole HU) and quantitative (any other unit) clip and z-score by the data set, zscore by
-    the scan, none not at all; none given: what the data set's reader chooses."""
-    classes: tuple[str, ...] = ()
-    """Classes to keep, renumbered from 1 in this order, the others becoming background; none: all."""
-    brick: int = 32
-    """Edge in voxels of the cubes in which a volume is stored."""
-    codec: Codec = "none"
-    """How they are stored: none is read fastest, lz4 and lz4hc take about half the space, zstd less; see
-    docs/loading.md."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_range(0.001, 1000, "spacing", "default_spacing")
-        self.require_range(8, 512, "brick")
-        self.require_distinct("classes")
 
 
 @dataclass(frozen=True)

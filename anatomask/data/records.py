@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from anatomask.data.bricks import Codec
 from anatomask.data.fingerprint import Scheme
+from anatomask.data.settings import Codec
 from anatomask.names import component
 from anatomask.parsing import from_json
 

@@ -15,22 +15,6 @@ from anatomask.data.preparation import histograms_of, prepare_and_write
 from anatomask.data.records import DatasetInfo
 from anatomask.data.shards import PreparedDataset, read_record
 from anatomask.data.storage import Storage
-from anatomask.settings import Settings
-
-
-@dataclass(frozen=True)
-class PreparePlanConfig(Settings):
-    """What `--dry-run` plans for. Nothing that is prepared depends on it."""
-
-    cases: int | None = None
-    """Plan for so many cases like those of the source; none: as many as there are."""
-    sample: int = 3
-    """Cases that are prepared in a temporary folder, to measure bytes and CPU time; 0: none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_range(1, 1_000_000_000, "cases")
-        self.require_range(0, 1000, "sample")
 
 
 @dataclass(frozen=True)

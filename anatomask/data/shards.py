@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from xxhash import xxh3_64_intdigest
 
 from anatomask.data.bricks import (
-    Codec,
     brick_digests,
     class_bricks,
     copy_overlap,
@@ -43,6 +42,7 @@ from anatomask.data.records import (
     affine_rows,
     triple,
 )
+from anatomask.data.settings import Codec
 from anatomask.data.storage import Root, Storage
 from anatomask.errors import UserError
 from anatomask.names import component

@@ -12,9 +12,10 @@ from torch import nn
 
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.inference import InferenceConfig, predict_case
+from anatomask.evaluation.inference import predict_case
 from anatomask.evaluation.metrics import score_classes
 from anatomask.evaluation.results import CaseScore
+from anatomask.evaluation.settings import InferenceConfig
 
 
 @dataclass(frozen=True)

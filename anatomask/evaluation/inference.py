@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
@@ -18,28 +17,10 @@ from anatomask.data.resampling import resample_logits_to_label
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.metrics import dice_scores
-from anatomask.settings import Settings
+from anatomask.evaluation.settings import InferenceConfig
 
 GPU_SHARE = 0.25
 """Of a GPU's free memory, what the logits of a whole case may take there."""
-
-
-@dataclass(frozen=True)
-class InferenceConfig(Settings):
-    """How the windows slide."""
-
-    overlap: float = 0.5
-    """Share by which neighbouring windows overlap."""
-    mirror: bool = True
-    """Average over all mirrorings of the axes along which the training crops were mirrored."""
-    batch: int = 2
-    """Windows per forward pass."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_range(1, 4096, "batch")
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap must lie in [0, 1), not {self.overlap}")
 
 
 def predict_logits(

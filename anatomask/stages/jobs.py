@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from anatomask.cluster import ClusterConfig, running, training_resources
+from anatomask.cluster import running, training_resources
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import FinetuneConfig, PretrainConfig, plain
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError

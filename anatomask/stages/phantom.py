@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from anatomask.data.phantom import PhantomConfig, write_phantom
+from anatomask.data.phantom import write_phantom
+from anatomask.data.settings import PhantomConfig
 from anatomask.terminal.progress import progress_bar
 
 

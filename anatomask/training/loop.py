@@ -11,10 +11,9 @@ from torch import Tensor
 
 from anatomask.data.samples import ON_HOST
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.scalars import ScalarLog
 from anatomask.training.schedule import learning_rate
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.telemetry import update_ratio
 from anatomask.training.update import Update
 

@@ -2,77 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.sgd import sgd
 
-from anatomask.settings import Settings
-
-
-@dataclass(frozen=True)
-class OptimiserConfig(Settings):
-    """AdamW or SGD, with a learning rate that rises linearly, then decays to zero, set per epoch."""
-
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov momentum."""
-    lr: float = 1e-4
-    """Peak learning rate."""
-    weight_decay: float = 1e-5
-    """Weight decay: decoupled in AdamW, added to the gradient in SGD."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decays."""
-    eps: float = 1e-8
-    """AdamW's epsilon (the published finetuning uses 1e-4)."""
-    momentum: float = 0.99
-    """SGD's momentum."""
-    warmup_epochs: int = 20
-    """Epochs of linear warm-up."""
-    warmup_lr: float = 1e-6
-    """Learning rate at which warm-up begins."""
-    decay: Literal["cosine", "poly"] = "cosine"
-    """Decay to zero that follows: half a cosine, or (1 - t)^0.9."""
-    decoder_first: tuple[int, int] = (0, 0)
-    """Epochs of warm-up and of decay in which finetuning's decoder learns alone, before the schedule of all."""
-    freeze: int = 0
-    """Epochs at the start in which finetuning's encoder does not learn; training.epochs: it never does."""
-    encoder_lr_factor: float = 1.0
-    """Factor of the learning rate of finetuning's encoder."""
-    layer_decay: float = 1.0
-    """Further factor of it: once for the encoder's last stage, twice for the one before, six times for the first."""
-    clip: float = 12.0
-    """Largest norm of the gradient."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_range(0, 1_000_000, "warmup_epochs", "freeze", "decoder_first")
-        for name in ("lr", "eps", "clip", "encoder_lr_factor"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_lr"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), not {self.momentum}")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay must lie in (0, 1], not {self.layer_decay}")
-
-    @property
-    def encoder_start(self) -> int:
-        """The first epoch in which the encoder learns."""
-        return max(self.freeze, sum(self.decoder_first))
-
-    @property
-    def moments(self) -> int:
-        """Tensors that the optimiser keeps of each parameter."""
-        return 2 if self.name == "adamw" else int(self.momentum > 0)
+from anatomask.training.settings import OptimiserConfig
 
 
 def parameter_groups(

@@ -28,11 +28,10 @@ from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
 from anatomask.training.journal import note, note_warnings
 from anatomask.training.loop import train
-from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.recorder import Recorder, RunRecorder, SilentRecorder
 from anatomask.training.scalars import ScalarLog
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.stopping import run_until_stopped, stop_file
 from anatomask.training.task import Task

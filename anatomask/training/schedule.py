@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.settings import OptimiserConfig
 
 POLY_EXPONENT = 0.9
 """Exponent of the polynomial decay, as in nnU-Net."""

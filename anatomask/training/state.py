@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from anatomask.training.optimiser import OptimiserConfig, build_optimiser
+from anatomask.training.optimiser import build_optimiser
+from anatomask.training.settings import OptimiserConfig
 from anatomask.training.task import Task
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anatomask.errors import UserError
 from anatomask.parsing import from_json
-from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.settings import OptimiserConfig
 from anatomask.training.update import set_arithmetic
 from anatomask.weights.tensor_files import read_described
 

@@ -19,8 +19,9 @@ from anatomask.data.crops import flip
 from anatomask.data.samples import centred_origin, random_origin, stored_crop
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.inference import InferenceConfig, predict_logits
+from anatomask.evaluation.inference import predict_logits
 from anatomask.evaluation.metrics import dice_scores
+from anatomask.evaluation.settings import InferenceConfig
 from anatomask.nn.stunet import STUNet, STUNetConfig
 
 CPU = torch.device("cpu")

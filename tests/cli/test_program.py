@@ -6,6 +6,7 @@ import errno
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -33,7 +34,7 @@ def test_every_error_of_the_system_is_one_message(code: int, capfd: pytest.Captu
     def stage(config: object, *, overwrite: bool) -> int:
         raise OSError(code, os.strerror(code), "/some/file")
 
-    assert program.run("phantom", stage, lambda config: [], ["--out", "x"]) == 1
+    assert program.run("phantom", lambda: SimpleNamespace(stage=stage), ["--out", "x"]) == 1
     shown = capfd.readouterr().err
     assert shown.startswith("anatomask phantom: /some/file: ") and shown.count("\n") == 1
 
@@ -51,7 +52,7 @@ def test_what_an_error_lacks_is_not_missed(error: OSError, message: str, capfd: 
     def stage(config: object, *, overwrite: bool) -> int:
         raise error
 
-    assert program.run("phantom", stage, lambda config: [], ["--out", "x"]) == 1
+    assert program.run("phantom", lambda: SimpleNamespace(stage=stage), ["--out", "x"]) == 1
     assert capfd.readouterr().err == f"anatomask phantom: {message}\n"
 
 

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from anatomask.data import shards
-from anatomask.data.bricks import BRICKS_KEY, LENGTHS_KEY, Codec, brick_digests, locations
+from anatomask.data.bricks import BRICKS_KEY, LENGTHS_KEY, brick_digests, locations
+from anatomask.data.settings import Codec
 from anatomask.data.shards import METADATA_KEY, PreparedDataset, read_record
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError

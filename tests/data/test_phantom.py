@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from anatomask.data.datasets.totalsegmentator import class_names, merge_masks
-from anatomask.data.phantom import FOLDER, PhantomConfig, Scan, make_scan, write_phantom
+from anatomask.data.phantom import FOLDER, Scan, make_scan, write_phantom
+from anatomask.data.settings import PhantomConfig
 from anatomask.errors import UserError
 
 IDS = {name: number for number, name in class_names().items()}

@@ -11,14 +11,8 @@ from nibabel import orientations
 
 from anatomask.data.datasets import read_dataset
 from anatomask.data.datasets.base import RawCase, nifti_image
-from anatomask.data.preprocess import (
-    PreprocessConfig,
-    grid_of,
-    median_spacing,
-    prepare_case,
-    readable_grids,
-    to_stored_type,
-)
+from anatomask.data.preprocess import grid_of, median_spacing, prepare_case, readable_grids, to_stored_type
+from anatomask.data.settings import PreprocessConfig
 from anatomask.errors import UserError
 
 Ct = Callable[..., tuple[np.ndarray, np.ndarray]]

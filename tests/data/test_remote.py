@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from pyarrow import fs as pafs
 
-from anatomask.data.bricks import Codec
 from anatomask.data.datasets import read_dataset
 from anatomask.data.preparation import (
     claim,
@@ -28,6 +27,7 @@ from anatomask.data.preparation import (
     settings_of,
     unfinished_dataset,
 )
+from anatomask.data.settings import Codec
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.splits import SplitConfig, dataset_splits, keep
 from anatomask.data.storage import Storage

@@ -8,7 +8,8 @@ import pytest
 
 from anatomask.data.datasets import read_dataset
 from anatomask.data.preparation import dataset_info, prepare_and_write
-from anatomask.data.scale import PreparePlanConfig, measure
+from anatomask.data.scale import measure
+from anatomask.data.settings import PreparePlanConfig
 from anatomask.data.storage import Storage
 
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anatomask.data.bricks import Codec, locations, slabs, touched, unpack
+from anatomask.data.bricks import locations, slabs, touched, unpack
 from anatomask.data.index import write_index
 from anatomask.data.records import CaseRecord
+from anatomask.data.settings import Codec
 from anatomask.data.shards import PreparedDataset, case_path, original_path, read_record
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 
-from anatomask.cluster import ClusterConfig
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import EvaluateConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import (
-    InferenceConfig,
     _mirrored,
     _stitching_device,
     logits_bytes,
@@ -25,6 +24,7 @@ from anatomask.evaluation.inference import (
     window_count,
 )
 from anatomask.evaluation.metrics import dice_scores
+from anatomask.evaluation.settings import InferenceConfig
 
 CPU = torch.device("cpu")
 PLAIN = InferenceConfig(mirror=False)

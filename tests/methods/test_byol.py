@@ -21,11 +21,10 @@ from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device
-from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers
 from anatomask.training.pretraining import PretrainingTask
 from anatomask.training.recorder import RunRecorder
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.update import Update
 from anatomask.weights.files import Weights, describe_architecture, initialise

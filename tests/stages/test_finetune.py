@@ -14,8 +14,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.nn.stunet import STUNet, STUNetConfig, STUNetEncoder
 from anatomask.stages.finetune import build_job, plan
-from anatomask.training.optimiser import OptimiserConfig
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.weights.files import describe_architecture, write_weights
 

@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
-from anatomask.cluster import ClusterConfig, divide
+from anatomask.cluster import divide
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import PretrainConfig, overlay_dotted, plain
 from anatomask.data.index import write_index
 from anatomask.data.shards import PreparedDataset

@@ -23,11 +23,10 @@ from anatomask.methods.masked import MaskedBatch
 from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.losses import segmentation_loss
-from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.recorder import Recorder
 from anatomask.training.schedule import learning_rate
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.task import Task
 from anatomask.training.update import Update

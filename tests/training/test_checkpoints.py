@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from anatomask.errors import UserError
 from anatomask.training import checkpoints as module
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.optimiser import OptimiserConfig
+from anatomask.training.settings import OptimiserConfig
 from anatomask.training.state import TrainingState
 from anatomask.weights.files import write_weights
 from anatomask.weights.tensor_files import read_described

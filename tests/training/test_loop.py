@@ -13,11 +13,10 @@ from anatomask.errors import UserError
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
 from anatomask.training.loop import train
-from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers
 from anatomask.training.recorder import RunRecorder
 from anatomask.training.scalars import ScalarLog
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.update import Update
 

@@ -14,7 +14,8 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from anatomask.cluster import ClusterConfig, TrainingResources, running, training_resources
+from anatomask.cluster import TrainingResources, running, training_resources
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.samples import worker_samples
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError

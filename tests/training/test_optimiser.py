@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from anatomask.nn.stunet import STUNet, STUNetConfig
-from anatomask.training.optimiser import OptimiserConfig, build_optimiser, parameter_groups
+from anatomask.training.optimiser import build_optimiser, parameter_groups
+from anatomask.training.settings import OptimiserConfig
 
 
 def network() -> nn.Module:

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anatomask.cluster import ClusterConfig
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import check_training
-from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.schedule import SCHEDULES, learning_rate
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 
 EPOCHS = 1000
 

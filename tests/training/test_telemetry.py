@@ -7,7 +7,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from anatomask.training.optimiser import OptimiserConfig, build_optimiser
+from anatomask.training.optimiser import build_optimiser
+from anatomask.training.settings import OptimiserConfig
 from anatomask.training.telemetry import device_scalars, update_ratio
 
 CPU = torch.device("cpu")

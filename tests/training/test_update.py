@@ -21,10 +21,9 @@ from anatomask.nn.stunet import STUNetConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device
-from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.pretraining import PretrainingTask
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.update import Update, set_arithmetic
 

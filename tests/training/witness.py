@@ -19,10 +19,9 @@ from anatomask.data.samples import LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.nn.norms import BatchNorm3d
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.optimiser import OptimiserConfig
 from anatomask.training.ray_train import TrainingJob
 from anatomask.training.recorder import Recorder
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.task import Task
 
 CASES = tuple(f"case{index}" for index in range(7))

@@ -18,9 +18,10 @@ from anatomask.data.datasets import (
     npz,
     totalsegmentator,
 )
-from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, RawLabel, Reader, ReaderConfig
+from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, RawLabel, Reader
 from anatomask.data.datasets.refusals import with_refusals
 from anatomask.data.listing import faults
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError, reason
 from anatomask.files import refuse_pipe
 

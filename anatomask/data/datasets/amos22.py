@@ -14,13 +14,13 @@ from anatomask.data.datasets.base import (
     RawCase,
     RawDataset,
     Reader,
-    ReaderConfig,
     inner_folder,
     is_nifti,
     nifti_image,
     nifti_label,
     stem,
 )
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 
 LAST_CT = 500

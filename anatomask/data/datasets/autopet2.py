@@ -13,13 +13,13 @@ from anatomask.data.datasets.base import (
     RawCase,
     RawDataset,
     Reader,
-    ReaderConfig,
     case_name,
     inner_folder,
     nifti_image,
     nifti_label,
 )
 from anatomask.data.nifti import read_nifti
+from anatomask.data.settings import ReaderConfig
 
 CHANNELS = ("CTres", "SUV")
 LABEL = "SEG"

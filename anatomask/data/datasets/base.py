@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.listing import is_folder
 from anatomask.data.nifti import nifti_grid, read_nifti
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
-from anatomask.settings import Settings
 
 DEFAULT_NSD_TOLERANCE = 3.0
 """In mm, for data sets that publish none."""
@@ -83,20 +83,6 @@ class RawDataset:
     """Unlabelled cases that the publisher keeps for testing: nothing is trained on them."""
     remarks: tuple[str, ...] = ()
     """What the user should know of this folder: what was left out or had to be assumed."""
-
-
-@dataclass(frozen=True)
-class ReaderConfig(Settings):
-    """What is read of the source. But for `cases`, a field that means nothing in the source's layout is refused."""
-
-    cases: str = ""
-    """A text file with the name of a case per line: these alone are prepared. Any layout."""
-    modality: Literal["all", "ct", "mr", "pet"] = "all"
-    """Scans to take where a source mixes modalities: amos22 (ct is the challenge's task 1, all its task 2), dicom."""
-    positives_only: bool = False
-    """Leave out studies whose label is empty: autopet2."""
-    configuration: str = "3d_fullres"
-    """Which configuration of the plans, or folder of preprocessed files: nnunet_preprocessed."""
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,11 @@ import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_rescale
 
-from anatomask.data.datasets.base import (
-    RawCase,
-    RawDataset,
-    RawImage,
-    Reader,
-    ReaderConfig,
-    case_name,
-    is_visible,
-    refused_case,
-)
+from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, Reader, case_name, is_visible, refused_case
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.listing import is_file, require_file
 from anatomask.data.memory import require_room
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError, reason
 
 MODALITIES = {"CT": "ct", "MR": "mr", "PT": "pet"}

@@ -12,13 +12,13 @@ from anatomask.data.datasets.base import (
     RawCase,
     RawDataset,
     Reader,
-    ReaderConfig,
     is_nifti,
     is_visible,
     nifti_image,
     nifti_label,
     stem,
 )
+from anatomask.data.settings import ReaderConfig
 
 LABELLED, UNLABELLED, VALIDATION = "FLARE22_Tr_", "Case_", "FLARETs_"
 CHANNEL = "_0000"

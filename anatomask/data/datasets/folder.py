@@ -11,17 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from anatomask.data.datasets.base import (
-    RawCase,
-    RawDataset,
-    RawImage,
-    Reader,
-    ReaderConfig,
-    is_nifti,
-    is_visible,
-    nifti_image,
-    stem,
-)
+from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, Reader, is_nifti, is_visible, nifti_image, stem
+from anatomask.data.settings import ReaderConfig
 
 LOOKED_AT = 8
 AIR_HU = -500

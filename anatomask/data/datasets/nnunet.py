@@ -19,13 +19,13 @@ from anatomask.data.datasets.base import (
     RawDataset,
     RawImage,
     Reader,
-    ReaderConfig,
     is_nifti,
     nifti_image,
     nifti_label,
 )
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.listing import is_file, is_folder
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 from anatomask.parsing import from_json
 

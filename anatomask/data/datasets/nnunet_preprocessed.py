@@ -20,21 +20,13 @@ import numpy as np
 from nibabel import orientations
 
 from anatomask.data.arrays import b2nd_shape, finite, npz_names, npz_shape, read_b2nd, read_npz
-from anatomask.data.datasets.base import (
-    DEFAULT_NSD_TOLERANCE,
-    NIFTI,
-    RawCase,
-    RawDataset,
-    RawImage,
-    RawLabel,
-    Reader,
-    ReaderConfig,
-)
+from anatomask.data.datasets.base import DEFAULT_NSD_TOLERANCE, NIFTI, RawCase, RawDataset, RawImage, RawLabel, Reader
 from anatomask.data.datasets.nnunet import SPLITS, entry_of, given_split, read_header, read_json
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.listing import is_entry, is_file, is_folder
 from anatomask.data.nifti import nifti_grid
 from anatomask.data.resampling import resampled_affine, target_shape
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 from anatomask.names import component
 

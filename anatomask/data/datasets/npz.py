@@ -26,7 +26,6 @@ from anatomask.data.datasets.base import (
     RawImage,
     RawLabel,
     Reader,
-    ReaderConfig,
     is_visible,
 )
 from anatomask.data.datasets.folder import all_ct
@@ -34,6 +33,7 @@ from anatomask.data.datasets.nnunet import SPLITS, given_split, read_header, sch
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.grids import places_voxels
 from anatomask.data.listing import is_file, is_folder
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 
 HEADER = "dataset.json"

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anatomask.data.datasets import RawDataset, ReaderConfig, read_dataset
+from anatomask.data.datasets import RawDataset, read_dataset
 from anatomask.data.preprocess import prepare_case
+from anatomask.data.settings import ReaderConfig
 from anatomask.data.splits import SplitConfig, dataset_splits
 from anatomask.errors import UserError
 

@@ -7,9 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from anatomask.data.datasets import ReaderConfig, read_dataset
+from anatomask.data.datasets import read_dataset
 from anatomask.data.nifti import read_nifti
 from anatomask.data.preprocess import prepare_case
+from anatomask.data.settings import ReaderConfig
 from anatomask.data.splits import SplitConfig, dataset_splits
 from anatomask.errors import UserError
 

@@ -16,9 +16,10 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from anatomask.data.datasets import RawDataset, ReaderConfig, read_dataset
+from anatomask.data.datasets import RawDataset, read_dataset
 from anatomask.data.nifti import read_nifti
 from anatomask.data.preprocess import grid_of, prepare_case
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 from tests.data.datasets.series import INTERCEPT, change, write_series
 

@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from anatomask.data.datasets import READERS, ReaderConfig, read_dataset
+from anatomask.data.datasets import READERS, read_dataset
 from anatomask.data.nifti import read_nifti
 from anatomask.data.preprocess import prepare_case
+from anatomask.data.settings import ReaderConfig
 
 DOCS = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
-from anatomask.data.datasets import RawCase, ReaderConfig, read_dataset
+from anatomask.data.datasets import RawCase, read_dataset
 from anatomask.data.datasets.base import nifti_image, nifti_label
 from anatomask.data.nifti import read_nifti
 from anatomask.data.preprocess import grid_of, prepare_case
 from anatomask.data.resampling import resample_image, resample_label, target_shape
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 
 MEAN, STD = 40.0, 300.0

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from anatomask.data.datasets import ReaderConfig, detect, read_dataset
+from anatomask.data.datasets import detect, read_dataset
 from anatomask.data.datasets.base import case_name
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 
 

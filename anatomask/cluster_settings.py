@@ -1,0 +1,52 @@
+"""Where a stage runs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from anatomask.data.outages import MAX_OUTAGE
+from anatomask.names import shown
+from anatomask.settings import Settings
+
+ADDRESS = re.compile(r"local|auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", re.ASCII)
+"""Addresses of a cluster."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig(Settings):
+    """Where a stage runs. Never part of what a run is: another cluster continues the same run."""
+
+    address: str = "local"
+    """local: an embedded Ray of this machine; auto: the cluster that this machine belongs to; else an address."""
+    workers: int = 1
+    """Training workers; on a GPU cluster one per GPU."""
+    min_workers: int | None = None
+    """Workers with which training goes on when others are lost and not replaced; none: all of them."""
+    readers: int = 1
+    """Processes that read samples for each training worker."""
+    gpu: bool | None = None
+    """Whether each worker takes a GPU; none: when the cluster has any."""
+    threads: int | None = None
+    """CPU threads of each training worker's torch; none: its share of the machine's cores."""
+    max_failures: int = 3
+    """Lost workers after which training gives up."""
+    max_outage: float = MAX_OUTAGE
+    """Minutes without an answer from remote storage, of data or output, after which work stops."""
+    temporary_folder: str = ""
+    """Folder for the temporary files of an embedded Ray, which no other account may enter; made if it is not there.
+    Default: Ray's own, which all accounts of the machine may write into (/tmp/ray)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not ADDRESS.fullmatch(self.address):
+            raise ValueError(f"address must be local, auto or HOST:PORT, not {shown(self.address)}")
+        if self.temporary_folder and self.address != "local":
+            raise ValueError(
+                "temporary_folder is of an embedded Ray; that of a cluster is given to ray start --temp-dir"
+            )
+        self.require_range(1, 10_000, "workers", "threads")
+        self.require_range(1, 1000, "readers")
+        self.require_range(0, 1_000_000, "max_failures", "max_outage")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(f"min_workers must lie between 1 and workers {self.workers}, not {self.min_workers}")

@@ -1,0 +1,90 @@
+"""Settings of reading, preparing and making scans."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from anatomask.data.fingerprint import Scheme
+from anatomask.settings import Settings
+
+Codec = Literal["none", "lz4", "lz4hc", "zstd"]
+
+
+@dataclass(frozen=True)
+class ReaderConfig(Settings):
+    """What is read of the source. But for `cases`, a field that means nothing in the source's layout is refused."""
+
+    cases: str = ""
+    """A text file with the name of a case per line: these alone are prepared. Any layout."""
+    modality: Literal["all", "ct", "mr", "pet"] = "all"
+    """Scans to take where a source mixes modalities: amos22 (ct is the challenge's task 1, all its task 2), dicom."""
+    positives_only: bool = False
+    """Leave out studies whose label is empty: autopet2."""
+    configuration: str = "3d_fullres"
+    """Which configuration of the plans, or folder of preprocessed files: nnunet_preprocessed."""
+
+
+@dataclass(frozen=True)
+class PreprocessConfig(Settings):
+    """How a raw scan becomes a prepared volume."""
+
+    spacing: tuple[float, float, float] | None = None
+    """Target voxel size in mm (R, A, S); none: the data set's own, else default_spacing."""
+    default_spacing: tuple[float, float, float] | None = None
+    """The recipe's voxel size in mm, for data sets that have none of their own; none: the median of the scans."""
+    normalisation: tuple[Scheme, ...] = ()
+    """Scheme per channel: ct (whole HU) and quantitative (any other unit) clip and z-score by the data set, zscore by
+    the scan, none not at all; none given: what the data set's reader chooses."""
+    classes: tuple[str, ...] = ()
+    """Classes to keep, renumbered from 1 in this order, the others becoming background; none: all."""
+    brick: int = 32
+    """Edge in voxels of the cubes in which a volume is stored."""
+    codec: Codec = "none"
+    """How they are stored: none is read fastest, lz4 and lz4hc take about half the space, zstd less; see
+    docs/loading.md."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(0.001, 1000, "spacing", "default_spacing")
+        self.require_range(8, 512, "brick")
+        self.require_distinct("classes")
+
+
+@dataclass(frozen=True)
+class PreparePlanConfig(Settings):
+    """What `--dry-run` plans for. Nothing that is prepared depends on it."""
+
+    cases: int | None = None
+    """Plan for so many cases like those of the source; none: as many as there are."""
+    sample: int = 3
+    """Cases that are prepared in a temporary folder, to measure bytes and CPU time; 0: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(1, 1_000_000_000, "cases")
+        self.require_range(0, 1000, "sample")
+
+
+@dataclass(frozen=True)
+class PhantomConfig(Settings):
+    """Phantom scans in the layout of TotalSegmentator v1."""
+
+    out: str
+    """Folder to write; it becomes the data set's root."""
+    cases: int = 12
+    """Number of scans."""
+    size: int = 96
+    """Typical number of voxels along the left-right axis; the body fills it, whatever the spacing."""
+    spacing: float = 3.0
+    """Typical voxel size in mm; each case varies about it."""
+    seed: int = 0
+    """Decides everything that is random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(1, 1_000_000, "cases")
+        self.require_range(32, 1024, "size")
+        self.require_range(0.01, 100, "spacing")
+        self.require_range(0, math.inf, "seed")

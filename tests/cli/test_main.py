@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from anatomask.cli.main import VERBS
+
+HEAVY = ("ray", "monai", "scipy", "nibabel", "matplotlib", "pandas", "pyarrow", "torch.distributed.tensor")
+"""Packages that take a large part of a second to import each, and that no settings need."""
+
+
+def imported(code: str) -> set[str]:
+    """Modules that a new process has imported after `code`."""
+    script = (
+        f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    )
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(shown.stderr.split("\n"))
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "pretrain", "sweep"])
+def test_help_of_a_verb_imports_nothing_heavy(verb: str) -> None:
+    assert verb in VERBS
+    modules = imported(f"from anatomask.cli.main import main; main(['{verb}', '--help'])")
+    assert "anatomask.config" in modules and not modules & set(HEAVY)
+
+
+def test_the_usage_imports_next_to_nothing() -> None:
+    modules = imported("from anatomask.cli.main import main; main(['--help'])")
+    assert "anatomask.config" not in modules and not modules & {*HEAVY, "torch", "numpy"}
