@@ -18,6 +18,7 @@ from ray._private import ray_constants
 
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import UserError
+from anatomask.plugins import worker_setup
 from anatomask.ray_watch import connected, probe
 
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
@@ -71,6 +72,8 @@ def running(config: ClusterConfig) -> Iterator[None]:
     options: dict[str, Any] = {"dashboard_host": "127.0.0.1", "resources": {DRIVERS: 16}} if local else {}
     if config.temporary_folder:
         options["_temp_dir"] = str(private_folder(Path(config.temporary_folder)))
+    if (setup := worker_setup()) is not None:
+        options["runtime_env"] = {"worker_process_setup_hook": setup}
     if not local:
         probe(config.address)
     with own_token() if local else nullcontext():

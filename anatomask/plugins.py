@@ -1,14 +1,67 @@
-"""Python files of the user's own, loaded by their paths: methods, readers, spaces of sweeps."""
+"""Extensions from outside: Python files of the user's own, loaded by their paths, and packages with an entry point.
+
+An extension is a module that assigns some of these: `METHODS`, the settings of pretraining methods by name; `READERS`,
+readers of raw data by name. A package names its module under the entry point group `anatomask`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable, Mapping
+from importlib.abc import ExecutionLoader
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from anatomask.errors import UserError
+
+GROUP = "anatomask"
+"""Entry point group of packages that extend this one."""
+PREFIX = "anatomask_plugin_"
+"""Beginning of the names of modules that were loaded by their paths."""
+
+
+def with_extensions(registry: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `own`, a registry of this package, together with what extensions assign to the name `registry`.
+
+    Raises:
+        UserError: an extension cannot be imported, assigns no mapping, or uses a name that is taken.
+    """
+    found = dict(own)
+    for where, module in _extensions():
+        added = getattr(module, registry, {})
+        if not isinstance(added, Mapping):
+            raise UserError(f"{where}: {registry} must be a mapping of names, not {type(added).__name__}")
+        for name, value in added.items():
+            if name in found:
+                raise UserError(f"{where}: {registry} has {name}, which there is already; choose another name")
+            found[name] = value
+    return found
+
+
+def plugin_files() -> list[Path]:
+    """Return the files of the user's own that were loaded, in order."""
+    return [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(PREFIX)]
+
+
+def plugin_digests() -> dict[str, str]:
+    """Return a digest of each of these files, by what a message calls it: other code is another run."""
+    return {f"--plugin {path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in plugin_files()}
+
+
+def worker_setup() -> Callable[[], None] | None:
+    """Return what loads the same files in a worker process, on any machine; None where there are none."""
+    files = [(path, path.read_text(encoding="utf-8")) for path in plugin_files()]
+
+    def load_plugins() -> None:
+        for path, source in files:
+            _load(path, source)
+
+    return load_plugins if files else None
 
 
 def load_module(path: Path, flag: str) -> ModuleType:
@@ -21,24 +74,54 @@ def load_module(path: Path, flag: str) -> ModuleType:
     """
     if not path.is_file():
         raise UserError(f"{flag} {path}: there is no such file")
-    name = module_name(path)
+    try:
+        return _load(path, path.read_text(encoding="utf-8"))
+    except Exception as error:
+        raise UserError(f"{flag} {path}, line {_line(error, path)}: {type(error).__name__}: {error}") from error
+
+
+class _Text(ExecutionLoader):
+    """Imports a text as if it lay in a file, which on another machine it does not."""
+
+    def __init__(self, path: Path, source: str) -> None:
+        self.path, self.source = path, source
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self.path)
+
+    def get_source(self, fullname: str) -> str:
+        return self.source
+
+
+def _load(path: Path, source: str) -> ModuleType:
+    name = PREFIX + path.absolute().with_suffix("").as_posix().replace("/", "_").replace(".", "_")
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_loader(name, _Text(path, source))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException:
         del sys.modules[name]
-        raise UserError(f"{flag} {path}, line {_line(error, path)}: {type(error).__name__}: {error}") from error
+        raise
     return module
 
 
-def module_name(path: Path) -> str:
-    """Return the name under which a file is loaded: its whole path, so that no two files share one."""
-    return "anatomask_plugin_" + path.resolve().with_suffix("").as_posix().replace("/", "_").replace(".", "_")
+def _extensions() -> list[tuple[str, ModuleType]]:
+    """Return where each extension comes from, as a message says it, and its module."""
+    files = [(f"--plugin {module.__file__}", module) for name, module in sys.modules.items() if name.startswith(PREFIX)]
+    packages = []
+    for point in entry_points(group=GROUP):
+        try:
+            packages.append((f"entry point {point.name} ({point.value})", point.load()))
+        except Exception as error:
+            raise UserError(
+                f"entry point {point.name} ({point.value}) cannot be imported: {type(error).__name__}: {error}; "
+                "mend or uninstall the package"
+            ) from error
+    return [*files, *packages]
 
 
 def _line(error: Exception, path: Path) -> int | None:

@@ -29,6 +29,7 @@ from anatomask.data.index import write_index
 from anatomask.data.records import DatasetInfo, PreparedCase
 from anatomask.data.settings import Codec
 from anatomask.data.shards import PreparedDataset, write_case
+from anatomask.plugins import PREFIX
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -96,6 +97,18 @@ def gloo_workers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, in
         return torch.load(file, weights_only=True)
 
     return run
+
+
+@pytest.fixture
+def forget_plugins() -> Iterator[Callable[[], None]]:
+    """Forgets the files that the test loads as plugins, at its end or when called."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.startswith(PREFIX)]:
+            del sys.modules[name]
+
+    yield forget
+    forget()
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 
 from anatomask.errors import UserError
-from anatomask.plugins import load_module
+from anatomask.plugins import load_module, plugin_digests, with_extensions, worker_setup
+
+pytestmark = pytest.mark.usefixtures("forget_plugins")
 
 
 def test_a_file_is_run_once(tmp_path: Path) -> None:
@@ -42,3 +48,48 @@ def test_a_file_that_cannot_be_run_is_refused_by_its_line(text: str, message: st
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such file"):
         load_module(tmp_path / "mine.py", "--space")
+
+
+def test_extensions_add_to_a_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(f"READERS = {{'{name}': 1}}\n")
+        load_module(tmp_path / f"{name}.py", "--plugin")
+    package = tmp_path / "package"
+    (package / "of_others-1.dist-info").mkdir(parents=True)
+    (package / "of_others.py").write_text("METHODS = {'three': 3}\nREADERS = {'three': 3}\n")
+    (package / "of_others-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: of_others\nVersion: 1\n")
+    (package / "of_others-1.dist-info/entry_points.txt").write_text("[anatomask]\nothers = of_others\n")
+    monkeypatch.syspath_prepend(package)
+    assert with_extensions("READERS", {"own": 0}) == {"own": 0, "one": 1, "two": 1, "three": 3}
+    assert with_extensions("METHODS", {}) == {"three": 3}
+    with pytest.raises(UserError, match="READERS has two, which there is already"):
+        with_extensions("READERS", {"two": 0})
+    (package / "of_others.py").write_text("import nothing_of_that_name\n")
+    del sys.modules["of_others"]
+    with pytest.raises(UserError, match=r"entry point others \(of_others\) cannot be imported: ModuleNotFoundError"):
+        with_extensions("READERS", {})
+
+
+def test_workers_load_what_this_process_has_loaded(tmp_path: Path) -> None:
+    """Without the file, which another machine does not have."""
+    path = tmp_path / "mine.py"
+    path.write_text("class Thing:\n    pass\n")
+    assert worker_setup() is None and plugin_digests() == {}
+    thing = load_module(path, "--plugin").Thing()
+    setup = cloudpickle.dumps(worker_setup())
+    (digest,) = plugin_digests().values()
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    pickled = cloudpickle.dumps(thing)
+    path.unlink()
+    script = "import pickle, sys; setup, thing = sys.stdin.buffer.read().split(b'||||'); pickle.loads(setup)(); "
+    script += "print(type(pickle.loads(thing)).__name__)"
+    done = subprocess.run([sys.executable, "-c", script], input=setup + b"||||" + pickled, capture_output=True)
+    assert done.stdout == b"Thing\n", done.stderr.decode()
+
+
+def test_a_registry_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("METHODS = 5\n")
+    load_module(path, "--plugin")
+    with pytest.raises(UserError, match="METHODS must be a mapping of names, not int"):
+        with_extensions("METHODS", {})

@@ -14,8 +14,9 @@ import tyro
 from anatomask.config import FinetuneConfig, SweepConfig, overlay, with_method
 from anatomask.errors import UserError
 from anatomask.files import refuse_pipe
-from anatomask.methods import METHODS
+from anatomask.methods import method_names
 from anatomask.parsing import from_yaml
+from anatomask.plugins import load_module
 from anatomask.training.schedule import SCHEDULES
 
 DEFAULT_RECIPE = "paper-b"
@@ -49,11 +50,14 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
     flags.add_argument("--config")
     flags.add_argument("--dry-run", action="store_true")
     flags.add_argument("--overwrite", action="store_true")
+    flags.add_argument("--plugin", action="append", default=[])
     if verb in EPOCHS:
         flags.add_argument("--schedule")
     if verb in METHOD_FLAG:
         flags.add_argument(METHOD_FLAG[verb], dest="method")
     own, rest = flags.parse_known_args(argv)
+    for path in own.plugin:
+        load_module(Path(path), "--plugin")
     if own.recipe is not None and own.recipe not in recipes:
         raise UserError(f"--recipe {own.recipe}: no such recipe; there are {', '.join(recipes)}")
     default = recipes[own.recipe or DEFAULT_RECIPE]()[verb]
@@ -63,11 +67,12 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
     default = overlay(default, from_file, own.config)
     if verb in METHOD_FLAG and own.method is not None:
         default = with_method(default, own.method)
-    methods = f"{METHOD_FLAG[verb]} {{{','.join(METHODS)}}}, " if verb in METHOD_FLAG else ""
+    methods = f"{METHOD_FLAG[verb]} {{{','.join(method_names())}}}, " if verb in METHOD_FLAG else ""
     schedules = f"--schedule {{{','.join(SCHEDULES)}}} (how to finetune), " if verb in EPOCHS else ""
     description = (
         f"{type(default).__doc__}\n\nBefore these: --recipe {{{','.join(recipes)}}} (default {DEFAULT_RECIPE}), "
-        f"{methods}{schedules}--config FILE.yaml, --dry-run (print the plan), --overwrite (begin anew)."
+        f"{methods}{schedules}--config FILE.yaml, --dry-run (print the plan), --overwrite (begin "
+        "anew), --plugin FILE.py (methods and readers of your own)."
     )
     config = tyro.cli(
         type(default), default=default, args=list(rest), prog=f"anatomask {verb}", description=description

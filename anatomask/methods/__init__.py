@@ -6,6 +6,7 @@ from importlib import import_module
 
 from anatomask.errors import UserError
 from anatomask.methods.base import MethodConfig
+from anatomask.plugins import with_extensions
 
 METHODS = {
     "anatomask": "anatomask.methods.anatomask.AnatoMaskConfig",
@@ -20,8 +21,20 @@ def method_config(name: str) -> type[MethodConfig]:
     Raises:
         UserError: there is none of that name.
     """
-    if name not in METHODS:
-        raise UserError(f"method {name}: no such method; there are {', '.join(METHODS)}")
-    module, _, settings = METHODS[name].rpartition(".")
-    found: type[MethodConfig] = getattr(import_module(module), settings)
+    methods = with_extensions("METHODS", METHODS)
+    if name not in methods:
+        raise UserError(
+            f"method {name}: no such method; there are {', '.join(methods)}, and --plugin FILE.py adds more"
+        )
+    found = methods[name]
+    if isinstance(found, str):
+        module, _, settings = found.rpartition(".")
+        found = getattr(import_module(module), settings)
+    if not (isinstance(found, type) and issubclass(found, MethodConfig) and found.name == name):
+        raise UserError(f"method {name}: METHODS must name a subclass of MethodConfig whose name is {name}")
     return found
+
+
+def method_names() -> list[str]:
+    """Return the names of all methods, those of extensions included."""
+    return list(with_extensions("METHODS", METHODS))

@@ -17,6 +17,7 @@ from anatomask.config import FinetuneConfig, PretrainConfig, plain
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.files import alone
+from anatomask.plugins import plugin_digests
 from anatomask.ray_watch import RayGone
 from anatomask.runs.folder import open_run
 from anatomask.terminal.progress import NewLines, following
@@ -51,7 +52,13 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
     with kept_from_others(job.run), end_noted(job.run), running(cluster):
         resources = training_resources(cluster)
         journal = NewLines(job.run / JOURNAL)
-        open_run(job.run, job.settings, overwrite=overwrite, inputs=job.inputs, resources=asdict(resources))
+        open_run(
+            job.run,
+            job.settings,
+            overwrite=overwrite,
+            inputs={**job.inputs, **plugin_digests()},
+            resources=asdict(resources),
+        )
         start = Checkpoints(job.run).step()
         if job.origin and not start:
             note(job.run, job.origin)

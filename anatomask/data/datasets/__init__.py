@@ -1,4 +1,4 @@
-"""Readers of raw data sets, one file each. A new one is such a file and a line in `READERS`."""
+"""Readers of raw data sets, one file each. A new one is such a file and a line in `READERS`, or an extension."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from anatomask.data.listing import faults
 from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError, reason
 from anatomask.files import refuse_pipe
+from anatomask.plugins import with_extensions
 
 READERS: dict[str, Reader] = {
     "totalsegmentator": totalsegmentator.READER,
@@ -40,6 +41,12 @@ READERS: dict[str, Reader] = {
 """In the order in which `detect` asks them."""
 
 
+def readers() -> dict[str, Reader]:
+    """Return all readers by name: those of extensions first, which may know a layout better."""
+    every: dict[str, Reader] = with_extensions("READERS", READERS)
+    return {name: every[name] for name in [*(every.keys() - READERS.keys()), *READERS]}
+
+
 def detect(source: Path) -> str:
     """The name of the first reader whose layout the folder has.
 
@@ -48,13 +55,13 @@ def detect(source: Path) -> str:
     """
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; name the folder of raw scans")
-    for name, reader in READERS.items():
+    for name, reader in readers().items():
         if reader.matches(source):
             return name
     hidden = "".join(f"; {path}: {why}" for path, why in islice(faults(source), 1))
     raise UserError(
         f"{source} holds no scans (NIfTI, NPZ or DICOM) in a layout that is known; choose another "
-        f"folder, or make it one of {', '.join(READERS)}, as in docs/datasets.md{hidden}"
+        f"folder, or make it one of {', '.join(readers())}, as in docs/datasets.md{hidden}"
     )
 
 
@@ -63,7 +70,7 @@ def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: Re
 
     Args:
         source: the folder as downloaded.
-        dataset: a key of `READERS`, or "auto".
+        dataset: a name of `readers`, or "auto".
         fold: of a given `splits_final.json`.
         options: what is read of it; none: all.
 
@@ -71,14 +78,15 @@ def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: Re
         UserError: the folder is missing or empty, the layout is unknown or broken, an option does not apply to it.
     """
     options = options or ReaderConfig()
-    if dataset != "auto" and dataset not in READERS:
-        raise UserError(f"--dataset {dataset} is unknown; it may be auto, {', '.join(READERS)}")
+    known = readers()
+    if dataset != "auto" and dataset not in known:
+        raise UserError(f"--dataset {dataset} is unknown; it may be auto, {', '.join(known)}, or of a --plugin FILE.py")
     if dataset == "auto" or not source.is_dir():
         dataset = detect(source)
-    elif not READERS[dataset].matches(source):
+    elif not known[dataset].matches(source):
         raise UserError(f"{source} does not have the layout {dataset}; it looks like {detect(source)}")
     _refuse_foreign(dataset, options)
-    raw = with_refusals(READERS[dataset].read(source, fold, options), source)
+    raw = with_refusals(known[dataset].read(source, fold, options), source)
     if not raw.cases:
         raise UserError(f"{source} holds no scans; choose another folder")
     twice = [case for case, count in Counter(raw.case for raw in raw.cases).items() if count > 1]
@@ -90,9 +98,9 @@ def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: Re
 def _refuse_foreign(dataset: str, options: ReaderConfig) -> None:
     """Raise UserError for an option that is set and that the layout's reader does not heed."""
     for field in fields(options):
-        foreign = field.name not in READERS[dataset].options | {"cases"}
+        foreign = field.name not in readers()[dataset].options | {"cases"}
         if foreign and getattr(options, field.name) != field.default:
-            heeding = ", ".join(name for name, reader in READERS.items() if field.name in reader.options)
+            heeding = ", ".join(name for name, reader in readers().items() if field.name in reader.options)
             flag = f"--reader.{field.name.replace('_', '-')}"
             raise UserError(f"{flag} does not apply to {dataset}, only to {heeding}; leave it out")
 

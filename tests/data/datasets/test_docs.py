@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pytest
 
 from anatomask.data.datasets import READERS, read_dataset
 from anatomask.data.nifti import read_nifti
 from anatomask.data.preprocess import prepare_case
 from anatomask.data.settings import ReaderConfig
+from anatomask.plugins import load_module
 
 DOCS = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
 
 
-def test_the_example_of_a_new_reader(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_a_new_reader(real_data: Path, tmp_path: Path, forget_plugins: Callable[[], None]) -> None:
     flare = real_data / "flare22"
     image = flare / "images" / "FLARE22_Tr_0001_0000.nii.gz"
     organs, affine = read_nifti(flare / "labels" / "FLARE22_Tr_0001.nii.gz")
@@ -29,10 +30,11 @@ def test_the_example_of_a_new_reader(real_data: Path, tmp_path: Path, monkeypatc
     assert read_dataset(folder.parent).reader == "folder"
 
     program = "\n".join(re.findall(r"^```python\n(.*?)^```$", DOCS, flags=re.DOTALL | re.MULTILINE))
-    monkeypatch.setitem(READERS, "kits23", READERS["folder"])  # so that the registry is restored afterwards
-    exec(compile(program, "datasets.md", "exec"), {"READERS": READERS})
+    plugin = tmp_path / "kits23.py"
+    plugin.write_text(program)
+    load_module(plugin, "--plugin")
 
-    raw = read_dataset(folder.parent, "kits23")
+    raw = read_dataset(folder.parent)
     assert (raw.reader, [case.case for case in raw.cases]) == ("kits23", ["case_00000"])
     prepared = prepare_case(raw.cases[0], raw.schemes, raw.class_names, (6.0, 6.0, 6.0))
     assert prepared.label is not None
