@@ -11,7 +11,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.torch.config import TorchConfig, _TorchBackend
@@ -23,6 +23,7 @@ from anatomask.data.storage import Root, Storage
 from anatomask.data.stream import stream_batches
 from anatomask.errors import UserError, is_out_of_memory
 from anatomask.nn.stunet import LARGEST_STRIDE
+from anatomask.ray_watch import GONE, RayGone
 from anatomask.runs.folder import identity
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
@@ -92,6 +93,7 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
 
     Raises:
         UserError: what a worker found wrong, as it said it; or workers were lost too often.
+        RayGone: Ray Train's own process for this training has died.
         Stopped: by a signal, after the checkpoint.
     """
     if Checkpoints(job.run).step() >= job.total_steps:
@@ -116,6 +118,8 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
     )
     try:
         run_until_stopped(trainer.fit, job.run)
+    except ActorDiedError as error:
+        raise RayGone(GONE.format(process="controller of the training")) from error
     except TrainingFailedError as error:
         cause = _cause(error)
         if isinstance(cause, UserError):
