@@ -51,6 +51,14 @@ class STUNetConfig(Settings):
         """Widths of the six stages."""
         return self.widths or tuple(self.base * factor for factor in (1, 2, 4, 8, 16, 16))
 
+    def label(self) -> str:
+        """What tables call a network of this size: a published size by its letter, STU-Net-B."""
+        for letter, size in SIZES.items():
+            if (size.stage_widths, size.depth) == (self.stage_widths, self.depth):
+                return f"STU-Net-{letter.upper()}"
+        widths = f"base {self.base}" if self.widths is None else f"widths {', '.join(map(str, self.widths))}"
+        return f"STU-Net ({widths}, depth {self.depth})"
+
 
 def pretrained_stages(patch: int) -> int:
     """Count the stages that masked pretraining trains when hidden patches are `patch` voxels wide.

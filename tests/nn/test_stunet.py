@@ -91,3 +91,17 @@ def test_widths_override_base() -> None:
 def test_impossible_sizes_are_refused_by_name(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         STUNetConfig(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "label"),
+    [
+        (STUNetConfig(in_channels=2, base=32), "STU-Net-B"),
+        (STUNetConfig(base=96, depth=3), "STU-Net-H"),
+        (STUNetConfig(base=32, depth=2), "STU-Net (base 32, depth 2)"),
+        (STUNetConfig(widths=(64, 128, 256, 512, 1024, 1024), depth=2), "STU-Net-L"),
+        (STUNetConfig(widths=(4, 6, 8, 8, 12, 12)), "STU-Net (widths 4, 6, 8, 8, 12, 12, depth 1)"),
+    ],
+)
+def test_a_network_is_called_by_its_published_size_where_it_has_one(config: STUNetConfig, label: str) -> None:
+    assert config.label() == label
