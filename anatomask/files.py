@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,6 +72,12 @@ def alone(path: Path) -> Iterator[bool]:
         except OSError:
             pass
         yield True
+
+
+def file_digest(path: Path) -> str:
+    """Digest of a file's content: SHA-256, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def flush(path: Path | bytes) -> None:

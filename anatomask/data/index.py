@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections import Counter
@@ -122,6 +123,15 @@ def read_index(storage: Storage) -> Index:
             stacklevel=2,
         )
     return Index(info, records, splits, fingerprint, version)
+
+
+def data_digest(storage: Storage, *, splits: bool) -> str:
+    """Digest of what a prepared data set holds: its cases, and where it matters which are for training, its splits.
+
+    SHA-256 of the index files, which hold every case's checksums. Raises OSError or UserError where one cannot be read.
+    """
+    names = ("cases.jsonl", "splits.json") if splits else ("cases.jsonl",)
+    return hashlib.sha256(b"".join(map(storage.read, names))).hexdigest()
 
 
 def _content(storage: Storage, name: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from anatomask.data.claims import Writer, require_same
 from anatomask.data.datasets.totalsegmentator import class_names
 from anatomask.data.phantom_anatomy import Painter, Patient
 from anatomask.data.phantom_atlas import BOTTOM, HALF_DEPTH, HALF_WIDTH, MIDDLE, TOP
@@ -25,6 +26,7 @@ from anatomask.errors import UserError
 
 FOLDER = "Totalsegmentator_dataset"
 SETTINGS = "phantom.json"
+PHANTOM = Writer("phantom", SETTINGS, (FOLDER,), ("cases", "size", "spacing", "seed"), "choose another --out")
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPS", "LPI", "PSR", "ASL")
 FEWEST_VOXELS = 10
 """Classes of which less is in the field of view are left out."""
@@ -72,9 +74,12 @@ def write_phantom(config: PhantomConfig, *, overwrite: bool = False) -> Iterator
     """
     storage = Storage(config.out)
     settings = {name: value for name, value in asdict(config).items() if name != "out"}
-    if overwrite:
+    before = PHANTOM.earlier(storage)
+    if before is not None and overwrite:
         _clear(storage)
-    _check_folder(storage, settings)
+    elif before is not None:
+        remedy = "choose another --out, or begin anew with --overwrite"
+        require_same(storage.show(), "a phantom", before, settings, remedy)
     storage.write_json(SETTINGS, settings)
     rows = [f"{case};;;phantom;ct trunk;{split}" for case, split in sorted(_split(config).items())]
     storage.write(
@@ -186,10 +191,7 @@ def _split(config: PhantomConfig) -> dict[str, str]:
 
 
 def _clear(storage: Storage) -> None:
-    """Delete a phantom. UserError where that is no phantom, or where other files lie among its own."""
-    if not storage.exists(SETTINGS):
-        return
-    _read_settings(storage)
+    """Delete a phantom. UserError where other files lie among its own."""
     masks = "|".join(re.escape(f"{name}.nii.gz") for name in class_names().values())
     cases = [case for case in storage.folders(FOLDER) if re.fullmatch(r"s\d{4,}", case)]
     foreign = storage.foreign(FOLDER, r"meta\.csv|s\d{4,}")
@@ -200,23 +202,3 @@ def _clear(storage: Storage) -> None:
         raise UserError(f"{storage.show(foreign[0])} is of no phantom; move it elsewhere, or choose another --out")
     storage.clear(FOLDER)
     storage.clear(SETTINGS)
-
-
-def _read_settings(storage: Storage) -> Mapping[str, Any]:
-    """The settings of an earlier phantom. UserError where they are damaged, or another program's."""
-    found = storage.read_json(SETTINGS, "choose another --out")
-    if not isinstance(found, Mapping) or not {"cases", "size", "spacing", "seed"} <= found.keys():
-        raise UserError(f"{storage.show(SETTINGS)} is damaged, or no phantom is there; choose another --out")
-    return found
-
-
-def _check_folder(storage: Storage, settings: Mapping[str, Any]) -> None:
-    if not storage.exists(SETTINGS):
-        if storage.exists(FOLDER):
-            raise UserError(f"{storage.show(FOLDER)} is there and is no phantom; choose another --out")
-        return
-    remedy = "choose another --out, or begin anew with --overwrite"
-    found = _read_settings(storage)
-    for name, value in settings.items():
-        if found.get(name) != value:
-            raise UserError(f"{storage.show()} holds a phantom with {name} {found.get(name)}, not {value}; {remedy}")

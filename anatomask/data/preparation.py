@@ -1,6 +1,6 @@
 """Preparing a data set case by case: what is asked for, one case's outcome, and what follows once all are written.
 
-Nothing here knows how the cases are spread over machines; see `pipelines/prepare.py`.
+Nothing here knows how the cases are spread over machines; see `anatomask/stages/prepare.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+from anatomask.data.claims import Writer, require_same
 from anatomask.data.datasets.base import RawCase, RawDataset
 from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme, case_histograms
 from anatomask.data.index import FORMAT, FORMAT_WITHOUT_DIGESTS, write_index
@@ -26,7 +27,7 @@ from anatomask.data.shards import PreparedDataset, read_record, write_case
 from anatomask.data.splits import Splits, keep
 from anatomask.data.storage import Root, Storage
 from anatomask.errors import UserError, unexpected
-from anatomask.names import component
+from anatomask.names import component, shown
 
 SETTINGS = "prepare.json"
 VERSION = "format"
@@ -36,6 +37,7 @@ SCANS = "scans"
 INDEX = ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json", "skipped.json")
 FOLDERS = {"cases": r".+\.parquet", "originals": r".+\.nii\.gz"}
 """Folders of a prepared data set, and a pattern of the names of the files that are written there."""
+PREPARATION = Writer("preparation", SETTINGS, (*INDEX, *FOLDERS), ("source", "dataset"), "choose another --out")
 
 FOOTERS_AT_ONCE = 16
 """From remote storage each takes a few round trips."""
@@ -105,17 +107,14 @@ def claim(root: Root, settings: Mapping[str, Any], overwrite: bool) -> list[str]
     storage = Storage.of(root)
     version = FORMAT
     left: list[str] = []
-    if not storage.exists(SETTINGS):
-        storage.refuse_foreign((*INDEX, *FOLDERS), "preparation", "choose another --out")
-    else:
-        before = _read_settings(storage)
-        if overwrite:
-            for name in INDEX:
-                storage.clear(name)
-            left = [path for folder, own in FOLDERS.items() for path in storage.clear_files(folder, own)]
-            storage.clear(SETTINGS)  # last: they say that the rest may be deleted
-        else:
-            version = _same_settings(storage, before, _as_json(settings))
+    before = PREPARATION.earlier(storage)
+    if before is not None and overwrite:
+        for name in INDEX:
+            storage.clear(name)
+        left = [path for folder, own in FOLDERS.items() for path in storage.clear_files(folder, own)]
+        storage.clear(SETTINGS)  # last: they say that the rest may be deleted
+    elif before is not None:
+        version = _same_settings(storage, before, _as_json(settings))
     try:
         storage.write_json(SETTINGS, _as_json(settings) | {VERSION: version})
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
@@ -123,30 +122,25 @@ def claim(root: Root, settings: Mapping[str, Any], overwrite: bool) -> list[str]
     return left
 
 
-def _read_settings(storage: Storage) -> Mapping[str, Any]:
-    """The settings of an earlier preparation. UserError where they are damaged, or another program's."""
-    before = storage.read_json(SETTINGS, "choose another --out")
-    version = before.get(VERSION, FORMAT_WITHOUT_DIGESTS) if isinstance(before, Mapping) else None
-    if not isinstance(version, int) or not {"source", "dataset"} <= before.keys():
-        raise UserError(f"{storage.show(SETTINGS)} is damaged, or no preparation wrote it; choose another --out")
-    return before
-
-
 def _same_settings(storage: Storage, before: Mapping[str, Any], now: Mapping[str, Any]) -> int:
     """The version of the layout that the folder was begun with. Raises as `claim`."""
     remedy = "choose another --out, or --overwrite"
-    changed = [name for name in now if name != SCANS and before.get(name) != now[name]]
-    if changed:
-        fields = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in changed)
-        raise UserError(
-            f"{storage.show()} was prepared with other settings: {fields}. Choose another --out, or --overwrite"
-        )
+    fields = [name for name in now if name != SCANS]
+    there, here = ({name: settings.get(name) for name in fields} for settings in (before, now))
+    require_same(storage.show(), "a preparation", there, here, remedy)
     if before.get(SCANS) != now.get(SCANS):
         raise UserError(
             f"{storage.show()}: the scans of the source, or the split that comes with them, changed since, and cases "
             f"of training and test would mix; {remedy}"
         )
-    return int(before.get(VERSION, FORMAT_WITHOUT_DIGESTS))
+    return _version(storage, before)
+
+
+def _version(storage: Storage, settings: Mapping[str, Any]) -> int:
+    version = settings.get(VERSION, FORMAT_WITHOUT_DIGESTS)
+    if not isinstance(version, int):
+        raise UserError(f"{storage.show(SETTINGS)} is damaged ({VERSION} is {shown(version)}); {PREPARATION.remedy}")
+    return version
 
 
 def finished_cases(root: Root) -> set[str]:

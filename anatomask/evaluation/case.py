@@ -1,9 +1,11 @@
-"""One case, predicted and scored on the grid of its source file."""
+"""One case, predicted and scored on the grid of its source file, and both written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gzip
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,11 +13,43 @@ import torch
 from torch import nn
 
 from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import predict_case
 from anatomask.evaluation.metrics import score_classes
-from anatomask.evaluation.results import CaseScore
+from anatomask.evaluation.network import build_network
+from anatomask.evaluation.results import PREDICTIONS, CaseScore, to_csv
 from anatomask.evaluation.settings import InferenceConfig
+from anatomask.weights.tensor_files import Weights
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluations of all cases of a run share, apart from the weights."""
+
+    run: str
+    """Name of the run."""
+    folder: Storage
+    """Folder of the run."""
+    dataset: PreparedDataset
+    inference: InferenceConfig
+
+    def finish(self, weights: Weights, case: str, device: torch.device) -> None:
+        """Predict and score one case and write both; the scores come last and say that the case is finished.
+
+        Raises:
+            UserError: as `evaluate_case`, or the weights do not fit their header.
+            OSError: the folder cannot be written.
+        """
+        network = build_network(weights).to(device)
+        header = weights.header
+        axes = mirror_axes(header, self.inference)
+        result = evaluate_case(
+            network, self.dataset, case, header["patch_size"], axes, self.inference, device, self.run
+        )
+        compressed = gzip.compress(result.prediction.to_bytes(), compresslevel=3, mtime=0)
+        self.folder.write(f"{PREDICTIONS}/{case}.nii.gz", compressed)
+        self.folder.write(f"{PREDICTIONS}/{case}.csv", to_csv(result.rows).encode())
 
 
 @dataclass(frozen=True)
@@ -26,6 +60,11 @@ class CaseResult:
     """uint8 label map on the source's grid and affine."""
     rows: list[CaseScore]
     """One per class of the data set, by class id."""
+
+
+def mirror_axes(header: Mapping[str, Any], inference: InferenceConfig) -> list[int]:
+    """The axes to mirror in inference: those of the training, or none where the settings say so."""
+    return list(header["mirror_axes"]) if inference.mirror else []
 
 
 def evaluate_case(

@@ -198,3 +198,14 @@ def _tolerance(tolerances: Mapping[str, float]) -> str:
     if len(values) == 1:
         return f"{values.pop():g} mm"
     return ", ".join(f"{name} {value:g}" for name, value in tolerances.items()) + " mm"
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """Say the scores of a summary in a line: DSC and NSD in percent, mean ± SD over cases."""
+    parts = []
+    for metric in ("dsc", "nsd"):
+        parts.append(f"{metric.upper()} {percent(summary[metric]['mean'], summary[metric]['sd'])} %")
+    parts.append(f"{summary['cases']} cases")
+    if summary["failed"]:
+        parts.append(f"{len(summary['failed'])} failed")
+    return f"{summary['run']} on {summary['dataset']} ({summary['split']}): {', '.join(parts)}"

@@ -15,9 +15,10 @@ import torch
 import yaml
 
 from anatomask.data.addresses import folder_name
+from anatomask.data.claims import differences, require_same
 from anatomask.errors import UserError
 from anatomask.files import write_text
-from anatomask.names import file_name, shown, some
+from anatomask.names import file_name, some
 from anatomask.parsing import from_json, from_yaml
 from anatomask.runs.belongings import CONFIG, ENVIRONMENT, INPUTS, claim_folder, remove_run
 from anatomask.training.journal import note
@@ -65,14 +66,11 @@ def open_run(
     claim_folder(folder)
     if overwrite and (others := remove_run(folder)):
         note(folder, f"--overwrite leaves what anatomask did not write: {some(others)}")
-    changed = differences(identity(_read(folder / CONFIG, from_yaml) or settings), identity(settings))
-    if changed:
-        raise UserError(
-            f"{folder} holds a run with other settings: {'; '.join(changed)}. "
-            "Choose another --name, or --overwrite to begin anew"
-        )
-    before = _read(folder / INPUTS, from_json)
-    stale = [name for name, digest in (inputs or {}).items() if before.get(name, digest) != digest]
+    before = _read(folder / CONFIG, from_yaml) or settings
+    remedy = "choose another --name, or --overwrite to begin anew"
+    require_same(str(folder), "a run", identity(before), identity(settings), remedy)
+    read = _read(folder / INPUTS, from_json)
+    stale = [name for name, digest in (inputs or {}).items() if read.get(name, digest) != digest]
     if stale:
         raise UserError(f"{' and '.join(stale)} changed since {folder} began: choose another --name, or --overwrite")
     described = environment() | {"resources": dict(resources or {})}
@@ -95,23 +93,6 @@ def _read(path: Path, parse: Callable[[bytes], Any]) -> Mapping[str, Any]:
     if not isinstance(fields, Mapping):
         raise UserError(f"{path} is damaged (it holds no fields); put it back, or begin the run anew with --overwrite")
     return fields
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted fields in which two configurations differ, with both values."""
-    found: list[str] = []
-    for name in [*old, *(key for key in new if key not in old)]:
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found.append(f"{prefix}{name} is {_short(before)} there, {_short(after)} here")
-    return found
-
-
-def _short(value: Any) -> str:
-    """A value as text, cut to 80 characters."""
-    return value if isinstance(value, str) and len(value) <= 80 else shown(value)
 
 
 def environment() -> dict[str, Any]:

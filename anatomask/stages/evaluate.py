@@ -11,81 +11,50 @@ the same command after a kill goes on with the others. In the run's folder:
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
 from rich.console import Console
 
 from anatomask.cluster import running
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import EvaluateConfig
-from anatomask.data.addresses import public_address
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.evaluation.case import evaluate_case
+from anatomask.evaluation.case import Evaluation, mirror_axes
 from anatomask.evaluation.inference import logits_bytes, window_count
-from anatomask.evaluation.network import build_network, match_dataset, read_network
-from anatomask.evaluation.results import (
-    CASES_FILE,
-    IDENTITY_FILE,
-    PREDICTIONS,
-    SUMMARY_FILE,
-    CaseScore,
-    evaluation_files,
-    from_csv,
-    summarise,
-    to_csv,
-)
-from anatomask.reports.tables import percent
-from anatomask.runs.folder import differences
+from anatomask.evaluation.network import match_dataset, read_network
+from anatomask.evaluation.placement import largest_need, place
+from anatomask.evaluation.results import CASES_FILE, PREDICTIONS, SUMMARY_FILE, to_csv
+from anatomask.evaluation.summary import summary_of
+from anatomask.reports.tables import verdict
+from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, finished_cases, read_scores
 from anatomask.terminal.progress import outages_told, progress_bar
-from anatomask.weights.files import TENSORS, find_weights, network_of
+from anatomask.weights.files import find_weights
 from anatomask.weights.header import require_fields
 from anatomask.weights.tensor_files import Weights
-
-CPUS_PER_CASE = 4
-"""More threads than these hardly speed up a window; further cores take further cases."""
-TASK_BYTES = 2**30
-"""What a task takes besides a case's arrays: Python, PyTorch, MONAI and the activations of a window."""
-REMEDY = "--overwrite evaluates it anew"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every task of an evaluation needs, apart from the weights."""
-
-    config: EvaluateConfig
-    run: str
-    folder: Storage
-    dataset: PreparedDataset
-    gpu: bool
-    threads: int
 
 
 def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     """Rows of the dry run."""
     weights, dataset = _open(config)
-    cases = _cases(config, dataset)
+    cases = labelled_cases(dataset, config.split)
     patch = weights.header["patch_size"]
     windows = sum(window_count(dataset.records[case].shape, patch, config.inference.overlap) for case in cases)
-    passes = 2 ** len(mirror_axes(weights.header, config))
+    passes = 2 ** len(mirror_axes(weights.header, config.inference))
     logits = max(logits_bytes(dataset.records[case].shape, len(dataset.class_names)) for case in cases)
     parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     return [
         ("run", config.run),
         ("weights", f"{config.checkpoint}, {parameters / 1e6:.2f} M parameters"),
         ("data", f"{dataset.name} ({dataset.shown}), split {config.split}"),
-        ("cases", f"{len(cases)}, of which {len(_finished(Storage(config.run), cases))} are finished"),
+        ("cases", f"{len(cases)}, of which {len(finished_cases(Storage(config.run), cases))} are finished"),
         ("windows", f"{windows} of {' × '.join(map(str, patch))} voxels, {passes} forward passes each"),
         ("logits of the largest case", f"{logits / 2**30:.2f} GiB"),
-        ("memory that each task reserves", f"{_memory(dataset, cases, patch)[0] / 2**30:.2f} GiB"),
+        ("memory that each task reserves", f"{largest_need(dataset, cases, patch).memory / 2**30:.2f} GiB"),
     ]
 
 
@@ -100,19 +69,23 @@ def stage(config: EvaluateConfig, *, overwrite: bool = False) -> int:
 def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, str]:
     """Evaluate what is not finished yet, then write and print the tables; why each of the cases that failed did."""
     weights, dataset = _open(config)
-    cases = _cases(config, dataset)
+    cases = labelled_cases(dataset, config.split)
     folder = Storage(Path(config.run).absolute())
-    _claim(folder, _identity(config, dataset, weights), overwrite)
-    finished = _finished(folder, cases)
+    source = find_weights(config.run, config.checkpoint)
+    identity = evaluation_identity(dataset, config.split, config.checkpoint, source, config.inference)
+    claim_evaluation(folder, identity, overwrite=overwrite)
+    run = Path(config.run).absolute().name
+    finished = finished_cases(folder, cases)
     pending = [case for case in cases if case not in finished]
-    failures = _evaluate(config, folder, dataset, weights, pending) if pending else {}
-    scores = [score for case in cases if case not in failures for score in _read_scores(folder, case)]
-    console = Console()
+    evaluation = Evaluation(run, folder, dataset, config.inference)
+    failures = evaluate_cases(evaluation, weights, pending, config.cluster) if pending else {}
+    scores = [score for case in cases if case not in failures for score in read_scores(folder, case)]
     if scores:
-        summary = _summary(config, dataset, weights.header, scores, failures)
+        summary = summary_of(run, config.split, config.checkpoint, weights.header, dataset, scores, failures)
         folder.write(CASES_FILE, to_csv(scores).encode())
         folder.write_json(SUMMARY_FILE, summary)
-        console.print(_verdict(summary), markup=False, highlight=False)
+        console = Console()
+        console.print(verdict(summary), markup=False, highlight=False)
         console.print(f"{folder.show(SUMMARY_FILE)}, {CASES_FILE}, {PREDICTIONS}/", highlight=False, soft_wrap=True)
     return failures
 
@@ -127,85 +100,36 @@ def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:
     return weights, match_dataset(weights.header, dataset, str(source))
 
 
-def mirror_axes(header: Mapping[str, Any], config: EvaluateConfig) -> list[int]:
-    """The axes to mirror in inference: those of the training, or none where the configuration says so."""
-    return list(header["mirror_axes"]) if config.inference.mirror else []
-
-
-def _cases(config: EvaluateConfig, dataset: PreparedDataset) -> list[str]:
+def labelled_cases(dataset: PreparedDataset, split: str) -> list[str]:
     """The cases of the split, sorted.
 
-    Raises UserError when there are none, or none has labels.
+    Raises:
+        UserError: there are none, or none has labels.
     """
-    cases = sorted(dataset.splits.get(config.split, ()))
+    cases = sorted(dataset.splits.get(split, ()))
     if not any(dataset.records[case].labelled for case in cases):
-        usable = [
+        usable = ", ".join(
             name for name, members in dataset.splits.items() if any(dataset.records[case].labelled for case in members)
-        ]
-        raise UserError(
-            f"split: {dataset.shown} has no labelled cases in {config.split!r}; --split may be {', '.join(usable)}"
         )
+        raise UserError(f"split: {dataset.shown} has no labelled cases in {split!r}; --split may be {usable}")
     return cases
 
 
-def _identity(config: EvaluateConfig, dataset: PreparedDataset, weights: Weights) -> dict[str, Any]:
-    """What makes two evaluations the same: cases evaluated under another identity are never counted in."""
-    with (find_weights(config.run, config.checkpoint) / TENSORS).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {
-        "data": public_address(dataset.path),
-        "prepared": hashlib.sha256(dataset.storage.read("cases.jsonl")).hexdigest(),
-        "split": config.split,
-        "checkpoint": config.checkpoint,
-        "weights": digest,
-        "inference": {"overlap": config.inference.overlap, "mirror": config.inference.mirror},
-    }
-
-
-def _claim(folder: Storage, identity: dict[str, Any], overwrite: bool) -> None:
-    """Take the run's folder for this evaluation; `overwrite` removes what an earlier one wrote.
-
-    Raises UserError naming what differs when another evaluation lies there and `overwrite` is not set, or which files
-    there no evaluation wrote.
-    """
-    if not folder.exists(IDENTITY_FILE):
-        folder.refuse_foreign((PREDICTIONS, CASES_FILE, SUMMARY_FILE), "evaluation", "move it elsewhere")
-    elif not overwrite:
-        before = folder.read_json(IDENTITY_FILE, REMEDY)
-        if not isinstance(before, Mapping):
-            raise UserError(f"{folder.show(IDENTITY_FILE)} is damaged (no fields); {REMEDY}")
-        changed = differences(before, identity)
-        if changed:
-            raise UserError(f"{folder.show()} was evaluated differently: {'; '.join(changed)}; {REMEDY}")
-        return
-    for path in evaluation_files(Path(folder.root)):
-        path.unlink()
-    folder.write_json(IDENTITY_FILE, identity)
-
-
-def _finished(folder: Storage, cases: Sequence[str]) -> set[str]:
-    return set(folder.names(PREDICTIONS, ".csv")) & set(cases)
-
-
-def _read_scores(folder: Storage, case: str) -> list[CaseScore]:
-    path = f"{PREDICTIONS}/{case}.csv"
-    text = folder.read(path).decode(errors="replace")
-    return from_csv(text, folder.show(path), "delete that file to evaluate the case again, or --overwrite all")
-
-
-def _evaluate(
-    config: EvaluateConfig, folder: Storage, dataset: PreparedDataset, weights: Weights, cases: Sequence[str]
+def evaluate_cases(
+    evaluation: Evaluation, weights: Weights, cases: Sequence[str], cluster: ClusterConfig
 ) -> dict[str, str]:
     """Evaluate the cases, one Ray task each; returns why each of those that failed did."""
     failures = {}
-    with running(config.cluster), outages_told(dataset.storage):
-        memory, largest = _memory(dataset, cases, weights.header["patch_size"])
-        threads, gpu = _resources(config, len(cases), memory, largest)
-        job = ray.put(Job(config, Path(config.run).absolute().name, folder, dataset, gpu, threads))
-        shared = ray.put(weights)
+    with running(cluster), outages_told(evaluation.dataset.storage):
+        need = largest_need(evaluation.dataset, cases, weights.header["patch_size"])
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        threads, gpu = place(nodes, len(cases), need, cluster.threads, cluster.gpu)
+        shared = ray.put(evaluation), ray.put(weights)
         # DEFAULT: inside a trial of a sweep, tasks would else be confined to the trial's reservation, which has no CPU.
-        task = _evaluate_case.options(num_cpus=threads, num_gpus=int(gpu), memory=memory, scheduling_strategy="DEFAULT")
-        for case, error in _completed({task.remote(job, shared, case): case for case in cases}):
+        task = _evaluate_case.options(
+            num_cpus=threads, num_gpus=int(gpu), memory=need.memory, scheduling_strategy="DEFAULT"
+        )
+        for case, error in _completed({task.remote(*shared, case, threads, gpu): case for case in cases}):
             if error is not None:
                 failures[case] = error
     return {case: failures[case] for case in cases if case in failures}
@@ -227,58 +151,9 @@ def _completed(tasks: dict[ray.ObjectRef, str]) -> Iterator[tuple[str, str | Non
 
 
 @ray.remote
-def _evaluate_case(job: Job, weights: Weights, case: str) -> None:
-    """Predict and score one case and write both; the scores come last and say that the case is finished."""
-    torch.set_num_threads(job.threads)
-    device = torch.device("cuda" if job.gpu else "cpu")
-    network = build_network(weights).to(device)
-    patch_size = weights.header["patch_size"]
-    axes = mirror_axes(weights.header, job.config)
-    result = evaluate_case(network, job.dataset, case, patch_size, axes, job.config.inference, device, job.run)
-    compressed = gzip.compress(result.prediction.to_bytes(), compresslevel=3, mtime=0)
-    job.folder.write(f"{PREDICTIONS}/{case}.nii.gz", compressed)
-    job.folder.write(f"{PREDICTIONS}/{case}.csv", to_csv(result.rows).encode())
-
-
-def _memory(dataset: PreparedDataset, cases: Sequence[str], patch_size: Sequence[int]) -> tuple[int, str]:
-    """Bytes of main memory that a task needs for the case that needs most, and which that is.
-
-    Per voxel of the prepared grid: logits, the sum of the windows' weights (4 bytes), and each channel as stored and
-    as float32 (6); per voxel of the source's: three scores and as many label maps while classes are compared (15).
-    """
-
-    def needed(case: str) -> int:
-        record = dataset.records[case]
-        padded = [max(extent, window) for extent, window in zip(record.shape, patch_size, strict=True)]
-        prepared = logits_bytes(padded, len(dataset.class_names)) + (4 + 6 * len(record.channels)) * math.prod(padded)
-        return TASK_BYTES + prepared + 15 * math.prod(record.original_shape)
-
-    return max((needed(case), case) for case in cases)
-
-
-def _resources(config: EvaluateConfig, cases: int, memory: int, largest_case: str) -> tuple[int, bool]:
-    """CPU threads of a task, and whether it takes a GPU.
-
-    Raises UserError when no node has as much, or not the `memory` (bytes) of a task: Ray would wait for ever.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
-    gpu = gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
-    if gpu and not gpus:
-        raise UserError("cluster.gpu: the cluster has no GPU; leave the field out or set it to False")
-    usable = [node for node in nodes if not gpu or node.get("GPU", 0)]
-    room = max(node.get("memory", 0) for node in usable)
-    if memory > room:
-        raise UserError(
-            f"case {largest_case} needs {memory / 2**30:.1f} GiB of memory to be evaluated, and no node has more than "
-            f"{room / 2**30:.1f} GiB for Ray; use a larger machine, or leave the case out of the split"
-        )
-    largest = int(max(node.get("CPU", 0) for node in usable))
-    share = cpus // (gpus if gpu else cases)
-    threads = config.cluster.threads or max(1, min(CPUS_PER_CASE, share, largest))
-    if threads > largest:
-        raise UserError(f"cluster.threads: no node has {threads} CPUs, the largest has {largest}")
-    return threads, gpu
+def _evaluate_case(evaluation: Evaluation, weights: Weights, case: str, threads: int, gpu: bool) -> None:
+    torch.set_num_threads(threads)
+    evaluation.finish(weights, case, torch.device("cuda" if gpu else "cpu"))
 
 
 def _reason(error: ray.exceptions.RayError) -> str:
@@ -286,53 +161,3 @@ def _reason(error: ray.exceptions.RayError) -> str:
     if isinstance(cause, UserError):
         return str(cause)
     return f"{type(cause).__name__}: {cause}"
-
-
-def _summary(
-    config: EvaluateConfig,
-    dataset: PreparedDataset,
-    header: Mapping[str, Any],
-    scores: Sequence[CaseScore],
-    failures: Mapping[str, str],
-) -> dict[str, Any]:
-    initialisation = header["initialisation"]
-    network = network_of(header)
-    return {
-        "run": Path(config.run).absolute().name,
-        "method": initialisation["method"],
-        "initialisation": _source_name(initialisation.get("run")),
-        "network": _network_name(network.base, network.depth),
-        "loaded": header.get("loaded"),
-        "train_fraction": header.get("train_fraction"),
-        "dataset": dataset.name,
-        "data": public_address(dataset.path),
-        "split": config.split,
-        "checkpoint": config.checkpoint,
-        **summarise(scores),
-        "nsd_tolerance_mm": {name: dataset.nsd_tolerance[c] for c, name in sorted(dataset.class_names.items())},
-        "failed": dict(failures),
-    }
-
-
-def _network_name(base: int, depth: int) -> str:
-    sizes = {(16, 1): "S", (32, 1): "B", (64, 2): "L", (96, 3): "H"}
-    size = sizes.get((base, depth))
-    return f"STU-Net-{size}" if size else f"STU-Net (base {base}, depth {depth})"
-
-
-def _source_name(run: str | None) -> str:
-    """Name of the run whose weights the network started from; its checkpoints lie below it."""
-    if run is None:
-        return "random"
-    parts = Path(run).absolute().parts
-    return parts[parts.index("checkpoints") - 1] if "checkpoints" in parts else parts[-1]
-
-
-def _verdict(summary: Mapping[str, Any]) -> str:
-    parts = []
-    for metric in ("dsc", "nsd"):
-        parts.append(f"{metric.upper()} {percent(summary[metric]['mean'], summary[metric]['sd'])} %")
-    parts.append(f"{summary['cases']} cases")
-    if summary["failed"]:
-        parts.append(f"{len(summary['failed'])} failed")
-    return f"{summary['run']} on {summary['dataset']} ({summary['split']}): {', '.join(parts)}"

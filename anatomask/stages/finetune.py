@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from anatomask.config import FinetuneConfig, plain
 from anatomask.data.addresses import public_address
+from anatomask.data.index import data_digest
 from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
@@ -21,7 +22,7 @@ from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
 from anatomask.nn.stunet import STUNet
 from anatomask.runs.folder import run_folder
-from anatomask.stages.jobs import data_digest, refuse_here, require_memory_here, run_job, weights_digest
+from anatomask.stages.jobs import refuse_here, require_memory_here, run_job
 from anatomask.stages.pretrain import check_channels
 from anatomask.training.cost import Loss, StepCost, less_memory, step_cost
 from anatomask.training.estimate import cost_rows, device_of
@@ -39,6 +40,7 @@ from anatomask.weights.files import (
     read_weights,
     require_same_size,
     split_init,
+    weights_digest,
 )
 from anatomask.weights.header import require_fields
 from anatomask.weights.matching import count_loaded
@@ -56,7 +58,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
     dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
     check_channels(dataset, config.network.in_channels)
     train_cases, val_cases = select_labelled(dataset, config)
-    inputs = {f"--data {public_address(config.data)}": data_digest(dataset.storage)}
+    inputs = {f"--data {public_address(config.data)}": data_digest(dataset.storage, splits=True)}
     source = None if config.init == SCRATCH else find_weights(split_init(config.init)[1])
     if source is not None:
         inputs[f"--init {config.init}"] = weights_digest(source)

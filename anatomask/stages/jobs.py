@@ -1,8 +1,7 @@
-"""What the two training stages share: the digest of their inputs, and running a job to its end."""
+"""What the two training stages share: running a job to its end."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -14,7 +13,6 @@ import torch
 from anatomask.cluster import running, training_resources
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import FinetuneConfig, PretrainConfig, plain
-from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.files import alone
 from anatomask.plugins import plugin_digests
@@ -27,18 +25,6 @@ from anatomask.training.journal import JOURNAL, note
 from anatomask.training.memory import require_memory
 from anatomask.training.ray_train import TrainingJob, fit, refuse_wrong_gradients
 from anatomask.training.recorder import METRICS
-from anatomask.weights.files import TENSORS
-
-
-def data_digest(storage: Storage) -> str:
-    """Digest of what a prepared data set holds: its cases and their splits."""
-    return hashlib.sha256(storage.read("cases.jsonl") + storage.read("splits.json")).hexdigest()
-
-
-def weights_digest(folder: Path) -> str:
-    """Digest of the weights in a folder."""
-    with (folder / TENSORS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overwrite: bool) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from anatomask.config import PretrainConfig, plain
 from anatomask.data.addresses import public_address
+from anatomask.data.index import data_digest
 from anatomask.data.samples import SampleSequence, random_origin, worker_share
 from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.methods.base import Method
 from anatomask.runs.folder import run_folder
-from anatomask.stages.jobs import data_digest, refuse_here, require_memory_here, run_job
+from anatomask.stages.jobs import refuse_here, require_memory_here, run_job
 from anatomask.training.cost import Loss, StepCost, less_memory, step_cost
 from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
@@ -68,7 +69,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         optimiser=config.optimiser,
         seed=config.seed,
         settings=plain(config),
-        inputs={f"--data {public_address(config.data)}": data_digest(dataset.storage)},
+        inputs={f"--data {public_address(config.data)}": data_digest(dataset.storage, splits=True)},
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from anatomask.errors import UserError
-from anatomask.files import write_text
+from anatomask.files import file_digest, write_text
 from anatomask.nn.stunet import STAGE_STRIDES, STUNet, STUNetConfig, pretrained_stages
 from anatomask.runs.checkpoint_index import read_index
 from anatomask.weights.foreign import import_anatomask_checkpoint as import_anatomask_checkpoint
@@ -56,6 +56,11 @@ def read_weights(folder: Path, remedy: str = COPY_OR_TRAIN) -> Weights:
 def read_header(folder: Path) -> dict[str, Any]:
     """The header of weights without their tensors. UserError as `read_weights`."""
     return read_description(Path(folder) / TENSORS)
+
+
+def weights_digest(folder: Path) -> str:
+    """Digest of the weights in a folder, header included."""
+    return file_digest(folder / TENSORS)
 
 
 def find_weights(path: str | Path, which: str = "last") -> Path:

@@ -12,7 +12,7 @@ KINDS = [
     Kind(
         "an evaluation of other settings",
         f"{EVALUATE} --inference.overlap 0.25",
-        "was evaluated differently: inference.overlap.*--overwrite evaluates it anew",
+        "holds an evaluation with other settings: inference.overlap.*--overwrite evaluates it anew",
     ),
     Kind("an evaluation whose claim is damaged", EVALUATE, "evaluation.json is damaged.*--overwrite", text(CLAIM, "{")),
     Kind(

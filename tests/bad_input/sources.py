@@ -148,7 +148,7 @@ KINDS = [
     Kind("a split that is a word", FRESH, "'train' must be a list", split('[{"train": "anna", "val": []}]')),
     Kind("a fold without its test cases", FRESH, "splits_final.json lacks 'val'", split('[{"train": []}]')),
     # Another command's folder
-    Kind("shards of other settings", f"{GO_ON} --preprocess.brick 16", "preprocess.brick was 32, now 16.*--overwrite"),
+    Kind("shards of other settings", f"{GO_ON} --preprocess.brick 16", "brick is 32 there, 16 here.*--overwrite"),
     Kind(
         "shards of scans that changed",
         GO_ON,

@@ -17,14 +17,13 @@ from rich.progress import Progress
 
 from anatomask.cli.main import main
 from anatomask.cluster import TrainingResources
-from anatomask.config import EvaluateConfig
+from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.memory import available_memory
 from anatomask.data.samples import Draw, SampleSequence
-from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.data.stream import SampleReader
 from anatomask.errors import UserError
-from anatomask.stages import evaluate
+from anatomask.evaluation.case import Evaluation
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.parallel import Workers
 from anatomask.training.ray_train import TrainingJob, run_share
@@ -73,14 +72,13 @@ def serially(
 
 
 def evaluate_serially(
-    config: EvaluateConfig, folder: Storage, dataset: PreparedDataset, weights: Weights, cases: Sequence[str]
+    evaluation: Evaluation, weights: Weights, cases: Sequence[str], cluster: ClusterConfig
 ) -> dict[str, str]:
-    """Do what `anatomask.stages.evaluate._evaluate` does, in this process."""
-    job = evaluate.Job(config, Path(config.run).name, folder, dataset, gpu=False, threads=1)
+    """Do what `anatomask.stages.evaluate.evaluate_cases` does, in this process."""
     failures = {}
     for case in cases:
         try:
-            evaluate._evaluate_case._function(job, weights, case)
+            evaluation.finish(weights, case, torch.device("cpu"))
         except UserError as error:
             failures[case] = str(error)
     return failures
@@ -127,7 +125,7 @@ def without_ray(patch: pytest.MonkeyPatch, train: Callable[..., Any]) -> None:
     patch.setattr("anatomask.stages.jobs.fit", train)
     patch.setattr("anatomask.stages.sweep.trial_resources", lambda config, concurrent: RESOURCES)
     patch.setattr("anatomask.stages.sweep.run_trials", accept)
-    patch.setattr("anatomask.stages.evaluate._evaluate", evaluate_serially)
+    patch.setattr("anatomask.stages.evaluate.evaluate_cases", evaluate_serially)
 
 
 def build(root: Path) -> None:

@@ -130,13 +130,13 @@ def test_it_goes_on_where_it_was_and_begins_anew_when_told(folder: Path, tmp_pat
 
 def test_other_settings_and_foreign_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     before = contents(folder)
-    with pytest.raises(UserError, match=r"seed 0, not 7.*--overwrite"):
+    with pytest.raises(UserError, match=r"seed is 0 there, 7 here.*--overwrite"):
         write_phantom(PhantomConfig(out=str(folder), cases=3, size=40, spacing=4.0, seed=7))
     assert contents(folder) == before
     real = tmp_path / FOLDER / "s0001/ct.nii.gz"
     real.parent.mkdir(parents=True)
     real.write_bytes(b"a patient")
-    with pytest.raises(UserError, match="is no phantom"):
+    with pytest.raises(UserError, match="is there, but no phantom wrote it; choose another --out"):
         write_phantom(PhantomConfig(out=str(tmp_path)), overwrite=True)
     assert real.read_bytes() == b"a patient"
 
@@ -173,6 +173,6 @@ def test_a_real_data_set_beside_settings_of_something_else_stays(tmp_path: Path)
     real.parent.mkdir(parents=True)
     real.write_bytes(b"a patient")
     (tmp_path / "phantom.json").write_text('{"phantom": "water"}')
-    with pytest.raises(UserError, match="no phantom is there; choose another --out"):
+    with pytest.raises(UserError, match=r"no phantom wrote it .*; choose another --out"):
         write_phantom(PhantomConfig(out=str(tmp_path)), overwrite=True)
     assert real.read_bytes() == b"a patient"

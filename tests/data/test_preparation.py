@@ -116,7 +116,7 @@ def test_another_setting_is_refused_by_name(nnunet_source: Path, tmp_path: Path)
     prepare_and_write(root, info, raw.cases[0])
     assert finished_cases(root) == {"a"}
     other = settings_of("source", raw, dataclasses.replace(info, spacing=(1.0, 1.0, 1.0)), SplitConfig(seed=3))
-    with pytest.raises(UserError, match=r"preprocess\.spacing was .* now .*split\.seed was 0, now 3.*--overwrite"):
+    with pytest.raises(UserError, match=r"preprocess\.spacing is .* here.*split\.seed is 0 there, 3 here.*--overwrite"):
         claim(root, other, overwrite=False)
     (tmp_path / "out" / "mine.txt").write_text("not ours")
     claim(root, other, overwrite=True)

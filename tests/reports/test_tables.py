@@ -9,7 +9,16 @@ import pytest
 from rich.console import Console
 
 from anatomask.reports.paper import published, published_note
-from anatomask.reports.tables import Row, best_runs, by_dataset, csv_table, markdown_table, notes, terminal_table
+from anatomask.reports.tables import (
+    Row,
+    best_runs,
+    by_dataset,
+    csv_table,
+    markdown_table,
+    notes,
+    terminal_table,
+    verdict,
+)
 
 
 def row(run: str, dsc: float | None, nsd: float | None = 0.5, **changes: Any) -> Row:
@@ -128,3 +137,13 @@ def test_two_folders_of_one_name_are_two_data_sets() -> None:
     text = " ".join(notes(rows))
     assert "FLARE22 (/one): NSD" in text and "FLARE22 (/two): NSD" in text and "differ" not in text
     assert by_dataset([("d", "/one"), ("e", "/x"), ("d", "/one")]) == {"d": [0, 2], "e": [1]}
+
+
+def test_the_verdict_without_any_class_present() -> None:
+    nothing = {"mean": None, "sd": None}
+    summary: dict[str, Any] = {
+        "run": "r", "dataset": "d", "split": "test", "cases": 0, "failed": {}, "dsc": nothing, "nsd": nothing
+    }  # fmt: skip
+    assert verdict(summary) == "r on d (test): DSC – %, NSD – %, 0 cases"
+    summary |= {"dsc": {"mean": 0.5, "sd": 0.01}, "nsd": {"mean": 0.25, "sd": None}, "cases": 2}
+    assert verdict(summary) == "r on d (test): DSC 50.0 ± 1.0 %, NSD 25.0 %, 2 cases"

@@ -1,0 +1,83 @@
+"""The rule by which a folder belongs to settings: a writer keeps its settings there, and others are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError
+from anatomask.names import shown
+
+
+@dataclass(frozen=True)
+class Writer:
+    """What writes into a folder that must hold nothing of another, and how messages speak of it."""
+
+    kind: str
+    """What it leaves there: a preparation, a phantom, an evaluation."""
+    settings: str
+    """Name of the JSON file that holds its settings, and by which the folder is known as its own."""
+    files: tuple[str, ...]
+    """Names of the files and folders that it writes besides."""
+    fields: tuple[str, ...]
+    """Settings that every version of it has written."""
+    remedy: str
+    """Advice where the folder is somebody else's."""
+    remedy_damaged: str = ""
+    """Advice where its own settings are damaged. Default: `remedy`."""
+
+    def earlier(self, folder: Storage) -> Mapping[str, Any] | None:
+        """Read the settings that lie in `folder`; None where no such writer has begun there.
+
+        Raises:
+            UserError: the settings are damaged or another program's, or files of the same names lie there without
+                settings.
+            OSError: the folder cannot be read.
+        """
+        if not folder.exists(self.settings):
+            folder.refuse_foreign(self.files, self.kind, self.remedy)
+            return None
+        remedy = self.remedy_damaged or self.remedy
+        found = folder.read_json(self.settings, remedy)
+        if not isinstance(found, Mapping) or not set(self.fields) <= found.keys():
+            raise UserError(
+                f"{folder.show(self.settings)} is damaged, or no {self.kind} wrote it (it lacks "
+                f"{', '.join(self.fields)}); {remedy}"
+            )
+        return found
+
+
+def require_same(folder: str, kind: str, before: Mapping[str, Any], now: Mapping[str, Any], remedy: str) -> None:
+    """Check that a folder was begun with the settings that are given now.
+
+    Args:
+        folder: its name in messages.
+        kind: what lies there: a run, a preparation, …
+        before: the settings kept there.
+        now: the settings given.
+        remedy: advice, with which the message ends.
+
+    Raises:
+        UserError: settings differ; the message names them with both values.
+    """
+    if changed := differences(before, now):
+        raise UserError(f"{folder} holds {kind} with other settings: {'; '.join(changed)}; {remedy}")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List the dotted fields in which two nested settings differ, with both values."""
+    found: list[str] = []
+    for name in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name} is {_short(before)} there, {_short(after)} here")
+    return found
+
+
+def _short(value: Any) -> str:
+    """A value as text, cut to 80 characters."""
+    return value if isinstance(value, str) and len(value) <= 80 else shown(value)

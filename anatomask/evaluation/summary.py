@@ -1,0 +1,58 @@
+"""The summary of an evaluation: what `summary.json` holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anatomask.data.addresses import public_address
+from anatomask.data.shards import PreparedDataset
+from anatomask.evaluation.results import CaseScore, summarise
+from anatomask.weights.files import network_of
+
+
+def summary_of(
+    run: str,
+    split: str,
+    checkpoint: str,
+    header: Mapping[str, Any],
+    dataset: PreparedDataset,
+    scores: Sequence[CaseScore],
+    failures: Mapping[str, str],
+) -> dict[str, Any]:
+    """Make the fields of `summary.json`.
+
+    Args:
+        run: name of the run.
+        split: name of the split whose cases were evaluated.
+        checkpoint: `best` or `last`.
+        header: of the run's weights.
+        dataset: holds the cases.
+        scores: of all classes of all cases that were evaluated.
+        failures: the reason by case for each that was not.
+    """
+    initialisation = header["initialisation"]
+    return {
+        "run": run,
+        "method": initialisation["method"],
+        "initialisation": _source_name(initialisation.get("run")),
+        "network": network_of(header).label(),
+        "loaded": header.get("loaded"),
+        "train_fraction": header.get("train_fraction"),
+        "dataset": dataset.name,
+        "data": public_address(dataset.path),
+        "split": split,
+        "checkpoint": checkpoint,
+        **summarise(scores),
+        "nsd_tolerance_mm": {name: dataset.nsd_tolerance[c] for c, name in sorted(dataset.class_names.items())},
+        "failed": dict(failures),
+    }
+
+
+def _source_name(run: str | None) -> str:
+    """Name of the run whose weights the network started from; its checkpoints lie below it."""
+    if run is None:
+        return "random"
+    parts = Path(run).absolute().parts
+    return parts[parts.index("checkpoints") - 1] if "checkpoints" in parts else parts[-1]

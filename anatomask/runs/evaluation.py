@@ -1,0 +1,79 @@
+"""The evaluation in a run's folder: what makes two the same, and which cases are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anatomask.data.addresses import public_address
+from anatomask.data.claims import Writer, require_same
+from anatomask.data.index import data_digest
+from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Storage
+from anatomask.evaluation.results import (
+    CASES_FILE,
+    IDENTITY_FILE,
+    PREDICTIONS,
+    SUMMARY_FILE,
+    CaseScore,
+    evaluation_files,
+    from_csv,
+)
+from anatomask.evaluation.settings import InferenceConfig
+from anatomask.weights.files import weights_digest
+
+OVERWRITE = "--overwrite evaluates it anew"
+EVALUATION = Writer(
+    "evaluation", IDENTITY_FILE, (PREDICTIONS, CASES_FILE, SUMMARY_FILE), ("split",), "move it elsewhere", OVERWRITE
+)
+
+
+def evaluation_identity(
+    dataset: PreparedDataset, split: str, checkpoint: str, weights: Path, inference: InferenceConfig
+) -> dict[str, Any]:
+    """Say what makes two evaluations the same: cases evaluated under another identity are never counted in.
+
+    Args:
+        dataset: holds the cases.
+        split: name of the split that is evaluated.
+        checkpoint: `best` or `last`.
+        weights: folder of that checkpoint.
+        inference: how windows slide; how many go through the network at once changes nothing.
+    """
+    return {
+        "data": public_address(dataset.path),
+        "prepared": data_digest(dataset.storage, splits=False),
+        "split": split,
+        "checkpoint": checkpoint,
+        "weights": weights_digest(weights),
+        "inference": {"overlap": inference.overlap, "mirror": inference.mirror},
+    }
+
+
+def claim_evaluation(folder: Storage, identity: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Take the folder of a run for an evaluation; `overwrite` removes what an earlier one wrote.
+
+    Raises:
+        UserError: another evaluation lies there, whose differing fields are named, and `overwrite` is not set; or
+            files that no evaluation wrote.
+    """
+    if overwrite and folder.exists(IDENTITY_FILE):
+        for path in evaluation_files(Path(folder.root)):
+            path.unlink()
+    elif (before := EVALUATION.earlier(folder)) is not None:
+        require_same(folder.show(), "an evaluation", before, identity, OVERWRITE)
+        return
+    folder.write_json(IDENTITY_FILE, dict(identity))
+
+
+def finished_cases(folder: Storage, cases: Sequence[str]) -> set[str]:
+    """Those of `cases` that have scores in the folder of a run."""
+    return set(folder.names(PREDICTIONS, ".csv")) & set(cases)
+
+
+def read_scores(folder: Storage, case: str) -> list[CaseScore]:
+    """Read the scores of a finished case. UserError where they are damaged."""
+    path = f"{PREDICTIONS}/{case}.csv"
+    text = folder.read(path).decode(errors="replace")
+    return from_csv(text, folder.show(path), "delete that file to evaluate the case again, or --overwrite all")
