@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from anatomask.cli.main import main
-from anatomask.config import ReportConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.evaluation.results import CaseScore, summarise, to_csv
-from anatomask.stages import report
+from anatomask.reports.overlays import overlay_paths
 
 MakeDataset = Callable[..., PreparedDataset]
 Blobs = Callable[[Sequence[int]], np.ndarray]
@@ -132,7 +131,7 @@ def test_a_file_that_no_report_wrote_is_not_replaced(
 @pytest.mark.parametrize("name", ["../../evil", "a/b", "A B", "a b", ".", "x" * 300, "\x1b[2J", "Größe"])
 def test_the_name_of_a_data_set_leads_no_figure_elsewhere(name: str) -> None:
     names = {name, name.upper(), f"{name}/", f"{name}.2"}
-    paths = report._figure_paths(ReportConfig(runs=("x",), out="out"), names)
+    paths = overlay_paths(Path("out"), names)
     assert paths.keys() == names and len(set(paths.values())) == len(names)
     for path in paths.values():
         assert path.parent == Path("out") and path.name.startswith("overlays-") and len(path.name) < 200

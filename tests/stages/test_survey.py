@@ -8,15 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from rich.console import Console
 
 from anatomask.cli.main import main as anatomask
-from anatomask.config import SurveyConfig
-from anatomask.data.datasets import RawDataset, read_dataset
-from anatomask.data.overview import class_rows
-from anatomask.data.survey import survey_case
-from anatomask.data.suspicions import Suspicion, suspicions
-from anatomask.stages.survey import chosen_cases, show, tile_of
 
 
 @pytest.fixture
@@ -86,40 +79,3 @@ def test_the_folder_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "FOLDER" in capsys.readouterr().err
     assert anatomask(["survey", str(tmp_path / "nowhere")]) == 1
     assert "is not a folder" in capsys.readouterr().err
-
-
-@pytest.fixture
-def totalsegmentator(real_data: Path) -> RawDataset:
-    return read_dataset(real_data / "totalsegmentator")
-
-
-def test_what_is_printed_fits_80_columns(totalsegmentator: RawDataset, capsys: pytest.CaptureFixture[str]) -> None:
-    raw = totalsegmentator
-    facts = [survey_case(case, raw.schemes, raw.class_names) for case in raw.cases]
-    found = [
-        *suspicions(raw, facts),
-        Suspicion("s0001" * 9, "image refused", "/long/" * 40 + "ct.nii.gz is missing", "get it again"),
-    ]
-    config = SurveyConfig(source="/data/" * 20)
-    show(Console(width=80), config, raw, facts, class_rows(raw, facts), found)
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert any("liver" in line and "1123" in line for line in lines)
-
-
-def test_a_tile_shows_the_body_and_its_organs(totalsegmentator: RawDataset) -> None:
-    tile = tile_of(totalsegmentator.cases[0])
-    coronal, axial = tile.planes
-    assert coronal.spacing == axial.spacing == (3.0, 3.0)
-    for plane in (coronal, axial):
-        assert plane.label is not None and plane.label.shape == plane.image.shape
-        assert len(np.unique(plane.label)) > 10
-
-
-def test_suspicious_cases_come_first_and_the_others_are_spread(real_data: Path) -> None:
-    cases = read_dataset(real_data / "openkbp").cases[:50]
-    found = [Suspicion(cases[index].case, "", "", "") for index in (7, 31)]
-    chosen = [cases.index(case) for case in chosen_cases(cases, found, 6)]
-    assert chosen[:2] == [7, 31]
-    assert chosen[2:] == sorted(chosen[2:]) and chosen[2] == 0 and chosen[-1] == 49 and len(chosen) == 6
-    assert len(chosen_cases(cases, found, 1)) == 1 and len(chosen_cases(cases, found, 99)) == 50

@@ -1,0 +1,51 @@
+"""Evaluated runs as they lie on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError
+from anatomask.evaluation.results import CASES_FILE, SUMMARY_FILE, case_means, check_summary, from_csv
+from anatomask.reports.tables import by_dataset
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A run's results on disk."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    scores: Mapping[str, float]
+    """Mean DSC of each case."""
+
+
+def read_run(folder: str) -> EvaluatedRun:
+    """Read the results of the run in `folder`.
+
+    Raises:
+        UserError: the run was not evaluated, or its results are damaged; the message names the file.
+    """
+    storage = Storage(Path(folder).absolute())
+    for name in (SUMMARY_FILE, CASES_FILE):
+        if not storage.exists(name):
+            raise UserError(f"{folder}/{name} is missing; run `anatomask evaluate --run {folder}` first")
+    remedy = f"run `anatomask evaluate --run {folder} --overwrite`"
+    summary = check_summary(storage.read_json(SUMMARY_FILE, remedy), storage.show(SUMMARY_FILE))
+    scores = from_csv(storage.read(CASES_FILE).decode(errors="replace"), storage.show(CASES_FILE), remedy)
+    means = case_means(scores, "dsc")
+    if len(means) != summary["cases"]:
+        raise UserError(
+            f"{storage.show(CASES_FILE)} has scores of {len(means)} cases, but {SUMMARY_FILE} counts "
+            f"{summary['cases']}; {remedy}"
+        )
+    return EvaluatedRun(Path(folder), summary, means)
+
+
+def runs_by_dataset(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
+    """Group runs by the data set on which they were evaluated; two folders of one name are two data sets."""
+    members = by_dataset([(run.summary["dataset"], run.summary["data"]) for run in runs])
+    return {dataset: [runs[index] for index in indices] for dataset, indices in members.items()}

@@ -1,0 +1,101 @@
+"""The figures of a report: ground truth and predictions of runs side by side, on a slice of each case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.processing import resample_from_to
+
+from anatomask.data.nifti import read_nifti
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+from anatomask.evaluation.results import PREDICTIONS
+from anatomask.names import file_name
+from anatomask.reports.evaluated_runs import EvaluatedRun
+from anatomask.reports.figures import CT_WINDOW, OverlayRow, Panel, best_slice, overlay_figure
+
+
+def overlay_paths(folder: Path, datasets: Iterable[str]) -> dict[str, Path]:
+    """Name each data set's figure in `folder`; names that make the same file name are numbered."""
+    names: dict[str, str] = {}
+    for dataset in datasets:
+        name = file_name(dataset.lower()).strip("-")
+        numbered = (name, *(f"{name}.{number}" for number in range(2, len(names) + 2)))
+        names[dataset] = next(candidate for candidate in numbered if candidate not in names.values())
+    return {dataset: folder / f"overlays-{name}.png" for dataset, name in names.items()}
+
+
+def draw_overlays(path: Path, runs: Sequence[EvaluatedRun], cases: int) -> None:
+    """Draw the predictions of runs of one data set side by side.
+
+    Args:
+        path: file to write (PNG).
+        runs: evaluated on the same data set.
+        cases: number of cases shown.
+
+    Raises:
+        UserError: the prepared data or a prediction is missing, or no case was evaluated by all runs.
+    """
+    dataset = PreparedDataset.open(runs[0].summary["data"])
+    rows = [_overlay(dataset, case, runs) for case in _choose_cases(runs, cases)]
+    overlay_figure(rows, dataset.class_names, _caption(dataset, rows, _titles(runs)[0]), path)
+
+
+def _caption(dataset: PreparedDataset, rows: Sequence[OverlayRow], first: str) -> str:
+    low, high = rows[0].window
+    grey = f", window {low:g} to {high:g} HU" if dataset.info.schemes[0] == "ct" else ""
+    order = f"cases from the best to the worst of {first}" if len(rows) > 1 else f"the median case of {first}"
+    return (
+        f"{dataset.name}: {order}. Axial slices with most organs, patient's right on the left{grey}. "
+        "DSC: mean over the organs of the whole scan."
+    )
+
+
+def _choose_cases(runs: Sequence[EvaluatedRun], count: int) -> list[str]:
+    """Cases that all runs evaluated, spread evenly from the first run's best to its worst: no picking."""
+    shared = set.intersection(*(set(run.scores) for run in runs))
+    if not shared:
+        raise UserError("its runs have no evaluated case in common")
+    ranked = sorted(shared, key=lambda case: (-runs[0].scores[case], case))
+    ranks = [(len(ranked) - 1) / 2] if count == 1 else np.linspace(0, len(ranked) - 1, min(count, len(ranked)))
+    return [ranked[round(float(rank))] for rank in ranks]
+
+
+def _overlay(dataset: PreparedDataset, case: str, runs: Sequence[EvaluatedRun]) -> OverlayRow:
+    """The slice of a case that shows most of its organs, on the grid on which it was scored."""
+    truth = nib.as_closest_canonical(dataset.original_label(case))
+    labels = np.asarray(truth.dataobj)
+    index = best_slice(labels)
+    right, anterior, _ = nib.affines.voxel_sizes(truth.affine)
+    panels = [Panel("Ground truth", "", labels[:, :, index])]
+    for run, title in zip(runs, _titles(runs), strict=True):
+        path = run.folder / PREDICTIONS / f"{case}.nii.gz"
+        voxels, affine = read_nifti(path)
+        if sorted(voxels.shape) != sorted(labels.shape):
+            raise UserError(f"{path} has shape {voxels.shape}, the scan {labels.shape}; evaluate the run again")
+        prediction = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
+        score = f"DSC {100 * run.scores[case]:.1f} %"
+        panels.append(Panel(title, score, np.asarray(prediction.dataobj)[:, :, index]))
+    image = _image_slice(dataset, case, truth, index)
+    window = CT_WINDOW if dataset.info.schemes[0] == "ct" else tuple(np.percentile(image, (1, 99.5)))
+    return OverlayRow(case, image, (float(right), float(anterior)), panels, window)
+
+
+def _image_slice(dataset: PreparedDataset, case: str, grid: nib.Nifti1Image, index: int) -> np.ndarray:
+    """The prepared scan's first channel (R, A), linearly interpolated onto one axial slice of `grid`."""
+    volume, _ = dataset.read_volume(case, label=False)
+    scan = nib.Nifti1Image(volume[0].astype(np.float32), np.asarray(dataset.records[case].affine))
+    offset = nib.affines.from_matvec(np.eye(3), (0, 0, index))
+    plane = (*grid.shape[:2], 1), grid.affine @ offset
+    return np.asarray(resample_from_to(scan, plane, order=1, cval=float(volume[0].min())).dataobj)[:, :, 0]
+
+
+def _titles(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """The method of each run, or the run's name where two runs share a method."""
+    methods = [run.summary["method"] for run in runs]
+    return [
+        run.summary["run"] if methods.count(method) > 1 else method for run, method in zip(runs, methods, strict=True)
+    ]
