@@ -25,7 +25,9 @@ from anatomask.methods import method_config
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.base import MethodConfig
 from anatomask.names import check_name, shown
-from anatomask.nn.stunet import STUNetConfig
+from anatomask.nn.backbones import backbone_config
+from anatomask.nn.backbones.base import BackboneConfig
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.settings import Settings, check_value
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
@@ -110,7 +112,7 @@ class PretrainConfig(Settings):
     """Decides everything that is random."""
     splits: tuple[str, ...] = ("train", "unlabeled")
     """Cases to train on; their labels are never read."""
-    network: STUNetConfig = field(default_factory=STUNetConfig)
+    network: BackboneConfig = field(default_factory=STUNetConfig)
     method: MethodConfig = field(default_factory=AnatoMaskConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -128,7 +130,9 @@ class PretrainConfig(Settings):
         for name in ("decoder_first", "freeze", "encoder_lr_factor", "layer_decay"):
             if getattr(self.optimiser, name) != getattr(OptimiserConfig(), name):
                 raise ValueError(f"optimiser.{name} is for finetuning alone; leave it out")
+        self.method.check_network(self.network)
         self.method.check_crop(self.loader.patch_size)
+        self.network.check_crop(self.loader.patch_size, self.method.stages(self.network))
         if self.training.accumulate > 1 and not self.method.splits_batches:
             raise ValueError(f"training.accumulate must be 1: {self.method.label()} needs a worker's samples at once")
 
@@ -154,7 +158,7 @@ class FinetuneConfig(Settings):
     """Split whose labelled cases watch the training and choose the best checkpoint."""
     val_fraction: float = 0.1
     """Share of the training cases held out to choose the best checkpoint, where the split has no val cases."""
-    network: STUNetConfig = field(default_factory=STUNetConfig)
+    network: BackboneConfig = field(default_factory=STUNetConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -170,6 +174,7 @@ class FinetuneConfig(Settings):
         check_training(self.training, self.optimiser, self.cluster, self.seed)
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie in (0, 1), not {self.val_fraction}")
+        self.network.check_crop(self.loader.patch_size)
 
 
 @dataclass(frozen=True)
@@ -317,6 +322,28 @@ def with_method(config: Any, name: str) -> Any:
     return dataclasses.replace(config, method=chosen(), optimiser=optimiser)
 
 
+def with_network(config: Any, name: str) -> Any:
+    """Choose the backbone of a `PretrainConfig`, a `FinetuneConfig` or of both of a sweep's.
+
+    The backbone that `config` has already keeps its size. Crops grow to the next size that another one takes.
+
+    Raises:
+        UserError: there is no backbone of that name, or the method of `config` cannot pretrain it.
+    """
+    if isinstance(config, SweepConfig):
+        stages = {stage: with_network(getattr(config, stage), name) for stage in ("pretrain", "finetune")}
+        return dataclasses.replace(config, **stages)
+    chosen = backbone_config(name)
+    if isinstance(config.network, chosen):
+        return config
+    network = chosen()
+    loader = dataclasses.replace(config.loader, patch_size=network.fitting_crop(config.loader.patch_size))
+    try:
+        return dataclasses.replace(config, network=network, loader=loader)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "") -> T:
     """`default` with the fields of `changes`, nested sections field by field.
 
@@ -334,9 +361,10 @@ def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise UserError(f"{where} must be a mapping of fields")
-            if isinstance(current, MethodConfig) and "name" in value:
+            if isinstance(current, BackboneConfig | MethodConfig) and "name" in value:
                 value = {**value}
-                chosen = method_config(str(value.pop("name")))
+                find = method_config if isinstance(current, MethodConfig) else backbone_config
+                chosen = find(str(value.pop("name")))
                 current = current if isinstance(current, chosen) else chosen()
             values[name] = overlay(current, value, source, f"{prefix}{name}.")
         else:
@@ -372,7 +400,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        name = {"name": value.name} if isinstance(value, MethodConfig) else {}
+        name = {"name": value.name} if isinstance(value, BackboneConfig | MethodConfig) else {}
         return name | {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

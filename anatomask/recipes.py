@@ -27,7 +27,7 @@ from anatomask.data.samples import LoaderConfig
 from anatomask.data.settings import PhantomConfig, PreprocessConfig
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.methods.anatomask import AnatoMaskConfig
-from anatomask.nn.stunet import SIZES, STUNetConfig
+from anatomask.nn.backbones.stunet import SIZES, STUNetConfig
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 
 Recipe = Mapping[str, Any]

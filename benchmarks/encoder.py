@@ -19,10 +19,10 @@ from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 from torch.utils.flop_counter import FlopCounterMode
 
 from anatomask import masking
+from anatomask.nn.backbones.stunet import SIZES
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.sparse import Visible
-from anatomask.nn.stunet import SIZES
 
 
 def main() -> None:

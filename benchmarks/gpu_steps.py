@@ -21,7 +21,7 @@ from measure import matrix_products, peak_memory_gib, tell, timed
 from pretrain_step import Step, check_same_loss, counted, our_step, published_step, random_batch, whole_step
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 
-from anatomask.nn.stunet import SIZES, STUNet
+from anatomask.nn.backbones.stunet import SIZES, STUNet
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.update import set_arithmetic
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from anatomask.data.samples import LoaderConfig, mirrored_axes
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.nn.backends import choose_backend
-from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.parsing import from_json
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
@@ -143,7 +143,7 @@ class Study:
             "architecture": describe_architecture(setting.network),
             "method": {"name": method.name, "label": method.label(), **asdict(method)},
             "encoder": method.encoder,
-            "stages": method.stages(),
+            "stages": method.stages(setting.network),
             "dataset": self.volumes.name,
             "patch_size": [setting.edge] * 3,
             "updates": done + len(losses),

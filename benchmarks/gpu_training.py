@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anatomask.data.crops import normalised_crops
 from anatomask.methods.anatomask import AnatoMask
-from anatomask.nn.stunet import STUNet
+from anatomask.nn.backbones.stunet import STUNet
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.parallel import Workers
 from anatomask.training.recorder import Recorder
@@ -205,7 +205,7 @@ def logits(network: STUNet, volumes: Volumes, scan: int, edge: int, overlap: flo
     for some, where in zip(scans.split(8), places.split(8), strict=True):
         windows = normalised_crops(volumes.crops(some, where, edge, label=False))
         with autocast(precision, volumes.device):
-            (answer,) = network.forward(windows, deep_supervision=False)
+            answer = network.forward(windows)[0]
         for window, origin in zip(answer.float(), where.tolist(), strict=True):
             place = tuple(slice(o + b, o + b + edge) for o, b in zip(origin, before, strict=True))
             total[:, *place] += window * weight

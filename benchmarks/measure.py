@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from anatomask.nn.stunet import SIZES
+from anatomask.nn.backbones.stunet import SIZES
 
 PATCH = 16
 """Edge of a hidden patch in voxels, as published."""

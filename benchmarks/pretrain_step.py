@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.masked import MaskedBatch
+from anatomask.nn.backbones.stunet import SIZES, STUNetConfig
 from anatomask.nn.backends import BACKENDS
-from anatomask.nn.stunet import SIZES, STUNetConfig
 from anatomask.training.optimiser import build_optimiser
 from anatomask.training.settings import OptimiserConfig
 

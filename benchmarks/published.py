@@ -18,9 +18,9 @@ from torch.nn import functional
 from anatomask import masking
 from anatomask.methods.anatomask import AnatoMaskConfig, ema_decay
 from anatomask.methods.masked import MaskedBatch
+from anatomask.nn.backbones.stunet import NEGATIVE_SLOPE, STUNetConfig
 from anatomask.nn.masked_autoencoder import Densify, MaskedAutoencoder
 from anatomask.nn.sparse import expand_active
-from anatomask.nn.stunet import NEGATIVE_SLOPE, STUNetConfig
 
 
 class PublishedAutoencoder(nn.Module):

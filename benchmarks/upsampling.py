@@ -15,8 +15,8 @@ from measure import PATCH, interleaved, machine, parse, report, setting
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anatomask.nn.backbones.stunet import SIZES
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
-from anatomask.nn.stunet import SIZES
 from anatomask.nn.upsampling import upsample
 
 

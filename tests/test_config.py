@@ -14,6 +14,7 @@ from anatomask.config import PretrainConfig, plain
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.byol import BYOLConfig
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.recipes import RECIPES
 from anatomask.training.schedule import SCHEDULES
 from anatomask.training.settings import TrainingConfig
@@ -150,6 +151,23 @@ def test_a_method_is_chosen_by_its_name_and_has_settings_of_its_own(tmp_path: Pa
 
 def test_the_method_that_a_recipe_has_keeps_its_settings() -> None:
     assert settings("--recipe", "small", "--method", "anatomask", "--data", "x").method.patch == 8
+
+
+def test_the_network_that_a_recipe_has_keeps_its_size(tmp_path: Path) -> None:
+    config = settings("--recipe", "tiny", "--network", "stunet", "--data", "x")
+    assert config.network.base == 8 and plain(config)["network"]["name"] == "stunet"
+    file = tmp_path / "config.yaml"
+    for network in ("{base: 4}", "{name: stunet, base: 4}"):  # older versions wrote no name
+        file.write_text(f"network: {network}")
+        assert settings("--recipe", "tiny", "--config", str(file), "--data", "x").network == STUNetConfig(base=4)
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_a_network_that_is_not_there_is_refused_by_name(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("network: {name: unet}")
+    for argv in (["--network", "unet"], ["--config", str(tmp_path / "c.yaml")]):
+        with pytest.raises(UserError, match="network unet: no such network; there are stunet"):
+            settings(*argv, "--data", "x", verb=verb)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import tyro
 
-from anatomask.config import FinetuneConfig, SweepConfig, overlay, with_method
+from anatomask.config import FinetuneConfig, SweepConfig, overlay, with_method, with_network
 from anatomask.errors import UserError
 from anatomask.files import refuse_pipe
 from anatomask.methods import method_names
+from anatomask.nn.backbones import backbone_names
 from anatomask.parsing import from_yaml
 from anatomask.plugins import load_module
 from anatomask.training.schedule import SCHEDULES
@@ -24,6 +25,9 @@ EPOCHS = {"finetune": "--training.epochs", "sweep": "--finetune.training.epochs"
 """The verbs that know `--schedule`, with the flag for the epochs of what they finetune."""
 METHOD_FLAG = {"pretrain": "--method", "sweep": "--pretrain.method"}
 """The verbs that pretrain, with the flag that chooses the method."""
+NETWORK_FLAG = "--network"
+TRAINING_VERBS = ("pretrain", "finetune", "sweep")
+"""The verbs that know this flag, which chooses the backbone."""
 
 T = TypeVar("T")
 
@@ -55,6 +59,8 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
         flags.add_argument("--schedule")
     if verb in METHOD_FLAG:
         flags.add_argument(METHOD_FLAG[verb], dest="method")
+    if verb in TRAINING_VERBS:
+        flags.add_argument(NETWORK_FLAG, dest="network")
     own, rest = flags.parse_known_args(argv)
     for path in own.plugin:
         load_module(Path(path), "--plugin")
@@ -67,12 +73,15 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
     default = overlay(default, from_file, own.config)
     if verb in METHOD_FLAG and own.method is not None:
         default = with_method(default, own.method)
+    if verb in TRAINING_VERBS and own.network is not None:
+        default = with_network(default, own.network)
     methods = f"{METHOD_FLAG[verb]} {{{','.join(method_names())}}}, " if verb in METHOD_FLAG else ""
+    networks = f"{NETWORK_FLAG} {{{','.join(backbone_names())}}}, " if verb in TRAINING_VERBS else ""
     schedules = f"--schedule {{{','.join(SCHEDULES)}}} (how to finetune), " if verb in EPOCHS else ""
     description = (
         f"{type(default).__doc__}\n\nBefore these: --recipe {{{','.join(recipes)}}} (default {DEFAULT_RECIPE}), "
-        f"{methods}{schedules}--config FILE.yaml, --dry-run (print the plan), --overwrite (begin "
-        "anew), --plugin FILE.py (methods and readers of your own)."
+        f"{methods}{networks}{schedules}--config FILE.yaml, --dry-run (print the plan), --overwrite (begin "
+        "anew), --plugin FILE.py (methods, networks and readers of your own)."
     )
     config = tyro.cli(
         type(default), default=default, args=list(rest), prog=f"anatomask {verb}", description=description

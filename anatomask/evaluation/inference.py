@@ -34,7 +34,7 @@ def predict_logits(
 ) -> Tensor:
     """Logits (classes + 1, D, H, W) of a whole case on its prepared grid.
 
-    The network is called as an `STUNet` is, and put into eval mode for that. A scan smaller than `patch_size` voxels is
+    The network is a `Segmenter`, and put into eval mode for that. A scan smaller than `patch_size` voxels is
     padded as training crops are. The logits are averaged over all mirrorings of `mirror_axes` (0 R, 1 A, 2 S). They
     are on `device`, or on the CPU where they would fill too much of a GPU.
 
@@ -143,10 +143,10 @@ def _mirrored(network: nn.Module, axes: Sequence[int]) -> Callable[[Tensor], Ten
     mirrorings = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
     def predict(windows: Tensor) -> Tensor:
-        total = network(windows, deep_supervision=False)[0]
+        total = network(windows)[0]
         for chosen in mirrorings[1:]:  # the first is none
             dims = [axis + 2 for axis in chosen]
-            total = total + network(windows.flip(dims), deep_supervision=False)[0].flip(dims)
+            total = total + network(windows.flip(dims))[0].flip(dims)
         return total / len(mirrorings)
 
     return predict

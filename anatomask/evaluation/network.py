@@ -12,19 +12,19 @@ import torch
 from anatomask.data.fingerprint import Fingerprint
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.nn.stunet import STUNet
+from anatomask.nn.backbones.base import Segmenter
 from anatomask.weights.files import load_matching, network_of, read_weights
 from anatomask.weights.header import require_fields
 from anatomask.weights.tensor_files import Weights
 
 
-def build_network(weights: Weights) -> STUNet:
+def build_network(weights: Weights) -> Segmenter:
     """The segmentation network that the weights describe.
 
     Raises UserError naming the tensors that do not fit.
     """
     check_tensors(weights)  # first, for a header may describe a network that no memory holds
-    network = STUNet(network_of(weights.header), weights.header["architecture"]["classes"])
+    network = network_of(weights.header).segmenter(weights.header["architecture"]["classes"])
     load_matching(network, weights.tensors)
     return network
 
@@ -32,7 +32,8 @@ def build_network(weights: Weights) -> STUNet:
 def check_tensors(weights: Weights) -> None:
     """Raise UserError naming the tensors that are not those of the network that the header describes."""
     with torch.device("meta"):
-        load_matching(STUNet(network_of(weights.header), weights.header["architecture"]["classes"]), weights.tensors)
+        network = network_of(weights.header).segmenter(weights.header["architecture"]["classes"])
+    load_matching(network, weights.tensors)
 
 
 def read_network(folder: Path) -> Weights:

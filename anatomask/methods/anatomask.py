@@ -27,11 +27,11 @@ from anatomask.methods.masked import (
     Picture,
     check_patches,
 )
+from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backends import BackendName, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder, MaskedReconstruction, patch_statistics
 from anatomask.nn.norms import NormScope
 from anatomask.nn.sparse import Visible, expand_active
-from anatomask.nn.stunet import STUNetConfig, pretrained_stages
 from anatomask.nn.submanifold import require_spconv
 
 if TYPE_CHECKING:
@@ -107,15 +107,15 @@ class AnatoMaskConfig(MethodConfig):
         """Return the name in tables."""
         return "AnatoMask" if self.masking == "anatomask" else "SparK"
 
-    def stages(self) -> int:
+    def stages(self, network: BackboneConfig) -> int:
         """Count the encoder stages that are trained: those whose stride a patch holds."""
-        return pretrained_stages(self.patch)
+        return network.pretrained_stages(self.patch)
 
     def draw(self, loader: LoaderConfig) -> MaskedDraw:
         """Return what draws a crop and the random numbers of its masks."""
         return MaskedDraw(loader, self.patch, self.among, self.body_share)
 
-    def build(self, network: STUNetConfig) -> AnatoMask:
+    def build(self, network: BackboneConfig) -> AnatoMask:
         """Build student and teacher."""
         return AnatoMask(self, network)
 
@@ -156,7 +156,7 @@ class AnatoMaskConfig(MethodConfig):
             (
                 "patch",
                 f"{self.patch} voxels = {size} mm, {patches} in a crop, a share of {self.mask_ratio:g} {among} is "
-                f"hidden; {self.stages()} stages of the encoder are trained",
+                "hidden",
             ),
             ("sparse backend", self.sparse_backend),
         ]
@@ -171,7 +171,7 @@ def ema_decay(progress: float, config: AnatoMaskConfig) -> float:
 class AnatoMask(MaskedMethod):
     """Student and teacher. With masking `random` it is SparK, which has no teacher."""
 
-    def __init__(self, config: AnatoMaskConfig, network: STUNetConfig) -> None:
+    def __init__(self, config: AnatoMaskConfig, network: BackboneConfig) -> None:
         super().__init__()
         self.config = config
         self.network = network

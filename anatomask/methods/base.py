@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anatomask.data.samples import Draw, LoaderConfig
-from anatomask.nn.stunet import STUNetConfig
+from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class MethodConfig(Settings, ABC):
         """Return the name in tables."""
 
     @abstractmethod
-    def stages(self) -> int:
+    def stages(self, network: BackboneConfig) -> int:
         """Count the encoder stages that are trained, from the first on."""
 
     @abstractmethod
@@ -54,8 +54,16 @@ class MethodConfig(Settings, ABC):
         """Return what draws a sample of a case: crops, and the random numbers that belong to it."""
 
     @abstractmethod
-    def build(self, network: STUNetConfig) -> Method:
+    def build(self, network: BackboneConfig) -> Method:
         """Build the networks, with fresh weights."""
+
+    def check_network(self, network: BackboneConfig) -> None:
+        """Raise ValueError unless the method pretrains `network`: what has an encoder of stages in a chain."""
+        if not network.convolutional:
+            raise ValueError(
+                f"network {network.name} cannot be pretrained by {self.label()}, which needs a chain of convolutions: "
+                "choose another --network, or finetune this one from scratch"
+            )
 
     def check_crop(self, size: Sequence[int]) -> None:
         """Raise ValueError unless the method works on crops of `size` voxels. All do where it is not overridden."""

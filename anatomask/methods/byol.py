@@ -18,8 +18,8 @@ from anatomask.data.augmentation import IntensityAugmentation
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.views import TwoViewsDraw, two_views
 from anatomask.methods.base import Method, MethodConfig, StepResult
+from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.norms import BatchNorm1d
-from anatomask.nn.stunet import STUNetConfig, STUNetEncoder, pretrained_stages
 
 Views = tuple[Tensor, Tensor]
 """Two views of each sample, (B, C, D, H, W) each."""
@@ -53,17 +53,17 @@ class BYOLConfig(MethodConfig):
         """Return the name in tables."""
         return "BYOL"
 
-    def stages(self) -> int:
+    def stages(self, network: BackboneConfig) -> int:
         """Count the encoder stages that are trained."""
-        return pretrained_stages(patch=16)
+        return network.pretrained_stages(patch=16)
 
     def draw(self, loader: LoaderConfig) -> TwoViewsDraw:
         """Return what draws two overlapping crops."""
         return TwoViewsDraw(loader)
 
-    def build(self, network: STUNetConfig) -> BYOL:
+    def build(self, network: BackboneConfig) -> BYOL:
         """Build the online network, its predictor, and the target as a copy."""
-        encoder = STUNetEncoder(network, self.stages())
+        encoder = network.encoder(self.stages(network))
         online = Branch(encoder, head(encoder.widths[-1], self.hidden, self.projection))
         return BYOL(online, head(self.projection, self.hidden, self.projection), self, network.in_channels)
 

@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from anatomask.nn.backbones.stunet import STUNetEncoder
 from anatomask.nn.blocks import encode_blocks
 from anatomask.nn.norms import Pool
 from anatomask.nn.sparse import SparseMap, Visible, encode_dense
-from anatomask.nn.stunet import STUNetEncoder
 from anatomask.nn.submanifold import encode_spconv
 
 SparseEncode = Callable[[STUNetEncoder, Tensor, Tensor, Pool, Visible | None], Sequence[SparseMap]]

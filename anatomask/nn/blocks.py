@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from anatomask.nn.backbones.stunet import STUNetEncoder
 from anatomask.nn.norms import Pool
 from anatomask.nn.precision import autocast_tensors
 from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
 from anatomask.nn.sparse import Visible
-from anatomask.nn.stunet import STUNetEncoder
 
 _LARGEST_GATHERED = 2
 """Edge up to which a block's 27 taps are gathered for one matrix product: windows would be mostly halo there."""

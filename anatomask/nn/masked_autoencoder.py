@@ -1,4 +1,4 @@
-"""The masked autoencoder: sparse STU-Net encoder, densify, light decoder, loss on hidden patches.
+"""The masked autoencoder: sparse encoder, densify, light decoder, loss on hidden patches.
 
 The architecture of SparK (Tian et al., ICLR 2023) in 3D, as AnatoMask's published code uses it.
 """
@@ -12,11 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.decoders import DECODERS, DecoderName
 from anatomask.nn.norms import NormScope, Pool, Synchronisable, widened
 from anatomask.nn.sparse import SparseMap, Visible, check_active
-from anatomask.nn.stunet import STUNetConfig, STUNetEncoder, pretrained_stages
 from anatomask.nn.submanifold import require_spconv
 
 _TARGET_EPS = 1e-6
@@ -125,7 +125,7 @@ class MaskedAutoencoder(Synchronisable, nn.Module):
 
     def __init__(
         self,
-        network: STUNetConfig,
+        network: BackboneConfig,
         decoder: DecoderName = "hierarchical",
         decoder_width: int | None = None,
         norm_scope: NormScope = "sample",
@@ -142,7 +142,7 @@ class MaskedAutoencoder(Synchronisable, nn.Module):
         self.norm_scope = norm_scope
         self.patch = patch
         self.sparse_backend = "dense"
-        self.encoder = STUNetEncoder(network, stages=pretrained_stages(patch))
+        self.encoder = network.encoder(network.pretrained_stages(patch))
         self.decoder = DECODERS[decoder](
             decoder_width or self.encoder.widths[-1], network.in_channels, self.encoder.strides[-1]
         )
@@ -186,4 +186,4 @@ class MaskedAutoencoder(Synchronisable, nn.Module):
     def _encode(self, volume: Tensor, active: Tensor, visible: Visible | None) -> Sequence[SparseMap]:
         check_active(volume, active, self.patch)
         pool: Pool = "workers" if self.synchronised and self.norm_scope == "batch" else self.norm_scope
-        return BACKENDS[self.sparse_backend](self.encoder, volume, active, pool, visible)
+        return BACKENDS[self.sparse_backend](self.encoder, volume, active, pool, visible)  # type: ignore[arg-type]

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anatomask.nn.backbones.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 from anatomask.nn.norm_activation import norm_activation
 from anatomask.nn.norms import Pool
 from anatomask.nn.sparse import Visible
-from anatomask.nn.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 
 TAPS = (-1, 2, 1)
 """Where a kernel of edge 3 reads, relative to its centre: a range."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anatomask.nn.backbones.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 from anatomask.nn.norms import Pool, pooled, widened
-from anatomask.nn.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from anatomask.nn.backbones.stunet import STUNetEncoder
 from anatomask.nn.norms import Pool
 from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
 from anatomask.nn.sparse import Visible
-from anatomask.nn.stunet import STUNetEncoder
 
 
 def encode_spconv(

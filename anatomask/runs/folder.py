@@ -19,6 +19,7 @@ from anatomask.data.claims import differences, require_same
 from anatomask.errors import UserError
 from anatomask.files import write_text
 from anatomask.names import file_name, some
+from anatomask.nn.backbones import without_usual_name
 from anatomask.parsing import from_json, from_yaml
 from anatomask.runs.belongings import CONFIG, ENVIRONMENT, INPUTS, claim_folder, remove_run
 from anatomask.training.journal import note
@@ -109,7 +110,7 @@ def environment() -> dict[str, Any]:
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes."""
-    return _without(settings, ELSEWHERE)
+    return _without(without_usual_name(settings), ELSEWHERE)
 
 
 def _without(settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.inference import validation_dice
-from anatomask.nn.stunet import STUNet
+from anatomask.nn.backbones.base import Segmenter
 from anatomask.runs.folder import run_folder
 from anatomask.stages.jobs import refuse_here, require_memory_here, run_job
 from anatomask.stages.pretrain import check_channels
@@ -100,6 +100,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         settings=plain(config),
         origin=loaded_in_words(loaded, config.init),
         inputs=inputs,
+        largest_stride=max(config.network.strides),
     )
 
 
@@ -116,13 +117,13 @@ def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any
     return {"method": described, "run": run, "dataset": header["dataset"]}
 
 
-def start_from(network: STUNet, *, source: Path | None, transfer: Transfer, seed: int) -> Sequence[str]:
+def start_from(network: Segmenter, *, source: Path | None, transfer: Transfer, seed: int) -> Sequence[str]:
     """Put initial weights into `network`; the tensors that were not transferred."""
     return [] if source is None else initialise(network, read_weights(source), transfer, seed)
 
 
 def count(
-    config: FinetuneConfig, header: Mapping[str, Any], start: Callable[[STUNet], Sequence[str]] | None
+    config: FinetuneConfig, header: Mapping[str, Any], start: Callable[[Segmenter], Sequence[str]] | None
 ) -> dict[str, int]:
     """How much of the network `start` will load (None: nothing), found on one that has shapes and no numbers.
 
@@ -130,7 +131,7 @@ def count(
         UserError: what `start` finds wrong with the weights, before any worker does.
     """
     with torch.device("meta"):
-        network = STUNet(config.network, header["architecture"]["classes"])
+        network = config.network.segmenter(header["architecture"]["classes"])
     return count_loaded(network, list(network.state_dict()) if start is None else start(network))
 
 
@@ -217,15 +218,15 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     ]
 
 
-def dummy_update(config: FinetuneConfig) -> tuple[STUNet, Loss]:
+def dummy_update(config: FinetuneConfig) -> tuple[Segmenter, Loss]:
     """The network on the meta device, and its loss of samples that hold nothing: what `step_cost` counts."""
     with torch.device("meta"):
-        network = STUNet(config.network, len(PreparedDataset.open(config.data).class_names))
+        network = config.network.segmenter(len(PreparedDataset.open(config.data).class_names))
     prepare_gradients(network, frozen=config.optimiser.freeze == config.training.epochs)
     return network, partial(any_loss, config=config)
 
 
-def cost_of(config: FinetuneConfig, network: STUNet, loss: Loss) -> StepCost:
+def cost_of(config: FinetuneConfig, network: Segmenter, loss: Loss) -> StepCost:
     """The cost of one worker's update."""
     return step_cost(network, loss, config.training, config.cluster.workers, config.optimiser.moments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from anatomask.config import ImportWeightsConfig
 from anatomask.errors import UserError
-from anatomask.weights.files import TENSORS, describe_architecture, network_of, write_weights
+from anatomask.nn.backbones import UNNAMED
+from anatomask.weights.files import TENSORS, describe_architecture, network_of, size_in_words, write_weights
 from anatomask.weights.foreign import ForeignWeights, read_foreign_weights
 from anatomask.weights.tensor_files import Weights, read_described
 
@@ -73,7 +75,7 @@ def describe(weights: Weights) -> list[tuple[str, str]]:
         raise UserError(f"weights of kind {kind!r} cannot start a finetuning")
     return [
         ("read", header.get("imported", {}).get("form", "weights of anatomask")),
-        (what, f"{len(weights.tensors)} tensors; widths {network.stage_widths}, depth {network.depth}"),
+        (what, f"{len(weights.tensors)} tensors; {size_in_words(network)}"),
         *(("not transferred", name) for name in header.get("not_transferred", ())),
         *(("missing, drawn afresh in finetuning", name) for name in header.get("missing", ())),
     ]
@@ -86,6 +88,10 @@ def _called(foreign: ForeignWeights) -> dict[str, Tensor]:
 
 def _flags(weights: Weights) -> str:
     network = network_of(weights.header)
-    flags = f"--network.base {network.base} --network.depth {network.depth}"
-    widths = "" if network.widths is None else f" --network.widths {' '.join(map(str, network.widths))}"
-    return flags + widths
+    flags = [] if network.name == UNNAMED else ["--network", network.name]
+    for field in dataclasses.fields(network):
+        value = getattr(network, field.name)
+        if field.name != "in_channels" and value is not None:
+            values = value if isinstance(value, tuple) else (value,)
+            flags += [f"--network.{field.name.replace('_', '-')}", *map(str, values)]
+    return " ".join(flags)

@@ -49,7 +49,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         "architecture": describe_architecture(config.network),
         "method": {**plain(method), "label": method.label()},
         "encoder": method.encoder,
-        "stages": method.stages(),
+        "stages": method.stages(config.network),
         "patch_size": list(config.loader.patch_size),
         "spacing": list(dataset.spacing),
         "fingerprint": dataset.fingerprint.to_dict(),
@@ -70,6 +70,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         seed=config.seed,
         settings=plain(config),
         inputs={f"--data {public_address(config.data)}": data_digest(dataset.storage, splits=True)},
+        largest_stride=max(config.network.strides[: method.stages(config.network)]),
     )
 
 
@@ -137,7 +138,11 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
             f"{steps * config.training.batch_size} of {'x'.join(map(str, config.loader.patch_size))} voxels",
         ),
         *config.method.resolved().plan(config.loader, dataset.spacing),
-        ("parameters", f"{parameters / 1e6:.2f} M, in the encoder {encoder / 1e6:.2f} M"),
+        (
+            "parameters",
+            f"{parameters / 1e6:.2f} M, in the encoder {encoder / 1e6:.2f} M "
+            f"({config.method.stages(config.network)} of its {len(config.network.strides)} stages are trained)",
+        ),
         *cost_rows(cost, options, steps, workers, config.training.precision, device),
         *reading_rows(
             read_some(job, dataset, cases, config.plan.samples),

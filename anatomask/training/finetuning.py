@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anatomask.data.augmentation import Augmentation
 from anatomask.data.crops import flip, normalised_crops
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.base import BackboneConfig, Segmenter
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.recorder import Recorder
 from anatomask.training.task import Task
@@ -19,13 +19,13 @@ Validate = Callable[[nn.Module, torch.device], Mapping[str, float]]
 
 
 class FinetuningTask(Task):
-    """STU-Net for segmentation of augmented crops under Dice + cross-entropy with deep supervision."""
+    """A segmentation network on augmented crops under Dice + cross-entropy with deep supervision."""
 
     def __init__(
         self,
-        network: STUNetConfig,
+        network: BackboneConfig,
         header: Mapping[str, Any],
-        start: Callable[[STUNet], Sequence[str]],
+        start: Callable[[Segmenter], Sequence[str]],
         validate: Validate,
         seed: int,
         device: torch.device,
@@ -38,7 +38,7 @@ class FinetuningTask(Task):
         """
         super().__init__()
         torch.manual_seed(seed)
-        self.network = STUNet(network, classes=int(header["architecture"]["classes"]))
+        self.network = network.segmenter(int(header["architecture"]["classes"]))
         fresh = list(start(self.network))
         prepare_gradients(self.network, frozen=frozen)
         self.network.to(device)
@@ -53,8 +53,8 @@ class FinetuningTask(Task):
         return self.network
 
     def encoder_stages(self) -> Sequence[nn.Module]:
-        """The six stages of the contracting path."""
-        return list(self.network.encoder.stages)
+        """The parts of the encoder."""
+        return self.network.encoder.parts()
 
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss of a batch that `FinetuningDraw` drew: padded, normalised and augmented here, on the device."""
@@ -80,7 +80,8 @@ class FinetuningTask(Task):
         return score
 
 
-def prepare_gradients(network: STUNet, *, frozen: bool) -> None:
-    """Have `network` compute the gradients that finetuning wants: no `frozen` encoder's, not the lowest head's."""
-    network.heads[0].requires_grad_(False)  # its loss has weight 0
+def prepare_gradients(network: Segmenter, *, frozen: bool) -> None:
+    """Have `network` compute the gradients that finetuning wants: none of a frozen encoder, nor of what has no loss."""
+    for part in network.without_loss():
+        part.requires_grad_(False)
     network.encoder.requires_grad_(not frozen)

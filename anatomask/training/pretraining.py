@@ -12,7 +12,7 @@ from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods.base import MethodConfig
 from anatomask.methods.masked import MaskedDraw, MaskedMethod
-from anatomask.nn.stunet import STUNetConfig
+from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.monitors import MaskMonitor, Monitor, ViewMonitor
 from anatomask.training.recorder import Recorder
@@ -25,7 +25,7 @@ class PretrainingTask(Task):
     def __init__(
         self,
         method: MethodConfig,
-        network: STUNetConfig,
+        network: BackboneConfig,
         loader: LoaderConfig,
         header: Mapping[str, Any],
         data: str,

@@ -22,7 +22,6 @@ from anatomask.data.samples import Draw, LoaderConfig, SampleSequence, worker_sa
 from anatomask.data.storage import Root, Storage
 from anatomask.data.stream import stream_batches
 from anatomask.errors import UserError, is_out_of_memory
-from anatomask.nn.stunet import LARGEST_STRIDE
 from anatomask.ray_watch import GONE, RayGone
 from anatomask.runs.folder import identity
 from anatomask.training.checkpoints import Checkpoints
@@ -62,6 +61,8 @@ class TrainingJob:
     """Settings of all kinds of runs, which that table has columns for."""
     origin: str = ""
     """What the training starts from, in a sentence for the run's journal."""
+    largest_stride: int = 16
+    """Stride of the encoder's coarsest map."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Digests of what the run is made from, by the name under which a message would speak of it."""
 
@@ -245,11 +246,11 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
 
 def refuse_wrong_gradients(job: TrainingJob, device: torch.device) -> None:
     """Raise UserError where torch 2.13 gets gradients wrong: see docs/results/precision.md."""
-    two_voxels = job.loader.patch_size[0] == 2 * LARGEST_STRIDE  # along the first axis, at stride 16
-    if device.type == "cpu" and job.training.precision == "bf16" and two_voxels:
+    first, stride = job.loader.patch_size[0], job.largest_stride
+    if device.type == "cpu" and job.training.precision == "bf16" and first <= 2 * stride:  # two voxels at that stride
         raise UserError(
-            "--training.precision bf16: PyTorch's gradients on CPUs are wrong for crops of 32 voxels along the first "
-            "axis; choose --loader.patch-size 48 … or --training.precision fp32"
+            f"--training.precision bf16: PyTorch's gradients on CPUs are wrong for crops of {first} voxels along the "
+            f"first axis; choose --loader.patch-size {3 * stride} … or --training.precision fp32"
         )
 
 

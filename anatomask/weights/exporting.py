@@ -7,7 +7,7 @@ Those programs choose by a file's ending what they look for in it, so endings ma
                          with freshly drawn ones, which are listed in the file.
                  .pt     of a pretrained encoder, for `load_stunet_ssl_weights` of the published AnatoMask code
     stunet       .model  `state_dict`, STU-Net's names: the form of its released weights (nnU-Net version 1)
-    monai        .pt     a plain state dict of `anatomask.nn.stunet.STUNet`
+    monai        .pt     a plain state dict of `anatomask.nn.backbones.stunet.STUNet`
     safetensors          the same under the names of our checkpoints, with the header
 """
 
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from anatomask.errors import UserError
 from anatomask.files import replacing
-from anatomask.nn.stunet import STUNet
 from anatomask.weights.files import (
     beyond_encoder,
     encoder_prefix,
@@ -81,13 +80,13 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
     if kind == "pretraining":
         tensors, prefix = encoder_tensors(weights, channels), encoder_prefix(weights.header).removesuffix("encoder.")
     elif kind == "segmentation":
-        tensors, prefix = repeat_stem(weights.tensors, channels), ""
+        tensors, prefix = repeat_stem(weights.tensors, network, channels), ""
     else:
         raise UserError(f"weights of kind {kind!r} cannot be exported, only those of `pretrain` and `finetune`")
     fitted = replace(network, in_channels=channels)
     with torch.device("meta"):  # a header may describe a network that no memory holds
         may_lack = (*weights.header.get("missing", ()), *(beyond_encoder(weights.header) if prefix else ()))
-        load_matching(STUNet(fitted, weights.header["architecture"].get("classes", 1)), tensors, may_lack)
+        load_matching(fitted.segmenter(weights.header["architecture"].get("classes", 1)), tensors, may_lack)
     left_out = tuple(sorted(weights.tensors.keys() - {prefix + name for name in tensors}))
     header = {**weights.header, "architecture": {**weights.header["architecture"], "in_channels": channels}}
     fresh: dict[str, Tensor] = {}
@@ -143,6 +142,6 @@ def _untrained(weights: Weights) -> dict[str, Tensor]:
     """What a pretrained encoder lacks of a segmentation network but the heads, as finetuning would draw it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = STUNet(network_of(weights.header), classes=1)
+        network = network_of(weights.header).segmenter(classes=1)
     trained = tuple(f"encoder.stages.{stage}." for stage in range(trained_stages(weights.header)))
     return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith((*trained, "heads."))}

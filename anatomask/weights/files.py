@@ -15,9 +15,11 @@ from torch import Tensor
 
 from anatomask.errors import UserError
 from anatomask.files import file_digest, write_text
-from anatomask.nn.stunet import STAGE_STRIDES, STUNet, STUNetConfig, pretrained_stages
+from anatomask.nn.backbones import UNNAMED, backbone_config, backbone_names
+from anatomask.nn.backbones.base import BackboneConfig, Segmenter
 from anatomask.runs.checkpoint_index import read_index
 from anatomask.weights.foreign import import_anatomask_checkpoint as import_anatomask_checkpoint
+from anatomask.weights.matching import is_named
 from anatomask.weights.matching import load_matching as load_matching
 from anatomask.weights.tensor_files import (
     COPY_OR_TRAIN,
@@ -30,7 +32,6 @@ from anatomask.weights.tensor_files import (
 
 TENSORS = "model.safetensors"
 HEADER = "model.json"
-_STEM = ("encoder.stages.0.0.conv1.weight", "encoder.stages.0.0.shortcut.weight")
 
 
 Transfer = Literal["whole", "encoder", "permuted"]
@@ -89,23 +90,26 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
     return folder / "checkpoints" / str(names[which])
 
 
-def describe_architecture(network: STUNetConfig, classes: int | None = None) -> dict[str, Any]:
+def describe_architecture(network: BackboneConfig, classes: int | None = None) -> dict[str, Any]:
     """The header's `architecture`; `classes` (without the background) for a segmentation network."""
-    described = {"name": "stunet", **dataclasses.asdict(network)}
+    described = {"name": network.name, **dataclasses.asdict(network)}
     return described if classes is None else {**described, "classes": classes}
 
 
-def network_of(header: Mapping[str, Any]) -> STUNetConfig:
+def network_of(header: Mapping[str, Any]) -> BackboneConfig:
     """The network that a header describes. UserError if it describes none that is known here."""
     described = dict(header.get("architecture") or {})
-    name = described.pop("name", None)
-    if name != "stunet":
-        raise UserError(f"architecture {name!r} is unknown here: only stunet can be read")
+    if not described:
+        raise UserError("the header describes no architecture: give weights that anatomask wrote")
+    name = described.pop("name", UNNAMED)
+    if name not in backbone_names():
+        raise UserError(f"architecture {name!r} is unknown here: there are {', '.join(backbone_names())}")
     described.pop("classes", None)
-    if described.get("widths") is not None:
-        described["widths"] = tuple(described["widths"])
+    sizes: dict[str, Any] = {
+        field: tuple(value) if isinstance(value, list) else value for field, value in described.items()
+    }
     try:
-        return STUNetConfig(**described)
+        return backbone_config(name)(**sizes)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the header's architecture cannot be read ({error}): give weights that anatomask wrote"
@@ -114,10 +118,11 @@ def network_of(header: Mapping[str, Any]) -> STUNetConfig:
 
 def trained_stages(header: Mapping[str, Any]) -> int:
     """Number of encoder stages that the weights of a header hold: what pretraining trained, or all of a network."""
+    network = network_of(header)
     if header.get("kind") == "segmentation":
-        return len(STAGE_STRIDES)
+        return len(network.strides)
     before_stages = (header.get("method") or {}).get("patch", 16)  # headers of older versions do not say the stages
-    return int(header.get("stages") or pretrained_stages(int(before_stages)))
+    return int(header.get("stages") or network.pretrained_stages(int(before_stages)))
 
 
 def encoder_prefix(header: Mapping[str, Any]) -> str:
@@ -133,8 +138,7 @@ def method_label(header: Mapping[str, Any]) -> str:
 
 def beyond_encoder(header: Mapping[str, Any]) -> tuple[str, ...]:
     """List the beginnings of the names of a segmentation network's tensors that the encoder of weights lacks."""
-    stages = range(trained_stages(header), len(STAGE_STRIDES))
-    return (*(f"encoder.stages.{stage}" for stage in stages), "upsample", "decoder", "heads")
+    return network_of(header).fresh(trained_stages(header))
 
 
 def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
@@ -153,14 +157,19 @@ def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
     }
     if not encoder:
         raise UserError(f"the weights hold no tensor named {prefix}*: they are not of a pretraining run")
-    return repeat_stem(encoder, in_channels)
+    return repeat_stem(encoder, network_of(weights.header), in_channels)
 
 
 def permuted(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Shuffle the entries of each tensor: what is left of weights are their sizes, for a control."""
+    """Shuffle the entries of each tensor: what is left of weights are their sizes, for a control.
+
+    Whole numbers are indices (of relative positions), which stay.
+    """
     generator = torch.Generator().manual_seed(seed)
     return {
         name: tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].view_as(tensor)
+        if tensor.is_floating_point()
+        else tensor
         for name, tensor in sorted(tensors.items())
     }
 
@@ -173,10 +182,10 @@ def split_init(init: str) -> tuple[Transfer, str]:
     return "whole", init
 
 
-def repeat_stem(tensors: Mapping[str, Tensor], in_channels: int) -> dict[str, Tensor]:
-    """Adapt the stem to more input channels: conv1's and the shortcut's weights are repeated, unscaled."""
+def repeat_stem(tensors: Mapping[str, Tensor], network: BackboneConfig, in_channels: int) -> dict[str, Tensor]:
+    """Adapt the stem of `network` to more input channels: the weights that read the image are repeated, unscaled."""
     adapted = dict(tensors)
-    for name in _STEM:
+    for name in network.stem:
         if name not in tensors:
             raise UserError(f"the weights lack {name}")
         if tensors[name].ndim != 5 or not tensors[name].numel():
@@ -191,17 +200,27 @@ def repeat_stem(tensors: Mapping[str, Tensor], in_channels: int) -> dict[str, Te
     return adapted
 
 
-def require_same_size(header: Mapping[str, Any], mine: STUNetConfig) -> None:
-    """Raise UserError unless the weights that `header` describes are of an STU-Net of the size of `mine`."""
+def size_in_words(network: BackboneConfig) -> str:
+    """Say what two networks must share for weights to fit, as in `widths (8, 16), depth 1`."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in network.size().items())
+
+
+def require_same_size(header: Mapping[str, Any], mine: BackboneConfig) -> None:
+    """Raise UserError unless the weights that `header` describes are of the backbone and size of `mine`."""
     theirs = network_of(header)
-    if (theirs.stage_widths, theirs.depth) != (mine.stage_widths, mine.depth):
+    if theirs.name != mine.name:
         raise UserError(
-            f"the weights are of an STU-Net with widths {theirs.stage_widths} and depth {theirs.depth}, the network "
-            f"has widths {mine.stage_widths} and depth {mine.depth}: set network.base and network.depth alike"
+            f"the weights are of the network {theirs.name}, not of {mine.name}: set --network {theirs.name}"
+        )
+    if theirs.size() != mine.size():
+        fields = " and ".join(f"network.{one.name}" for one in dataclasses.fields(mine) if one.name != "in_channels")
+        raise UserError(
+            f"the weights are of the network {theirs.name} with {size_in_words(theirs)}, the network has "
+            f"{size_in_words(mine)}: set {fields} alike"
         )
 
 
-def initialise(network: STUNet, weights: Weights, transfer: Transfer = "whole", seed: int = 0) -> list[str]:
+def initialise(network: Segmenter, weights: Weights, transfer: Transfer = "whole", seed: int = 0) -> list[str]:
     """Start a segmentation network from a pretrained encoder, or from another one's weights but the output heads.
 
     What the header calls `missing` was so when the weights were imported, by the user's leave.
@@ -228,6 +247,6 @@ def initialise(network: STUNet, weights: Weights, transfer: Transfer = "whole", 
         encoder = permuted(encoder, seed) if transfer == "permuted" else encoder
         return load_matching(network, encoder, (*beyond_encoder(weights.header), *missing))
     if kind == "segmentation":
-        trunk = {name: tensor for name, tensor in weights.tensors.items() if not name.startswith("heads.")}
-        return load_matching(network, repeat_stem(trunk, mine.in_channels), ("heads", *missing))
+        trunk = {name: tensor for name, tensor in weights.tensors.items() if not is_named(name, mine.heads)}
+        return load_matching(network, repeat_stem(trunk, mine, mine.in_channels), (*mine.heads, *missing))
     raise UserError(f"weights of kind {kind!r} cannot start a segmentation network")

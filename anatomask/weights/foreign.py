@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from anatomask.errors import UserError
+from anatomask.nn.backbones.stunet import STAGE_STRIDES, STUNet, STUNetConfig, STUNetEncoder
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.norms import NormScope
-from anatomask.nn.stunet import STAGE_STRIDES, STUNet, STUNetConfig, STUNetEncoder, pretrained_stages
 from anatomask.weights.matching import describe_faults, find_faults, is_named
 
 FRESH = "fresh"
@@ -82,9 +82,9 @@ PUBLISHED_STUNET = Form(
         ("seg_outputs.", "heads."),
     ),
 )
-OWN_NAMES = Form("state dict of anatomask.nn.stunet.STUNet", "encoder.stages.", (("", ""),))
+OWN_NAMES = Form("state dict of anatomask.nn.backbones.stunet.STUNet", "encoder.stages.", (("", ""),))
 FORMS = (AUTOENCODER, PUBLISHED_STUNET, OWN_NAMES)
-PUBLISHED_STAGES = pretrained_stages(patch=16)
+PUBLISHED_STAGES = STUNetConfig().pretrained_stages(patch=16)
 """Number of encoder stages in the weights of a published pretraining."""
 
 

@@ -29,7 +29,7 @@ class _Architecture(_Fields):
     in_channels: Width = 1
     base: Annotated[int, Field(ge=1, le=4_096)] = 1
     depth: Annotated[int, Field(ge=1, le=100)] = 1
-    widths: Annotated[list[Width], Field(min_length=6, max_length=6)] | None = None
+    widths: Annotated[list[Width], Field(min_length=1, max_length=32)] | None = None
     classes: Width = 1
 
 

@@ -120,7 +120,7 @@ KINDS = [
     reading(
         "weights of an unknown architecture",
         entry("architecture", {"name": "unet"}),
-        "architecture 'unet' is unknown here: only stunet can be read",
+        "architecture 'unet' is unknown here: there are stunet",
     ),
     reading("an architecture that is a list", entry("architecture", [1]), "architecture"),
     reading(

@@ -22,7 +22,7 @@ from anatomask.errors import UserError
 from anatomask.evaluation.inference import predict_logits
 from anatomask.evaluation.metrics import dice_scores
 from anatomask.evaluation.settings import InferenceConfig
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 
 CPU = torch.device("cpu")
 REUSED = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -38,7 +38,7 @@ Oriented = Callable[[np.ndarray, Sequence[float], str], nib.Nifti1Image]
 class IntensityNetwork(nn.Module):
     """Answers with the class whose intensity is nearest: called as an STU-Net is, with logits that are known."""
 
-    def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+    def forward(self, windows: Tensor) -> list[Tensor]:
         levels = torch.tensor([0.0, 100.0, 200.0]).view(1, 3, 1, 1, 1)
         return [-((windows - levels) ** 2) / 1000]
 
@@ -46,7 +46,7 @@ class IntensityNetwork(nn.Module):
 class LeftRightNetwork(IntensityNetwork):
     """Prefers class 1 in the first half of its window's first axis: an answer that mirroring cancels."""
 
-    def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+    def forward(self, windows: Tensor) -> list[Tensor]:
         bias = torch.linspace(-1, 1, windows.shape[2]).view(1, 1, -1, 1, 1).expand_as(windows)
         return [torch.cat((torch.zeros_like(bias), bias, torch.full_like(bias, -9.0)), dim=1)]
 
@@ -84,7 +84,7 @@ def test_a_scan_smaller_than_the_patch_is_padded_as_in_training(make_dataset: Ma
     seen: list[Tensor] = []
 
     class Recorder(IntensityNetwork):
-        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        def forward(self, windows: Tensor) -> list[Tensor]:
             seen.append(windows.clone())
             return super().forward(windows)
 
@@ -108,7 +108,7 @@ def test_mirroring_averages_over_all_axes(make_dataset: MakeDataset, blobs: Blob
 
 def test_windows_are_normalised_on_the_device(make_dataset: MakeDataset, blobs: Blobs) -> None:
     class Echo(nn.Module):
-        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        def forward(self, windows: Tensor) -> list[Tensor]:
             return [windows]
 
     dataset = make_dataset({"a": blobs(PATCH)})
@@ -124,7 +124,7 @@ def test_windows_are_normalised_on_the_device(make_dataset: MakeDataset, blobs: 
 
 def test_the_network_keeps_its_mode(make_dataset: MakeDataset, blobs: Blobs) -> None:
     class Mode(IntensityNetwork):
-        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        def forward(self, windows: Tensor) -> list[Tensor]:
             assert not self.training and not torch.is_grad_enabled()
             return super().forward(windows)
 
@@ -135,7 +135,7 @@ def test_the_network_keeps_its_mode(make_dataset: MakeDataset, blobs: Blobs) -> 
 
 def test_a_prediction_that_is_not_finite_names_the_case(make_dataset: MakeDataset, blobs: Blobs) -> None:
     class Broken(nn.Module):
-        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        def forward(self, windows: Tensor) -> list[Tensor]:
             return [torch.full((len(windows), 3, *windows.shape[2:]), math.nan)]
 
     with pytest.raises(UserError, match=r"case a: .*not finite"):
@@ -149,7 +149,7 @@ def test_validation_is_the_mean_over_the_cases_that_hold_a_class(make_dataset: M
     missed[4:9, 4:9, 4:9] = 1
 
     class Half(IntensityNetwork):
-        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        def forward(self, windows: Tensor) -> list[Tensor]:
             logits = super().forward(windows)[0]
             return [logits if float(windows.max()) > 150 else logits[:, [1, 0, 2]]]
 
@@ -197,7 +197,7 @@ def test_the_device_of_the_logits_does_not_change_them(
     make_dataset: MakeDataset, blobs: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Sharpen(nn.Module):
-        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        def forward(self, windows: Tensor) -> list[Tensor]:
             return [torch.cat((windows, -windows, windows**2), 1)]
 
     dataset, gpu = make_dataset({"a": blobs((30, 21, 25))}), torch.device("cuda")
@@ -210,7 +210,7 @@ def test_the_device_of_the_logits_does_not_change_them(
 
 def test_one_class_that_is_not_finite_is_found(make_dataset: MakeDataset, blobs: Blobs) -> None:
     class OneBadVoxel(IntensityNetwork):
-        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        def forward(self, windows: Tensor) -> list[Tensor]:
             logits = super().forward(windows)[0]
             logits[0, 2, 3, 3, 3] = math.inf
             return [logits]
@@ -225,7 +225,7 @@ def test_mirrorings_are_summed_without_touching_the_windows() -> None:
     layer = nn.Conv3d(1, 3, 3, padding=1)
 
     class Net(nn.Module):
-        def forward(self, windows: Tensor, deep_supervision: bool = True) -> list[Tensor]:
+        def forward(self, windows: Tensor) -> list[Tensor]:
             return [layer(windows)]
 
     windows = torch.randn(2, 1, 6, 5, 4)

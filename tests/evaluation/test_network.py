@@ -12,7 +12,7 @@ import torch
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.network import build_network, match_dataset, read_network
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.weights.files import describe_architecture, write_weights
 from anatomask.weights.tensor_files import Weights
 

@@ -15,7 +15,7 @@ from anatomask.cli.main import main
 from anatomask.data.shards import PreparedDataset
 from anatomask.evaluation.metrics import score_classes
 from anatomask.evaluation.results import from_csv
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.weights.files import describe_architecture, write_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]

@@ -12,9 +12,9 @@ from torch import Tensor
 from anatomask.masking import random_mask
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig, ema_decay
 from anatomask.methods.masked import MaskedBatch
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.sparse import Visible
-from anatomask.nn.stunet import STUNetConfig
 
 NETWORK = STUNetConfig(base=2)
 

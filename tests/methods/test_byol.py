@@ -17,7 +17,7 @@ from anatomask.data.samples import LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.views import FARTHEST, SECOND, TwoViewsDraw
 from anatomask.methods.byol import BYOL, Branch, BYOLConfig, head, regression_loss
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device
@@ -179,7 +179,7 @@ def test_the_target_follows_and_learns_nothing_itself() -> None:
 def test_its_encoder_starts_a_segmentation_network() -> None:
     method = SETTINGS.build(NETWORK)
     header = {"kind": "pretraining", "architecture": describe_architecture(NETWORK)}
-    header |= {"encoder": SETTINGS.encoder, "stages": SETTINGS.stages()}
+    header |= {"encoder": SETTINGS.encoder, "stages": SETTINGS.stages(NETWORK)}
     network = STUNet(NETWORK, 2)
     initialise(network, Weights(method.state_dict(), header))
     for name, tensor in method.online.encoder.state_dict().items():

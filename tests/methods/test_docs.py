@@ -15,7 +15,7 @@ from anatomask.cli.main import main
 from anatomask.data.samples import LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods import method_config, method_names
-from anatomask.nn.stunet import STUNetConfig
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.plugins import load_module
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device

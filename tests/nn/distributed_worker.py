@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.nn.distributed import all_reduce, workers
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.norms import synchronise_norms
 from anatomask.nn.recompute import recompute_activations
 from anatomask.nn.sparse import Visible
-from anatomask.nn.stunet import STUNetConfig
 
 BATCH = 6
 SHARES = {

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from anatomask.nn.backbones.stunet import STRIDES, STUNetConfig
 from anatomask.nn.backends import BACKENDS, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.norms import NormScope
 from anatomask.nn.rows import ActiveBlocks
 from anatomask.nn.sparse import Visible, expand_active
-from anatomask.nn.stunet import STRIDES, STUNetConfig
 
 SPARSE = [name for name in BACKENDS if name != "dense"]
 GRIDS = st.tuples(*[st.integers(1, 3)] * 3)

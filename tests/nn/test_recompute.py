@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from anatomask.nn import recompute
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.recompute import recompute_activations
-from anatomask.nn.stunet import STUNet, STUNetConfig
 
 
 def _gradients_and_buffers(module: nn.Module, loss: Tensor) -> list[Tensor | None]:

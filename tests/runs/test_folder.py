@@ -33,6 +33,19 @@ def test_other_settings_are_refused_and_the_field_is_named(tmp_path: Path) -> No
         open_run(tmp_path / "a", SETTINGS | {"method": {"mask_ratio": 0.8}}, overwrite=False)
 
 
+def test_a_run_that_began_before_networks_had_names_goes_on(tmp_path: Path) -> None:
+    before, now = (SETTINGS | {"network": {"base": 8, **name}} for name in ({}, {"name": "stunet"}))
+    assert run_folder("r", "", "pretrain", "shards", before) == run_folder("r", "", "pretrain", "shards", now)
+    open_run(tmp_path / "a", before, overwrite=False)
+    open_run(tmp_path / "a", now, overwrite=False)
+    sweeps = ({"finetune": settings} for settings in (before, now))
+    assert len({run_folder("r", "", "sweep", "shards", settings) for settings in sweeps}) == 1
+    other = SETTINGS | {"network": {"base": 8, "name": "other"}}
+    assert run_folder("r", "", "pretrain", "shards", other) != run_folder("r", "", "pretrain", "shards", now)
+    with pytest.raises(UserError, match=r"network\.name is .*, other here"):
+        open_run(tmp_path / "a", other, overwrite=False)
+
+
 def test_overwrite_begins_anew_but_never_empties_a_folder_that_is_no_run(tmp_path: Path) -> None:
     open_run(tmp_path / "a", SETTINGS, overwrite=False)
     (tmp_path / "a" / "metrics.jsonl").write_text("old")

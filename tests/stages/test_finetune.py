@@ -12,7 +12,7 @@ from anatomask.config import FinetuneConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.nn.stunet import STUNet, STUNetConfig, STUNetEncoder
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig, STUNetEncoder
 from anatomask.stages.finetune import build_job, plan
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState

@@ -22,7 +22,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.network import read_network
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.stages.finetune import FinetuneConfig, initialisation
 from anatomask.weights.files import (
     describe_architecture,

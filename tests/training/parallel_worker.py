@@ -20,7 +20,7 @@ from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.base import Method
 from anatomask.methods.byol import BYOLConfig
 from anatomask.methods.masked import MaskedBatch
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.parallel import Workers, distribute

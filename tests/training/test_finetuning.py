@@ -9,7 +9,7 @@ from anatomask.data.augmentation import Augmentation
 from anatomask.data.normalisation import normalise
 from anatomask.data.samples import FinetuningDraw, LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.training.finetuning import FinetuningTask
 from anatomask.training.loop import to_device
 

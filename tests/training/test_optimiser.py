@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.training.optimiser import build_optimiser, parameter_groups
 from anatomask.training.settings import OptimiserConfig
 

@@ -13,7 +13,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.masked import MaskedDraw
-from anatomask.nn.stunet import STUNetConfig
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device
 from anatomask.training.pretraining import PretrainingTask

@@ -17,7 +17,7 @@ from anatomask.data.samples import LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.masked import MaskedDraw
-from anatomask.nn.stunet import STUNetConfig
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device

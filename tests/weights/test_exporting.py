@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.weights.exporting import ENDINGS, export_weights, write_export
 from anatomask.weights.files import describe_architecture, initialise
 from anatomask.weights.foreign import read_foreign_weights

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
-from anatomask.nn.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.weights.files import (
     describe_architecture,
     initialise,
@@ -77,7 +77,19 @@ def test_architecture_survives_json(network: STUNetConfig) -> None:
     assert header["architecture"]["classes"] == 3 and network_of(header) == network
 
 
-@pytest.mark.parametrize("architecture", [None, {"name": "swinunetr"}, {"name": "stunet", "heads": 3}])
+def test_an_architecture_without_a_name_is_an_stunet() -> None:
+    """As headers of older versions have it."""
+    assert network_of({"architecture": {"in_channels": 1, "base": 2, "depth": 1, "widths": None}}) == TINY
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        None,
+        {"name": "unet"},
+        *({"name": "stunet", **bad} for bad in ({"heads": 3}, {"widths": [1, 2, 3]}, {"base": "8"})),
+    ],
+)
 def test_unknown_architectures_are_refused(architecture: dict[str, object] | None) -> None:
     with pytest.raises(UserError, match="architecture"):
         network_of({"architecture": architecture})
@@ -133,7 +145,10 @@ def test_finetuned_network_starts_another_but_for_its_heads() -> None:
 
 
 def test_foreign_architecture_is_refused() -> None:
-    with pytest.raises(UserError, match=r"widths \(4, 8, .* depth 1, the network\s+has widths \(2, "):
+    with pytest.raises(
+        UserError,
+        match=r"widths \(4, 8, .* depth 1, the network\s+has widths \(2, .*set network.base and network.depth",
+    ):
         initialise(STUNet(TINY, 2), _pretrained(STUNetConfig(base=4)))
     with pytest.raises(UserError, match="kind 'unknown'"):
         initialise(STUNet(TINY, 2), Weights({}, {"kind": "unknown", "architecture": describe_architecture(TINY)}))

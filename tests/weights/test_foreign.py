@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from anatomask.errors import UserError
+from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
-from anatomask.nn.stunet import STUNet, STUNetConfig
 from anatomask.weights.files import import_anatomask_checkpoint
 from anatomask.weights.foreign import AUTOENCODER, PUBLISHED_STUNET, read_foreign_weights
 

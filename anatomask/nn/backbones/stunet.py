@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anatomask.nn.backbones.base import BackboneConfig, Encoder, Segmenter
 from anatomask.nn.norm_activation import norm_activation
 from anatomask.nn.recompute import Recomputable
-from anatomask.settings import Settings
 
 STAGE_STRIDES = (1, 2, 2, 2, 2, 1)
 """Stride of each stage relative to the one before."""
 STRIDES = tuple(accumulate(STAGE_STRIDES, mul))
 """Stride of each stage relative to the input: 1, 2, 4, 8, 16, 16."""
-LARGEST_STRIDE = max(STRIDES)
-"""Voxels by which the sides of a crop must be divisible."""
 NEGATIVE_SLOPE = 0.01
 """Slope of the leaky ReLU below zero."""
 
 
 @dataclass(frozen=True)
-class STUNetConfig(Settings):
+class STUNetConfig(BackboneConfig):
     """Size of an STU-Net."""
 
-    in_channels: int = 1
-    """Image channels: 1 for CT, 2 for PET/CT."""
+    name = "stunet"
+    stem = ("encoder.stages.0.0.conv1.weight", "encoder.stages.0.0.shortcut.weight")
+    heads = ("heads",)
+    convolutional = True
+
     base: int = 32
     """Width of the first stage; stages are base x (1, 2, 4, 8, 16, 16) wide."""
     depth: int = 1
@@ -59,14 +61,35 @@ class STUNetConfig(Settings):
         widths = f"base {self.base}" if self.widths is None else f"widths {', '.join(map(str, self.widths))}"
         return f"STU-Net ({widths}, depth {self.depth})"
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the six stages relative to the input."""
+        return STRIDES
 
-def pretrained_stages(patch: int) -> int:
-    """Count the stages that masked pretraining trains when hidden patches are `patch` voxels wide.
+    def encoder(self, stages: int | None = None) -> STUNetEncoder:
+        """Build the contracting path, or its first `stages` stages."""
+        return STUNetEncoder(self, len(STAGE_STRIDES) if stages is None else stages)
 
-    A stage is trained if a patch is at least one voxel wide at its resolution, and if it changes the resolution: four
-    stages (strides 1 to 8) for patches of 8 voxels, five (1 to 16) for those of 16 and 32.
-    """
-    return sum(stride <= patch for stride in STRIDES[:-1])
+    def segmenter(self, classes: int) -> STUNet:
+        """Build the segmentation network."""
+        return STUNet(self, classes)
+
+    def fresh(self, stages: int) -> tuple[str, ...]:
+        """List the stages that are left, and the decoder."""
+        left = range(stages, len(STAGE_STRIDES))
+        return (*(f"encoder.stages.{stage}" for stage in left), "upsample", "decoder", "heads")
+
+    def size(self) -> dict[str, Any]:
+        """Return widths, which base and widths both may give, and depth."""
+        return {"widths": self.stage_widths, "depth": self.depth}
+
+    def pretrained_stages(self, patch: int) -> int:
+        """Count the stages that pretraining trains when hidden patches are `patch` voxels wide.
+
+        A stage is trained if a patch is at least one voxel wide at its resolution, and if it changes the resolution:
+        four stages (strides 1 to 8) for patches of 8 voxels, five (1 to 16) for those of 16 and 32.
+        """
+        return sum(stride <= patch for stride in STRIDES[:-1])
 
 
 SIZES = {
@@ -122,7 +145,7 @@ def _stage(in_channels: int, channels: int, depth: int, stride: int = 1) -> nn.S
     return nn.Sequential(first, *(ResidualBlock(channels, channels) for _ in range(depth - 1)))
 
 
-class STUNetEncoder(nn.Module):
+class STUNetEncoder(Encoder):
     """The contracting path: `stages` = 6 for segmentation, `pretrained_stages` for pretraining."""
 
     def __init__(self, config: STUNetConfig, stages: int = len(STAGE_STRIDES)) -> None:
@@ -146,8 +169,12 @@ class STUNetEncoder(nn.Module):
             maps.append(x)
         return maps
 
+    def parts(self) -> Sequence[nn.Module]:
+        """Return the stages."""
+        return list(self.stages)
 
-class STUNet(nn.Module):
+
+class STUNet(Segmenter):
     """The segmentation network. Its `encoder` has the names of the pretrained one, so stages 1 to 5 match by name."""
 
     def __init__(self, config: STUNetConfig, classes: int) -> None:
@@ -164,16 +191,8 @@ class STUNet(nn.Module):
         self.decoder = nn.ModuleList(_stage(2 * widths[level], widths[level], config.depth) for level in levels)
         self.heads = nn.ModuleList(nn.Conv3d(widths[level], classes + 1, 1) for level in levels)
 
-    def forward(self, volume: Tensor, deep_supervision: bool = True) -> list[Tensor]:
-        """Logits, highest resolution first.
-
-        Args:
-            volume: (B, C, D, H, W), normalised; sides are multiples of 16, from 32 on (one voxel has no variance).
-            deep_supervision: whether every level answers (strides 1, 2, 4, 8, 16), or only the first.
-
-        Returns:
-            Maps (B, classes + 1, D/s, H/s, W/s); channel 0 is the background.
-        """
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        """Logits at strides 1, 2, 4, 8 and 16 of (B, C, D, H, W), whose sides are multiples of 16 from 32 on."""
         *skips, x = self.encoder(volume)
         logits: list[Tensor] = []
         for index, (convolution, stage, head) in enumerate(zip(self.upsample, self.decoder, self.heads, strict=True)):
@@ -181,6 +200,9 @@ class STUNet(nn.Module):
             # A 1x1 convolution and nearest-neighbour upsampling commute: convolving first is 8 times cheaper.
             x = functional.interpolate(convolution(x), size=skip.shape[2:], mode="nearest")
             x = stage(torch.cat((x, skip), dim=1))
-            if deep_supervision or index == len(self.heads) - 1:
-                logits.insert(0, head(x))
+            logits.insert(0, head(x))
         return logits
+
+    def without_loss(self) -> Sequence[nn.Module]:
+        """Return the head of stride 16."""
+        return [self.heads[0]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from anatomask.nn.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNet, STUNetConfig, STUNetEncoder
+from anatomask.nn.backbones.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNet, STUNetConfig, STUNetEncoder
 
 
 def _millions(module: torch.nn.Module) -> float:
@@ -31,8 +31,6 @@ def test_deep_supervision_answers_at_every_level() -> None:
     assert [tuple(level.shape) for level in logits] == [
         (1, 4, 32 // s, 48 // s, 32 // s) for s in (1, 2, 4, 8, 16)
     ]  # fmt: skip
-    (only,) = network(volume, deep_supervision=False)
-    torch.testing.assert_close(only, logits[0])
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -1,0 +1,55 @@
+"""The backbones by name. A new one is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from anatomask.errors import UserError
+from anatomask.nn.backbones.base import BackboneConfig
+from anatomask.plugins import with_extensions
+
+BACKBONES = {
+    "stunet": "anatomask.nn.backbones.stunet.STUNetConfig",
+}
+"""Where the settings of each backbone are. Its file is imported when the backbone is asked for."""
+UNNAMED = "stunet"
+"""Name of the backbone in settings and headers of older versions, which knew this one and did not say it."""
+
+
+def backbone_config(name: str) -> type[BackboneConfig]:
+    """Find the settings of a backbone by its name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    backbones = with_extensions("BACKBONES", BACKBONES)
+    if name not in backbones:
+        raise UserError(
+            f"network {name}: no such network; there are {', '.join(backbones)}, and --plugin FILE.py adds more"
+        )
+    found = backbones[name]
+    if isinstance(found, str):
+        module, _, settings = found.rpartition(".")
+        found = getattr(import_module(module), settings)
+    if not (isinstance(found, type) and issubclass(found, BackboneConfig) and found.name == name):
+        raise UserError(f"network {name}: BACKBONES must name a subclass of BackboneConfig whose name is {name}")
+    return found
+
+
+def backbone_names() -> list[str]:
+    """Return the names of all backbones, those of extensions included."""
+    return list(with_extensions("BACKBONES", BACKBONES))
+
+
+def without_usual_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings as older versions wrote them: a `network` has no name where it is the one of `UNNAMED`."""
+    plain: dict[str, Any] = {}
+    for section, value in settings.items():
+        if isinstance(value, Mapping):
+            value = without_usual_name(value)
+            if section == "network" and value.get("name") == UNNAMED:
+                del value["name"]
+        plain[section] = value
+    return plain

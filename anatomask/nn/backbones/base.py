@@ -1,0 +1,126 @@
+"""What a backbone is: its size, its encoder, and the segmentation network that holds this encoder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from anatomask.settings import Settings
+
+
+@dataclass(frozen=True)
+class BackboneConfig(Settings, ABC):
+    """Size of a backbone, and what follows from it. See docs/backbones.md for an example."""
+
+    name: ClassVar[str]
+    """Name in `--network`, in `config.yaml` and in the weights' header."""
+    stem: ClassVar[tuple[str, ...]]
+    """Names of the segmentation network's tensors that read the image: (width, in_channels, ...) each."""
+    heads: ClassVar[tuple[str, ...]]
+    """Beginnings, up to a dot, of the names of the tensors that belong to the classes of one data set."""
+    convolutional: ClassVar[bool] = False
+    """Whether the encoder is a chain of stages that can be cut short and computed on visible patches alone."""
+
+    in_channels: int = 1
+    """Image channels: 1 for CT, 2 for PET/CT."""
+
+    @property
+    @abstractmethod
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the encoder's maps relative to the input, one per stage."""
+
+    @abstractmethod
+    def label(self) -> str:
+        """Return the name in tables."""
+
+    @abstractmethod
+    def encoder(self, stages: int | None = None) -> Encoder:
+        """Build the encoder, with fresh weights; `stages` counts those that are built. Default: all."""
+
+    @abstractmethod
+    def segmenter(self, classes: int) -> Segmenter:
+        """Build the segmentation network, with fresh weights.
+
+        Its `encoder` has the names of the encoder alone. `classes` counts the structures; the background is one output
+        more.
+        """
+
+    @abstractmethod
+    def fresh(self, stages: int) -> tuple[str, ...]:
+        """List the beginnings of the segmentation network's names that an encoder of `stages` stages leaves fresh."""
+
+    def size(self) -> dict[str, Any]:
+        """Return the fields that two networks must share for weights to fit, apart from the image channels."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "in_channels"}
+
+    def pretrained_stages(self, patch: int) -> int:
+        """Count the stages that pretraining trains when hidden patches are `patch` voxels wide.
+
+        A stage is trained if a patch is at least one voxel wide at its resolution.
+        """
+        return sum(stride <= patch for stride in self.strides)
+
+    def check_crop(self, size: Sequence[int], stages: int | None = None) -> None:
+        """Check that an encoder of `stages` stages (default: all) takes crops of `size` voxels.
+
+        Raises:
+            ValueError: a side is no multiple of the largest stride, or the coarsest map is a single voxel, over which
+                no variance can be taken.
+        """
+        stride = max(self.strides[:stages])
+        if any(edge % stride for edge in size) or all(edge <= stride for edge in size):
+            raise ValueError(
+                f"loader.patch_size {tuple(size)} must be three multiples of {stride}, not all of them {stride}, for "
+                f"the network {self.name}: {self.fitting_crop(size)} is"
+            )
+
+    def fitting_crop(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """Return the smallest crop from `size` voxels on that the segmentation network takes."""
+        stride = max(self.strides)
+        d, h, w = (-(-edge // stride) * stride for edge in size)
+        return (d, h, w) if max(d, h, w) > stride else (2 * stride, 2 * stride, 2 * stride)
+
+
+class Encoder(nn.Module, ABC):
+    """The part of a backbone that pretraining trains."""
+
+    widths: tuple[int, ...]
+    """Channels of each map."""
+    strides: tuple[int, ...]
+    """Stride of each map relative to the input."""
+
+    @abstractmethod
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        """(B, C, D, H, W) to one map (B, width, D/stride, H/stride, W/stride) per stage, highest resolution first."""
+
+    @abstractmethod
+    def parts(self) -> Sequence[nn.Module]:
+        """Return parts that together hold every parameter, from the input on: each may learn slower than the next."""
+
+
+class Segmenter(nn.Module, ABC):
+    """A segmentation network."""
+
+    config: BackboneConfig
+    classes: int
+    """Number of structures; the background is one output more."""
+    encoder: Encoder
+
+    @abstractmethod
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        """Logits of every level that is supervised, highest resolution first.
+
+        Args:
+            volume: (B, C, D, H, W), normalised; sides are as `BackboneConfig.check_crop` wants them.
+
+        Returns:
+            Maps (B, classes + 1, D/s, H/s, W/s), the first with s = 1; channel 0 is the background.
+        """
+
+    def without_loss(self) -> Sequence[nn.Module]:
+        """Return what only the coarsest of several levels reads, whose loss has weight 0. Default: nothing."""
+        return ()
