@@ -65,7 +65,7 @@ def prepare_case(
             for their scheme, every voxel of every channel is the same, or the label holds a value that is not a
             class. The message names the file.
     """
-    _require_memory(raw, spacing, memory)
+    require_memory(str(raw.images[0].path), shared_grid(raw), spacing, len(raw.images), memory)
     volumes, affine = read_images(raw.images)
     original_shape = volumes[0].shape
     label = None
@@ -73,45 +73,84 @@ def prepare_case(
         voxels = read_label(raw.label, raw.images[0].path, original_shape, affine)
         refuse_unknown(raw.label.path, voxels, classes)
         label = voxels.astype(np.uint8)
-    if all(volume.min() == volume.max() for volume in volumes):
-        value = float(volumes[0].flat[0])
-        raise UserError(f"{raw.images[0].path} is {value:g} in every voxel: no scan; convert it again or leave it out")
-    for image, volume, scheme in zip(raw.images, volumes, schemes, strict=True):
-        _fits(image.path, volume, scheme)
-
-    to_ras = nib.io_orientation(affine)
-    ras_affine = affine @ orientations.inv_ornt_aff(to_ras, original_shape)
-    oriented = [orientations.apply_orientation(volume, to_ras) for volume in volumes]
-    shape = oriented[0].shape
-    own_spacing = nib.affines.voxel_sizes(ras_affine)
-    new_shape, separate = target_shape(shape, own_spacing, spacing), separate_axis(own_spacing, spacing)
+    check_voxels([str(image.path) for image in raw.images], volumes, schemes)
+    target = target_grid(original_shape, affine, spacing)
     if label is not None:
-        resampled_label = resample_label(orientations.apply_orientation(label, to_ras), new_shape, separate)
+        oriented = orientations.apply_orientation(label, target.to_ras)
+        resampled_label = resample_label(oriented, target.shape, target.separate)
     return PreparedCase(
         case=raw.case,
         patient=raw.patient,
-        images=tuple(
-            to_stored_type(_resample(volume, new_shape, scheme, separate), scheme)
-            for volume, scheme in zip(oriented, schemes, strict=True)
-        ),
+        images=resample_images(volumes, schemes, target),
         schemes=tuple(schemes),
         label=None if label is None else resampled_label,
-        affine=resampled_affine(ras_affine, shape, new_shape),
+        affine=target.affine,
         original_shape=triple(original_shape, int),
         original_affine=affine,
         original_label=label,
     )
 
 
-def _require_memory(raw: RawCase, spacing: Sequence[float], memory: int | None) -> None:
-    """Tell from headers what preparing a case takes. Raises as `prepare_case`, TooLarge and for grids that differ."""
-    grid = shared_grid(raw)
+@dataclass(frozen=True)
+class TargetGrid:
+    """The grid to which a scan is resampled."""
+
+    to_ras: np.ndarray
+    """(3, 2) orientation, as of nibabel, that turns the scan's axes to RAS."""
+    shape: tuple[int, int, int]
+    """Voxels in RAS axes."""
+    separate: int | None
+    """RAS axis of thick slices, which are resampled one by one."""
+    affine: np.ndarray
+    """(4, 4) voxel indices to mm."""
+
+
+def target_grid(shape: Sequence[int], affine: np.ndarray, spacing: Sequence[float]) -> TargetGrid:
+    """Find the grid of `spacing` mm (R, A, S) that covers a scan of `shape` voxels in its own axes."""
+    to_ras = nib.io_orientation(affine)
+    ras_affine = affine @ orientations.inv_ornt_aff(to_ras, shape)
+    own = ras_grid(shape, affine)
+    new_shape = triple(target_shape(own.shape, own.spacing, spacing), int)
+    resampled = resampled_affine(ras_affine, own.shape, new_shape)
+    return TargetGrid(to_ras, new_shape, separate_axis(own.spacing, spacing), resampled)
+
+
+def resample_images(
+    volumes: Sequence[np.ndarray], schemes: Sequence[Scheme], target: TargetGrid
+) -> tuple[np.ndarray, ...]:
+    """Turn channels (D, H, W) to RAS axes, resample them by cubic splines, and store them by their schemes."""
+    oriented = [orientations.apply_orientation(volume, target.to_ras) for volume in volumes]
+    return tuple(
+        to_stored_type(_resample(volume, target.shape, scheme, target.separate), scheme)
+        for volume, scheme in zip(oriented, schemes, strict=True)
+    )
+
+
+def check_voxels(names: Sequence[str], volumes: Sequence[np.ndarray], schemes: Sequence[Scheme]) -> None:
+    """Check that channels hold a scan, and values that their schemes can keep.
+
+    Raises:
+        UserError: every voxel of every channel is the same, or a value is too large; the message uses `names`.
+    """
+    if all(volume.min() == volume.max() for volume in volumes):
+        value = float(volumes[0].flat[0])
+        raise UserError(f"{names[0]} is {value:g} in every voxel: no scan; convert it again or leave it out")
+    for name, volume, scheme in zip(names, volumes, schemes, strict=True):
+        _fits(name, volume, scheme)
+
+
+def require_memory(name: str, grid: Grid, spacing: Sequence[float], channels: int, memory: int | None = None) -> None:
+    """Check that a scan can be resampled to `spacing` mm in `memory` bytes. Default: what the machine has free.
+
+    Raises:
+        TooLarge: it takes more; the message uses `name`.
+    """
     new_shape = target_shape(grid.shape, grid.spacing, spacing)
-    needs = bytes_to_prepare(grid.shape, new_shape, len(raw.images))
+    needs = bytes_to_prepare(grid.shape, new_shape, channels)
     limit = available_memory() if memory is None else memory
     if needs > limit:
         raise TooLarge(
-            f"{raw.images[0].path} has {product(grid.shape)} voxels of {product(grid.spacing)} mm, which become "
+            f"{name} has {product(grid.shape)} voxels of {product(grid.spacing)} mm, which become "
             f"{product(new_shape)} of {product(spacing)} mm",
             needs,
             limit,
@@ -158,7 +197,7 @@ def shared_grid(raw: RawCase) -> Grid:
     shape, affine = first.grid(first.path)
     for image in raw.images[1:]:
         same_grid(image.path, *image.grid(image.path), first.path, shape, affine)
-    return _in_ras(shape, affine)
+    return ras_grid(shape, affine)
 
 
 def grid_of(image: RawImage) -> Grid:
@@ -167,10 +206,11 @@ def grid_of(image: RawImage) -> Grid:
     Raises:
         UserError: as `RawImage.grid`.
     """
-    return _in_ras(*image.grid(image.path))
+    return ras_grid(*image.grid(image.path))
 
 
-def _in_ras(stored_shape: Sequence[int], affine: np.ndarray) -> Grid:
+def ras_grid(stored_shape: Sequence[int], affine: np.ndarray) -> Grid:
+    """Find the grid in RAS axes of a scan of `stored_shape` voxels in its own axes."""
     to_ras = nib.io_orientation(affine)
     ras_affine = affine @ orientations.inv_ornt_aff(to_ras, stored_shape)
     shape = [0, 0, 0]
@@ -224,11 +264,11 @@ def largest(volume: np.ndarray) -> float:
     return max(-float(volume.min()), float(volume.max()))  # np.abs overflows for the smallest integer
 
 
-def _fits(path: Path, volume: np.ndarray, scheme: Scheme) -> None:
+def _fits(name: str, volume: np.ndarray, scheme: Scheme) -> None:
     """Refuse values that cannot be kept."""
     if largest(volume) > LARGEST[scheme]:
         raise UserError(
-            f"{path} has values beyond ±{LARGEST[scheme]:g}, which normalisation {scheme} cannot keep; "
+            f"{name} has values beyond ±{LARGEST[scheme]:g}, which normalisation {scheme} cannot keep; "
             "repair it, or choose zscore for this channel (--preprocess.normalisation)"
         )
 

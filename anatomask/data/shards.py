@@ -31,12 +31,12 @@ from anatomask.data.bricks import (
     unpack,
     value_of,
 )
-from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme, body_voxels
+from anatomask.data.fingerprint import Fingerprint, Histogram
 from anatomask.data.index import REMEDY, read_index
+from anatomask.data.intensities import describe_channel, normalisation_rows
 from anatomask.data.nifti import UNREADABLE, reason
 from anatomask.data.records import (
     CaseRecord,
-    ChannelRecord,
     DatasetInfo,
     PreparedCase,
     affine_rows,
@@ -86,7 +86,7 @@ def write_case(root: Root, prepared: PreparedCase, brick: int, codec: Codec) -> 
         brick=brick,
         codec=codec,
         class_bricks={} if prepared.label is None else class_bricks(prepared.label, parts),
-        channels=tuple(map(_describe, prepared.images, prepared.schemes)),
+        channels=tuple(map(describe_channel, prepared.images, prepared.schemes)),
     )
     columns = {f"image_{c}": [pack(image[part], codec) for part in parts] for c, image in enumerate(prepared.images)}
     label = prepared.label
@@ -276,22 +276,8 @@ class PreparedDataset:
         return triple(inside[rng.integers(len(inside))] + [part.start for part in slab], int)
 
     def normalisation(self, case: str) -> np.ndarray:
-        """(C, 4) float32: low, high, mean, std per channel. The device computes (clamp(x, low, high) - mean) / std.
-
-        "ct" and "quantitative" use the data set's fingerprint; "zscore" does not clip and uses the case's own mean and
-        std; "none" changes nothing.
-        """
-        rows = []
-        for scheme, channel, own in zip(
-            self.info.schemes, self.fingerprint.channels, self._record(case).channels, strict=True
-        ):
-            if scheme in ("ct", "quantitative"):
-                rows.append((channel.percentile_00_5, channel.percentile_99_5, channel.mean, max(channel.std, 1e-8)))
-            elif scheme == "zscore":
-                rows.append((-np.inf, np.inf, own.mean, max(own.std, 1e-8)))
-            else:
-                rows.append((-np.inf, np.inf, 0.0, 1.0))
-        return np.array(rows, np.float32)
+        """List what normalises a case: (C, 4) float32, low, high, mean, std per channel; see `normalisation_rows`."""
+        return normalisation_rows(self.info.schemes, self.fingerprint, self._record(case).channels)
 
     def original_label(self, case: str) -> nib.Nifti1Image:
         """The label map on the source's grid and affine.
@@ -367,8 +353,3 @@ class PreparedDataset:
 def _damaged(storage: Storage, case: str, error: BaseException) -> UserError:
     path = storage.show(case_path(case))
     return UserError(f"{path} is damaged: {reason(error)}; delete it and run `anatomask prepare` again")
-
-
-def _describe(image: np.ndarray, scheme: Scheme) -> ChannelRecord:
-    body = body_voxels(image, scheme).astype(np.float64)
-    return ChannelRecord(str(image.dtype), float(image.min()), float(body.mean()), float(body.std()))

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
-from torch import nn
 
+from anatomask.data.scans import prepared_scan
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.evaluation.inference import predict_case
 from anatomask.evaluation.metrics import score_classes
-from anatomask.evaluation.network import build_network
+from anatomask.evaluation.predictor import Predictor
 from anatomask.evaluation.results import PREDICTIONS, CaseScore, to_csv
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.weights.tensor_files import Weights
@@ -41,12 +38,7 @@ class Evaluation:
             UserError: as `evaluate_case`, or the weights do not fit their header.
             OSError: the folder cannot be written.
         """
-        network = build_network(weights).to(device)
-        header = weights.header
-        axes = mirror_axes(header, self.inference)
-        result = evaluate_case(
-            network, self.dataset, case, header["patch_size"], axes, self.inference, device, self.run
-        )
+        result = evaluate_case(Predictor.of(weights, self.inference, device), self.dataset, case, self.run)
         compressed = gzip.compress(result.prediction.to_bytes(), compresslevel=3, mtime=0)
         self.folder.write(f"{PREDICTIONS}/{case}.nii.gz", compressed)
         self.folder.write(f"{PREDICTIONS}/{case}.csv", to_csv(result.rows).encode())
@@ -62,27 +54,13 @@ class CaseResult:
     """One per class of the data set, by class id."""
 
 
-def mirror_axes(header: Mapping[str, Any], inference: InferenceConfig) -> list[int]:
-    """The axes to mirror in inference: those of the training, or none where the settings say so."""
-    return list(header["mirror_axes"]) if inference.mirror else []
-
-
-def evaluate_case(
-    network: nn.Module,
-    dataset: PreparedDataset,
-    case: str,
-    patch_size: Sequence[int],
-    mirror_axes: Sequence[int],
-    config: InferenceConfig,
-    device: torch.device,
-    run: str,
-) -> CaseResult:
+def evaluate_case(predictor: Predictor, dataset: PreparedDataset, case: str, run: str) -> CaseResult:
     """Predict a case and score it with the data set's NSD tolerances; `run` is the name in the rows.
 
     Raises UserError when the case has no usable ground truth, or the network's output is not finite.
     """
     truth = _ground_truth(dataset, case)  # first: inference takes minutes, a broken label shows at once
-    prediction = predict_case(network, dataset, case, patch_size, mirror_axes, config, device)
+    prediction = predictor.label_map(prepared_scan(dataset, case))
     spacing = nib.affines.voxel_sizes(prediction.affine)
     scores = score_classes(np.asarray(prediction.dataobj), truth, spacing, dataset.nsd_tolerance)
     rows = [

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.inference import logits_bytes
+from anatomask.evaluation.windows import logits_bytes
 
 CPUS_PER_CASE = 4
 """Most CPU threads of a task: more hardly speed up a window, and further cores take further cases."""

@@ -24,12 +24,13 @@ from anatomask.config import EvaluateConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.evaluation.case import Evaluation, mirror_axes
-from anatomask.evaluation.inference import logits_bytes, window_count
+from anatomask.evaluation.case import Evaluation
 from anatomask.evaluation.network import match_dataset, read_network
 from anatomask.evaluation.placement import largest_need, place
+from anatomask.evaluation.predictor import mirror_axes
 from anatomask.evaluation.results import CASES_FILE, PREDICTIONS, SUMMARY_FILE, to_csv
 from anatomask.evaluation.summary import summary_of
+from anatomask.evaluation.windows import logits_bytes, window_count
 from anatomask.reports.tables import verdict
 from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, finished_cases, read_scores
 from anatomask.terminal.progress import outages_told, progress_bar

@@ -19,7 +19,8 @@ from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.evaluation.inference import validation_dice
+from anatomask.evaluation.predictor import Predictor
+from anatomask.evaluation.validation import validation_dice
 from anatomask.nn.backbones.base import Segmenter
 from anatomask.runs.folder import run_folder
 from anatomask.stages.jobs import refuse_here, require_memory_here, run_job
@@ -179,7 +180,9 @@ def validate(
     network: nn.Module, device: torch.device, *, dataset: PreparedDataset, cases: Sequence[str], config: FinetuneConfig
 ) -> Mapping[str, float]:
     """Mean DSC of each class that the validation cases hold, without mirroring."""
-    dice = validation_dice(network, dataset, cases, config.loader.patch_size, config.inference, device)
+    classes = len(dataset.class_names)
+    predictor = Predictor(network, config.loader.patch_size, classes, inference=config.inference, device=device)
+    dice = validation_dice(predictor, dataset, cases)
     return {dataset.class_names[number]: value for number, value in dice.items() if not math.isnan(value)}
 
 

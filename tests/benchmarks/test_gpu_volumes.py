@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from torch import Tensor
 from anatomask.data.body import body_bounds, body_shares
 from anatomask.data.crops import flip
 from anatomask.data.samples import centred_origin, random_origin, stored_crop
+from anatomask.data.scans import PreparedScan, prepared_scan
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.inference import predict_logits
 from anatomask.evaluation.metrics import dice_scores
+from anatomask.evaluation.predictor import Predictor
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 
@@ -164,9 +166,8 @@ def test_whole_scans_are_predicted_as_by_the_project(head: PreparedDataset, volu
     torch.manual_seed(0)
     network = STUNet(STUNetConfig(base=2), 5)
     mine = logits(network, volumes, 0, 64, overlap, "fp32")
-    head_of_levels = LevelsOf(head)
-    config = InferenceConfig(overlap=overlap, mirror=False)
-    theirs = predict_logits(network, head_of_levels, "one", (64, 64, 64), (), config, CPU)  # type: ignore[arg-type]
+    scan = with_packed_levels(prepared_scan(head, "one"))
+    theirs = Predictor(network, (64, 64, 64), 5, inference=InferenceConfig(overlap=overlap)).logits(scan.volume)
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
     _, label = head.read_volume("one", label=True)
     assert label is not None
@@ -175,16 +176,7 @@ def test_whole_scans_are_predicted_as_by_the_project(head: PreparedDataset, volu
     assert dice(predicted, torch.from_numpy(label), 5) == pytest.approx(scores, rel=1e-6)
 
 
-class LevelsOf:
-    """A data set whose HU are those that packing keeps."""
-
-    def __init__(self, dataset: PreparedDataset) -> None:
-        self.dataset = dataset
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.dataset, name)
-
-    def read_crop(self, *arguments: object, **flags: object) -> tuple[np.ndarray, np.ndarray | None]:
-        image, label = self.dataset.read_crop(*arguments, **flags)  # type: ignore[arg-type]
-        beyond = image == image.min()  # padding is not quantised
-        return np.where(beyond, image, LEVELS[encode(image)]), label
+def with_packed_levels(scan: PreparedScan) -> PreparedScan:
+    """The scan with the HU that packing keeps; its minimum, which pads it, is not quantised."""
+    lowest = scan.stored == scan.stored.min()
+    return replace(scan, stored=np.where(lowest, scan.stored, LEVELS[encode(scan.stored)]))

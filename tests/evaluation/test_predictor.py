@@ -12,19 +12,14 @@ from monai.data.utils import dense_patch_slices
 from monai.inferers.utils import _get_scan_interval
 from torch import Tensor, nn
 
+from anatomask.data.scans import prepared_scan
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.inference import (
-    _mirrored,
-    _stitching_device,
-    logits_bytes,
-    predict_case,
-    predict_logits,
-    validation_dice,
-    window_count,
-)
 from anatomask.evaluation.metrics import dice_scores
+from anatomask.evaluation.predictor import Predictor, _mirrored, _stitching_device
 from anatomask.evaluation.settings import InferenceConfig
+from anatomask.evaluation.validation import validation_dice
+from anatomask.evaluation.windows import logits_bytes, window_count
 
 CPU = torch.device("cpu")
 PLAIN = InferenceConfig(mirror=False)
@@ -33,6 +28,17 @@ PATCH = (16, 16, 16)
 MakeDataset = Callable[..., PreparedDataset]
 Blobs = Callable[[Sequence[int]], np.ndarray]
 Oriented = Callable[[np.ndarray, Sequence[float], str], nib.Nifti1Image]
+
+
+def predict_logits(
+    network: nn.Module, dataset: PreparedDataset, case: str, axes: Sequence[int] = (), device: torch.device = CPU
+) -> Tensor:
+    scan = prepared_scan(dataset, case)
+    return Predictor(network, PATCH, 2, axes, PLAIN, device).logits(scan.normalised(device), scan.name)
+
+
+def predict_case(network: nn.Module, dataset: PreparedDataset, case: str, axes: Sequence[int] = ()) -> nib.Nifti1Image:
+    return Predictor(network, PATCH, 2, axes, PLAIN).label_map(prepared_scan(dataset, case))
 
 
 class IntensityNetwork(nn.Module):
@@ -59,7 +65,7 @@ def test_the_prediction_lies_on_the_source_grid(
     """Flipped and permuted axes, anisotropic voxels, a volume that windows do not divide: the label comes back."""
     truth, spacing = blobs((30, 21, 25)), (1.5, 2.0, 4.0)
     dataset = make_dataset({"a": truth}, spacing, codes)
-    prediction = predict_case(IntensityNetwork(), dataset, "a", PATCH, (0, 1, 2) if mirror else (), PLAIN, CPU)
+    prediction = predict_case(IntensityNetwork(), dataset, "a", (0, 1, 2) if mirror else ())
     source = oriented_image(truth, spacing, codes)
     assert prediction.get_data_dtype() == np.uint8
     np.testing.assert_allclose(prediction.affine, source.affine, atol=1e-4)
@@ -73,7 +79,7 @@ def test_the_prediction_is_resampled_to_the_source_spacing(
     truth, spacing = blobs((40, 33, 21)), (1.5, 2.0, 4.0)
     dataset = make_dataset({"a": truth}, spacing, codes, target=(2.5, 2.5, 2.5))
     assert dataset.records["a"].shape != truth.shape
-    prediction = predict_case(IntensityNetwork(), dataset, "a", PATCH, (), PLAIN, CPU)
+    prediction = predict_case(IntensityNetwork(), dataset, "a")
     source = np.asarray(oriented_image(truth, spacing, codes).dataobj)
     assert prediction.shape == source.shape
     assert min(dice_scores(np.asarray(prediction.dataobj), source, (1,)).values()) > 0.95
@@ -91,7 +97,7 @@ def test_a_scan_smaller_than_the_patch_is_padded_as_in_training(make_dataset: Ma
     label = blobs((12, 20, 9))
     label[label == 0] = 1  # no background voxel: the minimum is 100
     dataset = make_dataset({"a": label})
-    logits = predict_logits(Recorder(), dataset, "a", PATCH, (), PLAIN, CPU)
+    logits = predict_logits(Recorder(), dataset, "a")
     assert logits.shape == (3, 12, 20, 9)
     np.testing.assert_array_equal(logits.argmax(0).numpy(), label)
     assert all(window.shape[2:] == PATCH for window in seen)
@@ -100,9 +106,9 @@ def test_a_scan_smaller_than_the_patch_is_padded_as_in_training(make_dataset: Ma
 
 def test_mirroring_averages_over_all_axes(make_dataset: MakeDataset, blobs: Blobs) -> None:
     dataset = make_dataset({"a": blobs(PATCH)})
-    plain = predict_logits(LeftRightNetwork(), dataset, "a", PATCH, (), PLAIN, CPU)
+    plain = predict_logits(LeftRightNetwork(), dataset, "a")
     assert float(plain[1].abs().max()) > 0.9
-    mirrored = predict_logits(LeftRightNetwork(), dataset, "a", PATCH, (0,), PLAIN, CPU)
+    mirrored = predict_logits(LeftRightNetwork(), dataset, "a", (0,))
     assert float(mirrored[1].abs().max()) < 1e-5
 
 
@@ -116,7 +122,7 @@ def test_windows_are_normalised_on_the_device(make_dataset: MakeDataset, blobs: 
     object.__setattr__(channel, "percentile_99_5", 150.0)
     object.__setattr__(channel, "mean", 50.0)
     object.__setattr__(channel, "std", 25.0)
-    logits = predict_logits(Echo(), dataset, "a", PATCH, (), PLAIN, CPU)
+    logits = predict_logits(Echo(), dataset, "a")
     image, _ = dataset.read_volume("a", label=False)
     expected = (np.clip(image.astype(float), -1000, 150) - 50) / 25
     np.testing.assert_allclose(logits.numpy(), expected, atol=1e-5)
@@ -129,7 +135,7 @@ def test_the_network_keeps_its_mode(make_dataset: MakeDataset, blobs: Blobs) -> 
             return super().forward(windows)
 
     network = Mode().train()
-    predict_logits(network, make_dataset({"a": blobs(PATCH)}), "a", PATCH, (), PLAIN, CPU)
+    predict_logits(network, make_dataset({"a": blobs(PATCH)}), "a")
     assert network.training
 
 
@@ -139,7 +145,7 @@ def test_a_prediction_that_is_not_finite_names_the_case(make_dataset: MakeDatase
             return [torch.full((len(windows), 3, *windows.shape[2:]), math.nan)]
 
     with pytest.raises(UserError, match=r"case a: .*not finite"):
-        predict_logits(Broken(), make_dataset({"a": blobs(PATCH)}), "a", PATCH, (), PLAIN, CPU)
+        predict_logits(Broken(), make_dataset({"a": blobs(PATCH)}), "a")
 
 
 def test_validation_is_the_mean_over_the_cases_that_hold_a_class(make_dataset: MakeDataset, blobs: Blobs) -> None:
@@ -154,10 +160,10 @@ def test_validation_is_the_mean_over_the_cases_that_hold_a_class(make_dataset: M
             return [logits if float(windows.max()) > 150 else logits[:, [1, 0, 2]]]
 
     dataset = make_dataset({"a": both, "b": missed})
-    patch = (32, 32, 32)
-    scores = validation_dice(Half(), dataset, ["a", "b"], patch, PLAIN, CPU)
+    predictor = Predictor(Half(), (32, 32, 32), 2, inference=PLAIN)
+    scores = validation_dice(predictor, dataset, ["a", "b"])
     assert scores == pytest.approx({1: 0.5, 2: 1.0}, abs=0.01)
-    assert math.isnan(validation_dice(Half(), dataset, ["b"], patch, PLAIN, CPU)[2])
+    assert math.isnan(validation_dice(predictor, dataset, ["b"])[2])
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.7])
@@ -176,7 +182,7 @@ def test_settings_out_of_range_are_named(field: str, value: float) -> None:
 
 def test_a_prediction_reads_back_as_nifti(make_dataset: MakeDataset, tmp_path: Path, blobs: Blobs) -> None:
     dataset = make_dataset({"a": blobs((18, 20, 17))}, (1.0, 2.0, 3.0), "LPS")
-    nib.save(predict_case(IntensityNetwork(), dataset, "a", PATCH, (), PLAIN, CPU), tmp_path / "p.nii.gz")
+    nib.save(predict_case(IntensityNetwork(), dataset, "a"), tmp_path / "p.nii.gz")
     truth = dataset.original_label("a")
     read = nib.load(tmp_path / "p.nii.gz")
     np.testing.assert_allclose(read.affine, truth.affine, atol=1e-4)
@@ -201,9 +207,9 @@ def test_the_device_of_the_logits_does_not_change_them(
             return [torch.cat((windows, -windows, windows**2), 1)]
 
     dataset, gpu = make_dataset({"a": blobs((30, 21, 25))}), torch.device("cuda")
-    there = predict_logits(Sharpen(), dataset, "a", PATCH, (0, 1, 2), PLAIN, gpu)
+    there = predict_logits(Sharpen(), dataset, "a", (0, 1, 2), gpu)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
-    here = predict_logits(Sharpen(), dataset, "a", PATCH, (0, 1, 2), PLAIN, gpu)
+    here = predict_logits(Sharpen(), dataset, "a", (0, 1, 2), gpu)
     assert (there.device.type, here.device.type) == ("cuda", "cpu")
     torch.testing.assert_close(here, there.cpu())
 
@@ -216,7 +222,7 @@ def test_one_class_that_is_not_finite_is_found(make_dataset: MakeDataset, blobs:
             return [logits]
 
     with pytest.raises(UserError, match="not finite"):
-        predict_logits(OneBadVoxel(), make_dataset({"a": blobs(PATCH)}), "a", PATCH, (), PLAIN, CPU)
+        predict_logits(OneBadVoxel(), make_dataset({"a": blobs(PATCH)}), "a")
 
 
 def test_mirrorings_are_summed_without_touching_the_windows() -> None:

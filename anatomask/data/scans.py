@@ -1,0 +1,149 @@
+"""Scans in memory: as they came, and prepared for a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor
+
+from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme
+from anatomask.data.intensities import describe_channel, normalisation_rows
+from anatomask.data.normalisation import normalise
+from anatomask.data.preprocess import (
+    check_voxels,
+    ras_grid,
+    read_images,
+    require_memory,
+    resample_images,
+    target_grid,
+)
+from anatomask.data.records import triple
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import UserError
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan as its files hold it."""
+
+    voxels: np.ndarray
+    """(C, D, H, W), a channel per file, axes as nibabel reads them; CT in HU."""
+    affine: np.ndarray
+    """(4, 4) voxel indices to mm, right-anterior-superior."""
+    name: str = "the scan"
+    """What messages call it."""
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along D, H, W."""
+        return triple(nib.affines.voxel_sizes(self.affine), float)
+
+
+@dataclass(frozen=True)
+class PreparedScan:
+    """A scan at a network's spacing, in RAS axes, and what normalises it. No voxel is normalised before it is asked."""
+
+    stored: np.ndarray
+    """(C, D, H, W) as `prepare` stores it: CT whole HU."""
+    schemes: tuple[Scheme, ...]
+    """Per channel: what its values are."""
+    normalisation: np.ndarray
+    """(C, 4) float32: low, high, mean, std; see `normalisation_rows`."""
+    affine: np.ndarray
+    """(4, 4) voxel indices of the prepared scan to mm, RAS."""
+    original_shape: tuple[int, int, int]
+    """Voxels (D, H, W) of the scan as it came."""
+    original_affine: np.ndarray
+    """(4, 4) of the scan as it came."""
+    name: str = "the scan"
+    """What messages call it."""
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm (R, A, S); it differs from the network's by rounding to whole voxels."""
+        return triple(nib.affines.voxel_sizes(self.affine), float)
+
+    @property
+    def volume(self) -> Tensor:
+        """What a network reads: (C, D, H, W) float32 on the CPU, normalised."""
+        return self.normalised(torch.device("cpu"))
+
+    def normalised(self, device: torch.device) -> Tensor:
+        """Normalise the voxels on a device: (C, D, H, W) float32."""
+        return normalise(torch.from_numpy(self.stored).to(device), torch.from_numpy(self.normalisation).to(device))
+
+    def otsu_threshold(self, channel: int) -> float:
+        """Otsu's threshold of one channel, in stored units."""
+        return Histogram.of(self.stored[channel]).otsu_threshold()
+
+
+def read_files(paths: Sequence[Path]) -> Scan:
+    """Read a scan of one NIfTI file per channel, all on one grid.
+
+    Raises:
+        UserError: a file is missing, damaged, not 3-D or not finite, or the files' grids differ; the message names it.
+    """
+    from anatomask.data.datasets.base import nifti_image
+
+    volumes, affine = read_images([nifti_image(path) for path in paths])
+    return Scan(np.stack(volumes), affine, str(paths[0]))
+
+
+def prepare(scan: Scan, header: Mapping[str, Any], memory: int | None = None) -> PreparedScan:
+    """Resample a scan to the spacing of a network's training data, and find what normalises it as they were.
+
+    The same as `anatomask prepare` does, and so what `anatomask evaluate` predicts from.
+
+    Args:
+        scan: as it came.
+        header: of the weights; its `spacing` (mm) and `fingerprint` are used.
+        memory: bytes that it may take at its peak. Default: what the machine has free.
+
+    Raises:
+        UserError: the channels are not as many as the network's, all voxels are the same, or values are too large for
+            their scheme.
+        TooLarge: resampling would take more memory.
+    """
+    fingerprint = Fingerprint.from_dict(header["fingerprint"])
+    schemes = tuple(channel.scheme for channel in fingerprint.channels)
+    if len(scan.voxels) != len(schemes):
+        wanted = ", ".join(channel.name for channel in fingerprint.channels)
+        raise UserError(
+            f"{scan.name} has {len(scan.voxels)} channels, the network reads {len(schemes)} ({wanted}); "
+            "give one file per channel, in this order"
+        )
+    names = [scan.name] * len(schemes)
+    original = triple(scan.voxels.shape[1:], int)
+    require_memory(scan.name, ras_grid(original, scan.affine), header["spacing"], len(schemes), memory)
+    volumes = list(scan.voxels)
+    check_voxels(names, volumes, schemes)
+    grid = target_grid(original, scan.affine, header["spacing"])
+    images = resample_images(volumes, schemes, grid)
+    channels = [describe_channel(image, scheme) for image, scheme in zip(images, schemes, strict=True)]
+    rows = normalisation_rows(schemes, fingerprint, channels)
+    return PreparedScan(_stacked(images), schemes, rows, grid.affine, original, scan.affine, scan.name)
+
+
+def prepared_scan(dataset: PreparedDataset, case: str) -> PreparedScan:
+    """Read a case of a prepared data set, which is normalised by the data set's fingerprint.
+
+    Raises:
+        UserError: as `PreparedDataset.read_crop`.
+    """
+    stored, _ = dataset.read_volume(case, label=False)
+    record = dataset.records[case]
+    affine, original = np.asarray(record.affine), np.asarray(record.original_affine)
+    rows = dataset.normalisation(case)
+    return PreparedScan(stored, dataset.info.schemes, rows, affine, record.original_shape, original, f"case {case}")
+
+
+def _stacked(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Channels in one array, of their type if they agree, else float32, as a prepared data set reads them."""
+    same = len({image.dtype for image in images}) == 1
+    return np.stack([image if same else image.astype(np.float32) for image in images])
