@@ -6,7 +6,7 @@ from anatomask.sweeps.space import Search
 
 
 def suggest(trial: optuna.Trial) -> None:
-    """The fields and their ranges."""
+    """Return the fields and their ranges."""
     trial.suggest_float("method.mask_ratio", 0.4, 0.9)
     trial.suggest_float("method.r0", 0.0, 1.0)
     trial.suggest_float("method.rT", 0.0, 1.0)

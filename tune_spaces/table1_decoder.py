@@ -1,6 +1,6 @@
 """Table 1 of the paper: the simple and the hierarchical decoder, under random masks and under AnatoMask's.
 
-All else is equal in the four trials, learning rate included (the published SparK baseline took twice AnatoMask's).
+The four trials are otherwise equal, learning rate included (the published SparK baseline took twice AnatoMask's).
 """
 
 from anatomask.sweeps.space import grid

@@ -7,7 +7,7 @@ HARD_TO_EASY = {"method.r0": 0.5, "method.rT": 0.0}
 
 
 def row(masking: str, teacher: str, significance: str, dynamics: dict[str, float]) -> dict[str, str | float]:
-    """A row of the table. The first one, random masks, has no use for the other fields."""
+    """Return a row of the table. The first one, random masks, does not use the other fields."""
     return {
         "method.masking": masking,
         "method.teacher": teacher,

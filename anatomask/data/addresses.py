@@ -7,16 +7,16 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 SECRET = re.compile("key|secret|token|password|sig", re.IGNORECASE)
-"""Options of an address whose values are nobody's business."""
+"""Pattern of the options of an address whose values must not be shown."""
 
 
 def is_address(path: str) -> bool:
-    """Whether it is an address (s3://…), not a local path."""
+    """Return whether `root` is an address (s3://…) rather than a local path."""
     return "://" in path
 
 
 def public_address(address: str) -> str:
-    """An address without user, password and secret options, to show and to write down; a local path as it is."""
+    """Remove user, password and secret options from an address, to show it and write it down."""
     if not is_address(address):
         return address
     try:
@@ -31,12 +31,12 @@ def public_address(address: str) -> str:
 
 
 def folder_name(path: str) -> str:
-    """The last part of a local path or of an address."""
+    """Return the last part of a local path or of an address."""
     return Path(urlsplit(public_address(path)).path if is_address(path) else path).name
 
 
 def cannot_open(address: str, error: BaseException) -> str:
-    """What to say of an address that pyarrow refuses; it may be too broken to tell where its credentials end."""
+    """Describe an address that pyarrow refuses, which may be too malformed to tell where its credentials end."""
     scheme, _, rest = address.partition("://")
     credentials, _, place = rest.rpartition("@")
     said = " ".join(str(error).split())

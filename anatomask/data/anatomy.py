@@ -17,27 +17,27 @@ COARSE_MM = 4.0
 SOLID_HU = -300.0
 BONE_HU = 200.0
 LUNG_HU = (-970.0, -500.0)
-"""Denser than the gas in a bowel, lighter than tissue."""
+"""Range in HU of lung: denser than the gas in a bowel, lighter than tissue."""
 THUMBNAIL = 16
 """Voxels along each edge of a thumbnail."""
 
 
 @dataclass(frozen=True)
 class Coarse:
-    """A scan at about `COARSE_MM`, RAS."""
+    """Copy of a scan with voxels of about `COARSE_MM`, in RAS axes."""
 
     image: np.ndarray
-    """(X, Y, Z) float32."""
+    """Voxels (X, Y, Z) in float32."""
     body: np.ndarray
-    """(X, Y, Z) bool: the body with all that lies in it; empty when nothing stands out."""
+    """Mask (X, Y, Z) of the body and all that lies in it; empty when nothing stands out from the air."""
     spacing: tuple[float, float, float]
     steps: tuple[int, int, int]
-    """Voxels of the scan along each edge of a coarse one."""
+    """Voxels of the scan along each edge of a coarse voxel."""
     hu: bool
-    """Whether the image is in HU."""
+    """True if the image is in HU."""
 
     def surrounds(self, box: tuple[slice, ...]) -> np.ndarray:
-        """Whether the voxels of a box of the scan lie in the body, or within a coarse voxel of it."""
+        """Return whether the voxels of a box of the scan lie in the body, or within a coarse voxel of it."""
         index = (
             np.minimum(np.arange(part.start, part.stop) // step, n - 1)
             for part, step, n in zip(box, self.steps, self.body.shape, strict=True)
@@ -61,7 +61,9 @@ def coarse(volume: np.ndarray, spacing: Sequence[float], *, hu: bool) -> Coarse:
 
 
 def thumbnail(scan: Coarse) -> np.ndarray | None:
-    """The body in its box, as 16×16×16 grey values (uint8), to compare scans with; None when there is no body."""
+    """Resample the body in its bounding box to 16×16×16 grey values (uint8), for comparing scans; return None when
+    there is no body.
+    """
     if not scan.body.any():
         return None
     low, high = (-1000.0, 400.0) if scan.hu else np.percentile(scan.image, (1, 99))
@@ -75,10 +77,11 @@ def thumbnail(scan: Coarse) -> np.ndarray | None:
 
 
 def spine_behind(scan: Coarse) -> float | None:
-    """The share of the midline's bone that lies in the body's back half; None where no trunk is seen.
+    """Return the share of the midline's bone that lies in the back half of the body; None where no trunk is seen.
 
-    The spine makes it 0.83 to 0.95 in trunks, lying on the back or on the face. At least 15 cm of slices are asked
-    for whose section is that of a trunk (300 cm²), within the image on all sides: heads and limbs are not judged.
+    The spine makes the share 0.83 to 0.95 in trunks, whether the patient lies on the back or on the face. A trunk needs
+    at least 15 cm of slices whose section is that of a trunk (300 cm²) and lies within the image on all sides; heads
+    and limbs are not judged.
     """
     if not scan.hu:
         return None
@@ -96,10 +99,11 @@ def spine_behind(scan: Coarse) -> float | None:
 
 
 def lungs_above(scan: Coarse) -> bool | None:
-    """Whether the lungs lie above what else is in a CT that cuts through them at one end; None where it does not.
+    """Return whether the lungs lie above the other organs in a CT that cuts through them at one end; None where it does
+    not.
 
-    The other end tells: half as wide as the chest it is the neck or the head; as wide as the chest, and 10 cm or more
-    away from the lungs, where no shoulders are, it is the belly.
+    The other end of the CT tells. If it is half as wide as the chest, it is the neck or the head. If it is as wide as
+    the chest, and 10 cm or more away from the lungs, where no shoulders are, it is the belly.
     """
     height = scan.image.shape[2] * scan.spacing[2]
     if not scan.hu or not 150 <= height <= 600:
@@ -123,7 +127,7 @@ def lungs_above(scan: Coarse) -> bool | None:
 
 
 def _body(image: np.ndarray, *, hu: bool) -> np.ndarray:
-    """What stands out from the air, without specks, holes filled slice by slice."""
+    """Find what stands out from the air, without specks, and fill its holes slice by slice."""
     if hu:
         threshold = SOLID_HU
     else:
@@ -142,7 +146,7 @@ def _body(image: np.ndarray, *, hu: bool) -> np.ndarray:
 
 
 def _box(body: np.ndarray, axis: int) -> slice:
-    """Where 99 % of the body lie along an axis."""
+    """Find the range along one axis that holds 99 % of the body."""
     others = tuple(other for other in range(3) if other != axis)
     share = np.cumsum(body.sum(axis=others)) / body.sum()
     start, stop = np.searchsorted(share, (0.005, 0.995))
@@ -150,10 +154,10 @@ def _box(body: np.ndarray, axis: int) -> slice:
 
 
 def _areas(mask: np.ndarray, scan: Coarse) -> np.ndarray:
-    """In cm², of an axial section (X, Y) or of each of several (X, Y, Z)."""
+    """Return the area in cm² of an axial section (X, Y), or of each of several sections (X, Y, Z)."""
     return mask.sum(axis=(0, 1)) * (scan.spacing[0] * scan.spacing[1] / 100)
 
 
 def _touching(section: np.ndarray) -> float:
-    """The largest share of an edge of the image that an axial section of the body touches."""
+    """Return the largest share of an image edge that any axial section of the body touches."""
     return float(max(edge.mean() for edge in (section[0], section[-1], section[:, 0], section[:, -1])))

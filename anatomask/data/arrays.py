@@ -19,15 +19,15 @@ UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, OverflowError, MemoryError, SyntaxError,
     zipfile.BadZipFile, zlib.error, tokenize.TokenError,
 )  # fmt: skip
-"""What NumPy, zipfile and Blosc2 raise for files that are cut off, damaged (MemoryError: an impossible size;
-SyntaxError and TokenError: a header without sense), or hold Python objects."""
+"""Errors that NumPy, zipfile and Blosc2 raise for files that are cut off, damaged (MemoryError: an impossible size;
+SyntaxError and TokenError: a meaningless header), or hold Python objects."""
 
 
 def npz_names(path: Path) -> set[str]:
-    """The names of the arrays in an `.npz`.
+    """List the names of the arrays in an `.npz`.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the file is missing or damaged.
     """
     require_file(path)
     try:
@@ -38,7 +38,7 @@ def npz_names(path: Path) -> set[str]:
 
 
 def npz_shape(path: Path, name: str) -> tuple[int, ...]:
-    """The shape of one array of an `.npz`, from its header alone.
+    """Read the shape of one array of an `.npz` from its header alone.
 
     Raises:
         UserError: the file is missing or damaged, or has no such array.
@@ -47,11 +47,11 @@ def npz_shape(path: Path, name: str) -> tuple[int, ...]:
 
 
 def read_npz(path: Path, name: str) -> np.ndarray:
-    """One array of an `.npz`; arrays of Python objects are refused.
+    """Read one array of an `.npz`; arrays of Python objects are refused.
 
     Raises:
-        UserError: the file is missing or damaged, has no such array, it holds Python objects, or it exceeds the memory
-            that there is.
+        UserError: the file is missing or damaged, has no such array, or the array holds Python objects or exceeds
+            the available memory.
     """
     shape, dtype = _npz_header(path, name)
     require_room(path, shape, dtype.itemsize)
@@ -75,16 +75,20 @@ def _npz_header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def b2nd_shape(path: Path) -> tuple[int, ...]:
-    """The shape of the array in a `.b2nd`. Raises UserError as `read_b2nd`."""
+    """Read the shape of the array in a `.b2nd` from its header alone.
+
+    Raises:
+        UserError: as `read_b2nd`.
+    """
     return tuple(_open_b2nd(path).shape)
 
 
 def read_b2nd(path: Path, channel: int) -> np.ndarray:
-    """One channel (D, H, W) of the array (C, D, H, W) in a `.b2nd`.
+    """Read one channel (D, H, W) of the array (C, D, H, W) in a `.b2nd`.
 
     Raises:
-        UserError: the file is missing or damaged, holds something else than a plain array, or that exceeds the memory
-            that there is.
+        UserError: the file is missing or damaged, holds something else than a plain array, or the array exceeds the
+            available memory.
     """
     array = _open_b2nd(path)
     require_room(path, array.shape[1:], array.dtype.itemsize)
@@ -106,10 +110,10 @@ def _open_b2nd(path: Path) -> blosc2.NDArray:
 
 
 def finite(path: Path, voxels: np.ndarray) -> np.ndarray:
-    """The voxels (D, H, W), unchanged.
+    """Check that voxels (D, H, W) are usable, and return them unchanged.
 
     Raises:
-        UserError: they are not three-dimensional, not real numbers, or not finite.
+        UserError: the voxels are not three-dimensional, not real numbers, or not finite.
     """
     if voxels.ndim != 3 or voxels.size == 0:
         raise UserError(f"{path} has a volume of shape {voxels.shape}; three axes are expected")

@@ -21,7 +21,9 @@ ROTATION = math.radians(30)
 
 
 def intensity_transforms(often: float = 1.0) -> list[RandomizableTransform]:
-    """Noise, blur, brightness, contrast and gamma of "image", `often` times as likely as in finetuning."""
+    """Build the transforms of "image": noise, blur, brightness, contrast and gamma, each `often` times as likely as in
+    finetuning.
+    """
     return [
         RandGaussianNoised("image", prob=0.1 * often, std=0.1, sample_std=True),
         RandGaussianSmoothd("image", prob=0.1 * often, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0), sigma_z=(0.5, 1.0)),
@@ -35,11 +37,11 @@ class IntensityAugmentation:
     """Random changes of intensity of normalised crops, in float32 on the device that they are on."""
 
     def __init__(self, often: float) -> None:
-        """`often`: how many times as likely each change is as in finetuning."""
+        """Set how many times as likely each change is as in finetuning (`often`)."""
         self.pipeline = Compose(intensity_transforms(often))
 
     def __call__(self, images: Tensor, seeds: Tensor) -> Tensor:
-        """Change each crop of (B, C, D, H, W), driven by its seed (B,) in [0, 2³²) alone."""
+        """Change each crop of (B, C, D, H, W); its seed (B,) in [0, 2³²) alone decides how."""
         with torch.autocast(images.device.type, enabled=False):
             return torch.stack([self._one(image, seed) for image, seed in zip(images, seeds.tolist(), strict=True)])
 
@@ -54,8 +56,8 @@ class Augmentation:
     Rotation up to 30 degrees about each axis and scaling by 0.7 to 1.4 have probability 0.2, as in nnU-Net and the
     published finetuning. The image is interpolated linearly, the label by nearest neighbour.
 
-    MONAI waits for the device where it rotates, blurs or applies a gamma, in order to read back the matrix, the width
-    of the kernel, the range of the values; noise it draws on the host. That meets every second crop.
+    MONAI waits for the device where it rotates, blurs or applies a gamma, because it reads back the matrix, the kernel
+    width or the range of the values; it draws noise on the host. Every second crop, on average, needs such a transform.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -75,7 +77,7 @@ class Augmentation:
         )
 
     def __call__(self, images: Tensor, labels: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform each crop and its label together, driven by its seed alone.
+        """Transform each crop and its label together; its seed alone decides how.
 
         Args:
             images: (B, C, D, H, W) float32, normalised.

@@ -1,4 +1,4 @@
-"""Which voxels are body, and which patches of a crop hold enough of them to be worth hiding."""
+"""Body masks: which voxels are body, and which patches of a crop hold enough of them to be worth hiding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOFT_TISSUE_HU = (-175.0, 250.0)
 
 
 def body_shares(image: np.ndarray, inside: np.ndarray, lowest: float, highest: float, patch: int) -> np.ndarray:
-    """Share of each patch's voxels that lie in the scan and between two values.
+    """Compute the share of each patch's voxels that lie in the scan and between two values.
 
     Args:
         image: (D, H, W) voxels of one channel; sides are multiples of `patch`.
@@ -39,12 +39,12 @@ def body_shares(image: np.ndarray, inside: np.ndarray, lowest: float, highest: f
 
 
 def body_bounds(dataset: PreparedDataset, case: str, among: Among) -> tuple[int, float, float]:
-    """Say what counts as body in a case: a channel, the value that its voxels exceed, the largest that they have.
+    """Return what counts as body in a case: a channel, the value that its body voxels exceed, and their largest value.
 
-    The channel is the first CT, else the first.
+    The channel is the first CT channel or, if there is none, the first channel.
 
     Raises:
-        UserError: the foreground is asked for, which is defined in HU, and the data set has no CT.
+        UserError: the foreground, which is defined in HU, is requested and the data set has no CT.
     """
     schemes = dataset.info.schemes
     channel = schemes.index("ct") if "ct" in schemes else 0

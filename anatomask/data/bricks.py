@@ -27,18 +27,18 @@ PREFIX = 4
 """Bytes before a value in a Parquet page: its length, little-endian."""
 BRICKS_KEY = b"anatomask.bricks"
 LENGTHS_KEY = b"anatomask.lengths"
-"""The key that an older version, which knew no checksums, wrote in place of `BRICKS_KEY`."""
+"""Key that an older version, which wrote no checksums, used in place of `BRICKS_KEY`."""
 _BLOSC2 = {"lz4": (blosc2.Codec.LZ4, 5), "lz4hc": (blosc2.Codec.LZ4HC, 9), "zstd": (blosc2.Codec.ZSTD, 1)}
 
 
 def slabs(shape: Sequence[int], brick: int) -> list[Slab]:
-    """The cubes that tile a volume, in raster order; those at the border are clipped."""
+    """List the cubes that tile a volume, in raster order; those at the border are clipped."""
     parts = [[slice(start, min(start + brick, extent)) for start in range(0, extent, brick)] for extent in shape]
     return [(a, b, c) for a, b, c in itertools.product(*parts)]
 
 
 def touched(shape: Sequence[int], brick: int, origin: Sequence[int], size: Sequence[int]) -> list[tuple[int, Slab]]:
-    """Index and extent of the bricks that a box touches, in raster order."""
+    """List index and extent of the bricks that a box touches, in raster order."""
     axes, counts = [], [-(-extent // brick) for extent in shape]
     for extent, first, length in zip(shape, origin, size, strict=True):
         start, stop = max(first, 0), min(first + length, extent)
@@ -48,7 +48,7 @@ def touched(shape: Sequence[int], brick: int, origin: Sequence[int], size: Seque
 
 
 def class_bricks(label: np.ndarray, parts: Sequence[Slab]) -> dict[int, dict[int, int]]:
-    """Voxels of each class (1 … K) of a label (D, H, W) in each brick: class -> index of brick -> number."""
+    """Count the voxels of each class (1 … K) of a label (D, H, W) in each brick: class -> index of brick -> number."""
     found: dict[int, dict[int, int]] = {}
     for index, part in enumerate(parts):
         counts = np.bincount(label[part].reshape(-1))
@@ -58,7 +58,7 @@ def class_bricks(label: np.ndarray, parts: Sequence[Slab]) -> dict[int, dict[int
 
 
 def pack(block: np.ndarray, codec: Codec) -> bytes:
-    """A brick's voxels as bytes: as they are, or a Blosc2 chunk, the bytes of a voxel shuffled apart."""
+    """Encode a brick's voxels as bytes: unchanged, or as a Blosc2 chunk with the bytes of each voxel shuffled apart."""
     if codec == "none":
         return block.tobytes()
     compressor, level = _BLOSC2[codec]
@@ -75,7 +75,11 @@ def pack(block: np.ndarray, codec: Codec) -> bytes:
 
 
 def unpack(packed: Any, codec: Codec, dtype: str, slab: Slab) -> np.ndarray:
-    """What `pack` was given; without a codec, a view of `packed`. ValueError or RuntimeError where it is damaged."""
+    """Decode what `pack` made; without a codec, return a view of `packed`.
+
+    Raises:
+        ValueError, RuntimeError: the brick is damaged.
+    """
     shape = [part.stop - part.start for part in slab]
     if codec == "none":
         return np.frombuffer(packed, dtype).reshape(shape)
@@ -85,10 +89,11 @@ def unpack(packed: Any, codec: Codec, dtype: str, slab: Slab) -> np.ndarray:
 
 
 def table_of(columns: Mapping[str, Sequence[bytes]], metadata: Mapping[bytes, bytes]) -> pa.Table:
-    """Packed bricks as a table, a row per brick, whose metadata holds their lengths and checksums beside `metadata`.
+    """Build a table of packed bricks, a row per brick, whose metadata holds their lengths and checksums beside
+    `metadata`.
 
-    Checksums are XXH3 of 64 bits: those of a column's bricks one after the other, little-endian, in base64, and that
-    of each value of `metadata` in hexadecimal.
+    Checksums are XXH3 of 64 bits. Those of a column's bricks are stored one after the other, little-endian, in base64;
+    that of each value of `metadata` is stored in hexadecimal.
     """
     fields = [pa.field(name, pa.large_binary(), nullable=False) for name in columns]
     lengths = {name: [len(value) for value in values] for name, values in columns.items()}
@@ -103,10 +108,10 @@ def table_of(columns: Mapping[str, Sequence[bytes]], metadata: Mapping[bytes, by
 
 
 def locations(footer: pq.FileMetaData) -> dict[str, np.ndarray]:
-    """Where each brick of each column lies in the file: (bricks, 2) start and length in bytes, its prefix included.
+    """Locate each brick of each column in the file: (bricks, 2) start and length in bytes, prefix included.
 
     Raises:
-        KeyError, ValueError: the file is not one of ours.
+        KeyError, ValueError: the file is not in this format.
     """
     lengths, _ = _lengths_and_digests(footer.metadata)
     found = {name: np.empty((footer.num_row_groups, 2), np.int64) for name in lengths}
@@ -120,10 +125,10 @@ def locations(footer: pq.FileMetaData) -> dict[str, np.ndarray]:
 
 
 def brick_digests(footer: pq.FileMetaData) -> dict[str, np.ndarray] | None:
-    """The checksum of each brick of each column, (bricks,) uint64; None: an older version wrote the file.
+    """Read the checksum of each brick of each column, (bricks,) uint64; None if an older version wrote the file.
 
     Raises:
-        KeyError, ValueError: the file is not one of ours.
+        KeyError, ValueError: the file is not in this format.
     """
     _, digests = _lengths_and_digests(footer.metadata)
     if digests is None:
@@ -135,10 +140,10 @@ def brick_digests(footer: pq.FileMetaData) -> dict[str, np.ndarray] | None:
 
 
 def metadata_value(metadata: Mapping[bytes, bytes], key: bytes) -> bytes:
-    """A value of the metadata that `table_of` was given, checked.
+    """Read a value of the metadata that `table_of` was given, and verify its checksum.
 
     Raises:
-        KeyError: it is not there.
+        KeyError: the value is not there.
         ValueError: it does not match its checksum.
     """
     value = metadata[key]
@@ -156,7 +161,11 @@ def _lengths_and_digests(metadata: Mapping[bytes, bytes]) -> tuple[dict[str, lis
 
 
 def value_of(stored: pa.Buffer) -> pa.Buffer:
-    """A packed brick without the prefix that Parquet gives a value: its length. ValueError where they disagree."""
+    """Remove the prefix that Parquet puts before a value, its length, from a packed brick.
+
+    Raises:
+        ValueError: the prefix and the length disagree.
+    """
     if int.from_bytes(stored[:PREFIX], "little") != len(stored) - PREFIX:
         raise ValueError("a brick has another length than the file's footer says")
     return stored[PREFIX:]

@@ -15,7 +15,11 @@ ReadLabel = Callable[[Path], tuple[np.ndarray, np.ndarray]]
 
 
 def refuse_unknown(path: Path, voxels: np.ndarray, classes: Collection[int]) -> None:
-    """Raise UserError, naming `path`, when a label map holds a value other than 0 and the ids in `classes`."""
+    """Check that a label map holds no value other than 0 and the ids in `classes`.
+
+    Raises:
+        UserError: the map holds another value; the message names `path`.
+    """
     unknown = [value for value in np.unique(voxels).tolist() if value != 0 and value not in classes]
     if unknown:
         values = ", ".join(f"{value:g}" for value in unknown[:5])
@@ -24,7 +28,7 @@ def refuse_unknown(path: Path, voxels: np.ndarray, classes: Collection[int]) -> 
 
 @dataclass(frozen=True)
 class SelectedLabels:
-    """Reads a label map and renumbers the kept classes 1 … K in their order; the others become background."""
+    """Reader of a label map that renumbers the kept classes 1 … K in their order; the others become background."""
 
     read: ReadLabel
     known: tuple[int, ...]
@@ -32,7 +36,11 @@ class SelectedLabels:
     kept: tuple[int, ...]
 
     def __call__(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """The renumbered map (D, H, W) and its affine. Raises UserError for a value that is not known."""
+        """Read the renumbered map (D, H, W) and its affine.
+
+        Raises:
+            UserError: the file holds a value that is not known.
+        """
         voxels, affine = self.read(path)
         refuse_unknown(path, voxels, self.known)
         table = np.zeros(max(self.known) + 1, np.uint8)
@@ -41,10 +49,11 @@ class SelectedLabels:
 
 
 def select_classes(raw: RawDataset, names: Sequence[str]) -> RawDataset:
-    """The data set with the named classes only, renumbered 1 … K in the order of `names`; all when there are none.
+    """Keep only the named classes of a data set, renumbered 1 … K in the order of `names`; keep all if `names` is
+    empty.
 
     Raises:
-        UserError: a name that is none of the data set's classes.
+        UserError: a name is none of the data set's classes.
     """
     if not names:
         return raw

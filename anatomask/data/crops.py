@@ -1,4 +1,6 @@
-"""Training crops on the device: padded, normalised and mirrored, a batch at a time. Nothing here asks the host."""
+"""Training crops on the device: padded, normalised and mirrored, a batch at a time, without synchronising with the
+host.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from anatomask.data.normalisation import normalise
 
 
 def normalised_crops(sample: Mapping[str, Tensor]) -> Tensor:
-    """What a network reads of a batch that was drawn: (B, C, D, H, W) float32, padded and normalised.
+    """Pad and normalise a batch that was drawn, into what a network reads: (B, C, D, H, W) float32.
 
     `sample` holds what `anatomask.data.samples.stored_crop` gives: `image`, `inside`, `minimum` and `normalisation`.
     """

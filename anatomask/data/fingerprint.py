@@ -1,4 +1,4 @@
-"""The intensities of a data set: what normalises its volumes on the device.
+"""Intensity statistics of a data set, which normalise its volumes on the device.
 
 Prepared voxels are int16 or float16, so a histogram over their distinct values is exact and small.
 """
@@ -12,21 +12,21 @@ from typing import Any, Literal
 import numpy as np
 
 Scheme = Literal["ct", "quantitative", "zscore", "none"]
-"""What a channel's values are, and so how they are stored and normalised:
+"""Kind of a channel's values, which decides how they are stored and normalised:
 
-- ct: HU, stored whole; clipped and z-scored by the data set's fingerprint.
+- ct: HU, stored as integers; clipped and z-scored by the data set's fingerprint.
 - quantitative: another unit that means the same in every scan (SUV, a T1 map); as ct, but stored as half floats.
 - zscore: in no unit; each scan by its own mean and deviation.
 - none: normalised already.
 """
 
 BODY_HU = -500
-"""Above this a CT voxel is counted as body (air and lung are not) where nothing is labelled."""
+"""HU above which a CT voxel is counted as body (air and lung are not) where nothing is labelled."""
 
 
 @dataclass(frozen=True)
 class ChannelFingerprint:
-    """One channel's intensities over the foreground of the training cases, in the unit of its voxels."""
+    """Intensity statistics of one channel over the foreground of the training cases, in the unit of its voxels."""
 
     name: str
     scheme: Scheme
@@ -38,7 +38,7 @@ class ChannelFingerprint:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A `ChannelFingerprint` per channel."""
+    """Fingerprint of each channel of a data set."""
 
     channels: tuple[ChannelFingerprint, ...]
 
@@ -53,7 +53,7 @@ class Fingerprint:
     def from_histograms(
         cls, names: Sequence[str], schemes: Sequence[Scheme], histograms: Sequence[Histogram]
     ) -> Fingerprint:
-        """The fingerprint of a data set from one merged histogram per channel."""
+        """Compute the fingerprint of a data set from one merged histogram per channel."""
         return cls(
             tuple(
                 ChannelFingerprint(
@@ -66,7 +66,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Distinct values, ascending float64, and how often each occurs, int64."""
+    """Distinct values, ascending float64, and the number of voxels of each, int64."""
 
     values: np.ndarray
     counts: np.ndarray
@@ -93,7 +93,7 @@ class Histogram:
         return int(self.counts.sum())
 
     def percentile(self, percent: float) -> float:
-        """As `np.percentile` (linear) of all voxels would give; NaN when there are none."""
+        """Compute the percentile of all voxels as `np.percentile` (linear) does; NaN when there are none."""
         if not self.total:
             return float("nan")
         position = percent / 100 * (self.total - 1)
@@ -102,10 +102,10 @@ class Histogram:
         return float(self.values[below] * (1 - fraction) + self.values[above] * fraction)
 
     def otsu_threshold(self) -> float:
-        """Divide the voxels into two groups of the largest variance between them (Otsu, 1979).
+        """Divide the voxels into two groups with the largest variance between them (Otsu, 1979).
 
         Returns:
-            The largest value of the lower group: what lies above it is the upper one. NaN for fewer than two values.
+            The largest value of the lower group; values above it form the upper group. NaN for fewer than two values.
         """
         if len(self.values) < 2:
             return float("nan")
@@ -116,7 +116,7 @@ class Histogram:
         return float(self.values[np.argmax(below[:-1] * above * difference**2)])
 
     def mean_std(self) -> tuple[float, float]:
-        """Mean and (population) standard deviation of all voxels; NaN when there are none."""
+        """Compute the mean and (population) standard deviation of all voxels; NaN when there are none."""
         if not self.total:
             return float("nan"), float("nan")
         mean = float(np.average(self.values, weights=self.counts))
@@ -124,12 +124,12 @@ class Histogram:
 
 
 def case_histograms(images: np.ndarray, label: np.ndarray | None, schemes: Sequence[Scheme]) -> list[Histogram]:
-    """One case's share of the fingerprint, a histogram per channel.
+    """Compute one case's share of the fingerprint, a histogram per channel.
 
     Args:
         images: (C, D, H, W) voxels.
-        label: (D, H, W), counts the voxels above 0; none: the body is counted, which is above `BODY_HU` in CT and
-            everything but 0 elsewhere, and if that is empty all voxels.
+        label: (D, H, W); its voxels above 0 are counted. None: the body is counted, which is above `BODY_HU` in CT
+            and everything but 0 elsewhere; if the body is empty, all voxels are counted.
         schemes: the normalisation scheme of each channel.
     """
     if label is not None:
@@ -138,6 +138,6 @@ def case_histograms(images: np.ndarray, label: np.ndarray | None, schemes: Seque
 
 
 def body_voxels(image: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """The voxels that are not background, 1-D; all of them if that leaves none."""
+    """Select the voxels that are not background, 1-D; all voxels if there are no such voxels."""
     inside = image[image > BODY_HU] if scheme == "ct" else image[image != 0]
     return inside if inside.size else image.reshape(-1)

@@ -1,4 +1,4 @@
-"""Whether files lie on one grid."""
+"""Checks of whether files lie on one grid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anatomask.errors import UserError
 
 
 def places_voxels(affine: np.ndarray) -> bool:
-    """Tell whether a (4, 4) matrix places voxels: real, finite, with an inverse, and an axis for each of R, A and S."""
+    """Return whether a (4, 4) matrix places voxels: real, finite, invertible, and an axis for each of R, A and S."""
     if affine.dtype.kind not in "iuf" or not np.isfinite(affine).all():
         return False
     matrix = affine.astype(np.float64)
@@ -32,7 +32,11 @@ def same_grid(
     reference_shape: Sequence[int],
     reference_affine: np.ndarray,
 ) -> None:
-    """Raise UserError for files of one case that do not lie on one grid; half a voxel of rounding is let pass."""
+    """Check that files of one case lie on one grid, with half a voxel of tolerance for rounding.
+
+    Raises:
+        UserError: the grids differ.
+    """
     if tuple(shape) != tuple(reference_shape):
         where, other = (path, reference) if path != reference else (f"the label in {path}", "its image")
         raise UserError(f"{where} has shape {tuple(shape)}, but {other} has {tuple(reference_shape)}")

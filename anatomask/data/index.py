@@ -24,7 +24,7 @@ FORMAT = 3
 FORMAT_WITHOUT_DIGESTS = 2
 REMEDY = "write it again with `anatomask prepare --overwrite`"
 DIGESTS = "digests"
-"""The field of `dataset.json` that holds the checksum (XXH3, 64 bits) of each file that nobody edits by hand."""
+"""Field of `dataset.json` that holds the checksum (XXH3, 64 bits) of each file that nobody edits by hand."""
 DIGESTED = ("cases.jsonl", "fingerprint.json")
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of a prepared data set without opening a case's file."""
+    """Everything known of a prepared data set without opening a case's file."""
 
     info: DatasetInfo
     records: dict[str, CaseRecord]
@@ -51,9 +51,9 @@ def write_index(
     skipped: Sequence[Mapping[str, str]] = (),
     format: int = FORMAT,
 ) -> None:
-    """Write all that lies beside the cases; `dataset.json` comes last and says that the data set is whole.
+    """Write all files beside the cases; `dataset.json` comes last and marks the data set as complete.
 
-    An index that changes is taken back first: a reader finds the old one, none, or the new one, never some of each.
+    An old index that changes is deleted first: a reader finds the old one, none, or the new one, never a mixture.
     """
     storage = Storage.of(root)
     ordered = sorted(records, key=lambda record: record.case)
@@ -126,9 +126,12 @@ def read_index(storage: Storage) -> Index:
 
 
 def data_digest(storage: Storage, *, splits: bool) -> str:
-    """Digest of what a prepared data set holds: its cases, and where it matters which are for training, its splits.
+    """Hash what a prepared data set holds: its cases and, where it matters which are for training, its splits.
 
-    SHA-256 of the index files, which hold every case's checksums. Raises OSError or UserError where one cannot be read.
+    The digest is the SHA-256 of the index files, which hold every case's checksums.
+
+    Raises:
+        OSError, UserError: an index file cannot be read.
     """
     names = ("cases.jsonl", "splits.json") if splits else ("cases.jsonl",)
     return hashlib.sha256(b"".join(map(storage.read, names))).hexdigest()
@@ -201,5 +204,5 @@ def _digest(content: bytes) -> str:
 
 
 def _own_digest(header: Mapping[str, Any]) -> str:
-    """The checksum of `dataset.json` without the field of checksums."""
+    """Compute the checksum of `dataset.json` without the field of checksums."""
     return _digest(as_json({name: value for name, value in header.items() if name != DIGESTS}))

@@ -1,4 +1,6 @@
-"""What lies in a folder of raw data, whatever is wrong with it: one bad entry never hides the others, or stops them."""
+"""Listing of a folder of raw data, whatever is wrong with it: a bad entry neither hides the others nor stops the
+listing.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +18,27 @@ KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a dev
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether there is a regular file that this account may see. Never raises."""
+    """Return whether `path` is a regular file that this account may see; never raise."""
     return stat.S_ISREG(_mode(path))
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether there is a folder that this account may see. Never raises."""
+    """Return whether `path` is a folder that this account may see; never raise."""
     return stat.S_ISDIR(_mode(path))
 
 
 def is_entry(path: Path) -> bool:
-    """Tell whether the name is there, and no folder: a link to nothing and a FIFO are, and reading them says so."""
+    """Return whether the name exists and is no folder. A dangling link and a FIFO count; reading them reports the
+    fault.
+    """
     return os.path.lexists(path) and not is_folder(path)
 
 
 def require_file(path: Path) -> None:
-    """Check that `path` is a regular file, before a library opens it: opening a FIFO would wait for ever.
+    """Check that `path` is a regular file before a library opens it; opening a FIFO would block for ever.
 
     Raises:
-        UserError: it is not there, a link to nothing, something else than a file, or hidden from this account.
+        UserError: `path` does not exist, is a dangling link, is no regular file, or is hidden from this account.
     """
     remedy = "get the file again, or leave the case out"
     try:
@@ -55,7 +59,7 @@ def names_in(folder: Path) -> list[str]:
     """List the names in a folder, sorted.
 
     Raises:
-        UserError: it cannot be listed.
+        UserError: the folder cannot be listed.
     """
     try:
         return sorted(os.listdir(folder))  # noqa: PTH208 (names are all that is wanted)
@@ -65,9 +69,9 @@ def names_in(folder: Path) -> list[str]:
 
 def faults(source: Path) -> Iterator[tuple[Path, str]]:
     """Find what cannot be used below `source`, and why: folders that this account may not list or enter, and entries
-    that are neither file nor folder (links to nothing, FIFOs, sockets). What is hidden is left out.
+    that are neither file nor folder (dangling links, FIFOs, sockets). Hidden entries are left out.
 
-    Links to folders are not followed, as `Path.rglob` follows none.
+    Links to folders are not followed, as in `Path.rglob`.
     """
     pending = [source]
     while pending:
@@ -97,7 +101,7 @@ def faults(source: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _mode(path: Path) -> int:
-    """The mode of what `path` leads to; 0 where that cannot be told."""
+    """Return the mode of what `path` leads to; 0 if it cannot be read."""
     try:
         return path.stat().st_mode
     except (OSError, ValueError):

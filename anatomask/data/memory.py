@@ -1,4 +1,6 @@
-"""Memory that a case takes, told from headers alone, and memory that there is: what would not fit is never read."""
+"""Memory that a case takes, estimated from headers alone, and memory that is available: what would not fit is never
+read.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ REMEDY = "correct its header, leave it out, or take a machine with more memory"
 
 
 class TooLarge(UserError):
-    """A scan needs more memory than it may take; nothing of it was read."""
+    """Error of a scan that needs more memory than it may take; only its header was read."""
 
     def __init__(self, what: str, needs: int, limit: int, remedy: str = REMEDY) -> None:
         super().__init__(f"{what}: that takes {in_units(needs)} of memory, and {in_units(limit)} are there; {remedy}")
@@ -24,19 +26,23 @@ class TooLarge(UserError):
         return TooLarge, (self.what, self.needs, self.limit, self.remedy)
 
     def at(self, limit: int) -> TooLarge:
-        """The same scan against another limit."""
+        """Copy the error with another limit."""
         return TooLarge(self.what, self.needs, limit, self.remedy)
 
 
 def require_room(path: Path, shape: Sequence[int], bytes_per_voxel: int) -> None:
-    """Raise TooLarge where an array of this shape, once read, exceeds the memory that the machine has free."""
+    """Check that an array of this shape fits into the machine's free memory.
+
+    Raises:
+        TooLarge: it does not fit.
+    """
     needs, limit = math.prod(shape) * bytes_per_voxel, available_memory()
     if needs > limit:
         raise TooLarge(f"{path} holds {product(shape)} voxels of {bytes_per_voxel} bytes", needs, limit)
 
 
 def bytes_to_read(shape: Sequence[int], channels: int) -> int:
-    """An upper bound of what looking at a scan of this shape takes at its peak.
+    """Return an upper bound of the peak memory of surveying a scan of this shape.
 
     Voxels that a header scales are float64. Measured: 30 bytes to 45 bytes per voxel of one channel.
     """
@@ -44,11 +50,11 @@ def bytes_to_read(shape: Sequence[int], channels: int) -> int:
 
 
 def bytes_to_prepare(shape: Sequence[int], new_shape: Sequence[int], channels: int) -> int:
-    """An upper bound of what preparing a scan takes at its peak.
+    """Return an upper bound of the peak memory of preparing a scan.
 
     Args:
-        shape: as stored.
-        new_shape: as resampled, in the same order of axes.
+        shape: shape as stored.
+        new_shape: shape as resampled, in the same order of axes.
         channels: number of images of this shape.
 
     The channels are read as float64; one after the other is resampled as float32 with two copies; the results are kept
@@ -60,24 +66,25 @@ def bytes_to_prepare(shape: Sequence[int], new_shape: Sequence[int], channels: i
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes of memory that this machine still has, or that the control group (container, batch job) still allows.
+    """Return the bytes of memory that this machine still has, or that the control group (container, batch job) still
+    allows.
 
     Args:
-        root: where `proc` and `sys` lie.
+        root: folder that holds `proc` and `sys`.
     """
     rooms = [*_of_machine(root / "proc/meminfo"), *_of_control_groups(root)]
     return max(0, min(rooms)) if rooms else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def in_units(size: int) -> str:
-    """A number of bytes as people say it."""
+    """Format a number of bytes with its unit."""
     power = min(max(0, (size.bit_length() - 1) // 10), len(UNITS) - 1)
     amount = size / 1024**power
     return f"{amount:.3g} {UNITS[power]}" if amount < 100 else f"{amount:,.0f} {UNITS[power]}"
 
 
 def _of_machine(meminfo: Path) -> Iterator[int]:
-    """What Linux says is available; nothing on other systems."""
+    """List what Linux reports as available; nothing on other systems."""
     if meminfo.is_file():
         fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines() if ":" in line)
         if "MemAvailable" in fields:
@@ -85,7 +92,7 @@ def _of_machine(meminfo: Path) -> Iterator[int]:
 
 
 def _of_control_groups(root: Path) -> Iterator[int]:
-    """What each control group around this process, of version 1 or 2, leaves; nothing where it has no limit."""
+    """List what each control group around this process, of version 1 or 2, leaves; nothing where it has no limit."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -118,5 +125,5 @@ def _of_control_group(folder: Path, limit: str, usage: str, cache: str) -> Itera
 
 
 def product(edges: Sequence[float]) -> str:
-    """The edges of a box as people write them."""
+    """Format the edges of a box, as in 112×112×128."""
     return " × ".join(f"{edge:,}" if isinstance(edge, int) else f"{edge:.4g}" for edge in edges)

@@ -1,4 +1,4 @@
-"""Reading NIfTI files whose defects are named, not passed on."""
+"""Reading NIfTI files, with an error message for each defect."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from anatomask.errors import UserError, reason
 UNREADABLE = (
     ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, MemoryError, zlib.error
 )  # fmt: skip
-"""What nibabel raises for files that are cut off or whose headers are nonsense (MemoryError: of impossible sizes)."""
+"""Errors that nibabel raises for files that are cut off or whose headers are nonsense (MemoryError: an impossible
+size)."""
 
 
 BLOCK = 1 << 20
 """Bytes read at once where a file is only checked."""
 DEFLATE = 1032
-"""Bytes that a byte of a gzip file stands for at most."""
+"""Bytes that one byte of a gzip file expands to at most."""
 SCALED = 8
-"""Bytes of a voxel that the header's slope and intercept scale."""
+"""Bytes per voxel of a file whose header has a slope and an intercept."""
 
 imageglobals.logger.setLevel(logging.CRITICAL)  # what it would print names no file; `header_doubt` says it of a case
 
 
 def open_nifti(path: Path) -> nib.Nifti1Image:
-    """The header of a 3-D scan; its voxels are read when they are asked for.
+    """Open a 3-D scan and check its header; voxels are read on access.
 
     Raises:
         UserError: the file is missing, not NIfTI, not 3-D, smaller than its header says, its affine has no inverse, or
@@ -72,7 +73,7 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
 
 
 def nifti_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
-    """The shape (D, H, W) and the affine (4, 4) of a 3-D scan, from its header alone.
+    """Read the shape (D, H, W) and the affine (4, 4) of a 3-D scan from its header alone.
 
     Raises:
         UserError: as `open_nifti`.
@@ -83,11 +84,11 @@ def nifti_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels (D, H, W), as stored or scaled to float, and the affine (4, 4) of a 3-D scan.
+    """Read the voxels (D, H, W), as stored or scaled to float, and the affine (4, 4) of a 3-D scan.
 
     Raises:
-        UserError: as `open_nifti`, or the file is cut off, voxels are not finite or not real numbers, or they exceed
-            the memory that there is.
+        UserError: as `open_nifti`, or the file is cut off, or the voxels are not finite, not real numbers, or
+            exceed the available memory.
     """
     image = open_nifti(path)
     stored = image.get_data_dtype()
@@ -106,7 +107,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def header_doubt(path: Path) -> str:
-    """What makes a NIfTI header's geometry doubtful, though it can be read; empty when nothing does.
+    """Describe what makes a NIfTI header's geometry doubtful though readable; empty when nothing does.
 
     Raises:
         UserError: as `open_nifti`.
@@ -127,13 +128,13 @@ def header_doubt(path: Path) -> str:
 
 
 def _stored_header(path: Path, image: nib.Nifti1Image) -> bytes:
-    """The header as it lies in the file: nibabel mends what it reads, and forgets the scaling."""
+    """Read the header as stored in the file: nibabel corrects what it reads, and drops the scaling."""
     with ImageOpener(str(path)) as stream:
         return stream.read(image.header.template_dtype.itemsize)
 
 
 def _read_checked(path: Path, image: nib.Nifti1Image) -> np.ndarray:
-    """The voxels of a compressed file, read to its end: the checksum comes last, and nibabel stops before it."""
+    """Read the voxels of a compressed file to its end, because the checksum comes last and nibabel stops before it."""
     with gzip.open(path) as stream:
         voxels = np.asanyarray(type(image).from_stream(stream).dataobj)
         while stream.read(BLOCK):

@@ -1,4 +1,4 @@
-"""From stored voxels to what a network reads: on the device, because shards hold voxels as they were scanned."""
+"""Normalisation of stored voxels on the device; shards hold voxels as they were scanned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def normalise(voxels: Tensor, normalisation: Tensor) -> Tensor:
-    """(clamp(x, low, high) - mean) / std, channel by channel, in float32.
+    """Compute (clamp(x, low, high) - mean) / std, channel by channel, in float32.
 
     Args:
         voxels: (…, C, D, H, W) as stored (HU for CT).

@@ -1,7 +1,7 @@
-"""Where organs lie to each other in every body, found by the names that data sets give their classes.
+"""Relative positions of organs, which are the same in every body; organs are found by their class names.
 
-Three axes are judged by pairs of organs of which one always lies further right, in front, or above. People whose
-organs are mirrored (situs inversus, 1 in 10,000) are the exception.
+Three axes are judged by pairs of organs of which one always lies further right, in front, or above. People whose organs
+are mirrored (situs inversus, 1 in 10,000) are the exception.
 """
 
 from __future__ import annotations
@@ -68,38 +68,38 @@ ORDER: tuple[tuple[tuple[str, str], ...], ...] = (
         ("vertebrae c2", "vertebrae c7"),
     ),
 )
-"""Per axis: (further right, further left), (in front, behind), (above, below)."""
+"""Pairs of organs per axis: (further right, further left), (in front, behind), (above, below)."""
 
 CLEARLY_MM = 10.0
-"""Centres that are closer do not count."""
+"""Distance in mm below which two centres do not count."""
 
 
 @dataclass(frozen=True)
 class Organ:
-    """A class in one case."""
+    """One class in one case."""
 
     ml: float
     centre: tuple[float, float, float]
-    """Of gravity, in mm, RAS by the scan's header."""
+    """Centre of gravity in mm, RAS by the scan's header."""
 
 
 @dataclass(frozen=True)
 class Vote:
-    """One pair of organs on one axis."""
+    """Verdict of one pair of organs on one axis."""
 
     axis: int
     first: str
-    """The organ that should lie further right, in front or above."""
+    """Organ that should lie further right, in front or above."""
     second: str
     right: bool
-    """Whether it does."""
+    """True if the first organ does lie there."""
 
 
 def votes(organs: Mapping[str, Organ]) -> list[Vote]:
-    """What the pairs of organs say of the three axes, of those of half a millilitre or more.
+    """Judge the three axes by the pairs of organs, each of at least half a millilitre.
 
     Args:
-        organs: by the names of the data set.
+        organs: organs by their names in the data set.
     """
     placed = {simple_name(name): organ for name, organ in organs.items() if organ.ml >= 0.5}
     found = [(0, right, left) for right, left in twins(placed)]
@@ -113,7 +113,7 @@ def votes(organs: Mapping[str, Organ]) -> list[Vote]:
 
 
 def simple_name(name: str) -> str:
-    """A class's name in lower-case words, common synonyms replaced: RightParotid, parotid_R → "right parotid"."""
+    """Reduce a class's name to lower-case words without synonyms: RightParotid, parotid_R → "right parotid"."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     text = " ".join(re.findall(r"[a-z0-9]+", text.lower()))
     for synonym, common in SYNONYMS.items():
@@ -122,7 +122,7 @@ def simple_name(name: str) -> str:
 
 
 def twins(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The (right, left) simple names that are the same but for the side."""
+    """List the (right, left) simple names that differ only in the side."""
     paired: dict[frozenset[str], dict[str, str]] = {}
     for name in names:
         words = frozenset(name.split())
@@ -134,7 +134,7 @@ def twins(names: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _centre(organs: Mapping[str, Organ], name: str, axis: int) -> float | None:
-    """Of all organs whose name has the words of `name`, together."""
+    """Compute the common centre of all organs whose name has the words of `name`."""
     words = set(name.split())
     members = [organ for own, organ in organs.items() if words <= set(own.split())]
     if not members:

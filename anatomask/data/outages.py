@@ -1,4 +1,4 @@
-"""Outages of remote storage: told from faults that stay, and waited out."""
+"""Outages of remote storage: distinguished from permanent faults, and waited out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TypeVar
 LOG = logging.getLogger(__name__)
 
 MAX_OUTAGE = 15.0
-"""Minutes."""
+"""Minutes that an outage may last by default."""
 
 OUTAGE = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|THROTTLING|REQUEST_TIMEOUT"  # S3
@@ -20,22 +20,25 @@ OUTAGE = re.compile(
     r"|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL)"  # GCS
     r"|Azure Error: \[[^]]*\] (429|5\d\d|Fail to get a new connection|Error while (sending|polling))"
 )
-"""What pyarrow's file systems say of a network or a service that fails for a while; all else will fail again."""
+"""Pattern of the messages of pyarrow's file systems for a network or service that fails temporarily; any other fault is
+permanent."""
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
-"""Seconds between two attempts."""
+"""Seconds between two attempts at most."""
 
 T = TypeVar("T")
 
 
 def is_outage(error: OSError) -> bool:
-    """Whether the same request may be answered later: not where a key is missing, or access is denied."""
+    """Return whether the same request may succeed later; False where a key is missing or access is denied."""
     return not isinstance(error, FileNotFoundError | PermissionError) and bool(OUTAGE.search(str(error)))
 
 
 def waits(place: str) -> Iterator[float]:
-    """Seconds to wait before each further attempt: they double, and differ by place, so that readers spread out."""
+    """Yield the seconds to wait before each further attempt: they double, and vary by place, so that readers spread
+    out.
+    """
     rng, longest = random.Random(place), FIRST_WAIT
     while True:
         yield longest * (0.5 + rng.random() / 2)
@@ -43,10 +46,10 @@ def waits(place: str) -> Iterator[float]:
 
 
 def outlast(act: Callable[[], T], place: str, minutes: float) -> T:
-    """Do `act` again and again while storage has an outage, for so many minutes; the log says so.
+    """Repeat `act` while storage has an outage, for at most `minutes`, and log each wait.
 
     Raises:
-        OSError: as `act`, where the fault is none of an outage or the outage is too long.
+        OSError: as `act`, where the fault is no outage or the outage lasts too long.
     """
     began, pauses, failed = time.monotonic(), waits(place), False
     while True:
@@ -67,5 +70,5 @@ def outlast(act: Callable[[], T], place: str, minutes: float) -> T:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Format an error's message in one line."""
     return " ".join(str(error).split())

@@ -1,4 +1,4 @@
-"""A survey as a whole: what the facts of its cases come to, and the files that hold them."""
+"""Overview of a survey: summary of the facts of its cases, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Intensities:
     """One channel's voxels over all cases."""
 
     edges: tuple[float, ...]
-    """One more than `voxels`; what lies beyond is in the outermost bins."""
+    """Edges of the bins, one more than `voxels`; the outermost bins include what lies beyond."""
     voxels: tuple[float, ...]
 
 
 def images_of(cases: Iterable[CaseFacts]) -> list[ImageFacts]:
-    """Of the cases that can be read."""
+    """List the image facts of the cases that can be read."""
     return [facts.images for facts in cases if facts.images is not None]
 
 
 def class_rows(raw: RawDataset, cases: Sequence[CaseFacts]) -> list[ClassRow]:
-    """Volumes of every class of the data set that any case has."""
+    """Summarise the volumes of every class of the data set that any case has."""
     rows = []
     for c, name in raw.class_names.items():
         volumes = [
@@ -55,7 +55,7 @@ def class_rows(raw: RawDataset, cases: Sequence[CaseFacts]) -> list[ClassRow]:
 
 
 def intensities(cases: Sequence[CaseFacts], channel: int) -> Intensities:
-    """The histogram of a channel, merged from those of its cases, whose voxels are spread evenly over each bin."""
+    """Merge the histograms of a channel from its cases, spreading the voxels of each bin evenly over it."""
     channels = [images.channels[channel] for images in images_of(cases)]
     low, high = min(one.low for one in channels), max(one.high for one in channels)
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
@@ -73,7 +73,7 @@ def intensities(cases: Sequence[CaseFacts], channel: int) -> Intensities:
 
 
 def document(raw: RawDataset, cases: Sequence[CaseFacts], found: Sequence[Suspicion]) -> dict[str, Any]:
-    """All that the survey knows, for `survey.json`."""
+    """Collect everything that the survey knows, for `survey.json`."""
     readable = bool(images_of(cases))
     return {
         "reader": raw.reader,
@@ -93,7 +93,7 @@ def document(raw: RawDataset, cases: Sequence[CaseFacts], found: Sequence[Suspic
 
 
 def cases_csv(cases: Sequence[CaseFacts], found: Sequence[Suspicion]) -> str:
-    """A row per case, for a spreadsheet."""
+    """Format a table with a row per case, for a spreadsheet."""
     names = (
         *("case", "labelled", "orientation", *_axes("voxels"), *_axes("spacing_mm")),
         *("minimum", "median", "maximum", "classes", "labelled_ml", "suspicious"),
@@ -103,12 +103,12 @@ def cases_csv(cases: Sequence[CaseFacts], found: Sequence[Suspicion]) -> str:
 
 
 def classes_csv(rows: Sequence[ClassRow]) -> str:
-    """A row per class."""
+    """Format a table with a row per class."""
     return _csv(("id", "name", "cases", "median_ml", "minimum_ml", "maximum_ml"), [asdict(row) for row in rows])
 
 
 def orientations_of(cases: Sequence[CaseFacts]) -> Counter[str]:
-    """How many cases are stored in which orientation, the most frequent first."""
+    """Count the cases stored in each orientation, the most frequent first."""
     return Counter(dict(Counter(images.orientation for images in images_of(cases)).most_common()))
 
 

@@ -1,4 +1,4 @@
-"""CT-like volumes for anyone who has no data: one anatomy, deformed, scanned and written as TotalSegmentator v1."""
+"""Generated CT-like volumes for users without data: one anatomy, deformed, scanned, written as TotalSegmentator v1."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = "phantom.json"
 PHANTOM = Writer("phantom", SETTINGS, (FOLDER,), ("cases", "size", "spacing", "seed"), "choose another --out")
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPS", "LPI", "PSR", "ASL")
 FEWEST_VOXELS = 10
-"""Classes of which less is in the field of view are left out."""
+"""Voxels in the field of view below which a class is left out."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Scan:
     """One phantom on the grid that its scanner wrote."""
 
     hu: NDArray[np.int16]
-    """CT numbers in HU, in the order of axes that `affine` says."""
+    """CT numbers in HU, on the axes of `affine`."""
     label: NDArray[np.uint8]
-    """Class ids, 0 where there is none; the grid of `hu`."""
+    """Class ids on the grid of `hu`; 0 is background."""
     affine: NDArray[np.float64]
-    """(4, 4) voxel indices to mm, right-anterior-superior."""
+    """Affine (4, 4) from voxel indices to mm, right-anterior-superior."""
 
 
 def make_scan(config: PhantomConfig, index: int) -> Scan:
-    """Scan number `index`, which depends on the seed, the size and the spacing, not on the number of cases."""
+    """Generate scan number `index`, which depends on the seed, the size and the spacing, not on the number of cases."""
     rng = np.random.default_rng([config.seed, index])
     spacing, axes = _field_of_view(config, rng)
     shape = [len(axis) for axis in axes]
@@ -67,10 +67,10 @@ def make_scan(config: PhantomConfig, index: int) -> Scan:
 
 
 def write_phantom(config: PhantomConfig, *, overwrite: bool = False) -> Iterator[str]:
-    """Write the data set; the iterator gives the name of each case as it is complete. Those that already were are kept.
+    """Write the data set and yield the name of each case as it is complete; cases that were complete are kept.
 
     Raises:
-        UserError: the folder holds a phantom of other settings, or something else.
+        UserError: the folder holds a phantom of other settings, or other files.
     """
     storage = Storage(config.out)
     settings = {name: value for name, value in asdict(config).items() if name != "out"}
@@ -89,14 +89,14 @@ def write_phantom(config: PhantomConfig, *, overwrite: bool = False) -> Iterator
 
 
 def case_names(config: PhantomConfig) -> list[str]:
-    """Names of the cases, in the data set's own style."""
+    """List the names of the cases, in the style of TotalSegmentator."""
     return [f"s{index:04d}" for index in range(config.cases)]
 
 
 def _field_of_view(
     config: PhantomConfig, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float32]]]:
-    """Voxel size in mm, and the anatomical coordinates (mm in the reference body) along each axis."""
+    """Draw the voxel size in mm, and the anatomical coordinates (mm in the reference body) along each axis."""
     plane = config.spacing * rng.uniform(0.8, 1.25)
     spacing = np.round([plane, plane, config.spacing * rng.uniform(0.8, 1.7)], 2)
     width = config.size * config.spacing * rng.uniform(0.9, 1.1)
@@ -114,7 +114,7 @@ def _field_of_view(
 
 
 def _deformation(rng: np.random.Generator, axes: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """(3, D, H, W) displacement in mm: a body turned and sheared a little, and bent smoothly."""
+    """Draw a displacement (3, D, H, W) in mm: the body is turned and sheared a little, and bent smoothly."""
     shape = [len(axis) for axis in axes]
     grid = np.meshgrid(*axes, indexing="ij", sparse=True)
     matrix = rng.normal(0, 0.02, (3, 3))
@@ -128,7 +128,7 @@ def _deformation(rng: np.random.Generator, axes: list[NDArray[np.float32]]) -> N
 
 
 def _table(canvas: Canvas) -> None:
-    """The carbon shell of the table, close behind the back; it does not bend with the patient."""
+    """Paint the carbon shell of the table, close behind the back; it does not bend with the patient."""
     x, y = (axis.reshape([-1 if i == n else 1 for i in range(3)]) for n, axis in enumerate(canvas.axes[:2]))
     skin = canvas.hu > AIR / 2
     rows = np.nonzero(skin.any(axis=(0, 2)))[0]
@@ -140,7 +140,9 @@ def _table(canvas: Canvas) -> None:
 
 
 def _acquire(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.int16]:
-    """What the scanner makes of it: blur, noise that its filter has correlated, a round field of view for some."""
+    """Simulate the scanner: blur, noise correlated by the reconstruction filter, and for some scans a round field of
+    view.
+    """
     hu = gaussian_filter(canvas.hu, 0.45).astype(np.float32)
     noise = correlated_noise(rng, hu.shape, (0.65, 0.65, 0.4)) * np.float32(rng.uniform(8, 20))
     hu += noise * np.where(hu < AIR / 2, np.float32(0.6), np.float32(1))
@@ -152,7 +154,7 @@ def _acquire(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.int16]:
 
 
 def _reorient(hu: NDArray[np.int16], label: NDArray[np.uint8], affine: NDArray[np.float64], axcodes: str) -> Scan:
-    """The same scan with its axes in another order and direction."""
+    """Store the same scan with its axes in another order and direction."""
     change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axcodes))
     images = [nib.Nifti1Image(array, affine).as_reoriented(change) for array in (hu, label)]
     arrays = [np.ascontiguousarray(image.dataobj) for image in images]
@@ -167,7 +169,9 @@ def _write_cases(config: PhantomConfig, storage: Storage) -> Iterator[str]:
 
 
 def _write_case(storage: Storage, folder: str, scan: Scan) -> None:
-    """One binary file per class, empty ones included, as the real data set has; the CT last, which completes it."""
+    """Write one binary file per class, empty ones included, as in the real data set; the CT comes last and completes
+    the case.
+    """
     present = set(np.unique(scan.label).tolist())
     empty = _nifti(np.zeros(scan.label.shape, dtype=np.uint8), scan.affine)
     for number, name in class_names().items():
@@ -185,13 +189,17 @@ def _nifti(array: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
 
 
 def _split(config: PhantomConfig) -> dict[str, str]:
-    """Case -> its split, drawn as any data set's."""
+    """Draw the split of each case as for any data set: case -> split."""
     splits = split_patients({case: case for case in case_names(config)}, SplitConfig(seed=config.seed))
     return {case: split for split, cases in splits.items() for case in cases}
 
 
 def _clear(storage: Storage) -> None:
-    """Delete a phantom. UserError where other files lie among its own."""
+    """Delete a phantom.
+
+    Raises:
+        UserError: other files lie among the phantom's own.
+    """
     masks = "|".join(re.escape(f"{name}.nii.gz") for name in class_names().values())
     cases = [case for case in storage.folders(FOLDER) if re.fullmatch(r"s\d{4,}", case)]
     foreign = storage.foreign(FOLDER, r"meta\.csv|s\d{4,}")

@@ -17,12 +17,12 @@ from anatomask.data.phantom_shapes import AIR, EVERYWHERE, Array, Canvas, Point,
 
 @dataclass(frozen=True)
 class Patient:
-    """What differs between bodies and scans beyond the deformation."""
+    """Differences between bodies and scans beyond the deformation."""
 
     fat: float
     """Thickness of the fat under the skin, in mm."""
     contrast: float
-    """Dose and phase of contrast medium: 0 none, 1 full."""
+    """Dose and phase of the contrast medium: 0 none, 1 full."""
     bone: float
     """Mineral density relative to a young adult."""
     gas: float
@@ -30,7 +30,7 @@ class Patient:
 
 
 class Painter:
-    """Paints one patient on a canvas."""
+    """Painter of one patient on a canvas."""
 
     def __init__(self, canvas: Canvas, patient: Patient, ids: Mapping[str, int], rng: np.random.Generator) -> None:
         self.canvas, self.patient, self.ids, self.rng = canvas, patient, ids, rng
@@ -45,7 +45,7 @@ class Painter:
         self.dome = self._diaphragm()
 
     def paint(self) -> None:
-        """Everything, from the skin inwards and from the soft to the hard."""
+        """Paint everything, from the skin inwards and from the soft to the hard."""
         self.tissue()
         self.lungs()
         self.heart()
@@ -62,19 +62,19 @@ class Painter:
         self.spine()
 
     def by_height(self, values: list[float] | list[int]) -> Array:
-        """One of the tables above, at the height of every voxel."""
+        """Interpolate one of the tables above at the height of every voxel."""
         return np.interp(self.z, atlas.HEIGHT, values).astype(np.float32)
 
     def density(self, hu: float, enhanced: float = 0.0) -> float:
-        """CT number of an organ in this patient's scan, in HU."""
+        """Return the CT number of an organ in this patient's scan, in HU."""
         return hu + enhanced * self.patient.contrast
 
     def textured(self, hu: float, amount: float, region: Region) -> Array:
-        """A CT number that varies smoothly by `amount` HU (standard deviation)."""
+        """Return a CT number that varies smoothly by `amount` HU (standard deviation)."""
         return hu + np.float32(amount) * self.grain[region]
 
     def blob(self, organ: Blob) -> None:
-        """An ellipsoid organ, its place and size varied a little, kept within the body wall."""
+        """Paint an ellipsoid organ, its place and size varied a little, kept within the body wall."""
         sway = self.rng.normal(0, 2.5, 3)
         grow = self.rng.uniform(0.92, 1.08, 3)
         found = self.canvas.ellipsoid(
@@ -87,7 +87,7 @@ class Painter:
             self.canvas.paint(np.minimum(depth, limit), hu, self.ids[organ.name], region)
 
     def tube(self, organ: Tube) -> None:
-        """An organ along a line, kept within the skin."""
+        """Paint an organ along a line, kept within the skin."""
         found = self.canvas.tube(organ.points, organ.radii)
         if found is not None:
             depth, region = found
@@ -96,7 +96,7 @@ class Painter:
             self.canvas.paint(depth, hu, self.ids[organ.name], region)
 
     def bone(self, found: tuple[Array, Region] | None, name: str | None, shell: float = 2.5) -> None:
-        """A dense shell round spongy bone; `name` None for bones that have no class."""
+        """Paint a dense shell round spongy bone; `name` is None for bones that have no class."""
         if found is None:
             return
         depth, region = found
@@ -104,14 +104,14 @@ class Painter:
         self.canvas.paint(depth - shell, self.textured(165 * self.patient.bone, 30, region), None, region)
 
     def _outline(self) -> tuple[Array, Array]:
-        """Relative distance from the body's axis (1 at the skin), and depth under the skin in mm."""
+        """Compute the relative distance from the body's axis (1 at the skin), and the depth under the skin in mm."""
         power, y = np.float32(2.35), self.y - np.float32(atlas.MIDDLE)
         wide, deep = self.by_height(atlas.WIDTH), self.by_height(atlas.DEPTH)
         relative = ((np.abs(self.x) / wide) ** power + (np.abs(y) / deep) ** power) ** (1 / power) + 1e-3
         return relative, np.asarray(np.hypot(self.x, y) * (1 / relative - 1), dtype=np.float32)
 
     def _diaphragm(self) -> Array:
-        """Height of the diaphragm above each voxel's place, in mm: three domes."""
+        """Compute the height of the diaphragm above each voxel's place, in mm: three domes."""
         domes = [(75, 5, 78, 85, 276, 62), (-75, 5, 78, 85, 262, 60), (-15, 20, 80, 75, 254, 45)]
         heights = [
             top - fall * (((self.x - cx) / wx) ** 2 + ((self.y - cy) / wy) ** 2) for cx, cy, wx, wy, top, fall in domes
@@ -128,7 +128,7 @@ class Painter:
         canvas.paint(self.inside, -98 + 80 * self.strands)
 
     def lungs(self) -> None:
-        """Five lobes: what lies in the chest wall, above the diaphragm and beside the mediastinum."""
+        """Paint five lobes within the chest wall, above the diaphragm and beside the mediastinum."""
         canvas, x, y, z = self.canvas, self.x, self.y, self.z
         apex = np.clip(z - 385, 0, None) * np.float32(0.6)
         beside = np.abs(x + 4) - np.float32(24) - 10 * np.clip((y - 10) / 60, -1, 1)
@@ -150,7 +150,7 @@ class Painter:
         canvas.label[inside] = lobe[inside]
 
     def heart(self) -> None:
-        """Pericardial fat, then the chambers in it; the thymic and mediastinal fat is there already."""
+        """Paint pericardial fat, then the chambers in it; the thymic and mediastinal fat is already there."""
         found = self.canvas.ellipsoid((-12, 18, 296), (66, 54, 56), -20, 15)
         if found is not None:
             self.canvas.paint(found[0], -85, 0, found[1])
@@ -159,7 +159,7 @@ class Painter:
             self.blob(chamber)
 
     def muscles(self) -> None:
-        """The muscles that have a class, and the bladder between them."""
+        """Paint the muscles that have a class, and the bladder between them."""
         for muscle in atlas.LONG_MUSCLES:
             self.tube(muscle)
             self.tube(muscle._replace(name=muscle.name.replace("left", "right"), points=_mirrored(muscle.points)))
@@ -167,7 +167,7 @@ class Painter:
             self.blob(organ)
 
     def bowel(self) -> None:
-        """Coils of small bowel behind a frame of colon that holds stool and, in front, gas."""
+        """Paint coils of small bowel behind a frame of colon that holds stool and, in front, gas."""
         centre, spread = np.array([0, 28, 55]), np.array([76, 36, 68])
         place = np.zeros(3)
         coils: list[Point] = []
@@ -195,7 +195,7 @@ class Painter:
             self.canvas.paint(gas, -930, None, region)
 
     def upper_abdomen(self) -> None:
-        """Liver, stomach, pancreas, duodenum, spleen and what lies between them."""
+        """Paint liver, stomach, pancreas, duodenum, spleen and what lies between them."""
         under = (self.dome - 3 - self.z) * np.float32(0.8)
         self._stomach(under)
         pancreas = [(46, 24, 146), (28, 28, 170), (0, 26, 184), (-36, 10, 186), (-84, -16, 203)]
@@ -220,7 +220,7 @@ class Painter:
             self.blob(organ)
 
     def _stomach(self, under: Array) -> None:
-        """Food and fluid with gas above: the patient lies on the back, so above is in front."""
+        """Paint food and fluid with gas above: the patient lies on the back, so above is in front."""
         found = self.canvas.tube(
             [(-62, 6, 236), (-72, 20, 205), (-56, 42, 172), (-20, 52, 164), (18, 46, 172)], [34, 30, 23, 18, 11]
         )
@@ -234,7 +234,7 @@ class Painter:
         self.canvas.paint(np.minimum(depth - 4, level), -940, None, region)
 
     def kidneys(self) -> None:
-        """Cortex, medulla, and the fat and urine of the pelvis."""
+        """Paint cortex, medulla, and the fat and urine of the pelvis."""
         for name, side, height in (("kidney_right", 1, 138), ("kidney_left", -1, 152)):
             centre = _moved((63 * side, -38, height), self.rng.normal(0, 4, 3))
             found = self.canvas.ellipsoid(centre, (27, 25, 53), 20 * side, 8 * side)
@@ -251,7 +251,7 @@ class Painter:
                 self.canvas.paint(sinus[0] - 6, 8, None, sinus[1])
 
     def airway(self) -> None:
-        """Oesophagus and trachea with the main bronchi."""
+        """Paint oesophagus and trachea with the main bronchi."""
         gullet = ((-2, -20, 470), (-4, -24, 380), (-8, -20, 320), (-12, -16, 280), (-22, 0, 252), (-48, 6, 236))
         self.tube(Tube("esophagus", gullet, 8, 36, 20))
         for line, radii in (
@@ -265,7 +265,9 @@ class Painter:
                 self.canvas.paint(found[0], AIR + 20, self.ids["trachea"], found[1])
 
     def ribs(self) -> None:
-        """Twelve pairs that fall from the spine round the chest, the cartilage in front of them, the breastbone."""
+        """Paint twelve pairs of ribs that fall from the spine round the chest, their cartilage in front, and the
+        breastbone.
+        """
         around = np.arctan2(np.abs(self.x), -self.y) / np.pi  # 0 behind, 1 in front
         wall = self.inside + 7 - np.clip(self.z - 385, 0, None) * np.float32(0.3)
         near = (np.abs(wall) < 14) & (self.z > 60) & (np.abs(self.x) > 10)
@@ -293,7 +295,7 @@ class Painter:
             self.canvas.label[tuple(i[hit] for i in index)] = names[hit]
 
     def shoulders(self) -> None:
-        """Shoulder blades and collarbones, as far as the scan reaches."""
+        """Paint shoulder blades and collarbones, as far as the scan reaches."""
         for side, sign in (("left", -1), ("right", 1)):
             found = self.canvas.ellipsoid((92 * sign, -78, 385), (44, 44, 70))
             if found is not None:
@@ -304,7 +306,7 @@ class Painter:
             self.bone(self.canvas.tube(line, 8), f"clavicula_{side}")
 
     def pelvis(self) -> None:
-        """Hips, sacrum and the heads of the femurs."""
+        """Paint hips, sacrum and the heads of the femurs."""
         for side, sign in (("left", -1), ("right", 1)):
             wing = self.canvas.ellipsoid((92 * sign, -14, 8), (10, 52, 56), 28 * sign, -18 * sign)
             self.bone(wing, f"hip_{side}")
@@ -323,7 +325,7 @@ class Painter:
             self.bone(self.canvas.tube([(x + shift, y, z) for x, y, z in line], radii), "sacrum")
 
     def spine(self) -> None:
-        """Vertebrae with their arches, discs between them, and the canal behind."""
+        """Paint vertebrae with their arches, discs between them, and the canal behind."""
         canal = [(0.0, _curve(z) - 27, float(z)) for z in range(-10, 491, 25)]
         for name, (bottom, half) in atlas.VERTEBRAE.items():
             height = 32 if name[0] == "L" else 24 if half > 16 else 19
@@ -354,7 +356,9 @@ class Painter:
 
 
 def _curve(z: float) -> float:
-    """Where the middle of the vertebral bodies lies at a height: lordosis below, kyphosis above (anterior mm)."""
+    """Return the position of the middle of the vertebral bodies at a height: lordosis below, kyphosis above (anterior
+    mm).
+    """
     return float(np.interp(z, [-20, 60, 150, 250, 340, 420, 480], [-50, -36, -40, -52, -58, -52, -40]))
 
 

@@ -1,4 +1,4 @@
-"""One human trunk in numbers: where the phantom's organs lie, how large and how dense they are.
+"""One human trunk in numbers: position, size and density of the phantom's organs.
 
 Coordinates are mm in the reference body: right, anterior, superior, from the midline, the body's axis and the lower
 edge of the fifth lumbar vertebra. Names are TotalSegmentator v1's.

@@ -1,7 +1,7 @@
-"""Solid shapes painted on a voxel grid with partial volume: the pencil of the phantom.
+"""Solid shapes painted on a voxel grid with partial volume.
 
-A shape is a *depth*: how deep a voxel's centre lies inside it, in mm (negative outside). Depth gives the label (depth
-above 0) and the share of the voxel that the shape fills, so that an edge comes out as soft as a scanner draws it.
+A shape is a *depth*: the depth in mm at which a voxel's centre lies inside it, negative outside. Depth gives the label
+(depth above 0) and the share of the voxel that the shape fills, so that an edge is as soft as in a scan.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Canvas:
         self.label: NDArray[np.uint8] = np.zeros(self.points.shape[1:], dtype=np.uint8)
 
     def region(self, low: ArrayLike, high: ArrayLike) -> Region | None:
-        """The part of the grid that a box from `low` to `high` (mm) may touch; None when it lies outside."""
+        """Select the part of the grid that a box from `low` to `high` (mm) may touch; None when it lies outside."""
         slices = []
         for axis, a, b in zip(self.axes, np.asarray(low), np.asarray(high), strict=True):
             start, stop = np.searchsorted(axis, [a - self.reach, b + self.reach])
@@ -56,7 +56,7 @@ class Canvas:
         return slices[0], slices[1], slices[2]
 
     def paint(self, depth: Array, hu: float | Array, label: int | None = None, region: Region = EVERYWHERE) -> None:
-        """Fill a shape with `hu`. A label of 0 clears what was there, None leaves it."""
+        """Fill a shape with `hu`. A label of 0 clears the old label, None keeps it."""
         cover = np.clip(0.5 + depth / self.softness, 0, 1)
         self.hu[region] += cover * (hu - self.hu[region])
         if label is not None:
@@ -65,7 +65,7 @@ class Canvas:
     def ellipsoid(
         self, centre: Point, radii: Point, turn: float = 0.0, tilt: float = 0.0
     ) -> tuple[Array, Region] | None:
-        """Depth in an ellipsoid, turned about the long axis of the body, then tilted sideways (degrees)."""
+        """Compute the depth in an ellipsoid, turned about the long axis of the body, then tilted sideways (degrees)."""
         reach = max(radii)
         region = self.region([c - reach for c in centre], [c + reach for c in centre])
         if region is None:
@@ -79,7 +79,9 @@ class Canvas:
         return np.asarray((1 - rho) / slope, dtype=np.float32), region
 
     def tube(self, points: Sequence[Point], radii: Sequence[float] | float) -> tuple[Array, Region] | None:
-        """Depth in a chain of capsules through `points`, whose radius goes linearly from one to the next."""
+        """Compute the depth in a chain of capsules through `points`, whose radius varies linearly from one point to the
+        next.
+        """
         widths = [float(radii)] * len(points) if isinstance(radii, int | float) else [float(r) for r in radii]
         wide = max(widths)
         low, high = np.min(points, axis=0) - wide, np.max(points, axis=0) + wide
@@ -97,7 +99,7 @@ class Canvas:
 
 
 def smooth_field(rng: np.random.Generator, shape: Sequence[int], knots: Sequence[int]) -> Array:
-    """A random field of unit variance, (D, H, W): random at `knots` places per axis, cubic between them."""
+    """Draw a random field of unit variance, (D, H, W): random at `knots` places per axis, cubic between them."""
     field = rng.standard_normal(tuple(knots))
     for count, size in zip(knots, shape, strict=True):
         weights = CubicSpline(np.arange(count), np.eye(count))(np.linspace(0, count - 1, size))
@@ -106,7 +108,7 @@ def smooth_field(rng: np.random.Generator, shape: Sequence[int], knots: Sequence
 
 
 def correlated_noise(rng: np.random.Generator, shape: Sequence[int], sigma: Sequence[float] | float) -> Array:
-    """White noise blurred by a Gaussian of `sigma` voxels, then scaled to unit variance: (D, H, W)."""
+    """Draw white noise, blur it by a Gaussian of `sigma` voxels, and scale it to unit variance: (D, H, W)."""
     noise = gaussian_filter(rng.standard_normal(tuple(shape), dtype=np.float32), sigma, mode="wrap", truncate=3)
     return np.asarray(noise / noise.std(), dtype=np.float32)
 
@@ -119,7 +121,7 @@ def _rotate(a: Array, b: Array, degrees: float) -> tuple[Array, Array]:
 
 
 def _capsule(points: Array, a: Point, b: Point, ra: float, rb: float) -> Array:
-    """Depth in one capsule; `points` is (3, d, h, w)."""
+    """Compute the depth in one capsule; `points` is (3, d, h, w)."""
     start = np.asarray(a, dtype=np.float32)
     along = np.asarray(b, dtype=np.float32) - start
     offset = points - start[:, None, None, None]

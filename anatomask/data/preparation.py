@@ -1,4 +1,4 @@
-"""Preparing a data set case by case: what is asked for, one case's outcome, and what follows once all are written.
+"""Preparation of a data set case by case: its settings, one case's outcome, and the files written once all cases are.
 
 Nothing here knows how the cases are spread over machines; see `anatomask/stages/prepare.py`.
 """
@@ -31,33 +31,33 @@ from anatomask.names import component, shown
 
 SETTINGS = "prepare.json"
 VERSION = "format"
-"""The entry of the settings that holds the version of the layout, `index.FORMAT`, which the folder keeps."""
+"""Key of the settings that holds the version of the layout, `index.FORMAT`, which the folder keeps."""
 SCANS = "scans"
-"""The entry of the settings that stands for the source's cases."""
+"""Key of the settings that holds a digest of the source's cases."""
 INDEX = ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json", "skipped.json")
 FOLDERS = {"cases": r".+\.parquet", "originals": r".+\.nii\.gz"}
-"""Folders of a prepared data set, and a pattern of the names of the files that are written there."""
+"""Folders of a prepared data set -> pattern of the names of the files written there."""
 PREPARATION = Writer("preparation", SETTINGS, (*INDEX, *FOLDERS), ("source", "dataset"), "choose another --out")
 
 FOOTERS_AT_ONCE = 16
-"""From remote storage each takes a few round trips."""
+"""Number of footers read at once; from remote storage each takes a few round trips."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case."""
+    """Outcome of preparing one case."""
 
     case: str
     reason: str = ""
-    """Why it was skipped; empty when it was written."""
+    """Reason why it was skipped; empty when it was written."""
     refused: OSError | UserError | None = None
-    """With what the output folder refused it: no other case will fare better."""
+    """Error with which the output folder refused it; every other case would fail too."""
     voxels: int = 0
     seconds: float = 0.0
 
 
 def prepare_and_write(root: Root, info: DatasetInfo, raw: RawCase, memory: int | None = None) -> Outcome:
-    """Prepare one case and write it to `root`; the outcome says what went wrong.
+    """Prepare one case and write it to `root`; the outcome reports any fault.
 
     Args:
         root: output folder.
@@ -66,7 +66,7 @@ def prepare_and_write(root: Root, info: DatasetInfo, raw: RawCase, memory: int |
         memory: bytes that it may take at its peak. Default: what the machine has free.
 
     Raises:
-        TooLarge: it would take more than `memory`, where that is given.
+        TooLarge: the case would take more than `memory`, if that is given.
     """
     start = time.perf_counter()
     try:
@@ -89,20 +89,20 @@ def prepare_and_write(root: Root, info: DatasetInfo, raw: RawCase, memory: int |
 
 
 def claim(root: Root, settings: Mapping[str, Any], overwrite: bool) -> list[str]:
-    """Make `root` the folder of a preparation with these settings, new or going on.
+    """Make `root` the folder of a preparation with these settings, whether new or resumed.
 
     Args:
         root: output folder.
-        settings: all that decides what is written, by field.
-        overwrite: delete what an earlier preparation wrote there, and nothing in a folder that has none.
+        settings: everything that decides what is written, by field.
+        overwrite: delete what an earlier preparation wrote there; delete nothing in a folder without one.
 
     Returns:
-        What `overwrite` found among these files and left, for no preparation wrote it.
+        Paths that `overwrite` found among these files and kept, because no preparation wrote them.
 
     Raises:
-        UserError: it holds a preparation with other settings (the fields are named) or of other scans, or files of
-            the same names that no preparation wrote, or is not a folder.
-        OSError: it cannot be written.
+        UserError: the folder holds a preparation with other settings (the fields are named) or of other scans, or
+            files of the same names that no preparation wrote, or it is not a folder.
+        OSError: the folder cannot be written.
     """
     storage = Storage.of(root)
     version = FORMAT
@@ -123,7 +123,11 @@ def claim(root: Root, settings: Mapping[str, Any], overwrite: bool) -> list[str]
 
 
 def _same_settings(storage: Storage, before: Mapping[str, Any], now: Mapping[str, Any]) -> int:
-    """The version of the layout that the folder was begun with. Raises as `claim`."""
+    """Return the version of the layout with which the folder was begun.
+
+    Raises:
+        UserError: as `claim`.
+    """
     remedy = "choose another --out, or --overwrite"
     fields = [name for name in now if name != SCANS]
     there, here = ({name: settings.get(name) for name in fields} for settings in (before, now))
@@ -144,7 +148,7 @@ def _version(storage: Storage, settings: Mapping[str, Any]) -> int:
 
 
 def finished_cases(root: Root) -> set[str]:
-    """The cases whose files are written."""
+    """List the cases whose files are written."""
     return set(Storage.of(root).names("cases", ".parquet"))
 
 
@@ -156,7 +160,7 @@ def complete(
     histograms: Iterable[Sequence[Histogram]],
     outcomes: Sequence[Outcome],
 ) -> None:
-    """Write what lies beside the cases: fingerprint, splits, the index, and which cases were skipped.
+    """Write the files beside the cases: fingerprint, splits, the index, and the list of skipped cases.
 
     Args:
         root: output folder.
@@ -180,7 +184,7 @@ def complete(
 
 
 def records_of(root: Root, raw: RawDataset) -> dict[str, CaseRecord]:
-    """The records of those cases of the data set that are written."""
+    """Read the records of those cases of the data set that are written."""
     written = finished_cases(root)
     cases = [one.case for one in raw.cases if one.case in written]
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as readers:
@@ -188,9 +192,9 @@ def records_of(root: Root, raw: RawDataset) -> dict[str, CaseRecord]:
 
 
 def doubts(info: DatasetInfo, records: Iterable[CaseRecord]) -> list[str]:
-    """Say from which written cases there is little to learn: labels without any class, channels without contrast.
+    """Report written cases from which there is little to learn: labels without any class, channels without contrast.
 
-    That is right for some data sets (scans without lesions), so these cases stay.
+    In some data sets this is right (scans without lesions), so these cases stay.
     """
     known = list(records)
     empty = [record.case for record in known if record.labelled and not record.class_bricks]
@@ -208,23 +212,25 @@ def _some(cases: Sequence[str]) -> str:
 def unfinished_dataset(
     root: Root, info: DatasetInfo, records: Mapping[str, CaseRecord], splits: Splits
 ) -> PreparedDataset:
-    """The written cases as a data set that has no fingerprint yet."""
+    """Open the written cases as a data set that has no fingerprint yet."""
     return PreparedDataset(root, info, dict(records), keep(splits, set(records)), Fingerprint(()))
 
 
 def fingerprint_cases(dataset: PreparedDataset) -> tuple[str, ...]:
-    """The cases that the fingerprint is taken from: those for training, if there are any; of these the labelled."""
+    """Choose the cases for the fingerprint: the training cases, if there are any, and of these the labelled ones."""
     cases = dataset.splits["train"] or tuple(dataset.records)
     return tuple(case for case in cases if dataset.records[case].class_bricks) or cases
 
 
 def bytes_for_histograms(record: CaseRecord) -> int:
-    """An upper bound of what `histograms_of` takes of memory for a case: its voxels, and sorted copies of a channel."""
+    """Return an upper bound of the memory of `histograms_of` for a case: its voxels, and sorted copies of a channel."""
     return math.prod(record.shape) * (4 * len(record.channels) + 16)
 
 
 def histograms_of(dataset: PreparedDataset, case: str) -> list[Histogram]:
-    """One case's share of the fingerprint, a histogram per channel: of its foreground, or unlabelled of its body."""
+    """Compute one case's share of the fingerprint, a histogram per channel: of its foreground or, if unlabelled, of its
+    body.
+    """
     images, label = dataset.read_volume(case, label=bool(dataset.records[case].class_bricks))
     return case_histograms(images, label, dataset.info.schemes)
 
@@ -236,7 +242,7 @@ def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
 def dataset_info(
     raw: RawDataset, name: str, spacing: tuple[float, float, float], brick: int, codec: Codec
 ) -> DatasetInfo:
-    """What all prepared cases of a raw data set share."""
+    """Collect what all prepared cases of a raw data set share."""
     return DatasetInfo(
         name=name,
         reader=raw.reader,
@@ -251,10 +257,11 @@ def dataset_info(
 
 
 def choose_schemes(raw: RawDataset, schemes: Sequence[Scheme]) -> RawDataset:
-    """The data set with these normalisation schemes, one per channel, for the reader's; unchanged when there are none.
+    """Replace the reader's normalisation schemes by these, one per channel; keep the reader's if `schemes` is empty.
 
     Raises:
-        UserError: they are not as many as the channels, or "ct" is chosen for a channel that whole HU would destroy.
+        UserError: there are not as many as channels, or "ct" is chosen for a channel that rounding to whole HU
+            would destroy.
     """
     if not schemes:
         return raw
@@ -276,7 +283,9 @@ def choose_schemes(raw: RawDataset, schemes: Sequence[Scheme]) -> RawDataset:
 def settings_of(
     source: str, raw: RawDataset, info: DatasetInfo, split: Any, reader: ReaderConfig | None = None
 ) -> dict[str, Any]:
-    """All that decides what is written, by the field that the user knows, and a digest of the cases themselves."""
+    """Collect everything that decides what is written, by the field that the user knows, and a digest of the cases
+    themselves.
+    """
     cases = sorted((case.case, case.patient, case.label is not None, case.case in raw.held_back) for case in raw.cases)
     given = {name: sorted(members) for name, members in (raw.splits or {}).items()}
     return {

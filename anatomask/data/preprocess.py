@@ -28,16 +28,19 @@ from anatomask.data.resampling import (
 from anatomask.errors import UserError
 
 FLOAT16_SAFE = 32768.0
-"""Below the largest float16 (65504), with room for the sums that statistics need."""
+"""Value below the largest float16 (65504), with room for the sums that statistics need."""
 HALF_MAX = float(np.finfo(np.float16).max)
 LARGEST: dict[Scheme, float] = {"ct": 1e6, "zscore": 1e9, "quantitative": HALF_MAX, "none": HALF_MAX}
-"""What a channel may hold by its scheme: values that a scanner may give (beyond lie marks for missing data and damage,
-next to which all else is lost), and those that half floats can hold where no factor may be applied."""
+"""Largest absolute value of a channel, by its scheme.
+
+Larger values of "ct" and "zscore" mark missing data or damage, and would swamp the others. The other schemes allow no
+factor, so their limit is that of half floats.
+"""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A scan's grid in RAS axes: shape in voxels, spacing in mm."""
+    """Grid of a scan in RAS axes: shape in voxels, spacing in mm."""
 
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
@@ -50,17 +53,18 @@ def prepare_case(
     spacing: Sequence[float],
     memory: int | None = None,
 ) -> PreparedCase:
-    """Read one case, turn it to RAS and resample it: images cubic, labels class by class, thick slices one by one.
+    """Read one case, turn it to RAS and resample it: images by cubic splines, labels class by class, thick slices one
+    by one.
 
     Args:
         raw: the case's files.
-        schemes: per channel; "ct" is stored as int16 HU, every other as float16.
+        schemes: scheme per channel; "ct" is stored as int16 HU, every other one as float16.
         classes: ids that the label may hold besides 0.
         spacing: target in mm (R, A, S).
         memory: bytes that it may take at its peak. Default: what the machine has free.
 
     Raises:
-        TooLarge: it would take more; nothing was read but headers.
+        TooLarge: the case would take more; only headers were read.
         UserError: a file is missing, damaged, not 3-D or not finite, the files' grids differ, values are too large
             for their scheme, every voxel of every channel is the same, or the label holds a value that is not a
             class. The message names the file.
@@ -160,10 +164,10 @@ def require_memory(name: str, grid: Grid, spacing: Sequence[float], channels: in
 
 
 def to_stored_type(volume: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """int16 HU for "ct"; else float16.
+    """Convert to int16 HU for "ct", else to float16.
 
-    For "zscore" it is scaled by the power of two that brings the peak just below `FLOAT16_SAFE`: a z-score does not
-    see the factor, and neither large nor tiny units lose precision.
+    "zscore" volumes are scaled by the power of two that brings the peak just below `FLOAT16_SAFE`. A z-score does not
+    depend on the factor, and neither large nor tiny units lose precision.
     """
     if scheme == "ct":
         limits = np.iinfo(np.int16)
@@ -176,9 +180,9 @@ def to_stored_type(volume: np.ndarray, scheme: Scheme) -> np.ndarray:
 
 
 def _resample(volume: np.ndarray, shape: Sequence[int], scheme: Scheme, separate: int | None) -> np.ndarray:
-    """The volume (float32) on its new grid; where background is 0 (all but "ct"), it stays 0.
+    """Resample the volume (float32) to its new grid; where background is 0 (all but "ct"), it stays 0.
 
-    Splines ring: without that, half of the background would be counted as body.
+    Splines ring: if background did not stay 0, half of it would be counted as body.
     """
     result = resample_image(volume, shape, separate)
     if scheme != "ct" and result.shape != volume.shape and not volume.all():
@@ -188,10 +192,10 @@ def _resample(volume: np.ndarray, shape: Sequence[int], scheme: Scheme, separate
 
 
 def shared_grid(raw: RawCase) -> Grid:
-    """The grid on which the images of a case lie, without reading their voxels.
+    """Read the grid on which the images of a case lie, without reading their voxels.
 
     Raises:
-        UserError: as `RawImage.grid`, or they do not lie on one grid.
+        UserError: as `RawImage.grid`, or the images do not lie on one grid.
     """
     first = raw.images[0]
     shape, affine = first.grid(first.path)
@@ -201,7 +205,7 @@ def shared_grid(raw: RawCase) -> Grid:
 
 
 def grid_of(image: RawImage) -> Grid:
-    """A scan's grid, without reading its voxels.
+    """Read a scan's grid, without reading its voxels.
 
     Raises:
         UserError: as `RawImage.grid`.
@@ -220,7 +224,7 @@ def ras_grid(stored_shape: Sequence[int], affine: np.ndarray) -> Grid:
 
 
 def readable_grids(cases: Iterable[RawCase]) -> list[Grid]:
-    """The grids of those cases whose first image has a header that can be read."""
+    """Read the grids of those cases whose first image has a readable header."""
     grids = []
     for raw in cases:
         try:
@@ -231,12 +235,12 @@ def readable_grids(cases: Iterable[RawCase]) -> list[Grid]:
 
 
 def median_spacing(grids: Sequence[Grid]) -> tuple[float, float, float]:
-    """The median voxel size in mm per RAS axis, to a thousandth of a millimetre."""
+    """Compute the median voxel size in mm per RAS axis, to a thousandth of a millimetre."""
     return triple(np.median([grid.spacing for grid in grids], axis=0).round(3), float)
 
 
 def read_images(images: Sequence[RawImage]) -> tuple[list[np.ndarray], np.ndarray]:
-    """The channels of a case, (D, H, W) each, and the affine (4, 4) of the first.
+    """Read the channels of a case, (D, H, W) each, and the affine (4, 4) of the first.
 
     Raises:
         UserError: a file cannot be read or holds values that are no measurement, or the channels do not lie on one
@@ -260,12 +264,12 @@ def read_images(images: Sequence[RawImage]) -> tuple[list[np.ndarray], np.ndarra
 
 
 def largest(volume: np.ndarray) -> float:
-    """The largest absolute value."""
+    """Return the largest absolute value."""
     return max(-float(volume.min()), float(volume.max()))  # np.abs overflows for the smallest integer
 
 
 def _fits(name: str, volume: np.ndarray, scheme: Scheme) -> None:
-    """Refuse values that cannot be kept."""
+    """Refuse values that are too large to be stored."""
     if largest(volume) > LARGEST[scheme]:
         raise UserError(
             f"{name} has values beyond ±{LARGEST[scheme]:g}, which normalisation {scheme} cannot keep; "
@@ -274,10 +278,10 @@ def _fits(name: str, volume: np.ndarray, scheme: Scheme) -> None:
 
 
 def read_label(label: RawLabel, image: Path, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
-    """The voxels (D, H, W) of a label map, which by its header must lie on the grid of its image: else none is read.
+    """Read the voxels (D, H, W) of a label map, after checking by its header that it lies on the grid of its image.
 
     Raises:
-        UserError: it cannot be read, or lies on another grid. The message names the file.
+        UserError: the label map cannot be read, or lies on another grid. The message names the file.
     """
     same_grid(label.path, *label.grid(label.path), image, shape, affine)
     voxels, own = label.read(label.path)

@@ -1,4 +1,4 @@
-"""What is known of a prepared data set and its cases: the records that lie beside and inside the shards."""
+"""Records of a prepared data set and its cases, which lie beside and inside the shards."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ class ChannelRecord:
 
     dtype: str
     minimum: float
-    """What a crop that reaches beyond the volume is padded with."""
+    """Smallest value, which pads a crop that reaches beyond the volume."""
     mean: float
-    """Over the voxels other than background (see `body_voxels`); normalises a "zscore" channel."""
+    """Mean over the voxels other than background (see `body_voxels`); normalises a "zscore" channel."""
     std: float
 
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """What is known of a case without reading its voxels. Grids are (D, H, W); affines are to RAS mm."""
+    """Everything known of a case without reading its voxels. Grids are (D, H, W); affines are to RAS mm."""
 
     case: str
     patient: str
     shape: Shape
-    """Of the prepared volume, in RAS axes."""
+    """Shape of the prepared volume, in RAS axes."""
     spacing: tuple[float, float, float]
-    """Of the prepared volume, in mm."""
+    """Voxel size of the prepared volume, in mm."""
     affine: Affine
     original_shape: Shape
-    """Of the source, as nibabel reads it."""
+    """Shape of the source, as nibabel reads it."""
     original_affine: Affine
     labelled: bool
     brick: int
     codec: Codec
-    """Of the image's bricks."""
+    """Codec of the image's bricks."""
     class_bricks: Mapping[int, Mapping[int, int]]
     """Class -> index of brick (raster order) -> voxels of the class in it."""
     channels: tuple[ChannelRecord, ...]
 
     def dtype(self, column: str) -> str:
-        """Voxel type of an image's column."""
+        """Return the voxel type of an image's column."""
         return self.channels[int(column.removeprefix("image_"))].dtype
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Format the record as one line of JSON."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
@@ -65,8 +65,8 @@ class CaseRecord:
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: it is not JSON, a value is not of its kind or not finite, or the case's name would lead out of
-                its folder.
+            ValueError: the text is not JSON, a value is not of its type or not finite, or the case's name would
+                lead out of its folder.
             KeyError, TypeError, AttributeError: a field is missing, unknown or of another structure.
         """
         data = from_json(text, finite=True)
@@ -92,41 +92,41 @@ class PreparedCase:
     case: str
     patient: str
     images: tuple[np.ndarray, ...]
-    """One (D, H, W) int16 or float16 volume per channel, RAS."""
+    """Volumes (D, H, W) of int16 or float16, one per channel, RAS."""
     schemes: tuple[Scheme, ...]
     label: np.ndarray | None
-    """(D, H, W) uint8."""
+    """Label map (D, H, W) uint8."""
     affine: np.ndarray
     original_shape: Shape
     original_affine: np.ndarray
     original_label: np.ndarray | None
-    """uint8, on the source's grid."""
+    """Label map on the source's grid, uint8."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What all cases of a data set share."""
+    """Properties that all cases of a data set share."""
 
     name: str
     reader: str
     channel_names: tuple[str, ...]
     schemes: tuple[Scheme, ...]
     class_names: Mapping[int, str]
-    """1 … K, without background."""
+    """Names of classes 1 … K, without background."""
     nsd_tolerance: Mapping[int, float]
-    """In mm, per class."""
+    """Tolerance in mm, per class."""
     spacing: tuple[float, float, float]
-    """The target, in mm; a volume's own differs by rounding to whole voxels."""
+    """Target voxel size in mm; a volume's own differs by rounding to whole voxels."""
     brick: int
     codec: Codec
 
 
 def triple(values: Iterable[Any], kind: type) -> Any:
-    """The three values as a tuple of `kind`."""
+    """Convert the three values to a tuple of `kind`."""
     a, b, c = (kind(value) for value in values)
     return a, b, c
 
 
 def affine_rows(affine: np.ndarray) -> Affine:
-    """A 4x4 array as nested tuples."""
+    """Convert a 4x4 array to nested tuples."""
     return tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in affine)

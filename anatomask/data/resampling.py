@@ -1,8 +1,7 @@
-"""Resampling of volumes onto grids of another shape whose outer voxel edges stay where they are (as in nnU-Net).
+"""Resampling of volumes onto grids of another shape, whose outer voxel edges stay where they are (as in nnU-Net).
 
-Interpolation by splines is separable: along each axis it is one matrix, which is what `scipy.ndimage.zoom` makes of
-the unit vectors. Multiplying by three such matrices takes a third of the time of a 3-D `zoom` and gives the same
-numbers.
+Interpolation by splines is separable. Along each axis it is one matrix: the result of `scipy.ndimage.zoom` for the unit
+vectors. Multiplying by three such matrices takes a third of the time of a 3-D `zoom` and gives the same numbers.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from scipy import ndimage
 ANISOTROPIC = 3
 """Ratio of a voxel's edges above which slices are resampled one by one."""
 TIE = 1e-6
-"""Shares of two classes that differ by less are equal but for rounding; the lower class then wins."""
+"""Difference of the shares of two classes up to which they count as equal; the lower class then wins."""
 
 
 def target_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, int, int]:
-    """The whole number of voxels, at least 1 per axis, that comes closest to the same extent at `target` mm."""
+    """Compute the number of voxels per axis, at least 1, that comes closest to the same extent at `target` mm."""
     a, b, c = (max(1, round(n * old / new)) for n, old, new in zip(shape, spacing, target, strict=True))
     return a, b, c
 
 
 def resampled_affine(affine: np.ndarray, shape: Sequence[int], new_shape: Sequence[int]) -> np.ndarray:
-    """The affine (4, 4) of a volume resampled from `shape` to `new_shape`: its voxel edges align with the old ones."""
+    """Compute the affine (4, 4) of a volume resampled from `shape` to `new_shape`: outer voxel edges stay in place."""
     scale = np.divide(shape, new_shape)
     step = np.eye(4)
     step[:3, :3] = np.diag(scale)
@@ -36,10 +35,10 @@ def resampled_affine(affine: np.ndarray, shape: Sequence[int], new_shape: Sequen
 
 
 def separate_axis(spacing: Sequence[float], target: Sequence[float]) -> int | None:
-    """The axis along which slices are too thick to interpolate between them, if there is one; nnU-Net's rule.
+    """Return the axis along which slices are too thick to interpolate between them, or None; nnU-Net's rule.
 
-    Where the largest edge of a voxel (of the scan, else of the target) is over three times the smallest, and only one
-    axis has it.
+    It is the axis with the largest voxel edge (of the scan, else of the target), if that edge is over three times the
+    smallest and only one axis has it.
     """
     for edges in (spacing, target):
         if max(edges) > ANISOTROPIC * min(edges):
@@ -49,7 +48,7 @@ def separate_axis(spacing: Sequence[float], target: Sequence[float]) -> int | No
 
 
 def resample_image(volume: np.ndarray, shape: Sequence[int], separate: int | None = None) -> np.ndarray:
-    """Cubic spline interpolation without smoothing, edges repeated, clipped to the volume's own range.
+    """Resample by cubic splines without smoothing, edges repeated, and clip to the volume's own range.
 
     Args:
         volume: (D, H, W), any real type.
@@ -66,7 +65,7 @@ def resample_image(volume: np.ndarray, shape: Sequence[int], separate: int | Non
 
 
 def resample_label(label: np.ndarray, shape: Sequence[int], separate: int | None = None) -> np.ndarray:
-    """Linear interpolation of each class on its own; a voxel goes to the class with the largest share.
+    """Interpolate each class linearly on its own; a voxel goes to the class with the largest share.
 
     No class appears that was not there, and none is a mixture of two. Each class is interpolated within its bounding
     box only, and only the best share so far is kept.
@@ -101,7 +100,7 @@ def resample_label(label: np.ndarray, shape: Sequence[int], separate: int | None
 
 
 def resample_logits_to_label(logits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The class with the largest score after trilinear interpolation, one class at a time.
+    """Return the class with the largest score after trilinear interpolation, one class at a time.
 
     Args:
         logits: (K, D, H, W) scores or probabilities, any device; at most 256 classes.
@@ -123,7 +122,7 @@ def resample_logits_to_label(logits: torch.Tensor, shape: Sequence[int]) -> torc
 
 
 def axis_matrix(old: int, new: int, order: int) -> np.ndarray:
-    """The linear map (new, old), float32, that resamples one axis by splines of this order."""
+    """Build the linear map (new, old), float32, that resamples one axis by splines of this order."""
     if old == new:
         return np.eye(old, dtype=np.float32)
     columns = [ndimage.zoom(unit, new / old, order=order, mode="nearest", grid_mode=True) for unit in np.eye(old)]
@@ -131,14 +130,14 @@ def axis_matrix(old: int, new: int, order: int) -> np.ndarray:
 
 
 def _matrices(shape: Sequence[int], new: Sequence[int], order: int, separate: int | None) -> list[np.ndarray]:
-    """The matrix of each axis; along `separate`, that of the nearest neighbour."""
+    """Build the matrix of each axis; along `separate`, that of the nearest neighbour."""
     return [
         axis_matrix(a, b, 0 if axis == separate else order) for axis, (a, b) in enumerate(zip(shape, new, strict=True))
     ]
 
 
 def _apply(matrices: Sequence[np.ndarray], volume: np.ndarray) -> np.ndarray:
-    """Each axis multiplied by its matrix, as float32; the axis that shrinks most goes first."""
+    """Multiply each axis by its matrix, as float32; the axis that shrinks most goes first."""
     result = volume.astype(np.float32)
     order = sorted(range(3), key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1])
     for axis in order:

@@ -1,8 +1,8 @@
 """Training samples: sample k is a pure function of the seed and k, whoever reads it and whenever.
 
 Sample k is entry k mod N of the permutation of the N cases drawn from (seed, k div N); its crop, flips, augmentation
-and the random numbers of its masks are drawn from (seed, k). So resuming, changing the number of workers and replaying
-a batch are the same question: which k comes next.
+and the random numbers of its masks are drawn from (seed, k). So the number of the next sample is all the state needed
+to resume, to change the number of workers, or to replay a batch.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Sample = dict[str, np.ndarray]
 Draw = Callable[["PreparedDataset", str, np.random.Generator], Sample]
 
 ON_HOST = ("sample", "seed", "seeds", "candidates")
-"""Columns of a batch that only the host reads, so they never go to the device."""
+"""Columns of a batch that only the host reads; they are never copied to the device."""
 
 
 @dataclass(frozen=True)
 class LoaderConfig(Settings):
-    """What a training sample looks like."""
+    """Settings of a training sample."""
 
     patch_size: tuple[int, int, int] = (112, 112, 128)
-    """Crop in voxels; multiples of 16, and of the patch that is hidden as one."""
+    """Crop in voxels; each side is a multiple of 16, and of the edge of the patches that are masked."""
     foreground: float = 0.33
     """Share of finetuning crops that are centred on a voxel of a random class (pretraining never reads labels)."""
     mirror_axes: tuple[int, ...] | None = None
-    """Axes (0 R, 1 A, 2 S) along which finetuning mirrors; none: all, but not R where class names tell the sides."""
+    """Axes (0 R, 1 A, 2 S) along which finetuning mirrors. Default: all, but not R where class names tell the sides."""
     read_ahead: int = 2
     """Batches that are read ahead per worker."""
 
@@ -59,15 +59,15 @@ class LoaderConfig(Settings):
 
 @dataclass(frozen=True)
 class SampleSequence:
-    """The endless, seeded sequence of cases: every N consecutive samples from a multiple of N hold each case once."""
+    """Endless, seeded sequence of cases: every N consecutive samples from a multiple of N hold each case once."""
 
     cases: tuple[str, ...]
     seed: int
     _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """The permutation of the epoch that was asked for last: drawing one of many cases takes milliseconds."""
+    """Permutation of the epoch that was requested last: drawing one of many cases takes milliseconds."""
 
     def case(self, k: int) -> str:
-        """Case of sample k."""
+        """Return the case of sample k."""
         epoch, position = divmod(k, len(self.cases))
         if epoch not in self._orders:
             self._orders.clear()
@@ -75,14 +75,17 @@ class SampleSequence:
         return self.cases[self._orders[epoch][position]]
 
     def rng(self, k: int) -> np.random.Generator:
-        """Random numbers of sample k."""
+        """Return the random generator of sample k."""
         return np.random.default_rng([self.seed, 1, k])
 
 
 def worker_share(batch_size: int, rank: int, workers: int) -> range:
-    """Places in each global batch that worker `rank` computes: consecutive, as many as others have or one more.
+    """Return the places in each global batch that worker `rank` computes: consecutive, as many as others or one more.
 
     Raises ValueError when there are more workers than samples.
+
+    Raises:
+        ValueError: there are more workers than samples.
     """
     if batch_size < workers:
         raise ValueError(f"batch_size {batch_size} must be at least the {workers} workers")
@@ -90,9 +93,12 @@ def worker_share(batch_size: int, rank: int, workers: int) -> range:
 
 
 def worker_samples(start: int, stop: int, batch_size: int, rank: int, workers: int) -> np.ndarray:
-    """Numbers of the samples that worker `rank` reads for updates `start` to `stop`: its share of each global batch.
+    """List the samples that worker `rank` reads for updates `start` to `stop`: its share of each global batch.
 
     Raises ValueError as `worker_share`.
+
+    Raises:
+        ValueError: as `worker_share`.
     """
     updates = np.arange(start, stop)[:, None] * batch_size
     return (updates + np.array(worker_share(batch_size, rank, workers))).ravel()
@@ -100,13 +106,13 @@ def worker_samples(start: int, stop: int, batch_size: int, rank: int, workers: i
 
 @dataclass(frozen=True)
 class FinetuningDraw:
-    """Draws a `stored_crop` with its `label`, `flip` (3,) bool, and the `seed` of its augmentation."""
+    """Draw of a `stored_crop` with its `label`, `flip` (3,) bool, and the `seed` of its augmentation."""
 
     loader: LoaderConfig
     mirror_axes: tuple[int, ...]
 
     def __call__(self, dataset: PreparedDataset, case: str, rng: np.random.Generator) -> Sample:
-        """One crop of `case`, centred on a voxel of a random class with probability `foreground`."""
+        """Draw one crop of `case`, centred on a voxel of a random class with probability `foreground`."""
         size, shape = self.loader.patch_size, dataset.records[case].shape
         centre = dataset.foreground_voxel(case, rng) if rng.random() < self.loader.foreground else None
         origin = random_origin(shape, size, rng) if centre is None else centred_origin(centre, shape, size)
@@ -120,7 +126,7 @@ class FinetuningDraw:
 def stored_crop(
     dataset: PreparedDataset, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool
 ) -> Sample:
-    """A crop as it is stored, and what the device needs to make it what a network reads.
+    """Read a crop as it is stored, with everything the device needs to pad and normalise it.
 
     Returns:
         `image` (C, *size), 0 where the crop reaches beyond the scan; `inside` (3, 2), see `inside_scan`;
@@ -141,16 +147,16 @@ def stored_crop(
 
 
 def inside_scan(origin: Sequence[int], shape: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """(3, 2) int16: of each axis of a crop, the first voxel that lies in the scan, and the first after those."""
+    """Return (3, 2) int16: for each axis of a crop, the first voxel in the scan, and the first after those."""
     bounds = [(-first, extent - first) for first, extent in zip(origin, shape, strict=True)]
     return np.clip(bounds, 0, np.array(size)[:, None]).astype(np.int16)
 
 
 def mirrored_axes(loader: LoaderConfig, class_names: Iterable[str]) -> tuple[int, ...]:
-    """Axes along which finetuning may mirror.
+    """Return the axes along which finetuning may mirror.
 
-    Mirroring along R turns a right kidney into a left one under an unchanged label, so by default it is left out
-    where a class name holds "left" or "right" (as TotalSegmentator's own training does).
+    Mirroring along R turns a right kidney into a left one under an unchanged label. So R is left out by default where a
+    class name holds "left" or "right" (as TotalSegmentator's own training does).
     """
     if loader.mirror_axes is not None:
         return tuple(sorted(loader.mirror_axes))
@@ -159,7 +165,9 @@ def mirrored_axes(loader: LoaderConfig, class_names: Iterable[str]) -> tuple[int
 
 
 def random_origin(shape: Sequence[int], size: Sequence[int], rng: np.random.Generator) -> tuple[int, int, int]:
-    """Origin of a crop, uniform over all positions inside the volume; an axis shorter than the crop is centred."""
+    """Draw the origin of a crop, uniform over all positions inside the volume; an axis shorter than the crop is
+    centred.
+    """
     d, h, w = (
         int(rng.integers(0, extent - edge + 1)) if extent >= edge else -((edge - extent) // 2)
         for extent, edge in zip(shape, size, strict=True)
@@ -168,7 +176,7 @@ def random_origin(shape: Sequence[int], size: Sequence[int], rng: np.random.Gene
 
 
 def centred_origin(voxel: Sequence[int], shape: Sequence[int], size: Sequence[int]) -> tuple[int, int, int]:
-    """Origin of the crop about `voxel`, moved inside the volume; an axis shorter than the crop is centred."""
+    """Compute the origin of a crop about `voxel`, moved inside the volume; an axis shorter than the crop is centred."""
     d, h, w = (
         min(max(centre - edge // 2, 0), extent - edge) if extent >= edge else -((edge - extent) // 2)
         for centre, extent, edge in zip(voxel, shape, size, strict=True)

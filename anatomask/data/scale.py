@@ -1,4 +1,4 @@
-"""What preparing many cases takes, from a few that are prepared."""
+"""Cost of preparing many cases, extrapolated from a few that are prepared."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from anatomask.data.storage import Storage
 
 @dataclass(frozen=True)
 class Measured:
-    """What the cases of a sample took, all together."""
+    """Sums over the cases of a sample."""
 
     cases: int
     voxels: int
-    """Of all channels."""
+    """Voxels of all channels."""
     shard_bytes: int
     original_bytes: int
-    """Of the labels that are kept on the source's grid."""
+    """Bytes of the labels that are kept on the source's grid."""
     cpu_seconds: float
-    """Of this process: reading, resampling, compressing, and the case's share of the fingerprint."""
+    """CPU time of this process for reading, resampling, compressing, and the case's share of the fingerprint."""
 
 
 def measure(info: DatasetInfo, cases: Sequence[RawCase], sample: int) -> Measured:
-    """Prepare `sample` cases, evenly spread over `cases`, in a temporary folder. A broken one counts for nothing."""
+    """Prepare `sample` cases, evenly spread over `cases`, in a temporary folder. A broken case is ignored."""
     chosen = np.unique(np.linspace(0, len(cases) - 1, min(sample, len(cases))).round().astype(int))
     with tempfile.TemporaryDirectory(prefix="anatomask-") as root:
         start = time.process_time()

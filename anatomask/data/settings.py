@@ -1,4 +1,4 @@
-"""Settings of reading, preparing and making scans."""
+"""Settings of reading, preparing and generating scans."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ Codec = Literal["none", "lz4", "lz4hc", "zstd"]
 
 @dataclass(frozen=True)
 class ReaderConfig(Settings):
-    """What is read of the source. But for `cases`, a field that means nothing in the source's layout is refused."""
+    """Settings of reading the source. Apart from `cases`, a field that has no meaning in the source's layout is
+    refused.
+    """
 
     cases: str = ""
-    """A text file with the name of a case per line: these alone are prepared. Any layout."""
+    """Text file with the name of a case per line: only these are prepared. Any layout."""
     modality: Literal["all", "ct", "mr", "pet"] = "all"
     """Scans to take where a source mixes modalities: amos22 (ct is the challenge's task 1, all its task 2), dicom."""
     positives_only: bool = False
     """Leave out studies whose label is empty: autopet2."""
     configuration: str = "3d_fullres"
-    """Which configuration of the plans, or folder of preprocessed files: nnunet_preprocessed."""
+    """Configuration of the plans, or folder of preprocessed files: nnunet_preprocessed."""
 
 
 @dataclass(frozen=True)
 class PreprocessConfig(Settings):
-    """How a raw scan becomes a prepared volume."""
+    """Settings of turning a raw scan into a prepared volume."""
 
     spacing: tuple[float, float, float] | None = None
-    """Target voxel size in mm (R, A, S); none: the data set's own, else default_spacing."""
+    """Target voxel size in mm (R, A, S). Default: the data set's own, else default_spacing."""
     default_spacing: tuple[float, float, float] | None = None
-    """The recipe's voxel size in mm, for data sets that have none of their own; none: the median of the scans."""
+    """The recipe's voxel size in mm, for data sets that define none. Default: the median of the scans."""
     normalisation: tuple[Scheme, ...] = ()
-    """Scheme per channel: ct (whole HU) and quantitative (any other unit) clip and z-score by the data set, zscore by
-    the scan, none not at all; none given: what the data set's reader chooses."""
+    """Scheme per channel: ct (whole HU) and quantitative (any other unit) clip and z-score by the data set, zscore
+    z-scores by the scan, none changes nothing. Default: the schemes that the data set's reader chooses."""
     classes: tuple[str, ...] = ()
-    """Classes to keep, renumbered from 1 in this order, the others becoming background; none: all."""
+    """Classes to keep, renumbered from 1 in this order; the others become background. Default: all."""
     brick: int = 32
     """Edge in voxels of the cubes in which a volume is stored."""
     codec: Codec = "none"
-    """How they are stored: none is read fastest, lz4 and lz4hc take about half the space, zstd less; see
+    """Compression of the cubes: none reads fastest, lz4 and lz4hc take about half the space, zstd less; see
     docs/loading.md."""
 
     def __post_init__(self) -> None:
@@ -54,12 +56,12 @@ class PreprocessConfig(Settings):
 
 @dataclass(frozen=True)
 class PreparePlanConfig(Settings):
-    """What `--dry-run` plans for. Nothing that is prepared depends on it."""
+    """Settings of the plan that `--dry-run` prints. They do not change what is prepared."""
 
     cases: int | None = None
-    """Plan for so many cases like those of the source; none: as many as there are."""
+    """Number of cases to plan for, like those of the source. Default: the number in the source."""
     sample: int = 3
-    """Cases that are prepared in a temporary folder, to measure bytes and CPU time; 0: none."""
+    """Number of cases that are prepared in a temporary folder, to measure bytes and CPU time; 0 skips this."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +82,7 @@ class PhantomConfig(Settings):
     spacing: float = 3.0
     """Typical voxel size in mm; each case varies about it."""
     seed: int = 0
-    """Decides everything that is random."""
+    """Seed of everything that is random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -49,25 +49,33 @@ from anatomask.names import component
 
 METADATA_KEY = b"anatomask.case"
 LABEL_CODEC: Codec = "lz4hc"
-"""Labels shrink a hundredfold, and are quick to decode for it."""
+"""Codec of labels, which it shrinks a hundredfold and decodes quickly."""
 LOCATED_CASES = 1024
 """Number of cases whose bricks' offsets and checksums are cached, about 10 kB each."""
 UNDECODABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, RuntimeError)
-"""What pyarrow and Blosc2 raise for a Parquet file that is missing, cut off or damaged."""
+"""Errors that pyarrow and Blosc2 raise for a Parquet file that is missing, cut off or damaged."""
 
 
 def case_path(case: str) -> str:
-    """Where a case's shard lies. ValueError where the name would lead out of its folder."""
+    """Return the path of a case's shard.
+
+    Raises:
+        ValueError: the name would lead out of its folder.
+    """
     return f"cases/{component(case)}.parquet"
 
 
 def original_path(case: str) -> str:
-    """Where a case's label lies as it came. ValueError as `case_path`."""
+    """Return the path of a case's label on its source grid.
+
+    Raises:
+        ValueError: as `case_path`.
+    """
     return f"originals/{component(case)}.nii.gz"
 
 
 def write_case(root: Root, prepared: PreparedCase, brick: int, codec: Codec) -> CaseRecord:
-    """Write one case atomically; the Parquet file comes last, so a case whose file exists is whole.
+    """Write one case atomically; the Parquet file comes last, so a case whose file exists is complete.
 
     Raises:
         OSError: the folder cannot be written.
@@ -103,7 +111,7 @@ def write_case(root: Root, prepared: PreparedCase, brick: int, codec: Codec) -> 
 
 
 def read_record(root: Root, case: str) -> CaseRecord:
-    """The record in the footer of a case's file.
+    """Read the record in the footer of a case's file.
 
     Raises:
         UserError: the file is not one that `write_case` wrote.
@@ -118,16 +126,16 @@ def read_record(root: Root, case: str) -> CaseRecord:
 
 
 class Footer(NamedTuple):
-    """What the footer of a case's file says of its bricks, by column."""
+    """Location of the bricks of a case's file, by column."""
 
     locations: dict[str, np.ndarray]
-    """(bricks, 2): start and length in bytes."""
+    """Start and length in bytes, (bricks, 2)."""
     digests: dict[str, np.ndarray] | None
-    """(bricks,) uint64; None: an older version wrote the file."""
+    """Checksums, (bricks,) uint64; None if an older version wrote the file."""
 
 
 class PreparedDataset:
-    """A folder that `anatomask prepare` wrote. Plain attributes, cheap to pickle."""
+    """Data set that `anatomask prepare` wrote. It has plain attributes and pickles cheaply."""
 
     def __init__(
         self,
@@ -165,7 +173,7 @@ class PreparedDataset:
 
     @property
     def shown(self) -> str:
-        """Where it lies, for messages: without credentials."""
+        """Return the location without credentials, for messages."""
         return self.storage.show()
 
     @property
@@ -178,30 +186,30 @@ class PreparedDataset:
 
     @property
     def class_names(self) -> dict[int, str]:
-        """1 … K, without background."""
+        """Names of classes 1 … K, without background."""
         return dict(self.info.class_names)
 
     @property
     def nsd_tolerance(self) -> dict[int, float]:
-        """In mm, per class."""
+        """Tolerance in mm, per class."""
         return dict(self.info.nsd_tolerance)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """The target voxel size in mm."""
+        """Target voxel size in mm."""
         return self.info.spacing
 
     def read_crop(
         self, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool, pad: bool = True
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The voxels of a box, read from the bricks that it touches and no others.
+        """Read the voxels of a box, from the bricks that it touches and no others.
 
         Args:
             case: name of the case.
             origin: first voxel, may be negative.
             size: extent in voxels, may reach beyond the volume; there the image is the channel's minimum, the label 0.
-            label: whether to read the label; if not, its column is never opened.
-            pad: whether to put the minimum there; if not, the image is 0, for the device to pad.
+            label: read the label; if False, its column is never opened.
+            pad: put the minimum there; if False, the image is 0 there, for the device to pad.
 
         Returns:
             image (C, d, h, w), of the channels' dtype if they agree, else float32; label (d, h, w) uint8 or None
@@ -224,7 +232,7 @@ class PreparedDataset:
         return image, labels
 
     def bytes_touched(self, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool) -> int:
-        """Bytes of the bricks that `read_crop` reads.
+        """Count the bytes of the bricks that `read_crop` reads.
 
         Raises:
             UserError: as `read_crop`.
@@ -235,18 +243,26 @@ class PreparedDataset:
         return int(sum(at[rows, 1].sum() for at in columns.values()))
 
     def footer_bytes(self, case: str) -> int:
-        """Bytes of the footer of a case's file, which says where its bricks lie. Raises UserError as `read_crop`."""
+        """Count the bytes of the footer of a case's file, which says where its bricks lie.
+
+        Raises:
+            UserError: as `read_crop`.
+        """
         try:
             return int(self.storage.inspect(case_path(case), pq.read_metadata).serialized_size)
         except UNDECODABLE as error:
             raise _damaged(self.storage, case, error) from error
 
     def shard_sizes(self) -> dict[str, int]:
-        """Bytes of each case's file. Raises OSError or UserError where the folder cannot be listed."""
+        """Return the bytes of each case's file.
+
+        Raises:
+            OSError, UserError: the folder cannot be listed.
+        """
         return self.storage.sizes("cases", ".parquet")
 
     def read_volume(self, case: str, *, label: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """The whole case: image (C, D, H, W) and label (D, H, W), of the types that `read_crop` gives.
+        """Read the whole case: image (C, D, H, W) and label (D, H, W), of the types that `read_crop` gives.
 
         Raises:
             UserError: as `read_crop`.
@@ -254,14 +270,18 @@ class PreparedDataset:
         return self.read_crop(case, (0, 0, 0), self._record(case).shape, label=label)
 
     def otsu_threshold(self, case: str, channel: int) -> float:
-        """Otsu's threshold of one channel of a case, which is read whole the first time. Raises as `read_crop`."""
+        """Compute Otsu's threshold of one channel of a case, which is read whole the first time.
+
+        Raises:
+            UserError: as `read_crop`.
+        """
         if (case, channel) not in self._otsu:
             image, _ = self.read_volume(case, label=False)
             self._otsu[case, channel] = Histogram.of(image[channel]).otsu_threshold()
         return self._otsu[case, channel]
 
     def foreground_voxel(self, case: str, rng: np.random.Generator) -> tuple[int, int, int] | None:
-        """A voxel of a class drawn uniformly among those present, uniform over its voxels; None without any label."""
+        """Draw a class uniformly among those present, and uniformly a voxel of it; return None without any label."""
         record = self._record(case)
         if not record.class_bricks:
             return None
@@ -280,7 +300,7 @@ class PreparedDataset:
         return normalisation_rows(self.info.schemes, self.fingerprint, self._record(case).channels)
 
     def original_label(self, case: str) -> nib.Nifti1Image:
-        """The label map on the source's grid and affine.
+        """Read the label map on the source's grid, and its affine.
 
         Raises:
             UserError: the case is unlabelled, or the file is missing or damaged.
@@ -324,10 +344,10 @@ class PreparedDataset:
     def _check(self, case: str, column: str, rows: np.ndarray, packed: Sequence[pa.Buffer]) -> None:
         """Compare bricks with their checksums; those of a local file once in this process, at the first reading.
 
-        An uncompressed brick is mapped, and reading all of it at every crop would take longer than the crop.
+        An uncompressed brick is memory-mapped, and reading all of it for every crop would take longer than the crop.
 
         Raises:
-            ValueError: one does not match.
+            ValueError: a brick does not match.
         """
         digests = self._footer(case).digests
         if digests is None:
@@ -340,7 +360,7 @@ class PreparedDataset:
             checked[rows] = True
 
     def _footer(self, case: str) -> Footer:
-        """Where the bricks of a case lie in its file; of the cases read last, so that memory stays flat."""
+        """Locate the bricks of a case in its file; only recently read cases are cached, which bounds memory."""
         if case not in self._where:
             metadata = self.storage.inspect(case_path(case), pq.read_metadata)
             found = Footer(locations(metadata), brick_digests(metadata))

@@ -1,4 +1,4 @@
-"""Who trains, who chooses the checkpoint, who is tested: seeded, by patient, written to a file."""
+"""Splits: which cases train, validate and test; seeded, by patient, written to a file."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:  # the readers are many, and who reads what is prepared needs 
 
 Splits = dict[str, tuple[str, ...]]
 APART = ("train", "val", "test", "unlabeled", "unlabeled_test")
-"""The splits that must not share a case. A split of another name, added by hand, may hold any cases."""
+"""Splits that must not share a case. A split of another name, added by hand, may hold any cases."""
 
 
 @dataclass(frozen=True)
 class SplitConfig(Settings):
-    """The split of a data set that brings none of its own."""
+    """Settings of splitting a data set that brings no split of its own."""
 
     seed: int = 0
     """Seed of the patient-level split."""
@@ -36,7 +36,8 @@ class SplitConfig(Settings):
     """Fold of a given `splits_final.json`."""
     file: str = ""
     """JSON file that names the cases or patients of each split: {"train": […], "val": […], "test": […]}; other names
-    are further splits, and cases that stand nowhere are in none. It wins over a split that comes with the data."""
+    are further splits, and cases that are not listed are in no split. It takes precedence over a split that comes with
+    the data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,11 +48,11 @@ class SplitConfig(Settings):
 
 
 def dataset_splits(raw: RawDataset, config: SplitConfig) -> Splits:
-    """Every case's split: the given one where the data brings it, else drawn by patient.
+    """Assign every case to a split: the given one where the data brings it, else one drawn by patient.
 
-    Cases without labels are "unlabeled" beside labelled ones, for pretraining; those that the publisher holds back
-    for testing, and those of val and test patients, are "unlabeled_test", which nobody trains on. A data set that
-    has no labels at all is drawn as if it had.
+    Cases without labels are "unlabeled" beside labelled ones, for pretraining. Those that the publisher holds back for
+    testing, and those of val and test patients, are "unlabeled_test", on which nothing is trained. A data set without
+    any labels is drawn as if it had some.
 
     Raises:
         UserError: the given split has a case in two of train, val and test.
@@ -76,11 +77,12 @@ def dataset_splits(raw: RawDataset, config: SplitConfig) -> Splits:
 
 
 def read_split_file(path: str, raw: RawDataset) -> Splits:
-    """Read the splits that `path` gives by case or by patient; train, val and test are there, be they empty.
+    """Read the splits that `path` gives by case or by patient; train, val and test always exist, though they may be
+    empty.
 
     Raises:
-        UserError: the file cannot be read, is no mapping of names to lists, or names what the data set has not, or
-            puts a case into two splits.
+        UserError: the file cannot be read, is no mapping of names to lists, names a case that the data set lacks,
+            or puts a case into two splits.
     """
     refuse_pipe(Path(path), "--split.file")
     try:
@@ -131,7 +133,7 @@ def split_patients(patients: Mapping[str, str], config: SplitConfig) -> Splits:
 
 
 def patient_counts(n: int, fractions: tuple[float, float, float]) -> tuple[int, int, int]:
-    """How many of n patients train, val and test get.
+    """Divide n patients between train, val and test.
 
     Train and val are rounded, test is the rest; a split with a share above 0 gets at least one patient, from the
     largest, as long as there are enough (train goes first, then test).
@@ -148,12 +150,12 @@ def patient_counts(n: int, fractions: tuple[float, float, float]) -> tuple[int, 
 
 
 def keep(splits: Mapping[str, Iterable[str]], cases: set[str]) -> Splits:
-    """The splits without the cases that are not among `cases`."""
+    """Remove the cases that are not among `cases` from the splits."""
     return {split: tuple(case for case in members if case in cases) for split, members in splits.items()}
 
 
 def shared_case(splits: Mapping[str, Iterable[str]]) -> tuple[str, str, str] | None:
-    """The first case that is in two of the splits `APART`, with their names; None if there is no such case."""
+    """Return the first case that is in two of the splits `APART`, with their names; None if there is no such case."""
     for one, other in combinations(APART, 2):
         if both := set(splits.get(one, ())) & set(splits.get(other, ())):
             return min(both), one, other
@@ -161,10 +163,10 @@ def shared_case(splits: Mapping[str, Iterable[str]]) -> tuple[str, str, str] | N
 
 
 def shared_patients(splits: Mapping[str, Iterable[str]], patients: Mapping[str, str]) -> set[str]:
-    """The patients with cases both for training and for choosing or testing.
+    """Return the patients with cases both for training and for validation or testing.
 
-    Unlike a shared case this is no error: a split that is published with a data set may be by scan, and scores are
-    compared on it as it is.
+    Unlike a shared case this is no error. A split that is published with a data set may be by scan, and scores are
+    compared on it as published.
     """
     trained = {patients[case] for split in ("train", "unlabeled") for case in splits.get(split, ())}
     return trained & {patients[case] for split in ("val", "test") for case in splits.get(split, ())}

@@ -1,4 +1,4 @@
-"""Files on any file system that pyarrow reads (local, S3, GCS), written whole or not at all."""
+"""Files on any file system that pyarrow reads (local, S3, GCS), written atomically."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from anatomask.names import shown
 from anatomask.parsing import from_json
 
 OBJECT_STORES = ("s3", "gcs", "abfs")
-"""File systems where a file appears when its upload is complete; elsewhere it takes a rename."""
+"""File systems where a file appears when its upload is complete; elsewhere a rename is needed."""
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-"""What a write is called until it is complete."""
+"""Pattern of the name of a file until its write is complete."""
 
 REQUESTS_AT_ONCE = 16
-"""To remote storage, which takes its time for each."""
+"""Number of concurrent requests to remote storage, whose latency is high."""
 JOINED_BELOW = 2**16
 """Bytes between two ranges of a remote file up to which they are read as one."""
 
@@ -38,25 +38,26 @@ ANSWER_SECONDS: Mapping[str, Mapping[str, Any]] = {
     "s3": {"connect_timeout": 5.0, "request_timeout": 10.0},
     "gcs": {"retry_time_limit": timedelta(seconds=10)},
 }
-"""What makes a request fail within 30 s where nothing answers; pyarrow's own way takes 99 s, and 15 minutes in GCS."""
+"""Options that make a request fail within 30 s where nothing answers; pyarrow's defaults take 99 s, and 15 minutes in
+GCS."""
 
 T = TypeVar("T")
 
 
 class Storage:
-    """A folder, local or remote; paths are relative to it.
+    """Folder, local or remote; paths are relative to it.
 
     Local files are memory-mapped for reading. No reader ever sees half a file: a write goes to a temporary name and is
-    then renamed, or is an upload to an object store. Remote storage that has answered once is waited for when it stops
-    answering; one that never has may be a wrong address, and is not. Pickles as address, waiting time and whether it
-    has answered.
+    then renamed, or is an upload to an object store. When remote storage that has answered once stops answering,
+    operations wait for it. Storage that has never answered may be a wrong address, so operations fail at once. It
+    pickles as address, waiting time and whether it has answered.
 
     The root may hold credentials (`s3://key:secret@bucket/folder`), which no message shows.
 
     Args:
         root: folder, or address of one.
         max_outage: minutes without an answer after which storage that has answered before is given up.
-        answered: whether it has, in another process.
+        answered: True if the storage has answered in another process.
 
     Raises:
         UserError: pyarrow does not know such an address, or cannot reach it.
@@ -78,12 +79,12 @@ class Storage:
 
     @classmethod
     def of(cls, root: Root) -> Storage:
-        """The storage itself, or that of a folder or an address."""
+        """Return the storage itself, or that of a folder or an address."""
         return root if isinstance(root, Storage) else cls(root)
 
     @property
     def local(self) -> bool:
-        """Whether files are this machine's own."""
+        """True if files are on this machine."""
         return self.filesystem.type_name == "local"
 
     def __repr__(self) -> str:
@@ -93,24 +94,28 @@ class Storage:
         return _restored, (self.root, self.max_outage, self.answered)
 
     def locate(self, path: str) -> str:
-        """The path as the file system wants it. UserError where it leads out of the folder."""
+        """Return the path as the file system expects it.
+
+        Raises:
+            UserError: the path leads out of the folder.
+        """
         if ".." in path.split("/") or path.startswith("/"):
             raise UserError(f"{self.show()}: {shown(path)} leads out of this folder; correct the file that names it")
         return f"{self._base}/{path}"
 
     def show(self, path: str = "") -> str:
-        """The path as the user wrote it, for messages: without options and credentials."""
+        """Return the path as the user wrote it, for messages: without options and credentials."""
         root = public_address(self.root).partition("?")[0] if is_address(self.root) else self.root
         return f"{root.rstrip('/')}/{path}".rstrip("/")
 
     def _patiently(self, path: str, act: Callable[[], T]) -> T:
-        """What `act` returns, which may be done several times: an outage of storage that has answered is waited for."""
+        """Return the result of `act`, and repeat it during an outage of storage that has answered before."""
         return outlast(act, self.show(path), self.max_outage) if self.answered else act()
 
     def _asked(self, path: str, act: Callable[[], T]) -> T:
-        """What `act` returns; every use of the file system goes through here.
+        """Return the result of `act`; every use of the file system goes through here.
 
-        An OSError names the file; that of a remote file system, which has no errno, is a message instead.
+        An OSError names the file. An error of a remote file system, which has no errno, becomes a UserError.
         """
         try:
             if self.local:
@@ -129,7 +134,7 @@ class Storage:
         return result
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or folder.
+        """Return whether there is a file or folder.
 
         Raises:
             OSError, UserError: the (remote) file system cannot tell.
@@ -140,7 +145,8 @@ class Storage:
         return self._asked(path, lambda: self.filesystem.get_file_info(self.locate(path)).type)
 
     def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
-        """Bytes by sorted name, without the suffix, of the files in a folder that end with it; empty without a folder.
+        """Return the bytes, by sorted name without the suffix, of the files in a folder that end with it; empty without
+        a folder.
 
         Raises:
             OSError, UserError: the (remote) folder cannot be read.
@@ -151,21 +157,25 @@ class Storage:
         return {name.removesuffix(suffix): files[name] for name in sorted(files) if name.endswith(suffix)}
 
     def names(self, folder: str, suffix: str) -> list[str]:
-        """The names of `sizes`."""
+        """List the names of `sizes`."""
         return list(self.sizes(folder, suffix))
 
     def folders(self, folder: str) -> list[str]:
-        """The sorted names of the folders in a folder; none without it. Raises as `sizes`."""
+        """List the sorted names of the folders in a folder; empty without it.
+
+        Raises:
+            OSError, UserError: as `sizes`.
+        """
         return [name for name, kind in self._entries(folder).items() if kind is pafs.FileType.Directory]
 
     def _entries(self, folder: str) -> dict[str, pafs.FileType]:
-        """Kind by sorted name of all in a folder; empty without it."""
+        """Return the kind, by sorted name, of everything in a folder; empty without it."""
         selector = pafs.FileSelector(self.locate(folder), allow_not_found=True)
         found = self._asked(folder, lambda: self.filesystem.get_file_info(selector))
         return {info.base_name: info.type for info in sorted(found, key=lambda info: info.base_name)}
 
     def inspect(self, path: str, look: Callable[[pa.NativeFile], T]) -> T:
-        """What `look` finds in a file, here and there; it may be asked again.
+        """Apply `look` to a file, local or remote; `look` may be called again.
 
         Raises:
             FileNotFoundError: it is not there.
@@ -181,11 +191,16 @@ class Storage:
         return self._asked(path, act)
 
     def read(self, path: str) -> bytes:
-        """All bytes of a file. Raises as `inspect`."""
+        """Read all bytes of a file.
+
+        Raises:
+            FileNotFoundError, OSError, UserError: as `inspect`.
+        """
         return self.inspect(path, lambda file: file.read())
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
-        """The (start, length) ranges of a file, in the order given: mapped where it is local, else read in parallel.
+        """Read the (start, length) ranges of a file, in the order given: memory-mapped if it is local, else in
+        parallel.
 
         Raises:
             OSError, UserError: as `inspect`; and OSError where the file ends before a range does.
@@ -196,7 +211,7 @@ class Storage:
         return parts
 
     def read_json(self, path: str, remedy: str = "run the command that wrote it with --overwrite") -> Any:
-        """The parsed file.
+        """Parse a JSON file.
 
         Raises:
             UserError: it is not JSON; the message ends with `remedy`.
@@ -255,7 +270,7 @@ class Storage:
             self._asked(path, lambda: delete(self.locate(path)))
 
     def foreign(self, folder: str, own: str) -> list[str]:
-        """List the paths of what in a folder is neither named like the pattern `own` nor left by a cut-off write.
+        """List the paths in a folder that neither match the pattern `own` nor are left by an interrupted write.
 
         Raises:
             OSError, UserError: the (remote) folder cannot be read.
@@ -263,10 +278,10 @@ class Storage:
         return [f"{folder}/{name}" for name in self._entries(folder) if not _belongs(name, own)]
 
     def clear_files(self, folder: str, own: str) -> list[str]:
-        """Delete the files of a folder that are not `foreign`, and the folder where it holds nothing else.
+        """Delete the files of a folder that are not `foreign`, and the folder if nothing else is in it.
 
         Returns:
-            What is foreign, and stays.
+            The paths that are foreign, which are kept.
 
         Raises:
             OSError, UserError: as `clear`.
@@ -278,10 +293,10 @@ class Storage:
         return [f"{folder}/{name}" for name in entries if name not in files]
 
     def refuse_foreign(self, names: Iterable[str], writer: str, remedy: str) -> None:
-        """Check that none of these files is there, before `writer` has written any.
+        """Check that none of these files exists before `writer` has written any.
 
         Raises:
-            UserError: one is; the message ends with `remedy`.
+            UserError: one exists; the message ends with `remedy`.
             OSError: the file system cannot tell.
         """
         for name in names:
@@ -289,7 +304,11 @@ class Storage:
                 raise UserError(f"{self.show(name)} is there, but no {writer} wrote it; {remedy}")
 
     def clear_unfinished(self, folders: Sequence[str]) -> None:
-        """Delete what writes that were killed left in these folders. Raises as `clear`."""
+        """Delete what killed writes left in these folders.
+
+        Raises:
+            OSError, UserError: as `clear`.
+        """
         for folder in folders if self.filesystem.type_name not in OBJECT_STORES else ():
             for name in self.sizes(folder):
                 if TEMPORARY.fullmatch(name):
@@ -297,7 +316,7 @@ class Storage:
 
 
 Root: TypeAlias = str | os.PathLike[str] | Storage
-"""A folder, its address, or its storage."""
+"""Folder, its address, or its storage."""
 
 
 def _restored(root: str, max_outage: float, answered: bool) -> Storage:
@@ -305,7 +324,11 @@ def _restored(root: str, max_outage: float, answered: bool) -> Storage:
 
 
 def _utf8(folder: Path) -> str:
-    """The path as pyarrow wants it, whose text is UTF-8 whatever the locale says. UserError where it is not."""
+    """Return the path as pyarrow expects it, as UTF-8 whatever the locale.
+
+    Raises:
+        UserError: the path is not text.
+    """
     try:
         return os.fsencode(folder).decode()
     except UnicodeError:
@@ -313,7 +336,7 @@ def _utf8(folder: Path) -> str:
 
 
 def _remote(address: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of an address, which fails in `ANSWER_SECONDS`, and the path there."""
+    """Open the file system of an address, which fails in `ANSWER_SECONDS`, and return it with the path there."""
     filesystem, base = pafs.FileSystem.from_uri(address)
     rebuild, (options,) = filesystem.__reduce__()
     if filesystem.type_name not in ANSWER_SECONDS or rebuild(options) != filesystem:  # which has options that it loses
@@ -322,7 +345,7 @@ def _remote(address: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _mapped(file: pa.NativeFile, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
-    """The (start, length) ranges of a local file."""
+    """Read the (start, length) ranges of a local file."""
     parts = []
     for start, length in ranges:
         file.seek(start)
@@ -331,7 +354,7 @@ def _mapped(file: pa.NativeFile, ranges: Sequence[tuple[int, int]]) -> list[pa.B
 
 
 def _fetched(file: pa.NativeFile, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
-    """The (start, length) ranges of a remote file, by requests at once."""
+    """Read the (start, length) ranges of a remote file, by concurrent requests."""
     spans = _joined(ranges)
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         read = dict(zip(spans, pool.map(lambda span: file.read_at(span[1], span[0]), spans), strict=True))
@@ -343,7 +366,7 @@ def _belongs(name: str, own: str) -> bool:
 
 
 def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The (start, length) spans that hold all ranges, those that lie near each other in one."""
+    """Merge ranges that lie near each other into (start, length) spans."""
     spans: list[tuple[int, int]] = []
     for start, length in sorted(ranges):
         if spans and start - sum(spans[-1]) <= JOINED_BELOW:
@@ -355,7 +378,7 @@ def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _within(read: Mapping[tuple[int, int], bytes], start: int, length: int) -> pa.Buffer:
-    """A range, cut out of the span that holds it."""
+    """Cut a range out of the span that holds it."""
     first, data = next(
         (first, data) for (first, extent), data in read.items() if first <= start and start + length <= first + extent
     )
@@ -363,5 +386,5 @@ def _within(read: Mapping[tuple[int, int], bytes], start: int, length: int) -> p
 
 
 def as_json(value: Any) -> bytes:
-    """What `Storage.write_json` writes."""
+    """Encode a value as `Storage.write_json` writes it."""
     return (json.dumps(value, indent=1) + "\n").encode()

@@ -15,14 +15,15 @@ from anatomask.data.storage import Root, Storage
 
 SAMPLES_PER_TASK = 32
 SAMPLES_PER_EXECUTION = 2**17
-"""Of which the start takes seconds: half a millisecond for each task, and some for the reading processes."""
+"""Number of samples per Ray Data execution, whose start takes seconds: half a millisecond for each task, plus the start
+of the reading processes."""
 
 BUFFER_BYTES = 512 * 2**20
-"""How far a worker's reading may run ahead: without a limit, a short run would be read whole at its start."""
+"""Bytes that a worker reads ahead at most: without a limit, a short run would be read completely at its start."""
 
 
 class SampleReader:
-    """Reads samples by number; Ray Data keeps one in each reading process, so a data set is opened once."""
+    """Reader of samples by number; Ray Data keeps one in each reading process, so a data set is opened once."""
 
     def __init__(
         self, storage: Storage, sequence: SampleSequence, draw: Draw, begin: Callable[[], None] | None = None
@@ -34,7 +35,7 @@ class SampleReader:
         self.draw = draw
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The samples whose numbers are in column `sample`, stacked column by column."""
+        """Read the samples whose numbers are in column `sample`, stacked column by column."""
         drawn = [self.draw(self.dataset, self.sequence.case(k), self.sequence.rng(k)) for k in rows["sample"].tolist()]
         return {"sample": rows["sample"], **{name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}}
 
@@ -51,10 +52,10 @@ def stream_batches(
     reader_cpus: float,
     begin: Callable[[], None] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of `batch_size` samples, in the order of `samples`, read ahead by `readers` processes.
+    """Yield batches of `batch_size` samples, in the order of `samples`, read ahead by `readers` processes.
 
-    Each of these calls `begin` first. One Ray Data execution covers many epochs: its start costs seconds, so none of
-    them must pay for it.
+    Each process calls `begin` first. One Ray Data execution covers many epochs: its start costs seconds, so no epoch
+    pays for it.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

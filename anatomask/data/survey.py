@@ -1,4 +1,4 @@
-"""What there is to know of one raw case: the facts that a survey shows, and that its suspicions are drawn from."""
+"""Facts of one raw case, which a survey shows and from which its suspicions are derived."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from anatomask.data.records import Affine, Shape, affine_rows, triple
 from anatomask.errors import UserError, unexpected
 
 BINS = 128
-"""Of the histogram of a channel, between `low` and `high`."""
+"""Number of bins of a channel's histogram, between `low` and `high`."""
 FEW_VALUES = 256
-"""A channel of more distinct values is a scan; one of fewer may be a label map."""
+"""Number of distinct values from which on a channel is a scan; one with fewer may be a label map."""
 
 
 @dataclass(frozen=True)
 class ChannelFacts:
-    """Intensities of one channel, in its own unit."""
+    """Intensity statistics of one channel, in its own unit."""
 
     minimum: float
     maximum: float
     low: float
-    """0.1th percentile."""
+    """The 0.1th percentile."""
     median: float
     high: float
-    """99.9th percentile."""
+    """The 99.9th percentile."""
     distinct: int
-    """Different values."""
+    """Number of different values."""
     at_minimum: float
     """Share of the voxels that have the smallest value."""
     air: float
     """Share of the voxels that are as dark as only air in HU is."""
     flat: float
-    """Share of the neighbours of voxels other than the smallest that are equal; near 1 for a label map."""
+    """Share of equal neighbours among voxels other than the smallest; near 1 for a label map."""
     histogram: tuple[int, ...]
-    """Voxels in `BINS` equal bins from `low` to `high`, what lies beyond in the outermost."""
+    """Voxels in `BINS` equal bins from `low` to `high`; the outermost bins include what lies beyond."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ClassFacts:
 
     organ: Organ
     mean: float
-    """Of the first channel."""
+    """Mean of the first channel."""
     outside: float
     """Share of its voxels that lie outside the body."""
 
@@ -68,16 +68,16 @@ class ImageFacts:
     """The images of one case."""
 
     shape: Shape
-    """In RAS axes."""
+    """Shape in RAS axes."""
     spacing: tuple[float, float, float]
-    """In mm, in RAS axes."""
+    """Voxel size in mm, in RAS axes."""
     orientation: str
-    """Such as "LPS": where the axes as stored point."""
+    """Directions of the axes as stored, such as "LPS"."""
     affine: Affine
-    """As stored."""
+    """Affine as stored."""
     channels: tuple[ChannelFacts, ...]
     digest: str
-    """Of the first channel's voxels in any order: mirroring does not change it."""
+    """Digest of the first channel's voxels in any order: mirroring does not change it."""
     spine_behind: float | None
     lungs_above: bool | None
     header_doubt: str
@@ -88,14 +88,14 @@ class LabelFacts:
     """The label map of one case."""
 
     classes: Mapping[int, ClassFacts]
-    """Those that are there."""
+    """Classes that the label map holds."""
     unknown: tuple[float, ...]
     """Values that the data set does not list."""
 
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What a case holds, or why it cannot be read."""
+    """Facts of a case, or the reason why it cannot be read."""
 
     case: str
     labelled: bool
@@ -104,7 +104,7 @@ class CaseFacts:
     image_error: str = ""
     label_error: str = ""
     thumbnail: np.ndarray | None = None
-    """(16, 16, 16) uint8, RAS."""
+    """Thumbnail (16, 16, 16) uint8, RAS."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Volumes:
     """One case in memory, in RAS axes."""
 
     images: tuple[np.ndarray, ...]
-    """One (X, Y, Z) volume per channel."""
+    """Volumes (X, Y, Z), one per channel."""
     spacing: tuple[float, float, float]
     affine: np.ndarray
     label: np.ndarray | None
@@ -121,14 +121,14 @@ class Volumes:
 
 
 def read_case(raw: RawCase, memory: int | None = None) -> Volumes:
-    """Read a case as `prepare` does, but go on without a label that is broken or on another grid.
+    """Read a case as `prepare` does, but continue without a label that is broken or on another grid.
 
     Args:
         raw: the case's files.
-        memory: bytes that looking at it may take at its peak. Default: what the machine has free.
+        memory: bytes that reading it may take at its peak. Default: what the machine has free.
 
     Raises:
-        TooLarge: it would take more; nothing was read but headers.
+        TooLarge: the case would take more; only headers were read.
         UserError: the images cannot be read; the message names the file.
     """
     grid = shared_grid(raw)
@@ -158,7 +158,7 @@ def read_case(raw: RawCase, memory: int | None = None) -> Volumes:
 def survey_case(
     raw: RawCase, schemes: Sequence[Scheme], classes: Mapping[int, str], memory: int | None = None
 ) -> CaseFacts:
-    """The facts of one case; what cannot be read is a fact too.
+    """Collect the facts of one case; an unreadable case is a fact too.
 
     Args:
         raw: the case's files.
@@ -167,7 +167,7 @@ def survey_case(
         memory: bytes that it may take at its peak. Default: what the machine has free.
 
     Raises:
-        TooLarge: it would take more than `memory`, where that is given.
+        TooLarge: the case would take more than `memory`, if that is given.
     """
     labelled = raw.label is not None
     try:
@@ -208,7 +208,7 @@ def _image_facts(raw: RawCase, volumes: Volumes, scan: Coarse) -> ImageFacts:
 
 
 def _plain(image: np.ndarray) -> np.ndarray:
-    """Scaled voxels (float64) as float32: half the memory, and rounding does not matter here."""
+    """Convert scaled voxels (float64) to float32: half the memory, and rounding does not matter here."""
     return image.astype(np.float32) if image.dtype == np.float64 else image
 
 
@@ -243,7 +243,7 @@ def _flatness(image: np.ndarray, minimum: float) -> float:
 
 
 def _digest(shape: Sequence[int], histogram: Histogram) -> str:
-    """Of how often each value occurs: two different scans do not agree in all of it, mirrored copies do."""
+    """Hash the number of voxels of each value: two different scans never agree in all of them, mirrored copies do."""
     digest = sha256(repr(sorted(shape)).encode())
     digest.update(histogram.values.tobytes())
     digest.update(histogram.counts.tobytes())

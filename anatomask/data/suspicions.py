@@ -1,7 +1,7 @@
-"""What is wrong with raw scans, judged from their facts alone: one function for each kind of fault.
+"""Suspicions about raw scans, derived from their facts alone: one function for each kind of fault.
 
-A false alarm costs trust, so each asks for more than a doubt: what cannot be told (the sides of a head that looks
-the same in the mirror, say) is left unsaid.
+A false alarm costs trust, so each function needs clear evidence. What cannot be decided is not reported, such as the
+sides of a head that looks the same in the mirror.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from anatomask.data.preprocess import LARGEST
 from anatomask.data.survey import FEW_VALUES, CaseFacts, ChannelFacts, ClassFacts, LabelFacts
 
 ENOUGH = 10
-"""Cases from which on one may be unlike the others."""
+"""Number of cases from which on one can be called unlike the others."""
 ENOUGH_ALIKE = 30
-"""Cases from which on each finds others that look like it."""
+"""Number of cases from which on each finds others that look like it."""
 NEIGHBOURS = 256
-"""Cases, spread over the data set, that each is compared with."""
+"""Number of cases, spread over the data set, that each is compared with."""
 SIDES = ("mirrored left to right", "turned front to back", "upside down")
 MOST_OUTSIDE = 0.2
-"""Share of the labelled volume; in real cases it is 0.03 at most."""
+"""Share of the labelled volume outside the body above which a label is suspicious; in real cases it is 0.03 at most."""
 FLIPS = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2))
 MEND_AFFINE = "look at the picture; correct the affine (or turn voxels and label) at the source, or leave it out"
 FOLLOWS = {
     "unlike the others": {"voxel size", "header"},
     "label does not fit": {"label in air", "not in HU", "constant image"},
 }
-"""Kinds that say nothing new of a case which has one of the others."""
+"""Kind of suspicion -> kinds that already explain it: it is dropped for a case which has one of these."""
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """One thing that is probably wrong with one case."""
+    """One probable fault of one case."""
 
     case: str
     kind: str
@@ -46,7 +46,7 @@ class Suspicion:
 
 
 def suspicions(raw: RawDataset, cases: Sequence[CaseFacts]) -> list[Suspicion]:
-    """All that is suspicious in a data set, in the order of its cases."""
+    """List all suspicions in a data set, in the order of its cases."""
     alone = (unreadable, label_refused, constant, label_as_image, units, voxel_size, orientation)
     of_labels = (organs_misplaced, unknown_values, label_in_air)
     found = [one for facts in cases for criterion in (*alone, *of_labels) for one in criterion(raw, facts)]
@@ -63,19 +63,19 @@ def suspicions(raw: RawDataset, cases: Sequence[CaseFacts]) -> list[Suspicion]:
 
 
 def unreadable(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
-    """Files that are missing, cut off, not 3-D, without a valid affine, with NaN, or on different grids."""
+    """Find files that are missing, cut off, not 3-D, without a valid affine, with NaN, or on different grids."""
     if facts.image_error:
         yield Suspicion(facts.case, "image refused", facts.image_error, "`prepare` leaves this case out until then")
 
 
 def label_refused(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
-    """A label map that is broken, or of another shape or place than its image."""
+    """Find a label map that is broken, or of another shape or place than its image."""
     if facts.label_error:
         yield Suspicion(facts.case, "label refused", facts.label_error, "`prepare` leaves this case out until then")
 
 
 def constant(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
-    """A channel that has one value everywhere."""
+    """Find a channel that has one value everywhere."""
     for name, channel in _channels(raw, facts):
         if channel.distinct == 1:
             reason = f"every voxel of {name} is {channel.minimum:g}"
@@ -83,7 +83,7 @@ def constant(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
 
 
 def label_as_image(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
-    """A label map that was taken for a scan: few values, the same over whole areas."""
+    """Find a label map that was taken for a scan: few values, the same over whole areas."""
     for name, channel in _channels(raw, facts):
         if _is_label_map(channel):
             reason = f"{name} has {channel.distinct} values, each over whole areas: a label map, not a scan"
@@ -92,7 +92,7 @@ def label_as_image(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
 
 
 def units(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
-    """A CT whose values cannot be Hounsfield units; values of other units that cannot be stored."""
+    """Find a CT whose values cannot be Hounsfield units, and values of other units that cannot be stored."""
     for (name, channel), scheme in zip(_channels(raw, facts), raw.schemes, strict=False):
         if max(-channel.minimum, channel.maximum) > LARGEST[scheme]:
             reason = f"{name} reaches {channel.minimum:.4g} to {channel.maximum:.4g}: more than {scheme} can keep"
@@ -107,7 +107,7 @@ def units(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
 
 
 def voxel_size(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
-    """Voxels that no scanner for people makes."""
+    """Find voxel sizes that no scanner for people makes."""
     if facts.images is None:
         return
     spacing = np.array(facts.images.spacing)
@@ -125,7 +125,7 @@ def voxel_size(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
 
 
 def orientation(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
-    """A header that contradicts itself or what a CT shows: the spine is behind, the lungs above the belly."""
+    """Find a header that contradicts itself or the CT, whose spine is behind and whose lungs are above the belly."""
     images = facts.images
     if images is None:
         return
@@ -140,9 +140,9 @@ def orientation(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
 
 
 def organs_misplaced(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
-    """Labelled organs that lie to each other as in no body: the header is wrong, or two classes are swapped.
+    """Find labelled organs in positions that no body has: the header is wrong, or two classes are swapped.
 
-    A label that misses the body says nothing of its header.
+    A label that misses the body proves nothing about its header.
     """
     if facts.label is None or _outside(facts.label) > MOST_OUTSIDE:
         return
@@ -168,7 +168,7 @@ def organs_misplaced(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
 
 
 def unknown_values(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
-    """Label values that are no class of the data set."""
+    """Find label values that are no class of the data set."""
     if facts.label is not None and facts.label.unknown:
         values = ", ".join(f"{value:g}" for value in facts.label.unknown[:5])
         reason = f"the label holds {values}, which the data set does not list"
@@ -176,7 +176,7 @@ def unknown_values(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
 
 
 def label_in_air(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
-    """Labels that lie outside the body."""
+    """Find labels that lie outside the body."""
     if facts.label is None:
         return
     outside = _outside(facts.label)
@@ -188,7 +188,7 @@ def label_in_air(raw: RawDataset, facts: CaseFacts) -> Iterator[Suspicion]:
 
 
 def duplicates(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspicion]:
-    """The same voxels under two names, in whatever orientation they were stored."""
+    """Find the same voxels under two names, in whatever orientation they were stored."""
     first: dict[str, str] = {}
     for facts in cases:
         if facts.images is None or facts.images.channels[0].distinct <= FEW_VALUES:
@@ -200,7 +200,7 @@ def duplicates(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspicio
 
 
 def outliers(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspicion]:
-    """Scans whose voxels or extent are far from those of all others."""
+    """Find scans whose voxels or extent are far from those of all others."""
     readable = [(facts.case, facts.images) for facts in cases if facts.images is not None]
     if len(readable) < ENOUGH:
         return
@@ -221,7 +221,7 @@ def outliers(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspicion]
 
 
 def other_modality(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspicion]:
-    """In a folder that states no modality: the few scans without air in HU among many that have it."""
+    """Find, in a folder that states no modality, the few scans without air in HU among many that have it."""
     if raw.reader != "folder" or raw.schemes[0] == "ct":
         return
     scans = [
@@ -240,7 +240,7 @@ def other_modality(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Susp
 
 
 def turned(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspicion]:
-    """Scans that look like the others once they are turned over, and not as they lie."""
+    """Find scans that look like the others only once they are turned over."""
     shown = [
         (facts.case, facts.thumbnail)
         for facts in cases
@@ -265,7 +265,7 @@ def turned(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspicion]:
 
 
 def label_misfits(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspicion]:
-    """Label maps of CTs under which the image is not what it is in the other cases: shifted, or of another scan."""
+    """Find label maps of CTs under which the image differs from that in other cases: shifted, or of another scan."""
     if raw.schemes[0] != "ct":
         return
     means: dict[int, dict[str, float]] = defaultdict(dict)
@@ -291,7 +291,7 @@ def label_misfits(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspi
 
 
 def label_empty(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspicion]:
-    """Empty label maps where nearly all others have something, or none has."""
+    """Find empty label maps where nearly all others have something; report also if all are empty."""
     labels = [(facts.case, facts.label) for facts in cases if facts.label is not None]
     empty = [case for case, label in labels if not label.classes and not label.unknown]
     rare = len(labels) >= ENOUGH and len(empty) <= 0.1 * len(labels)
@@ -302,12 +302,12 @@ def label_empty(raw: RawDataset, cases: Sequence[CaseFacts]) -> Iterator[Suspici
 
 
 def _sizeable(label: LabelFacts) -> dict[int, ClassFacts]:
-    """The classes of half a millilitre or more."""
+    """List the classes of half a millilitre or more."""
     return {c: found for c, found in label.classes.items() if found.organ.ml >= 0.5}
 
 
 def _outside(label: LabelFacts) -> float:
-    """The share of the labelled volume that lies outside the body."""
+    """Return the share of the labelled volume that lies outside the body."""
     found = _sizeable(label).values()
     total = sum(one.organ.ml for one in found)
     return sum(one.outside * one.organ.ml for one in found) / total if total else 0.0
@@ -322,7 +322,7 @@ def _is_label_map(channel: ChannelFacts) -> bool:
 
 
 def _not_hu(channel: ChannelFacts) -> tuple[str, str] | None:
-    """Reason and remedy, or None. A crop without any air may be in HU, so its absence alone proves nothing."""
+    """Return reason and remedy, or None. A crop without any air may be in HU, so missing air alone proves nothing."""
     span = f"{channel.low:.4g} to {channel.high:.4g}"
     rescale = "apply the rescale slope and intercept of the DICOM files, or leave it out"
     if channel.high > 6000 or channel.low < -6000:
@@ -347,14 +347,14 @@ def _mm(log: float) -> str:
 
 
 def _unit(pictures: np.ndarray) -> np.ndarray:
-    """(N, …) as N rows of mean 0 and length 1."""
+    """Scale (N, …) to N rows of mean 0 and length 1."""
     rows = pictures.reshape(len(pictures), -1)
     rows = rows - rows.mean(axis=1, keepdims=True)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
 def _likeness(pictures: np.ndarray, others: np.ndarray, itself: np.ndarray) -> np.ndarray:
-    """(N,) mean correlation of each picture with that quarter of the others which it is most like."""
+    """Return (N,): the mean correlation of each picture with the quarter of the others that is most like it."""
     correlation = np.where(itself, -np.inf, _unit(pictures) @ others.T)
     quarter = max(1, (others.shape[0] - 1) // 4)
     return np.sort(correlation, axis=1)[:, -quarter:].mean(axis=1)

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from anatomask.data.shards import PreparedDataset
 
 FARTHEST = 0.25
-"""Share of a crop's edge by which the second crop lies apart at most, along each axis."""
+"""Distance of the second crop along each axis, as a share of a crop's edge, at most."""
 SECOND = "second_"
 """Prefix of the columns of the second view."""
 
 
 @dataclass(frozen=True)
 class TwoViewsDraw:
-    """Draws two `stored_crop`s that overlap, each with a `flip` (3,), and `seeds` (2,) of what changes their intensity.
+    """Draw of two `stored_crop`s that overlap, each with a `flip` (3,), and `seeds` (2,) of their intensity changes.
 
     The columns of the second are named `second_…`.
     """
@@ -33,7 +33,11 @@ class TwoViewsDraw:
     loader: LoaderConfig
 
     def __call__(self, dataset: PreparedDataset, case: str, rng: np.random.Generator) -> Sample:
-        """Draw two label-free crops of `case`. Raises UserError as `PreparedDataset.read_crop`."""
+        """Draw two label-free crops of `case`.
+
+        Raises:
+            UserError: as `PreparedDataset.read_crop`.
+        """
         size, shape = self.loader.patch_size, dataset.records[case].shape
         first = random_origin(shape, size, rng)
         second = []

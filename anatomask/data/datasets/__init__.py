@@ -38,20 +38,20 @@ READERS: dict[str, Reader] = {
     "npz": npz.READER,
     "dicom": dicom.READER,
 }
-"""In the order in which `detect` asks them."""
+"""Readers by name, in the order in which `detect` asks them."""
 
 
 def readers() -> dict[str, Reader]:
-    """Return all readers by name: those of extensions first, which may know a layout better."""
+    """Return all readers by name, those of extensions first, because they may know a layout better."""
     every: dict[str, Reader] = with_extensions("READERS", READERS)
     return {name: every[name] for name in [*(every.keys() - READERS.keys()), *READERS]}
 
 
 def detect(source: Path) -> str:
-    """The name of the first reader whose layout the folder has.
+    """Find the first reader whose layout the folder has, and return its name.
 
     Raises:
-        UserError: the folder is missing, or there are no scans that any reader knows.
+        UserError: the folder is missing, or holds no scans that any reader knows.
     """
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; name the folder of raw scans")
@@ -66,16 +66,16 @@ def detect(source: Path) -> str:
 
 
 def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: ReaderConfig | None = None) -> RawDataset:
-    """The data set in a folder.
+    """Read the data set in a folder.
 
     Args:
         source: the folder as downloaded.
         dataset: a name of `readers`, or "auto".
         fold: of a given `splits_final.json`.
-        options: what is read of it; none: all.
+        options: what to read of it. Default: everything.
 
     Raises:
-        UserError: the folder is missing or empty, the layout is unknown or broken, an option does not apply to it.
+        UserError: the folder is missing or empty, the layout is unknown or broken, or an option does not apply to it.
     """
     options = options or ReaderConfig()
     known = readers()
@@ -96,7 +96,11 @@ def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: Re
 
 
 def _refuse_foreign(dataset: str, options: ReaderConfig) -> None:
-    """Raise UserError for an option that is set and that the layout's reader does not heed."""
+    """Check that the layout's reader uses every option that is set.
+
+    Raises:
+        UserError: the reader ignores an option that is set.
+    """
     for field in fields(options):
         foreign = field.name not in readers()[dataset].options | {"cases"}
         if foreign and getattr(options, field.name) != field.default:
@@ -106,7 +110,7 @@ def _refuse_foreign(dataset: str, options: ReaderConfig) -> None:
 
 
 def _listed(raw: RawDataset, path: Path) -> RawDataset:
-    """The data set with those cases only that the file names, line by line."""
+    """Keep only the cases that the file names, one per line."""
     refuse_pipe(path, "--reader.cases")
     try:
         wanted = set(path.read_text(encoding="utf-8").split("\n")) - {""}

@@ -1,7 +1,8 @@
 """AMOS22: `imagesTr`, `labelsTr`, `imagesVa`, `labelsVa`, `imagesTs` with `amos_XXXX.nii.gz`; ids up to 500 are CT.
 
-`--reader.modality ct` is the challenge's task 1, `all` its task 2. The validation scans become the test split, as
-their labels are public; those of `imagesTs` have none and are held back. Every scan is normalised by itself, CT too.
+`--reader.modality ct` is the challenge's task 1, `all` its task 2. The validation scans become the test split, as their
+labels are public. The scans of `imagesTs` have no labels and are held back. Every scan, CT included, is normalised by
+its own statistics.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AutoPET II: `FDG-PET-CT-Lesions/PETCT_<id>/<study>/{CTres,SUV,SEG}.nii.gz`; channels 0 = CTres, 1 = SUV.
 
-A patient may have several studies, which stay in one split. Half of the 1014 studies show no lesion;
-`--reader.positives-only` leaves them out, for which every SEG is read once (minutes for the whole data set).
+A patient may have several studies, which stay in one split. Half of the 1014 studies show no lesion.
+`--reader.positives-only` leaves these out; to find them, it reads every SEG once (minutes for the whole data set).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def _matches(source: Path) -> bool:
 
 
 def _studies(source: Path) -> list[Path]:
-    """The folders that hold any of a study's files: a study that lacks one is a case that reading it will name."""
+    """List the folders that hold any of a study's files. A study that lacks a file is a case whose reading reports the
+    gap.
+    """
     root = inner_folder(source, "FDG-PET-CT-Lesions")
     files = (f"{name}.nii.gz" for name in (*CHANNELS, LABEL))
     return sorted({path.parent for file in files for path in root.glob(f"PETCT_*/*/{file}")})
@@ -57,7 +59,7 @@ def _case(study: Path) -> RawCase:
 
 
 def _may_be_positive(study: Path) -> bool:
-    """Whether a lesion is drawn; also where that cannot be read, for preparing the case will then say why."""
+    """Return whether a lesion is drawn; True also for an unreadable label, whose preparation reports the reason."""
     try:
         return bool(read_nifti(study / f"{LABEL}.nii.gz")[0].any())
     except Exception:  # whatever a broken file makes its library do

@@ -1,4 +1,4 @@
-"""What a reader of a raw data set hands over: cases with their files, and what all cases share."""
+"""Interface of the readers of raw data sets: cases with their files, and what all cases share."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 
 DEFAULT_NSD_TOLERANCE = 3.0
-"""In mm, for data sets that publish none."""
+"""Tolerance in mm for data sets that publish none."""
 
 NIFTI = (".nii.gz", ".nii")
 
 ReadVolume = Callable[[Path], tuple[np.ndarray, np.ndarray]]
-"""Of a path: voxels (D, H, W) and the affine (4, 4) to RAS mm. Raises UserError, naming the path."""
+"""Function from a path to voxels (D, H, W) and the affine (4, 4) to RAS mm; it raises UserError, naming the path."""
 ReadGrid = Callable[[Path], tuple[tuple[int, int, int], np.ndarray]]
-"""Of a path: shape (D, H, W) and the affine (4, 4) to RAS mm, without reading voxels. Raises UserError."""
+"""Function from a path to shape (D, H, W) and affine (4, 4) to RAS mm, without reading voxels; it raises UserError."""
 
 
 @dataclass(frozen=True)
 class RawImage:
-    """Where one channel of a case comes from, and how it is read."""
+    """Source of one channel of a case, and the functions that read it."""
 
     path: Path
-    """A file or a folder; messages name it."""
+    """File or folder, which messages name."""
     read: ReadVolume
-    """All real voxels, finite."""
+    """Function that reads the voxels: real and finite."""
     grid: ReadGrid
 
 
 @dataclass(frozen=True)
 class RawLabel:
-    """Where a label map comes from, and how it is read."""
+    """Source of a label map, and the functions that read it."""
 
     path: Path
-    """A file or a folder; messages name it."""
+    """File or folder, which messages name."""
     read: ReadVolume
-    """Whole numbers on the images' grid."""
+    """Function that reads the voxels: whole numbers on the images' grid."""
     grid: ReadGrid
 
 
 @dataclass(frozen=True)
 class RawCase:
-    """One scan as downloaded. Nothing is read before it is asked for; pickles into workers."""
+    """One scan as downloaded. No file is read until its data are requested; it pickles into workers."""
 
     case: str
     patient: str
     images: tuple[RawImage, ...]
-    """One per channel, all on one grid."""
+    """Images, one per channel, all on one grid."""
     label: RawLabel | None = None
-    """None: unlabelled."""
+    """Label map; None for an unlabelled case."""
 
 
 @dataclass(frozen=True)
@@ -70,34 +70,34 @@ class RawDataset:
     cases: tuple[RawCase, ...]
     channel_names: tuple[str, ...]
     schemes: tuple[Scheme, ...]
-    """Per channel: what its values are and how they are normalised."""
+    """Normalisation scheme per channel: what its values are, and so how they are normalised."""
     class_names: Mapping[int, str]
-    """1 … K, without background; empty without labels."""
+    """Names of classes 1 … K, without background; empty without labels."""
     nsd_tolerance: Mapping[int, float]
-    """In mm, per class."""
+    """Tolerance in mm, per class."""
     spacing: tuple[float, float, float] | None = None
-    """The data set's own target voxel size in mm; none: the median of its scans."""
+    """Target voxel size in mm that the data set defines. Default: the median of its scans."""
     splits: Mapping[str, tuple[str, ...]] | None = None
-    """The split that comes with the data, of labelled cases; none: drawn by patient."""
+    """Split of the labelled cases that comes with the data. Default: a split drawn by patient."""
     held_back: frozenset[str] = frozenset()
-    """Unlabelled cases that the publisher keeps for testing: nothing is trained on them."""
+    """Unlabelled cases that the publisher keeps for testing; no training uses them."""
     remarks: tuple[str, ...] = ()
-    """What the user should know of this folder: what was left out or had to be assumed."""
+    """Remarks for the user on this folder: what was left out or had to be assumed."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A layout: whether a folder has it, and the data set in such a folder."""
+    """Reader of one layout: whether a folder has it, and the data set in such a folder."""
 
     matches: Callable[[Path], bool]
     read: Callable[[Path, int, ReaderConfig], RawDataset]
-    """Of the source folder, the fold of a given split and the options. Raises UserError where the layout is broken."""
+    """Function of the source folder, the fold of a given split and the options; UserError if the layout is broken."""
     options: frozenset[str] = frozenset()
-    """The fields of `ReaderConfig`, besides `cases`, that it heeds."""
+    """Fields of `ReaderConfig`, besides `cases`, that the reader uses."""
 
 
 def refused_case(case: str, path: Path, why: str) -> RawCase:
-    """A case that cannot be read: whoever tries is told `why`, so that it is skipped by name like any broken one."""
+    """Make a case that cannot be read: reading it raises `why`, so that it is skipped by name like any broken one."""
     refuse = partial(_refuse, why=why)
     return RawCase(case, case, (RawImage(path, refuse, refuse),))
 
@@ -107,17 +107,17 @@ def _refuse(path: Path, why: str) -> Any:
 
 
 def nifti_image(path: Path) -> RawImage:
-    """A channel that is a NIfTI file."""
+    """Make a channel from a NIfTI file."""
     return RawImage(path, read_nifti, nifti_grid)
 
 
 def nifti_label(path: Path) -> RawLabel:
-    """A label map that is a NIfTI file."""
+    """Make a label map from a NIfTI file."""
     return RawLabel(path, read_nifti, nifti_grid)
 
 
 def stem(path: Path) -> str:
-    """The file's name without `.nii` or `.nii.gz`."""
+    """Return the file's name without `.nii` or `.nii.gz`."""
     for ending in NIFTI:
         if path.name.endswith(ending):
             return path.name.removesuffix(ending)
@@ -125,23 +125,23 @@ def stem(path: Path) -> str:
 
 
 def is_nifti(path: Path) -> bool:
-    """Tell whether it has a NIfTI name and is no folder; hidden ones (those of macOS, say) are not.
+    """Return whether the path has a NIfTI name and is no folder; hidden files (such as those of macOS) do not count.
 
-    It need not be a file that can be read: one that cannot is a case that reading it will name.
+    The file may be unreadable: it is then a case whose reading reports the reason.
     """
     return path.name.endswith(NIFTI) and not path.name.startswith(".") and not is_folder(path)
 
 
 def is_visible(path: Path, source: Path) -> bool:
-    """Whether neither the path nor a folder between it and the source is hidden."""
+    """Return whether neither the path nor a folder between it and the source is hidden."""
     return not any(part.startswith(".") for part in path.relative_to(source).parts)
 
 
 def case_name(*parts: str) -> str:
-    """The parts as one name that is safe as a file's on any system: letters, digits, `.`, `-` and `_`."""
+    """Join the parts into one name that is safe as a file name on any system: letters, digits, `.`, `-` and `_`."""
     return "_".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
 
 
 def inner_folder(source: Path, name: str) -> Path:
-    """The folder of that name in the source if there is one, else the source: archives unpack either way."""
+    """Return the folder of that name in the source if there is one, else the source: archives unpack either way."""
     return source / name if is_folder(source / name) else source

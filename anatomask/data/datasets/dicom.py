@@ -1,9 +1,9 @@
 """DICOM: any folder of CT, MR and PET slices; a series in a folder is a case, without label.
 
-HU come from each slice's RescaleSlope and RescaleIntercept; slices are sorted by their position along the normal of
-the image plane, whatever their names and numbers say. A series in which slices are missing, double, unevenly spaced,
-sheared (gantry tilt) or of different kinds is refused by name. PET is in the unit that the scanner wrote (mostly
-Bq/ml), not SUV. Localizers, and files that hold no scan (structures, reports, dose), are left out, and said so.
+HU come from each slice's RescaleSlope and RescaleIntercept. Slices are sorted by their position along the normal of the
+image plane, whatever their names and numbers are. A series is refused by name if slices are missing, duplicated,
+unevenly spaced, sheared (gantry tilt) or of different kinds. PET is in the unit that the scanner wrote (mostly Bq/ml),
+not SUV. Localizers, and files that hold no scan (structures, reports, dose), are left out, and a remark says so.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError, reason
 
 MODALITIES = {"CT": "ct", "MR": "mr", "PT": "pet"}
-"""DICOM's name of those that are scans -> that of `ReaderConfig.modality`."""
+"""Modality in DICOM that is a scan -> its name in `ReaderConfig.modality`."""
 PREAMBLE, MAGIC = 128, b"DICM"
 UNREADABLE = (
     InvalidDicomError, BytesLengthException, AttributeError, KeyError, NotImplementedError, RuntimeError, OSError,
     ValueError, TypeError, EOFError, OverflowError, IndexError, struct.error,
 )  # fmt: skip
-"""What pydicom raises for files that are cut off, damaged, or compressed in a way that needs another package."""
+"""Errors that pydicom raises for files that are cut off, damaged, or compressed in a way that needs another package."""
 HEADER = [
     "SeriesInstanceUID", "SeriesNumber", "SOPInstanceUID", "Modality", "ImageType", "PatientID", "Rows", "Columns",
     "NumberOfFrames", "SamplesPerPixel", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient",
 ]  # fmt: skip
 GAP_TOLERANCE = 0.1
-"""Share of the distance between slices by which one of them may differ; positions are rounded in headers."""
+"""Share of the distance between slices by which one distance may differ; headers hold rounded positions."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What a file's header says."""
+    """Header of one file."""
 
     name: str
-    """Of the file in its folder."""
+    """Name of the file in its folder."""
     modality: str
     number: int | None
     patient: str
@@ -65,20 +65,20 @@ class Stack:
 
     names: tuple[str, ...]
     shape: tuple[int, int, int]
-    """(columns, rows, slices)."""
+    """Shape as (columns, rows, slices)."""
     affine: np.ndarray
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Keep pydicom's warnings of strange values from the user: what matters of them is refused by name."""
+    """Hide pydicom's warnings of strange values from the user; values that matter are refused by name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"pydicom\b")
         yield
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether it is a file with DICOM's magic word."""
+    """Return whether the path is a file with DICOM's magic word."""
     try:
         with path.open("rb") as stream:
             stream.seek(PREAMBLE)
@@ -144,7 +144,11 @@ def _remarks(others: Counter[str], mixed: int) -> tuple[str, ...]:
 
 
 def _header(path: Path) -> tuple[str, Slice | None]:
-    """The series and the slice; for a file that is no scan, its modality and None. Raises one of `UNREADABLE`."""
+    """Read the series and the slice; for a file that is no scan, its modality and None.
+
+    Raises:
+        Exception: one of `UNREADABLE`, where the file is damaged.
+    """
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER)
     modality = str(header.get("Modality") or "no modality")
     if modality not in MODALITIES or "Rows" not in header:
@@ -157,7 +161,7 @@ def _header(path: Path) -> tuple[str, Slice | None]:
 
 
 def _cases(folder: Path, series: dict[str, list[Slice]], source: Path) -> list[RawCase]:
-    """A case per series, named after the folder, and where there are several after their numbers too."""
+    """Make a case per series, named after the folder and, where it holds several series, after their numbers too."""
     relative = folder.relative_to(source).parts
     numbers = [slices[0].number for slices in series.values()]
     distinct = None not in numbers and len(set(numbers)) == len(numbers)
@@ -173,12 +177,12 @@ def _cases(folder: Path, series: dict[str, list[Slice]], source: Path) -> list[R
 
 
 def _pattern(path: Path) -> tuple[Path, str]:
-    """Folder and name without its numbers, which is the same for all slices of a series."""
+    """Return folder and name without its numbers, which is the same for all slices of a series."""
     return path.parent, re.sub(r"\d+", "#", path.name)
 
 
 def _broken(path: Path, source: Path) -> RawCase:
-    """A file that cannot be read is a case that fails, so that a slice is never lost unseen."""
+    """Make a case that fails from a file that cannot be read, so that no slice is lost unnoticed."""
     case = case_name(*path.relative_to(source).parts)
     remedy = "get it again, or delete it if it is no slice of a scan"
     return refused_case(case, path, f"{path} is no DICOM file or is damaged; {remedy}")
@@ -186,22 +190,26 @@ def _broken(path: Path, source: Path) -> RawCase:
 
 @without_warnings()
 def read_grid(folder: Path, names: Sequence[str]) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine of a series, from the headers of its slices. Raises UserError as `read_series`."""
+    """Read shape and affine of a series from the headers of its slices.
+
+    Raises:
+        UserError: as `read_series`.
+    """
     stack = _stack(folder, names)
     return stack.shape, stack.affine
 
 
 @without_warnings()
 def read_series(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The voxels (columns, rows, slices) float32 of a series, and the affine (4, 4) to RAS mm.
+    """Read the voxels (columns, rows, slices) float32 of a series, and the affine (4, 4) to RAS mm.
 
     Args:
-        folder: where its files lie.
-        names: of the files, in any order.
+        folder: folder of the files.
+        names: names of the files, in any order.
 
     Raises:
-        UserError: a slice is missing, double, damaged or of another kind than the others, they are unevenly spaced or
-            sheared, a CT has no HU, or the voxels exceed the memory that there is.
+        UserError: a slice is missing, duplicated, damaged or of another kind than the others, the slices are
+            unevenly spaced or sheared, a CT has no HU, or the voxels exceed the available memory.
     """
     stack = _stack(folder, names)
     require_room(folder, stack.shape, np.dtype(np.float32).itemsize)
@@ -214,7 +222,7 @@ def read_series(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndar
 
 
 def _pixels(path: Path) -> np.ndarray:
-    """(rows, columns) in the unit of the modality: HU for CT."""
+    """Read the pixels (rows, columns) in the unit of the modality: HU for CT."""
     try:
         file = pydicom.dcmread(path)
         if file.Modality == "CT" and not {"RescaleSlope", "RescaleIntercept"} <= set(file.dir()):
@@ -260,7 +268,11 @@ def _stack(folder: Path, names: Sequence[str]) -> Stack:
 
 
 def _geometry(path: Path) -> Any:
-    """A slice's header. Raises UserError where it does not say where the slice lies."""
+    """Read a slice's geometry from its header.
+
+    Raises:
+        UserError: the header does not say where the slice lies.
+    """
     require_file(path)
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER)
@@ -290,7 +302,7 @@ def _same_kind(path: Path, header: Any, first_path: Path, first: Any) -> None:
 
 
 def _evenly_spaced(folder: Path, names: Sequence[str], depths: Sequence[float]) -> None:
-    """Refuse a series of which a slice is double or missing, or that is unevenly spaced."""
+    """Refuse a series that is unevenly spaced, or in which a slice is duplicated or missing."""
     gaps = np.diff(depths)
     usual = float(np.median(gaps))
     same = [k for k, gap in enumerate(gaps) if gap < 1e-3]

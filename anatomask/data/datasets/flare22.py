@@ -38,7 +38,7 @@ CLASSES = {
     12: ("duodenum", 7.0),
     13: ("left kidney", 3.0),
 }
-"""Name and the challenge's own NSD tolerance in mm."""
+"""Name and the challenge's own NSD tolerance in mm, per class."""
 
 
 def _matches(source: Path) -> bool:
@@ -62,7 +62,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
 
 
 def _case(path: Path, labels: dict[str, Path]) -> RawCase:
-    """A training scan whose label is missing is a labelled case, which reading it will name."""
+    """Make a training scan; if its label is missing, it is a labelled case whose reading reports that."""
     case = stem(path).removesuffix(CHANNEL)
     if not case.startswith(LABELLED):
         return RawCase(case, case, (nifti_image(path),))

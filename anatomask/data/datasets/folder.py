@@ -1,7 +1,7 @@
 """Any folder of NIfTI scans, nested or not, without labels: what pretraining needs.
 
-The scans are taken as CT if those that are looked at (at most 8, spread over the folder) all look like HU, else
-as "MR", which is normalised scan by scan.
+A few scans (at most 8, spread over the folder) are inspected. If all look like HU, all scans are taken as CT, else as
+"MR", which is normalised scan by scan.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from anatomask.data.settings import ReaderConfig
 
 LOOKED_AT = 8
 AIR_HU = -500
-"""HU is calibrated so that air is -1000; no other kind of scan has a thousandth of its voxels below this."""
+"""HU below which only air lies: HU of air is -1000, and no other kind of scan has a thousandth of its voxels below
+this."""
 
 
 def looks_like_ct(voxels: np.ndarray) -> bool:
-    """Whether at least a thousandth of the voxels are as dark as only air in HU is."""
+    """Return whether at least a thousandth of the voxels are as dark as only air in HU is."""
     return bool(np.mean(voxels < AIR_HU) >= 1e-3)
 
 
 def all_ct(images: Sequence[RawImage]) -> bool:
-    """Whether those that are looked at, and can be read, all look like CT; False if none can be read."""
+    """Return whether all inspected scans that can be read look like CT; False if none can be read."""
     verdicts = []
     for i in np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).round().astype(int)):
         try:
@@ -54,7 +55,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
 
 
 def _case(relative: Path, path: Path) -> RawCase:
-    """A scan in a subfolder belongs to the patient that the topmost subfolder is named after."""
+    """Make a case; a scan in a subfolder belongs to the patient that the topmost subfolder is named after."""
     case = "_".join((*relative.parent.parts, stem(relative)))
     return RawCase(case, relative.parts[0] if len(relative.parts) > 1 else case, (nifti_image(path),))
 

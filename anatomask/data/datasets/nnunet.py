@@ -1,8 +1,8 @@
 """nnU-Net's raw layout: `dataset.json`, `imagesTr/<case>_<channel>.nii.gz`, `labelsTr/<case>.nii.gz`.
 
-Images in `imagesUnlabeled/` and `imagesTs/` are cases without labels; those of `imagesTs/` are held back: they go to
-the split "unlabeled_test", which nobody trains on unless told to. `splits_final.json` beside them wins: a fold's
-"val" cases are the ones that nnU-Net scores, so they become the test split here, and none is left for val.
+Images in `imagesUnlabeled/` and `imagesTs/` are cases without labels. Those of `imagesTs/` are held back: they go to
+the split "unlabeled_test", on which no training runs unless it is named. `splits_final.json` beside them takes
+precedence: a fold's "val" cases are those that nnU-Net scores, so they become the test split here, and val is empty.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def _matches(source: Path) -> bool:
 
 
 def read_header(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...], dict[int, str]]:
-    """A `dataset.json`: all its entries, the names of the channels, and the classes 1 … K.
+    """Read a `dataset.json`: all its entries, the names of the channels, and the classes 1 … K.
 
     Raises:
-        UserError: it is not JSON, or lacks or misstates the channels or the labels.
+        UserError: the file is not JSON, or lacks or misstates the channels or the labels.
     """
     header = read_json(path)
     if not isinstance(header, Mapping):
@@ -94,7 +94,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
 
 
 def _channels(channels: Any, path: Path) -> tuple[str, ...]:
-    """The names in order of their numbers, which are those in the files' names."""
+    """List the names in the order of their numbers, which are those in the files' names."""
     if not isinstance(channels, Mapping) or {str(key) for key in channels} != set(map(str, range(len(channels)))):
         raise UserError(f'{path}: channel_names must map "0", "1", … to names, as in {{"0": "CT"}}, not {channels!r}')
     if not channels:
@@ -103,7 +103,9 @@ def _channels(channels: Any, path: Path) -> tuple[str, ...]:
 
 
 def scheme_of(channel: str) -> Scheme:
-    """As nnU-Net decides: "CT" is in HU, "noNorm" is left as it is, every other channel is normalised by case."""
+    """Choose a scheme as nnU-Net does: "CT" is in HU, "noNorm" is left unchanged, every other channel is normalised by
+    case.
+    """
     schemes: dict[str, Scheme] = {"ct": "ct", "nonorm": "none"}
     return schemes.get(channel.lower(), "zscore")
 
@@ -127,13 +129,13 @@ def _classes(labels: Any, path: Path) -> dict[int, str]:
 
 
 def _cases(folder: Path, ending: str) -> set[str]:
-    """The cases of which a folder has an image."""
+    """List the cases of which a folder has an image."""
     files = folder.glob(IMAGE + ending)
     return {path.name.removesuffix(ending)[: -len("_0000")] for path in files if is_nifti(path)}
 
 
 def _unnamed_channels(source: Path, channels: Sequence[str], ending: str) -> tuple[str, ...]:
-    """A remark where there are images of channels that the header does not name: they are not read."""
+    """Make a remark where there are images of channels that the header does not name, which are not read."""
     found = (path for folder in (TRAINING, UNLABELLED, TEST) for path in (source / folder).glob(IMAGE + ending))
     numbered = [(int(path.name.removesuffix(ending)[-4:]), path) for path in sorted(found) if is_nifti(path)]
     others = [path for number, path in numbered if number >= len(channels)]
@@ -144,17 +146,17 @@ def _unnamed_channels(source: Path, channels: Sequence[str], ending: str) -> tup
 
 
 def _labels(folder: Path, ending: str) -> set[str]:
-    """The cases of which a folder has a label."""
+    """List the cases of which a folder has a label."""
     return {path.name.removesuffix(ending) for path in folder.glob(f"*{ending}") if is_nifti(path)}
 
 
 def _images(folder: Path, case: str, channels: Sequence[str], ending: str) -> tuple[RawImage, ...]:
-    """An image per channel, there or not: reading a missing one names it."""
+    """Make an image per channel, whether its file exists or not; reading a missing one names it."""
     return tuple(nifti_image(folder / f"{case}_{c:04d}{ending}") for c in range(len(channels)))
 
 
 def given_split(path: Path, fold: int, labelled: set[str]) -> dict[str, tuple[str, ...]] | None:
-    """One fold of a `splits_final.json`, its "val" as test; none if there is no such file.
+    """Read one fold of a `splits_final.json`, its "val" as test; return None if there is no such file.
 
     Raises:
         UserError: the file is broken, has no such fold, or names a case that is not labelled.
@@ -192,7 +194,11 @@ def _members(fold: Any, name: str, path: Path) -> tuple[str, ...]:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file. Raises UserError where it is not JSON."""
+    """Parse a JSON file.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
     try:
         return from_json(path.read_bytes(), by_hand=True)
     except ValueError as error:
@@ -200,7 +206,11 @@ def read_json(path: Path) -> Any:
 
 
 def entry_of(data: Any, key: str, path: Path) -> Any:
-    """An entry of the object that `path` holds. Raises UserError where it lacks it."""
+    """Return an entry of the object that `path` holds.
+
+    Raises:
+        UserError: the object lacks it.
+    """
     try:
         return data[key]
     except (KeyError, TypeError):

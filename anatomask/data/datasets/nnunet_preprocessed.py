@@ -1,10 +1,10 @@
 """nnU-Net's preprocessed folder: plans, `dataset.json`, and per configuration `<case>.b2nd` or `<case>.npz`.
 
-The voxels are resampled and normalised already, so their scheme is "none" and the plans' spacing is the data set's.
-What else is known of a case lies in a pickle, which is never opened. So geometry comes from the plans, and direction
-and position from the header of `gt_segmentations/<case>.nii.gz`: exactly where nnU-Net cut nothing off (which shows
-in the shape), else the position is that of the uncut scan. Without that file the axes are taken to point R, A, S.
-Labels are the resampled ones, and scores are taken on this grid, not on the scan's own.
+The voxels are already resampled and normalised, so their scheme is "none" and the plans' spacing is the data set's.
+nnU-Net keeps the properties of a case in a pickle, which is never opened here. So geometry comes from the plans, and
+direction and position come from the header of `gt_segmentations/<case>.nii.gz`. They are exact where nnU-Net cropped
+nothing, which the shape shows; otherwise the position is that of the uncropped scan. Without that file the axes are
+taken to point R, A, S. Labels are the resampled ones, and scores are computed on this grid, not on the scan's own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from anatomask.names import component
 HEADER, TRUTH = "dataset.json", "gt_segmentations"
 NOT_PLANS = {HEADER, "dataset_fingerprint.json", SPLITS}
 READERS = {"SimpleITKIO": False, "NibabelIO": False, "SimpleITKIOWithReorient": True, "NibabelIOWithReorient": True}
-"""nnU-Net's image readers of which the axes are known, and whether they turn the scan to RAS."""
+"""nnU-Net's image readers whose axes are known -> whether they turn the scan to RAS."""
 SEGMENTATION = "_seg"
 NORMALISED: Scheme = "none"
 
@@ -46,29 +46,33 @@ class Configuration:
     name: str
     folder: Path
     spacing: tuple[float, float, float]
-    """In mm, in the order of the array's axes."""
+    """Voxel size in mm, in the order of the array's axes."""
     backward: tuple[int, int, int]
-    """The order of the array's axes that makes them (z, y, x) of the file."""
+    """Permutation of the array's axes that makes them (z, y, x) of the file."""
     reoriented: bool
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the voxels of one case lie."""
+    """Position of the voxels of one case."""
 
     spacing: tuple[float, float, float]
-    """In mm, in the order (x, y, z) of the source file."""
+    """Voxel size in mm, in the order (x, y, z) of the source file."""
     backward: tuple[int, int, int]
     truth: Path | None
-    """The ground truth on the source's grid, of which the header alone is read."""
+    """Ground truth on the source's grid; only its header is read."""
     reoriented: bool
 
     def turned(self, volume: np.ndarray) -> np.ndarray:
-        """The array (D, H, W) as stored, its axes in the order (x, y, z)."""
+        """Turn the array (D, H, W) as stored to the axes (x, y, z)."""
         return volume.transpose(self.backward).transpose(2, 1, 0)
 
     def affine(self, shape: Sequence[int]) -> np.ndarray:
-        """(4, 4), of a volume of this shape (x, y, z). Raises UserError where the ground truth is broken."""
+        """Compute the affine (4, 4) of a volume of this shape (x, y, z).
+
+        Raises:
+            UserError: the ground truth is broken.
+        """
         if self.truth is None:
             return np.diag([*self.spacing, 1.0])
         source_shape, affine = _to_ras(*nifti_grid(self.truth)) if self.reoriented else nifti_grid(self.truth)
@@ -86,7 +90,7 @@ def _to_ras(shape: tuple[int, int, int], affine: np.ndarray) -> tuple[tuple[int,
 
 
 def _plans(source: Path) -> dict[Path, Mapping[str, Any]]:
-    """The plans files: those that list configurations."""
+    """List the plans files: those that list configurations."""
     found = {}
     for path in sorted(source.glob("*.json")):
         if path.name not in NOT_PLANS and not path.name.startswith("."):
@@ -127,7 +131,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
 
 
 def _choose(source: Path, wanted: str) -> Configuration:
-    """The configuration of that name, or with that folder, which must be one and have files.
+    """Find the configuration of that name or with that folder; there must be exactly one, and it must have files.
 
     Raises:
         UserError: there is none or more than one, or its plans are not understood.
@@ -157,7 +161,7 @@ def _choose(source: Path, wanted: str) -> Configuration:
 
 
 def _inherited(configurations: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """A configuration's entries, with those that it inherits."""
+    """Return a configuration's entries, including those that it inherits."""
     entries: dict[str, Any] = {}
     chain: list[Any] = [name]
     while chain[-1] is not None:
@@ -189,7 +193,7 @@ def _three(values: Any, kind: Any) -> bool:
 
 
 def _names(folder: Path) -> list[str]:
-    """The cases of which there is a file."""
+    """List the cases that have a file."""
     blosc = {path.stem for path in folder.glob("*.b2nd") if not path.stem.endswith(SEGMENTATION)}
     return sorted(blosc | {path.stem for path in folder.glob("*.npz")})
 
@@ -216,7 +220,7 @@ def _case(source: Path, chosen: Configuration, case: str, channels: int) -> RawC
 
 
 def _ras_spacing(cases: Sequence[RawCase], chosen: Configuration) -> tuple[float, float, float]:
-    """The plans' spacing in the order R, A, S, as the first case whose grid can be read lies."""
+    """Return the plans' spacing in the order R, A, S, given by the first case whose grid can be read."""
     for raw in cases:
         image = raw.images[0]
         try:
@@ -231,7 +235,11 @@ def _ras_spacing(cases: Sequence[RawCase], chosen: Configuration) -> tuple[float
 
 
 def read_image(path: Path, channel: int, channels: int, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """One channel (x, y, z), and its affine. Raises UserError where the file is damaged or of other channels."""
+    """Read one channel (x, y, z), and its affine.
+
+    Raises:
+        UserError: the file is damaged or has other channels.
+    """
     _shape(path, channels=channels)
     stored = read_b2nd(path, channel) if path.suffix == ".b2nd" else read_npz(path, "data")[channel].copy()
     volume = geometry.turned(finite(path, stored))
@@ -239,7 +247,7 @@ def read_image(path: Path, channel: int, channels: int, geometry: Geometry) -> t
 
 
 def read_label(path: Path, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """The label map (x, y, z), and its affine; -1, which nnU-Net writes outside the body, is background."""
+    """Read the label map (x, y, z), and its affine; -1, which nnU-Net writes outside the body, becomes background."""
     stored = read_b2nd(path, 0) if path.suffix == ".b2nd" else read_npz(path, "seg")[0]
     volume = geometry.turned(np.maximum(finite(path, stored), 0))
     return volume, geometry.affine(volume.shape)
@@ -248,12 +256,12 @@ def read_label(path: Path, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
 def read_grid(
     path: Path, geometry: Geometry, name: str = "data", channels: int | None = None
 ) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape (x, y, z) and affine, without reading voxels.
+    """Read shape (x, y, z) and affine, without reading voxels.
 
     Args:
-        path: of the file.
-        geometry: where its voxels lie.
-        name: of the array in an `.npz`.
+        path: path of the file.
+        geometry: position of its voxels.
+        name: name of the array in an `.npz`.
         channels: number that the array must have, if it is known.
 
     Raises:
@@ -265,7 +273,11 @@ def read_grid(
 
 
 def _shape(path: Path, name: str = "data", channels: int | None = None) -> tuple[int, ...]:
-    """(C, D, H, W) of the images or labels. Raises UserError as `read_grid`."""
+    """Read the shape (C, D, H, W) of the images or labels.
+
+    Raises:
+        UserError: as `read_grid`.
+    """
     if path.suffix == ".npz" and name not in npz_names(path):
         raise UserError(f"{path} has no array {name!r}; preprocess the case again")
     shape = b2nd_shape(path) if path.suffix == ".b2nd" else npz_shape(path, name)

@@ -68,7 +68,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
 
 
 def _channels(files: Sequence[Path]) -> tuple[str, ...]:
-    """As many as the first readable file has."""
+    """Count the channels of the first readable file."""
     for path in files:
         try:
             shape = npz_shape(path, "image")
@@ -95,7 +95,11 @@ def _case(path: Path, source: Path, channels: int, labelled: bool) -> RawCase:
 
 
 def read_image(path: Path, channel: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """One channel (D, H, W) and the affine (4, 4). Raises UserError where the file is none of this layout."""
+    """Read one channel (D, H, W) and the affine (4, 4).
+
+    Raises:
+        UserError: the file does not have this layout.
+    """
     image = read_npz(path, "image")
     image = image[None] if image.ndim == 3 else image
     if len(image) != channels:
@@ -105,12 +109,20 @@ def read_image(path: Path, channel: int, channels: int) -> tuple[np.ndarray, np.
 
 
 def read_label(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The label map (D, H, W) and the affine (4, 4). Raises UserError where the file is none of this layout."""
+    """Read the label map (D, H, W) and the affine (4, 4).
+
+    Raises:
+        UserError: the file does not have this layout.
+    """
     return finite(path, read_npz(path, "label")), _affine(path)
 
 
 def read_grid(path: Path, name: str = "image") -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine, without reading voxels. Raises UserError where the file is none of this layout."""
+    """Read shape and affine, without reading voxels.
+
+    Raises:
+        UserError: the file does not have this layout.
+    """
     shape = npz_shape(path, name)
     if len(shape) != 3 and (len(shape) != 4 or name != "image"):
         expected = "(C, D, H, W) or (D, H, W)" if name == "image" else "(D, H, W)"

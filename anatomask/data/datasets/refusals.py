@@ -1,4 +1,4 @@
-"""What of a raw data set cannot go through whatever its reader is: each is refused by name, beside the good cases."""
+"""Checks of a raw data set that hold for every reader: unusable cases are refused by name, and the good ones stay."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from anatomask.names import readable
 from anatomask.settings import is_text
 
 LONGEST_CASE = 220
-"""Bytes of a case's name: file systems take 255, and files that are named after it have endings."""
+"""Bytes of a case's name at most: file systems allow 255, and files that are named after it have suffixes."""
 
 
 def with_refusals(raw: RawDataset, source: Path) -> RawDataset:
-    """Replace the cases that cannot be used by such as are refused by name, and add closed folders as such.
+    """Replace the cases that cannot be used by refused cases, and add unreadable folders as refused cases.
 
     Links to nothing, FIFOs and the like that no case would read are a remark.
 
@@ -57,7 +57,7 @@ def with_refusals(raw: RawDataset, source: Path) -> RawDataset:
 
 
 def _or_refused(raw: RawCase) -> RawCase:
-    """The case, or one in its place that is refused where its name cannot be that of a file."""
+    """Return the case, or a refused one in its place where its name cannot be a file name."""
     path = raw.images[0].path
     if not all(map(is_text, (raw.case, *map(str, _paths(raw))))):
         why = "has a name that is not UTF-8 text, or holds control characters"

@@ -1,7 +1,7 @@
 """TotalSegmentator: `sXXXX/ct.nii.gz` and one binary mask per class in `sXXXX/segmentations/`; v1 has 104, v2 117.
 
-The masks overlap here and there; they are merged in the order of their ids, later wins. The split in `meta.csv` is
-used for v2. That of v1 is not: the paper divides all its cases 70/10/20.
+Some masks overlap; they are merged in the order of their ids, and the later mask wins. The split in `meta.csv` is used
+for v2. That of v1 is not used: the paper divides all its cases 70/10/20.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ Version = Literal["v1", "v2"]
 SPACING = (1.5, 1.5, 1.5)
 SCAN, MASKS, META = "ct.nii.gz", "segmentations", "meta.csv"
 FOLDERS = ("Totalsegmentator_dataset", "Totalsegmentator_dataset_v201", "Totalsegmentator_dataset_v2")
-"""The archives' own, where unpacking made one."""
+"""Names of the folder that unpacking an archive makes."""
 DAMAGED = "s0864"
-"""Its scan is damaged in the published archive of v1."""
+"""Case whose scan is damaged in the published archive of v1."""
 
 
 def class_names(version: Version = "v1") -> dict[int, str]:
-    """Class id -> name, in the order of merging."""
+    """Return class id -> name, in the order of merging."""
     text = files(__package__).joinpath(f"totalsegmentator_{version}_labels.csv").read_text(encoding="utf-8")
     return {int(row["id"]): row["name"] for row in csv.DictReader(text.splitlines())}
 
 
 def merge_masks(folder: Path, version: Version = "v1") -> tuple[np.ndarray, np.ndarray]:
-    """The label map of one case, (D, H, W) uint8, and its affine (4, 4).
+    """Merge the masks of one case into its label map, (D, H, W) uint8, and return it with its affine (4, 4).
 
     Args:
         folder: `segmentations/`, one binary mask per class.
-        version: whose classes.
+        version: version that defines the classes.
 
     Raises:
         UserError: a mask is missing, unknown, damaged, not binary, or of another shape or place than the first.
@@ -70,12 +70,20 @@ def merge_masks(folder: Path, version: Version = "v1") -> tuple[np.ndarray, np.n
 
 
 def mask_grid(folder: Path, version: Version = "v1") -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine of the first mask. Raises UserError as `merge_masks` where one is missing or unknown."""
+    """Read shape and affine of the first mask.
+
+    Raises:
+        UserError: a mask is missing or unknown.
+    """
     return nifti_grid(next(iter(_mask_paths(folder, version).values())))
 
 
 def _mask_paths(folder: Path, version: Version) -> dict[int, Path]:
-    """Class id -> mask, in the order of merging. Raises UserError where one is missing or unknown."""
+    """Return class id -> mask, in the order of merging.
+
+    Raises:
+        UserError: a mask is missing or unknown.
+    """
     names = class_names(version)
     known = {f"{name}.nii.gz" for name in names.values()}
     found = _masks(folder)
@@ -98,7 +106,7 @@ def _root(source: Path) -> Path:
 
 
 def _version(source: Path) -> Version | None:
-    """By the names of masks; none: no folder has any, which is what tells it from other folders."""
+    """Tell the version by the names of masks; return None if no folder has any, as in folders of another layout."""
     folders = _folders(_root(source))
     masks = [folder / MASKS for folder in folders if is_folder(folder / MASKS)]
     if not masks or not any(is_entry(folder / SCAN) for folder in folders):
@@ -116,12 +124,12 @@ def _version(source: Path) -> Version | None:
 
 
 def _only(version: Version, other: Version) -> set[str]:
-    """Files of masks that one version has and the other has not."""
+    """Return the mask files that one version has and the other has not."""
     return {f"{name}.nii.gz" for name in {*class_names(version).values()} - {*class_names(other).values()}}
 
 
 def _folders(root: Path) -> list[Path]:
-    """A folder per case, with a scan or masks: one that has no scan is a case too, which reading it will name."""
+    """List the folders with a scan or masks, one per case. One without a scan is a case whose reading reports that."""
     return [
         folder
         for folder in sorted(root.iterdir())
@@ -154,7 +162,7 @@ def _case(folder: Path, version: Version) -> RawCase:
 
 
 def _given_split(path: Path, cases: tuple[RawCase, ...]) -> dict[str, tuple[str, ...]] | None:
-    """The column `split` of the labelled cases; none: there is no such file.
+    """Read the column `split` of the labelled cases; return None if there is no such file.
 
     Raises:
         UserError: a labelled case is not listed, or its split is none of train, val and test.
