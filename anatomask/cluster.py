@@ -22,13 +22,13 @@ from anatomask.plugins import worker_setup
 from anatomask.ray_watch import connected, probe
 
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
-"""Variables by which Ray is told a token, or where it lies."""
+"""Environment variables that give Ray a token, or the path of one."""
 
 WORKER_CPUS = 0.5
-"""What a CPU training worker reserves: its threads use idle cores whatever it reserves, and readers need room."""
+"""Number of CPUs that a CPU training worker reserves: its threads use idle cores regardless, and readers need room."""
 
 DRIVERS = "trial_driver"
-"""The custom resource that a Tune trial holds while the trainers it starts hold the CPUs and GPUs."""
+"""Name of the custom resource that a Tune trial holds while its trainers hold the CPUs and GPUs."""
 
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Bytes of the path of a Unix socket at most."""
@@ -38,7 +38,7 @@ SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_Met
 
 @dataclass(frozen=True)
 class TrainingResources:
-    """What one training takes of the cluster."""
+    """Resources that one training takes of the cluster."""
 
     workers: int
     min_workers: int
@@ -50,20 +50,19 @@ class TrainingResources:
 
     @property
     def per_worker(self) -> dict[str, float]:
-        """Ray resources of one training worker."""
+        """Return the Ray resources of one training worker."""
         return {"CPU": self.worker_cpus, **({"GPU": 1.0} if self.gpu else {})}
 
 
 @contextmanager
 def running(config: ClusterConfig) -> Iterator[None]:
-    """Ray, started or joined unless it already runs in this process; what was started here ends here.
+    """Start or join Ray, unless it already runs in this process; what was started here ends with the block.
 
-    A Ray that is started here listens on loopback alone. Its dashboard stays on: without it, a trial that Tune stops
-    never gives its workers back.
+    A Ray that is started here listens on loopback only. Its dashboard stays on: without it, a trial that Tune stops
+    never releases its workers.
 
     Raises:
-        UserError: no cluster answers at the address, in seconds; or Ray's processes of this machine have died, in the
-            meantime.
+        UserError: no cluster answers at the address within seconds, or Ray's processes of this machine died meanwhile.
     """
     if ray.is_initialized():
         yield
@@ -88,9 +87,11 @@ def running(config: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def own_token() -> Iterator[None]:
-    """Give a Ray that runs in here a token of its own where it finds none and could not keep one in the home folder.
+    """Give a Ray that starts within the block its own token, if it would find none and could not store one in the home
+    folder.
 
-    Ray asks those who join it for a token, which it makes at its first start and writes below the home folder.
+    Ray demands a token from those who join it; it makes the token at its first start and stores it below the home
+    folder.
     """
     if TOKENS & os.environ.keys() or _keeps_token():
         yield
@@ -103,7 +104,7 @@ def own_token() -> Iterator[None]:
 
 
 def _keeps_token() -> bool:
-    """Tell whether the home folder holds Ray's token, or can take it."""
+    """Return whether the home folder holds Ray's token, or can store it."""
     try:
         folder = Path.home() / ".ray"
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,14 +116,14 @@ def _keeps_token() -> bool:
 def private_folder(folder: Path) -> Path:
     """Make a folder for Ray's temporary files that other accounts cannot enter.
 
-    Ray lets all accounts write into the folder that it is given, so it gets one inside.
+    Ray lets all accounts write into the folder that it is given, so it gets a folder inside the private one.
 
     Returns:
         The folder for Ray.
 
     Raises:
-        UserError: the path is too long for the sockets in it, or the folder is there and open to others.
-        OSError: it cannot be made.
+        UserError: the path is too long for the sockets in it, or the folder exists and is open to others.
+        OSError: the folder cannot be made.
     """
     folder = folder.absolute()
     within = folder / "ray"
@@ -144,10 +145,10 @@ def private_folder(folder: Path) -> Path:
 
 @contextmanager
 def on_loopback() -> Iterator[None]:
-    """Let a Ray that starts in here, and all its processes, listen on 127.0.0.1 alone.
+    """Let a Ray that starts within the block, and all its processes, listen on 127.0.0.1 only.
 
-    On macOS and Windows that is Ray's default. On Linux it has no option: `ray.init` puts the machine's own address in
-    place of a 127.0.0.1 that it is given. So it is told, for as long as it starts, what it would find there.
+    On macOS and Windows that is Ray's default. On Linux it has no option: `ray.init` replaces a given 127.0.0.1 by the
+    machine's own address. So, while Ray starts, the constant that enables clusters has the value of those systems.
     """
     variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
     inherited = os.environ.get(variable)
@@ -162,7 +163,7 @@ def on_loopback() -> Iterator[None]:
 
 
 def memory_of_tasks(tasks: int) -> tuple[int, int]:
-    """Divide the memory of the cluster that is running among `tasks` of one CPU each. Returns as `divide_memory`."""
+    """Divide the memory of the running cluster among `tasks` of one CPU each; return as `divide_memory`."""
     return divide_memory([node["Resources"] for node in ray.nodes() if node["Alive"]], tasks)
 
 
@@ -175,7 +176,7 @@ def divide_memory(nodes: Sequence[Mapping[str, float]], tasks: int) -> tuple[int
 
     Returns:
         Bytes of memory that each task may take wherever it runs, and bytes of a task that has the largest node to
-        itself; none where no node has a CPU.
+        itself; None where no node has a CPU.
     """
     memory = {index: node.get("memory", 0.0) for index, node in enumerate(nodes) if node.get("CPU", 0) >= 1}
     at_once = {index: max(1, min(tasks, int(nodes[index]["CPU"]))) for index in memory}
@@ -184,15 +185,19 @@ def divide_memory(nodes: Sequence[Mapping[str, float]], tasks: int) -> tuple[int
 
 
 def training_resources(config: ClusterConfig) -> TrainingResources:
-    """Fit a training into the cluster that is running. Raises UserError as `divide` does."""
+    """Fit a training into the running cluster.
+
+    Raises:
+        UserError: as `divide`.
+    """
     return divide(ray.cluster_resources(), config)
 
 
 def trial_resources(config: ClusterConfig, concurrent: int) -> TrainingResources:
-    """Fit the trainings of `concurrent` trials of a sweep into the cluster that is running.
+    """Fit the trainings of `concurrent` trials of a sweep into the running cluster.
 
     Raises:
-        UserError: as `divide` does; or the nodes do not offer the resource that the trials hold.
+        UserError: as `divide`, or the nodes do not offer the resource that the trials hold.
     """
     total = ray.cluster_resources()
     if concurrent > total.get(DRIVERS, 0):
@@ -205,18 +210,19 @@ def trial_resources(config: ClusterConfig, concurrent: int) -> TrainingResources
 
 
 def local_total() -> dict[str, float]:
-    """Resources of an embedded Ray on this machine, without starting it."""
+    """Return the resources of an embedded Ray on this machine, without starting it."""
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
 def divide(total: Mapping[str, float], config: ClusterConfig, concurrent: int = 1) -> TrainingResources:
     """Divide the resources `total` among `concurrent` trainings, so that their workers and readers all find a place.
 
-    Two whole-CPU workers on two CPUs would leave none to read the data and wait for ever: so CPU workers reserve
-    half a CPU, and readers divide what is left. Trials at once get a whole CPU each, which scoring needs.
+    On two CPUs, two workers of a whole CPU each would leave none to read the data, and would wait for ever. So CPU
+    workers reserve half a CPU, and readers divide the rest. Concurrent trials get a whole CPU each, which scoring
+    needs.
 
     Raises:
-        UserError: `total` is too small; the fields to change are named.
+        UserError: `total` is too small; the message names the fields to change.
     """
     cpus, gpus = total.get("CPU", 0.0) / concurrent, total.get("GPU", 0.0)
     several, fewer = (f"{concurrent} trials at once with ", "--concurrent or ") if concurrent > 1 else ("", "")

@@ -1,4 +1,4 @@
-"""Where a stage runs."""
+"""Settings of where a stage runs."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from anatomask.names import shown
 from anatomask.settings import Settings
 
 ADDRESS = re.compile(r"local|auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", re.ASCII)
-"""Addresses of a cluster."""
+"""Pattern of the addresses of a cluster."""
 
 
 @dataclass(frozen=True)
 class ClusterConfig(Settings):
-    """Where a stage runs. Never part of what a run is: another cluster continues the same run."""
+    """Settings of where a stage runs. They are not part of a run's identity: another cluster continues the same run."""
 
     address: str = "local"
-    """local: an embedded Ray of this machine; auto: the cluster that this machine belongs to; else an address."""
+    """Address of the cluster. local: an embedded Ray on this machine; auto: the cluster that this machine belongs
+    to."""
     workers: int = 1
-    """Training workers; on a GPU cluster one per GPU."""
+    """Number of training workers; on a GPU cluster one per GPU."""
     min_workers: int | None = None
-    """Workers with which training goes on when others are lost and not replaced; none: all of them."""
+    """Number of workers with which training continues when others are lost and not replaced. Default: all of them."""
     readers: int = 1
-    """Processes that read samples for each training worker."""
+    """Number of processes that read samples for each training worker."""
     gpu: bool | None = None
-    """Whether each worker takes a GPU; none: when the cluster has any."""
+    """Give each worker a GPU. Default: if the cluster has any."""
     threads: int | None = None
-    """CPU threads of each training worker's torch; none: its share of the machine's cores."""
+    """CPU threads of each training worker's torch. Default: its share of the machine's cores."""
     max_failures: int = 3
-    """Lost workers after which training gives up."""
+    """Number of lost workers after which training gives up."""
     max_outage: float = MAX_OUTAGE
     """Minutes without an answer from remote storage, of data or output, after which work stops."""
     temporary_folder: str = ""
-    """Folder for the temporary files of an embedded Ray, which no other account may enter; made if it is not there.
+    """Folder for the temporary files of an embedded Ray, which no other account may enter; it is created if missing.
     Default: Ray's own, which all accounts of the machine may write into (/tmp/ray)."""
 
     def __post_init__(self) -> None:

@@ -36,16 +36,16 @@ from anatomask.weights.exporting import ExportFormat
 
 @dataclass(frozen=True)
 class PrepareConfig(Settings):
-    """Raw scans to Parquet shards."""
+    """Settings of turning raw scans into Parquet shards."""
 
     source: str
     """Folder of raw scans, as downloaded."""
     out: str
     """Folder for the shards."""
     dataset: str = "auto"
-    """Layout of the source, as in docs/datasets.md; auto looks."""
+    """Layout of the source, as in docs/datasets.md; auto detects it."""
     name: str = ""
-    """Name of the data set in tables; none: the source folder's."""
+    """Name of the data set in tables. Default: the source folder's name."""
     reader: ReaderConfig = field(default_factory=ReaderConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -55,17 +55,17 @@ class PrepareConfig(Settings):
 
 @dataclass(frozen=True)
 class SurveyConfig(Settings):
-    """What is in a folder of raw scans, and which of them are suspicious."""
+    """Settings of a survey: what is in a folder of raw scans, and which of them are suspicious."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     """Folder of raw scans, as downloaded."""
     output: str = "survey"
     """Folder for the contact sheet (PNG) and the facts (JSON, CSV)."""
     dataset: str = "auto"
-    """Layout of the source, as in `prepare`; auto looks."""
+    """Layout of the source, as in `prepare`; auto detects it."""
     reader: ReaderConfig = field(default_factory=ReaderConfig)
     tiles: int = 48
-    """Cases on the contact sheet at most: the suspicious ones, then others spread over the data set."""
+    """Number of cases on the contact sheet at most: the suspicious ones, then others spread over the data set."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
@@ -74,7 +74,11 @@ class SurveyConfig(Settings):
 
 
 def check_training(training: TrainingConfig, optimiser: OptimiserConfig, cluster: ClusterConfig, seed: int) -> None:
-    """Raise ValueError where sections that are valid each on their own do not go together."""
+    """Check that sections that are each valid fit together.
+
+    Raises:
+        ValueError: they do not.
+    """
     if seed < 0:
         raise ValueError(f"seed must not be negative, not {seed}")
     if training.batch_size < cluster.workers * training.accumulate:
@@ -100,18 +104,18 @@ def check_training(training: TrainingConfig, optimiser: OptimiserConfig, cluster
 
 @dataclass(frozen=True)
 class PretrainConfig(Settings):
-    """Self-supervised pretraining of the encoder."""
+    """Settings of the self-supervised pretraining of the encoder."""
 
     data: str
     """Folder that `prepare` wrote."""
     runs: str = "runs"
     """Folder of all runs."""
     name: str = ""
-    """Name of the run; none: derived from the configuration."""
+    """Name of the run. Default: derived from the configuration."""
     seed: int = 0
-    """Decides everything that is random."""
+    """Seed of everything that is random."""
     splits: tuple[str, ...] = ("train", "unlabeled")
-    """Cases to train on; their labels are never read."""
+    """Splits whose cases are trained on; their labels are never read."""
     network: BackboneConfig = field(default_factory=STUNetConfig)
     method: MethodConfig = field(default_factory=AnatoMaskConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
@@ -139,23 +143,23 @@ class PretrainConfig(Settings):
 
 @dataclass(frozen=True)
 class FinetuneConfig(Settings):
-    """Supervised training of the segmentation network."""
+    """Settings of the supervised training of the segmentation network."""
 
     data: str
     """Folder that `prepare` wrote."""
     init: str = "scratch"
-    """scratch, or the folder RUN of a pretraining or finetuning run, or of weights. Controls: encoder:RUN takes the
-    encoder alone of a finetuned network; permuted:RUN takes the encoder with the entries of each tensor shuffled."""
+    """Initial weights: scratch, or the folder RUN of a run or of weights. Controls: encoder:RUN takes only the encoder
+    of a finetuned network; permuted:RUN takes the encoder with the entries of each tensor shuffled."""
     runs: str = "runs"
     """Folder of all runs."""
     name: str = ""
-    """Name of the run; none: derived from the configuration."""
+    """Name of the run. Default: derived from the configuration."""
     seed: int = 0
-    """Decides everything that is random."""
+    """Seed of everything that is random."""
     train_fraction: float = 1.0
     """Share of the labelled training cases that is used; at least one case."""
     val_split: str = "val"
-    """Split whose labelled cases watch the training and choose the best checkpoint."""
+    """Split whose labelled cases monitor the training and choose the best checkpoint."""
     val_fraction: float = 0.1
     """Share of the training cases held out to choose the best checkpoint, where the split has no val cases."""
     network: BackboneConfig = field(default_factory=STUNetConfig)
@@ -179,30 +183,30 @@ class FinetuneConfig(Settings):
 
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
-    """DSC and NSD of a finetuned network on the original grid of each case."""
+    """Settings of scoring a finetuned network by DSC and NSD on the original grid of each case."""
 
     run: str
     """Folder of a finetuning run."""
     data: str = ""
-    """Folder that `prepare` wrote; none: the one that the run was trained on."""
+    """Folder that `prepare` wrote. Default: the one that the run was trained on."""
     split: str = "test"
-    """Which cases."""
+    """Split whose cases are scored."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which weights."""
+    """Checkpoint whose weights are scored."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 @dataclass(frozen=True)
 class ReportConfig(Settings):
-    """One table and one figure of any number of evaluated runs."""
+    """Settings of a table and a figure of any number of evaluated runs."""
 
     runs: tuple[str, ...]
     """Folders of evaluated runs."""
     out: str = "report"
     """Folder for the table (Markdown, CSV) and the figure."""
     cases: int = 3
-    """Cases shown in the figure."""
+    """Number of cases shown in the figure."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -214,19 +218,19 @@ class ReportConfig(Settings):
 
 @dataclass(frozen=True)
 class ExportWeightsConfig(Settings):
-    """Weights of a run in a file that other programs load."""
+    """Settings of writing the weights of a run to a file that other programs load."""
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """Folder of a run, or of weights."""
     format: ExportFormat
-    """nnunet: for nnU-Net's STU-Net trainers; stunet: as STU-Net's released weights; monai: a plain state dict;
-    safetensors: ours, with its description."""
+    """Format of the file. nnunet: for nnU-Net's STU-Net trainers; stunet: as STU-Net's released weights; monai: a plain
+    state dict; safetensors: AnatoMask's own, with its description."""
     output: str = ""
-    """File to write, or a folder for it; none: the folder `exported` of the run."""
+    """File to write, or a folder for it. Default: the folder `exported` of the run."""
     checkpoint: Literal["best", "last"] = "best"
-    """Which weights of a run; best is last where no validation chose one."""
+    """Checkpoint of a run; best is last where no validation chose one."""
     in_channels: int | None = None
-    """Repeat the stem's weights, unscaled, over so many image channels; none: as they are."""
+    """Number of image channels over which the stem's weights are repeated, unscaled. Default: no change."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -235,55 +239,55 @@ class ExportWeightsConfig(Settings):
 
 @dataclass(frozen=True)
 class ImportWeightsConfig(Settings):
-    """Weights that others have published, made into a folder that `finetune --init` reads."""
+    """Settings of turning weights that others have published into a folder that `finetune --init` reads."""
 
     file: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
     """A checkpoint of the published AnatoMask or SparK-3D code, STU-Net's weights, or a file of export-weights."""
     output: str
     """Folder to write."""
     allow_missing: tuple[str, ...] = ()
-    """Tensors that need not match: names, their beginnings up to a dot (dense_decoder), or patterns."""
+    """Tensors that need not match: names, name prefixes up to a dot (dense_decoder), or patterns."""
     method: str = "AnatoMask"
-    """What tables call the pretraining of these weights; a whole network is called after its data set."""
+    """Name of the pretraining of these weights in tables; a whole network is named after its data set."""
     dataset: str = "unknown data"
-    """What tables call the data set that these weights were trained on."""
+    """Name in tables of the data set that these weights were trained on."""
 
 
 SET_BY_SWEEP = {
     "pretrain": ("data", "runs", "name", "cluster"),
     "finetune": ("data", "init", "runs", "name", "cluster"),
 }
-"""Fields of the stages that a sweep fills in itself."""
+"""Fields of the stages that a sweep fills in itself, by stage."""
 
 
 @dataclass(frozen=True)
 class SweepConfig(Settings):
-    """Many chains of pretraining, finetuning and scoring, one for each point of a space."""
+    """Settings of many chains of pretraining, finetuning and scoring, one for each point of a space."""
 
     space: str
-    """Which fields of the pretraining vary: the name of a file in tune_spaces."""
+    """Space that says which fields of the pretraining vary: the name of a file in tune_spaces, or a path."""
     pretrain_data: str
     """Prepared folder to pretrain on."""
     finetune_data: tuple[str, ...]
     """Prepared folders, each to be finetuned and scored on; a trial's value is the mean DSC over them."""
     pretrain: PretrainConfig
-    """Pretraining of every trial, but for the fields that vary."""
+    """Settings of every trial's pretraining, apart from the fields that vary."""
     finetune: FinetuneConfig
-    """Finetuning of every trial."""
+    """Settings of every trial's finetuning."""
     runs: str = "runs"
     """Folder of all runs; the trials' runs lie in the sweep's own folder."""
     name: str = ""
-    """Name of the sweep; none: derived from the configuration."""
+    """Name of the sweep. Default: derived from the configuration."""
     seed: int = 0
-    """Decides which points a free search draws. Trainings have seeds of their own, the same in every trial."""
+    """Seed of the points of a free search. Trainings have their own seeds, the same in every trial."""
     trials: int = 20
-    """Trials of a free search; more of them continue the same sweep. A table has its rows, whatever stands here."""
+    """Number of trials of a free search; a larger number continues the same sweep. A table ignores it."""
     concurrent: int = 1
-    """Trials at once."""
+    """Number of trials at once."""
     split: Literal["auto", "val", "test"] = "auto"
-    """Cases that trials are scored on; auto: val where it has labelled cases, so that test stays unseen, else test."""
+    """Split that trials are scored on; auto: val where it has labelled cases, so that test stays unseen, else test."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """How trials are scored."""
+    """Settings of scoring the trials."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
     def __post_init__(self) -> None:
@@ -308,7 +312,7 @@ T = TypeVar("T")
 def with_method(config: Any, name: str) -> Any:
     """Choose the pretraining method of a `PretrainConfig`, or of a sweep's, with the optimiser of its authors.
 
-    The method that `config` has already keeps its settings.
+    If `config` already has the method, its settings are kept.
 
     Raises:
         UserError: there is no method of that name.
@@ -345,10 +349,10 @@ def with_network(config: Any, name: str) -> Any:
 
 
 def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "") -> T:
-    """`default` with the fields of `changes`, nested sections field by field.
+    """Return `default` with the fields of `changes`, nested sections field by field.
 
     Raises:
-        UserError: naming `source` and the dotted field that does not exist, has the wrong type or is out of range.
+        UserError: a field does not exist, has the wrong type or is out of range; the message names it and `source`.
     """
     types = get_type_hints(type(default))
     hints = {one.name: types[one.name] for one in dataclasses.fields(default)}  # type: ignore[arg-type]
@@ -382,7 +386,7 @@ def overlay(default: T, changes: Mapping[str, Any], source: str, prefix: str = "
 
 
 def overlay_dotted(default: T, fields: Mapping[str, Any], source: str) -> T:
-    """`default` with fields named by their dotted paths, as `{"method.mask_ratio": 0.8}`. Raises as `overlay` does."""
+    """Return `default` with fields named by their dotted paths, as `{"method.mask_ratio": 0.8}`; raise as `overlay`."""
     changes: dict[str, Any] = {}
     for path, value in fields.items():
         *sections, name = path.split(".")
@@ -394,7 +398,7 @@ def overlay_dotted(default: T, fields: Mapping[str, Any], source: str) -> T:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A configuration as nested dictionaries and lists, the way YAML and JSON hold it; addresses lose credentials."""
+    """Convert a configuration to nested dictionaries and lists, as in YAML and JSON; addresses lose credentials."""
     return dict(_plain(config))
 
 

@@ -1,14 +1,14 @@
-"""The errors that reach the user as a message instead of a traceback."""
+"""Errors that reach the user as a message instead of a traceback."""
 
 import signal
 
 
 class UserError(Exception):
-    """Bad input. The message names the file or field and the remedy; the program ends with exit code 1."""
+    """Error of bad input. The message names the file or field and the remedy; the program ends with exit code 1."""
 
 
 def reason(error: BaseException) -> str:
-    """Say on one line what an error of a library says, without the path that our own message names already."""
+    """Format the error of a library in one line, without the path that our own message already names."""
     said = " ".join(str(getattr(error, "strerror", None) or error).split())
     if is_out_of_memory(error):
         return f"it needs more memory than there is{f': {said}' if said else ''}"
@@ -16,19 +16,19 @@ def reason(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out, in whatever words: PyTorch's allocator of the CPU has no class of error for it."""
+    """Return whether memory ran out, in whatever words: PyTorch's CPU allocator has no class of error for it."""
     return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def unexpected(path: object, error: Exception) -> str:
-    """Say of which file a case's failure came that nobody foresaw, and what helps."""
+    """Name the file at which an unforeseen failure of a case arose, and the remedy."""
     if is_out_of_memory(error):
         return f"{path}: {reason(error)}; leave it out, or prepare it on a machine with more"
     return f"{path} cannot be used ({type(error).__name__}: {reason(error)}); get it again or leave it out"
 
 
 class Stopped(Exception):
-    """A signal ended the work in good order. The program ends with the exit code that shells give that signal."""
+    """Orderly end of the work after a signal. The program ends with the exit code that shells give that signal."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(f"stopped by {number.name}")
@@ -36,4 +36,4 @@ class Stopped(Exception):
 
 
 class Note(UserWarning):
-    """What the user should know though the work goes on. The message is one sentence, shown once."""
+    """Remark for the user while the work continues. The message is one sentence, shown once."""

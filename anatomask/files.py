@@ -1,4 +1,4 @@
-"""Local files: written whole or not at all, and by one process at a time."""
+"""Local files: atomic writes, locks, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from anatomask.errors import UserError
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an OSError that is raised within say which file it is about: that of a full disk does not."""
+def add_filename(path: Path) -> Iterator[None]:
+    """Add `path` to an OSError raised within the block that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -24,23 +24,28 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def refuse_pipe(path: Path, flag: str = "") -> None:
-    """Raise UserError, naming the `flag`, for a named pipe: it may never end. A shell's (`<(command)`) is read."""
+    """Refuse a named pipe, which may never end. A shell's own pipe (`<(command)`) is read.
+
+    Raises:
+        UserError: `path` is a named pipe; the message names the `flag`.
+    """
     if path.is_fifo() and not path.is_relative_to("/dev"):
         raise UserError(f"{flag}{' ' * bool(flag)}{path} is a named pipe; put a file there")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` to write to; what was written takes the place of `path` in one step.
+    """Yield a temporary name beside `path` to write to, and then replace `path` by it atomically.
 
-    It is flushed to the disk first. Where the block raises, it is removed, and `path` stays as it was.
+    The file is flushed to the disk first. Where the block raises, the temporary file is removed and `path` is
+    unchanged.
 
     Raises:
-        OSError: naming `path`, from within the block, too.
+        OSError: naming `path`, even if raised within the block.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with naming(path):
+        with add_filename(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             flush(temporary)
@@ -51,16 +56,16 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step."""
+    """Write `text` to `path` atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[bool]:
-    """Whether no other process is in this block with the same `path`, an empty file that stays.
+def exclusive_lock(path: Path) -> Iterator[bool]:
+    """Take an exclusive lock on `path`; yield False if another process holds it.
 
-    It is over with the process, whatever ends that. Where the file system knows no locks, it cannot be told: yes.
+    The lock ends with the block or the process; the empty file remains. Where the file system has no locks, yield True.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
@@ -81,7 +86,7 @@ def file_digest(path: Path) -> str:
 
 
 def flush(path: Path | bytes) -> None:
-    """Flush a file, or the names in a folder, to the disk: what follows survives a power cut."""
+    """Flush a file, or the names in a folder, to the disk, so that it survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

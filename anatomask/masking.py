@@ -1,8 +1,8 @@
-"""Which patches are hidden: pure functions on tensors, vectorised over the batch, without a copy to the host.
+"""Masks: which patches are hidden. Pure functions on tensors, vectorised over the batch, without a copy to the host.
 
 Masks are (B, n) bool over the n patches in raster order, True = hidden. Randomness comes in as noise: (B, n) uniform
-numbers, drawn with the sample. Counts are those of the published code. Where masks are drawn among some patches alone
-(`among`, (B, n) bool), the shares are those of these patches, and samples differ in how many are hidden.
+numbers, drawn with the sample. Counts are those of the published code. Where masks are drawn among some patches only
+(`among`, (B, n) bool), the shares refer to these patches, and samples differ in the number of hidden ones.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Among = Literal["all", "body", "foreground"]
 
 
 def num_hidden(patches: int, mask_ratio: float) -> int:
-    """Number of hidden patches among `patches`: n - round((1 - γ) n)."""
+    """Return the number of hidden patches among `patches`: n - round((1 - γ) n)."""
     return patches - round((1 - mask_ratio) * patches)
 
 
 def num_hard(patches: int, mask_ratio: float, hard_ratio: float, count: HardCount = "text") -> int:
-    """Number of hidden patches that are chosen because they are hard.
+    """Return the number of hidden patches that are chosen because they are hard.
 
     `text`: floor(r · hidden), section 3.3 and the code; `algorithm1`: ceil(r n), at most all that are hidden.
     """
@@ -35,13 +35,13 @@ def num_hard(patches: int, mask_ratio: float, hard_ratio: float, count: HardCoun
 
 
 def hidden_counts(among: Tensor, mask_ratio: float) -> Tensor:
-    """Number of hidden patches of each sample, `num_hidden` of its patches that are `among` (B, n) bool: (B, 1)."""
+    """Count the hidden patches of each sample, `num_hidden` of its patches that are `among` (B, n) bool: (B, 1)."""
     patches = among.sum(1, keepdim=True)
     return patches - ((1 - mask_ratio) * patches.double()).round().long()
 
 
 def hard_ratio(progress: float, r0: float, rT: float) -> float:
-    """r_t = r_0 + (t/T)(r_T - r_0), masking dynamics; `progress` = t/T is clipped to [0, 1]."""
+    """Compute r_t = r_0 + (t/T)(r_T - r_0), masking dynamics; `progress` = t/T is clipped to [0, 1]."""
     return r0 + min(max(progress, 0.0), 1.0) * (rT - r0)
 
 
@@ -71,7 +71,7 @@ def self_mask(
     count: HardCount = "text",
     among: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The teacher's hard patches, filled up at random from all others (Algorithm 1).
+    """Choose the teacher's hard patches, and fill up at random from all others (Algorithm 1).
 
     Args:
         patch_loss: (B, n) the teacher's loss; read where hidden only.
@@ -79,8 +79,8 @@ def self_mask(
         noise: (B, n) uniform numbers that decide the filling.
         hard_ratio: r_t, the share of hard ones.
         mask_ratio: γ, the share of hidden ones.
-        significance: whether high or low loss is hard.
-        count: how `hard_ratio` becomes a number.
+        significance: high or low, the loss that counts as hard.
+        count: rule by which `hard_ratio` becomes a number (`num_hard`).
         among: (B, n) bool, the patches that may be hidden. None: all.
 
     Returns:
@@ -105,13 +105,15 @@ def self_mask(
 
 
 def touched_patches(label: Tensor, patch: int) -> Tensor:
-    """The patches of `patch`³ voxels in which (D, H, W) `label` has a voxel of any class: (n,) bool."""
+    """Find the patches of `patch`³ voxels in which (D, H, W) `label` has a voxel of any class: (n,) bool."""
     d, h, w = (side // patch for side in label.shape)
     return (label > 0).reshape(d, patch, h, patch, w, patch).any(5).any(3).any(1).flatten()
 
 
 def share_among(mask: Tensor, patches: Tensor) -> Tensor:
-    """Share of the masked patches of each row of (B, n) that are among `patches` (n,) bool: (B,), NaN without any."""
+    """Compute the share of the masked patches of each row of (B, n) that are among `patches` (n,) bool: (B,), NaN
+    without any.
+    """
     return (mask & patches).sum(1) / mask.sum(1)
 
 

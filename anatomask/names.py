@@ -1,4 +1,4 @@
-"""Names that come from outside: checked, refused, or made safe as the name of a file."""
+"""Names from outside: checked, refused, or made safe as a file name."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import unicodedata
 from collections.abc import Sequence
 
 LONGEST = 128
-"""Characters of a run's name, or of a file name made of a text: file systems take 255 bytes, endings included."""
+"""Characters at most of a run's name, or of a file name made of a text: file systems allow 255 bytes, suffixes
+included."""
 
 _PLAIN = re.compile(rf"[A-Za-z0-9_+=][A-Za-z0-9._+=-]{{0,{LONGEST - 1}}}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._+=-]+")
 
 
 def check_name(name: str) -> None:
-    """Check the `name` of a run, which names its folder; it may be empty, to be derived.
+    """Check the `name` of a run, which names its folder; it may be empty, and is then derived.
 
     Raises:
-        ValueError: it is not one path component of plain characters.
+        ValueError: the name is not one path component of plain characters.
     """
     if name and not _PLAIN.fullmatch(name):
         raise ValueError(
@@ -27,7 +28,7 @@ def check_name(name: str) -> None:
 
 
 def file_name(text: str) -> str:
-    """Turn any text into a file name of plain characters; one that is such a name stays as it is.
+    """Turn any text into a file name of plain characters; a text that is one already is unchanged.
 
     Different texts may have the same file name.
     """
@@ -35,10 +36,10 @@ def file_name(text: str) -> str:
 
 
 def component(name: str) -> str:
-    """Return `name`, which a file says, once it is known to name something inside a folder.
+    """Return `name`, which comes from a file, after checking that it names something inside a folder.
 
     Raises:
-        ValueError: it is empty, leads elsewhere (`..`, `a/b`), or holds control characters.
+        ValueError: the name is empty, leads elsewhere (`..`, `a/b`), or holds control characters.
     """
     if name in ("", ".", "..") or "/" in name or any(ord(character) < 32 for character in name):
         raise ValueError(f"{shown(name)} is not the name of a file")
@@ -46,7 +47,7 @@ def component(name: str) -> str:
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
-    """List the first of `names`, and say how many there are besides."""
+    """List the first of `names`, and say how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -1,4 +1,4 @@
-"""JSON and YAML from outside, which may be damaged or made to do harm."""
+"""Parsing of JSON and YAML from outside, which may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import yaml
 
 MOST_VALUES = 100_000
-"""Values that a YAML file may stand for: a few aliases of aliases in a file of 1 kB stand for 10^8."""
+"""Number of values that a YAML file may expand to: with a few aliases of aliases, a file of 1 kB expands to 10^8."""
 
 
 def from_json(text: str | bytes, *, finite: bool = False, by_hand: bool = False) -> Any:
     """Parse JSON.
 
     Args:
-        text: what is parsed.
-        finite: whether to refuse NaN and the infinities, which Python writes though JSON has no such numbers.
-        by_hand: whether a person may have written it, so that a name that stands twice is refused.
+        text: text to parse.
+        finite: refuse NaN and the infinities, which Python writes though JSON has no such numbers.
+        by_hand: refuse a name that stands twice, as a person may write it.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, nested too deeply, or holds a number or a name that is refused.
+        ValueError: the text is not JSON, not UTF-8, nested too deeply, or holds a number or a name that is refused.
     """
     try:
         return json.loads(
@@ -41,8 +41,8 @@ def from_yaml(text: str | bytes) -> Any:
     """Parse YAML as plain values.
 
     Raises:
-        ValueError: it is not YAML, not UTF-8, nested too deeply, names a field twice, or its aliases stand for more
-            than `MOST_VALUES`.
+        ValueError: the text is not YAML, not UTF-8, nested too deeply, names a field twice, or expands to more than
+            `MOST_VALUES` values.
     """
     try:
         loader = yaml.SafeLoader(text)
@@ -69,7 +69,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """Number of values that a node stands for, aliases written out. ValueError where there are too many."""
+    """Count the values that a node stands for, aliases expanded.
+
+    Raises:
+        ValueError: there are too many.
+    """
     if id(node) in known:
         count = known[id(node)]
         if count is None:
@@ -90,7 +94,11 @@ def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
 
 
 def _no_key_twice(node: yaml.MappingNode) -> None:
-    """Raise ValueError where a mapping gives one key two values, of which PyYAML would take the last."""
+    """Refuse a mapping that gives one key two values, of which PyYAML would take the last.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
     lines: dict[tuple[str, str], int] = {}
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode):

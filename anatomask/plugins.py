@@ -1,8 +1,7 @@
-"""Extensions from outside: Python files of the user's own, loaded by their paths, and packages with an entry point.
+"""Extensions from outside: Python files of the user's own, loaded by path, and packages with an entry point.
 
-An extension is a module that assigns some of these: `METHODS`, the settings of pretraining methods by name;
-`BACKBONES`, those of networks; `READERS`, readers of raw data by name. A package names its module under the entry point
-group `anatomask`.
+An extension is a module that assigns some of these: `METHODS`, the settings of pretraining methods by name; `READERS`,
+readers of raw data by name. A package names its module under the entry point group `anatomask`.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from anatomask.errors import UserError
 GROUP = "anatomask"
 """Entry point group of packages that extend this one."""
 PREFIX = "anatomask_plugin_"
-"""Beginning of the names of modules that were loaded by their paths."""
+"""Prefix of the names of modules that were loaded by path."""
 
 
 def with_extensions(registry: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `own`, a registry of this package, together with what extensions assign to the name `registry`.
+    """Return `own`, a registry of this package, merged with what extensions assign to the name `registry`.
 
     Raises:
         UserError: an extension cannot be imported, assigns no mapping, or uses a name that is taken.
@@ -45,17 +44,17 @@ def with_extensions(registry: str, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plugin_files() -> list[Path]:
-    """Return the files of the user's own that were loaded, in order."""
+    """List the files of the user's own that were loaded, in order."""
     return [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(PREFIX)]
 
 
 def plugin_digests() -> dict[str, str]:
-    """Return a digest of each of these files, by what a message calls it: other code is another run."""
+    """Return a digest of each of these files, by its name in messages: other code is another run."""
     return {f"--plugin {path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in plugin_files()}
 
 
 def worker_setup() -> Callable[[], None] | None:
-    """Return what loads the same files in a worker process, on any machine; None where there are none."""
+    """Return a function that loads the same files in a worker process, on any machine; None where there are none."""
     files = [(path, path.read_text(encoding="utf-8")) for path in plugin_files()]
 
     def load_plugins() -> None:
@@ -82,7 +81,7 @@ def load_module(path: Path, flag: str) -> ModuleType:
 
 
 class _Text(ExecutionLoader):
-    """Imports a text as if it lay in a file, which on another machine it does not."""
+    """Importer of a text as if it lay in a file, which does not exist on another machine."""
 
     def __init__(self, path: Path, source: str) -> None:
         self.path, self.source = path, source
@@ -111,7 +110,7 @@ def _load(path: Path, source: str) -> ModuleType:
 
 
 def _extensions() -> list[tuple[str, ModuleType]]:
-    """Return where each extension comes from, as a message says it, and its module."""
+    """List the module of each extension, with its source as messages name it."""
     files = [(f"--plugin {module.__file__}", module) for name, module in sys.modules.items() if name.startswith(PREFIX)]
     packages = []
     for point in entry_points(group=GROUP):

@@ -1,4 +1,4 @@
-"""Noticing that a Ray does not answer, or has died: what its own functions try for minutes, without a word of use."""
+"""Detection of a Ray that does not answer or has died; Ray's own functions would wait minutes without a message."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from anatomask.errors import UserError
 
 PROBE_SECONDS = 8.0
-"""For a cluster to answer."""
+"""Seconds within which a cluster has to answer."""
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 12.0
-"""For the work and Ray to end once Ray has died; some seconds later Ray would end this process without a word."""
+"""Seconds for the work and Ray to end once Ray has died; a little later Ray would end this process without a
+message."""
 
 GONE = (
     "Ray's {process} on this machine has ended: it was killed, by hand or for want of memory, or crashed. What was "
@@ -37,13 +38,13 @@ GONE = (
 
 
 class RayGone(UserError):
-    """Ray's processes of this machine have died."""
+    """Error that Ray's processes of this machine have died."""
 
 
 def probe(address: str) -> None:
-    """Ask the Ray cluster at an address (`auto`, `HOST:PORT`, `ray://HOST:PORT`) whether it is there.
+    """Check that a Ray cluster answers at an address (`auto`, `HOST:PORT`, `ray://HOST:PORT`).
 
-    `ray.init` would ask for ever.
+    `ray.init` would wait for ever.
 
     Raises:
         UserError: no Ray answers within seconds.
@@ -64,9 +65,9 @@ def probe(address: str) -> None:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """The Ray that was started or joined; it is left, and ended where it was started here, at the end of the block.
+    """Yield with Ray started or joined; leave it at the end of the block, and end it if it was started here.
 
-    Only in the main thread is its death noticed.
+    Ray's death is noticed only if this is the main thread.
 
     Raises:
         RayGone: its scheduler or, where it was started here, its control service has died, whatever then became of
@@ -95,18 +96,18 @@ def connected() -> Iterator[None]:
 
 
 class _Interruption(KeyboardInterrupt):
-    """Ends the work of the main thread: Ray's functions let nothing else through."""
+    """Exception that ends the work of the main thread; Ray's functions pass no other on."""
 
 
 class Watch:
-    """Interrupts the main thread when Ray's scheduler (raylet) or, of a Ray that was started here, the GCS has died.
+    """Watch that interrupts the main thread when Ray's scheduler (raylet) or a GCS that was started here has died.
 
     The raylet's socket closes when it dies, whoever started it.
     """
 
     def __init__(self, node: Any) -> None:
         self.gone = ""
-        """What has died."""
+        """Name of the process that has died; empty while all live."""
         self._node = node
         self._stopped, self._over = threading.Event(), threading.Event()
         self._raylet = socket.socket(socket.AF_UNIX)
@@ -115,17 +116,17 @@ class Watch:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def stop(self) -> None:
-        """Take no further notice."""
+        """Stop watching."""
         self._stopped.set()
         signal.signal(signal.SIGUSR1, self._before)
 
     def end(self) -> None:
-        """The main thread has got through: the process need not be ended where it hangs."""
+        """Note that the main thread has ended its work, so that the process need not be killed for hanging."""
         self._over.set()
         self._raylet.close()
 
     def look(self, seconds: float) -> str:
-        """Wait so long, and say which process has died; none where all live, or `ray.shutdown` has ended them."""
+        """Wait for `seconds`, and name the process that has died; empty if all live or `ray.shutdown` ended them."""
         readable, _, _ = select.select([self._raylet], [], [], seconds)
         if not ray.is_initialized():
             return ""

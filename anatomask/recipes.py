@@ -1,6 +1,6 @@
 """Recipes: functions that return a whole configuration, every stage of it.
 
-Fields that only the user knows (folders) are left `MISSING`: the command line asks for them.
+Fields that only the user knows (folders) are left `MISSING`, and the command line requires them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Recipe = Mapping[str, Any]
 
 
 def with_sweep(recipe: Callable[[], Recipe]) -> Callable[[], Recipe]:
-    """The recipe, with a sweep made of its stages."""
+    """Add a sweep made of its stages to a recipe."""
 
     @wraps(recipe)
     def complete() -> Recipe:

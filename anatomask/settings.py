@@ -1,4 +1,4 @@
-"""The base of all settings: what no field may hold, whatever it sets."""
+"""Base of all settings, with the checks that hold for every field."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 LARGEST_INTEGER = 2**63 - 1
-"""The largest whole number that NumPy and torch take, as a seed for example."""
+"""Largest whole number that NumPy and torch accept, for example as a seed."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A section of the settings. A subclass that checks more calls `super().__post_init__()` first."""
+    """Section of the settings. A subclass that checks more calls `super().__post_init__()` first."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -37,7 +37,7 @@ class Settings:
         """Check that the named fields, each a number, several numbers or None, lie in [low, high].
 
         Raises:
-            ValueError: one does not.
+            ValueError: one does not; the message names it.
         """
         for name in names:
             value = getattr(self, name)
@@ -48,10 +48,10 @@ class Settings:
                     raise ValueError(f"{name} must be at most {high:,}, not {value}")
 
     def require_distinct(self, *names: str) -> None:
-        """Check that the named fields, each a tuple or None, hold nothing twice.
+        """Check that the named fields, each a tuple or None, hold no value twice.
 
         Raises:
-            ValueError: one does.
+            ValueError: one does; the message names it.
         """
         for name in names:
             values = getattr(self, name)
@@ -81,12 +81,12 @@ def check_value(name: str, value: Any, hint: Any) -> None:
 
 
 def is_text(value: str) -> bool:
-    """Tell whether `value` holds neither control characters nor bytes that were not UTF-8."""
+    """Return whether `value` has neither control characters nor bytes that were not UTF-8."""
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
 
 
 def is_file_text(value: str) -> bool:
-    """Tell whether the locale's encoding has `value`, so that it may be the name of a file."""
+    """Return whether the locale's encoding can express `value`, so that it may be a file name."""
     try:
         os.fsencode(value)
     except UnicodeEncodeError:
@@ -95,7 +95,7 @@ def is_file_text(value: str) -> bool:
 
 
 def _leaves(hint: Any) -> Iterator[Any]:
-    """The types that a type hint is made of: int and None of `tuple[int, ...] | None`."""
+    """List the types that a type hint is made of: int and None of `tuple[int, ...] | None`."""
     if get_origin(hint) in (tuple, Union, UnionType):
         for part in get_args(hint):
             yield from _leaves(part)

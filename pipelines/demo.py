@@ -1,7 +1,7 @@
-"""The whole chain on phantoms in a few minutes: what `make demo` runs.
+"""Demo: the whole chain on phantoms in a few minutes, which `make demo` runs.
 
-It calls the verbs' own programs with the recipe `tiny`, one after another on one embedded Ray, so what it prints
-is what they print. Started again, it goes on where it was; a finished demo is only reported anew.
+It calls the verbs' own programs with the recipe `tiny`, one after another on one embedded Ray, and prints what they
+print. Started again, it resumes where it was; a finished demo is only reported again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ORGANS = ("liver", "spleen", "stomach", "aorta")
 
 
 def commands(folder: str) -> list[tuple[str, list[str]]]:
-    """The verbs of the chain and their arguments, as a user would type them."""
+    """Return the verbs of the chain and their arguments, as a user would type them."""
     tiny = ["--recipe", "tiny"]
     runs = f"{folder}/runs"
     coarse = ["--preprocess.spacing", "4", "4", "4"]  # else the 1.5 mm of TotalSegmentator, whose layout phantoms have
@@ -44,7 +44,9 @@ def commands(folder: str) -> list[tuple[str, list[str]]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the chain in the folder that the first argument names (default `demo`); the first exit code that is not 0."""
+    """Run the chain in the folder that the first argument names (default `demo`); return the first exit code that is
+    not 0.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     folder = arguments[0] if arguments else FOLDER
     console = Console()

@@ -22,9 +22,9 @@ from anatomask.training.schedule import SCHEDULES
 
 DEFAULT_RECIPE = "paper-b"
 EPOCHS = {"finetune": "--training.epochs", "sweep": "--finetune.training.epochs"}
-"""The verbs that know `--schedule`, with the flag for the epochs of what they finetune."""
+"""Verbs that accept `--schedule` -> the flag for the epochs of what they finetune."""
 METHOD_FLAG = {"pretrain": "--method", "sweep": "--pretrain.method"}
-"""The verbs that pretrain, with the flag that chooses the method."""
+"""Verbs that pretrain -> the flag that chooses the method."""
 NETWORK_FLAG = "--network"
 TRAINING_VERBS = ("pretrain", "finetune", "sweep")
 """The verbs that know this flag, which chooses the backbone."""
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Invocation:
-    """One call of the front door: the configuration, and what to do with it."""
+    """One call of the command line: the configuration, and the options `--dry-run` and `--overwrite`."""
 
     config: Any
     dry_run: bool
@@ -42,12 +42,13 @@ class Invocation:
 
 
 def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Mapping[str, Any]]]) -> Invocation:
-    """Settings of `verb` from a recipe, a schedule, a YAML file, then dotted flags: each overrides the one before.
+    """Build the settings of `verb` from a recipe, a schedule, a YAML file, then dotted flags: later ones override
+    earlier ones.
 
     Raises:
-        UserError: an unknown recipe, method or schedule, one that does not fit the epochs, or a YAML file with a field
-            that does not exist or a value out of range.
-        SystemExit: the same on the command line (exit code 2, the field is named).
+        UserError: a recipe, method or schedule is unknown or does not fit the epochs, or a YAML file has a field that
+            does not exist or a value out of range.
+        SystemExit: a flag has such a fault (exit code 2; the message names the field).
     """
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"anatomask {verb}")
     flags.add_argument("--recipe")
@@ -93,13 +94,13 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
 
 
 def required_fields(config: Any) -> set[str]:
-    """Names of the fields that have no default."""
+    """List the names of the fields that have no default."""
     absent = dataclasses.MISSING
     return {one.name for one in dataclasses.fields(config) if one.default is absent and one.default_factory is absent}
 
 
 def scheduled(config: T, name: str, epochs: int) -> T:
-    """`config`, of a finetuning or a sweep, with the optimiser of schedule `name` for finetunings of so many epochs.
+    """Replace the optimiser of a finetuning, or of a sweep's, by that of schedule `name` for the given epochs.
 
     Raises:
         UserError: there is no such schedule, or it does not fit the epochs.
@@ -117,7 +118,7 @@ def scheduled(config: T, name: str, epochs: int) -> T:
 
 
 def epochs_of(verb: str, default: Any, argv: Sequence[str]) -> int:
-    """Epochs of the finetuning that `verb` is about: those of a flag in `argv`, else those of `default`."""
+    """Return the epochs of the finetuning in `verb`: those of a flag in `argv`, else those of `default`."""
     flag = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"anatomask {verb}")
     flag.add_argument(EPOCHS[verb], dest="epochs", type=int)
     given, _ = flag.parse_known_args(argv)
@@ -126,7 +127,11 @@ def epochs_of(verb: str, default: Any, argv: Sequence[str]) -> int:
 
 
 def read_yaml(path: str) -> Mapping[str, Any]:
-    """The mapping in a YAML file. Raises UserError when it is missing or is not one."""
+    """Read the mapping in a YAML file.
+
+    Raises:
+        UserError: the file is missing or holds no mapping.
+    """
     refuse_pipe(Path(path), "--config")
     try:
         content = from_yaml(Path(path).read_bytes())

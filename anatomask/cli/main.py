@@ -25,14 +25,14 @@ VERBS = {
 
 
 def usage() -> str:
-    """What the command can do, for `--help` and for an unknown verb."""
+    """Format the usage of the command, for `--help` and for an unknown verb."""
     verbs = "\n".join(f"  {verb:<14} {what}" for verb, what in VERBS.items())
     usage_line = "usage: anatomask <verb> [--recipe NAME] [--config FILE] [--dry-run] [--field VALUE …]"
     return f"{usage_line}\n\nverbs:\n{verbs}\n\n`anatomask <verb> --help` lists the fields of a verb."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb that the first argument names; returns its exit code (2 for an unknown verb)."""
+    """Run the verb that the first argument names, and return its exit code (2 for an unknown verb)."""
     never_fail_to_print()
     quiet_matplotlib()
     arguments = list(sys.argv[1:] if argv is None else argv)

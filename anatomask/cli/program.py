@@ -1,4 +1,4 @@
-"""The front door that all verbs share: settings in, exit code out."""
+"""Command line of one verb: settings in, exit code out."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ REMEDIES = {
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
     errno.ENFILE: "the machine has too many files open; close some programs",
 }
-"""What to say of an error of the operating system; of others, the system's own words."""
+"""Reason and remedy for an error of the operating system, by its number; others show the system's own words."""
 
 
 MORE_MEMORY = "close other programs, lower --cluster.workers, or take a machine with more"
 
 
 class Stage(Protocol):
-    """What a module of `anatomask.stages` has for its verb."""
+    """Interface of a module of `anatomask.stages`."""
 
     stage: Callable[..., int]
-    """Runs it: `stage(config, overwrite=...)`, which returns the exit code."""
+    """Function that runs the stage: `stage(config, overwrite=...)` returns the exit code."""
     plan: Callable[[Any], list[tuple[str, str]]]
-    """Rows of the dry run."""
+    """Function that returns the rows of the dry run."""
 
 
 def run(verb: str, load: Callable[[], Stage], argv: Sequence[str] | None = None) -> int:
     """Parse the settings of `verb`, then load its stage, and print its plan (`--dry-run`) or run it.
 
-    Loading takes seconds, which `--help` and bad settings need not wait for.
+    The stage is loaded last because loading takes seconds, which `--help` and bad settings need not wait for.
 
-    Returns the exit code: 0, or 1 after a user's error, which is printed as one message, or 130 after Ctrl-C, 143
-    after SIGTERM.
+    Returns:
+        The exit code: 0, 1 after a user's error (printed as one message), 130 after Ctrl-C, or 143 after SIGTERM.
     """
     never_fail_to_print()
     console = Console(stderr=True)
@@ -82,7 +82,7 @@ def run(verb: str, load: Callable[[], Stage], argv: Sequence[str] | None = None)
 
 @contextmanager
 def notes_shown(console: Console, verb: str) -> Iterator[None]:
-    """Print each `Note` that is warned of inside, once, as one line; show other warnings as Python does."""
+    """Print each `Note` raised as a warning inside the block, once, as one line; show other warnings as Python does."""
     with warnings.catch_warnings():
         warnings.simplefilter("default", Note)
         usual = warnings.showwarning
@@ -108,7 +108,7 @@ def show_plan(verb: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def describe(error: OSError) -> str:
-    """Say which file an error of the operating system is about, why, and what helps."""
+    """Describe an error of the operating system: the file, the reason and the remedy."""
     cause = getattr(error, "cause", None)  # a task of Ray failed by it
     error = cause if isinstance(cause, OSError) else error
     if error.errno is None:

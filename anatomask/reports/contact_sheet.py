@@ -24,7 +24,7 @@ TILE_INCHES = (2.7, 1.3)
 LINE_INCHES = 0.16
 HISTOGRAM_INCHES = 1.35
 LEGEND_CLASSES = 24
-"""More classes than these have no legend: their colours could not be told apart."""
+"""Number of classes up to which there is a legend: more colours could not be told apart."""
 DPI = 100
 ALARM = "#d62728"
 
@@ -35,7 +35,7 @@ class Plane:
 
     image: np.ndarray
     spacing: tuple[float, float]
-    """In mm."""
+    """Pixel size in mm."""
     label: np.ndarray | None = None
 
 
@@ -45,16 +45,16 @@ class Tile:
 
     case: str
     planes: tuple[Plane, ...]
-    """Coronal and axial; empty where the case cannot be read."""
+    """Coronal and axial planes; empty where the case cannot be read."""
     window: tuple[float, float] = (0.0, 1.0)
     """Grey values shown as black and white."""
     alarms: tuple[str, ...] = ()
-    """What is suspicious about it."""
+    """Suspicions about the case."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """The intensities of one channel over all cases."""
+    """Distribution of the intensities of one channel over all cases."""
 
     channel: str
     edges: Sequence[float]
@@ -71,7 +71,7 @@ def contact_sheet(
     """Write the sheet as PNG: the patient's right on the viewer's left, head and front up, voxels in true proportion.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     columns = min(COLUMNS, max(len(tiles), 2))
     rows = math.ceil(len(tiles) / columns)
@@ -138,7 +138,7 @@ def _draw(axes: Axes, tile: Tile, colours: Mapping[int, tuple[float, float, floa
 
 
 def _pictures(tile: Tile, colours: Mapping[int, tuple[float, float, float]]) -> list[np.ndarray]:
-    """Each plane as RGB (rows, columns, 3), so large that it fills its square."""
+    """Render each plane as RGB (rows, columns, 3), as large as fits its square."""
     low, high = tile.window
     pictures = []
     for plane in tile.planes:
@@ -158,7 +158,7 @@ def _pictures(tile: Tile, colours: Mapping[int, tuple[float, float, float]]) -> 
 
 
 def _centres(voxels: int, pixels_per_voxel: float) -> np.ndarray:
-    """The pixels' centres along an axis, in voxels."""
+    """Return the pixels' centres along an axis, in voxels."""
     pixels = min(PLANE_PIXELS, max(1, round(voxels * pixels_per_voxel)))
     return (np.arange(pixels) + 0.5) * voxels / pixels - 0.5
 

@@ -1,4 +1,4 @@
-"""Evaluated runs as they lie on disk."""
+"""Evaluated runs as stored on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anatomask.reports.tables import by_dataset
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run's results on disk."""
+    """Results of a run on disk."""
 
     folder: Path
     summary: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What the arms of an experiment show: their scores, the paired comparisons between them, and tables of both.
+"""Results of the arms of an experiment: their scores, the paired comparisons between them, and tables of both.
 
 An arm is one way to initialise the network; its runs are finetunings that differ in seed and in the pretraining they
 start from. Scores are fractions; tables show percent.
@@ -90,9 +90,9 @@ class Comparison:
     by_pretraining: Mapping[str, float]
     """Mean difference for each pretraining: the arm's, or the arm's and the reference's."""
     p: float
-    """p of Wilcoxon's signed-rank test on the patients' seed-averaged differences."""
+    """P-value of Wilcoxon's signed-rank test on the patients' seed-averaged differences."""
     p_holm: float | None = None
-    """p after Holm's correction; None where none is made."""
+    """P-value after Holm's correction; None where none is made."""
 
     @property
     def verdict(self) -> Verdict:
@@ -255,7 +255,7 @@ def _by_seed(arm: str, runs: Sequence[ArmRun]) -> dict[int, ArmRun]:
 
 
 def _score_array(arm: str, runs: Sequence[ArmRun], patients: Sequence[str]) -> np.ndarray:
-    """DSC `(S, P)` of every run and patient."""
+    """Collect the DSC `(S, P)` of every run and patient."""
     for run in runs:
         missing = [patient for patient in patients if not math.isfinite(run.dsc.get(patient, math.nan))]
         if missing:
@@ -264,7 +264,7 @@ def _score_array(arm: str, runs: Sequence[ArmRun], patients: Sequence[str]) -> n
 
 
 def _over_patients(scores: Iterable[Scores]) -> str:
-    """Mean ± SD over patients of scores that are averaged over runs first."""
+    """Format the mean ± SD over patients of scores that are averaged over runs first."""
     by_patient: dict[str, list[float]] = {}
     for run in scores:
         for patient, score in run.items():
@@ -286,7 +286,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _points(value: float) -> str:
-    """A difference in DSC points, with its sign."""
+    """Format a difference in DSC points, with its sign."""
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
@@ -297,6 +297,6 @@ def _p(value: float | None) -> str:
 
 
 def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A GitHub-flavoured table whose first column is aligned to the left, the others to the right."""
+    """Format a GitHub-flavoured table whose first column is aligned to the left, the others to the right."""
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"

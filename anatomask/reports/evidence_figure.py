@@ -1,4 +1,4 @@
-"""The figure of an experiment: DSC over updates for each arm with bands, and DSC over the number of labels."""
+"""Figure of an experiment: DSC over updates for each arm with bands, and DSC over the number of labels."""
 
 from __future__ import annotations
 
@@ -100,6 +100,6 @@ def _label(axes: Axes, x_label: str) -> None:
 
 
 def _colours(names: list[str], reference: str) -> dict[str, tuple | str]:
-    """Grey for the reference, a hue for each other arm."""
+    """Choose grey for the reference, and a hue for each other arm."""
     others = [name for name in names if name != reference]
     return {reference: REFERENCE_COLOUR} | {name: colormaps["tab10"](hue)[:3] for hue, name in enumerate(others)}

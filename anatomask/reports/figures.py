@@ -1,4 +1,4 @@
-"""The figure of overlays: a row per case, the ground truth and each run's prediction side by side."""
+"""Figure of overlays: a row per case, the ground truth and each run's prediction side by side."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Panel:
 
     title: str
     score: str
-    """Of the whole case, as text; empty for the ground truth."""
+    """Score of the whole case, as text; empty for the ground truth."""
     label: np.ndarray
-    """(R, A) uint8, the slice shown."""
+    """Slice (R, A) of the label map, uint8."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OverlayRow:
 
     case: str
     image: np.ndarray
-    """(R, A), as stored: HU for CT."""
+    """Slice (R, A) of the scan, as stored: HU for CT."""
     spacing: tuple[float, float]
     """Voxel size in mm along R and A."""
     panels: Sequence[Panel]
@@ -54,7 +54,9 @@ class OverlayRow:
 
 
 def best_slice(label: np.ndarray) -> int:
-    """Index along S of the axial slice that shows most of (R, A, S) `label`'s classes, each at its fullest."""
+    """Find the index along S of the axial slice of (R, A, S) `label` that shows most of its classes, each at its
+    fullest.
+    """
     classes = np.unique(label[label > 0])
     if not classes.size:
         return label.shape[2] // 2
@@ -65,7 +67,7 @@ def best_slice(label: np.ndarray) -> int:
 def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], caption: str, path: Path) -> None:
     """Write the figure as PNG: slices as a radiologist sees them, the patient's right on the viewer's left.
 
-    Every row has as many panels as the first, under its titles; each class is a translucent area with a firm outline.
+    Every row has as many panels as the first, under its titles; each class is a translucent area with a solid outline.
     """
     crops = [_body_crop(row) for row in rows]
     columns = len(rows[0].panels)
@@ -104,7 +106,7 @@ def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], c
 
 
 def class_colours(class_names: Mapping[int, str]) -> dict[int, tuple[float, float, float]]:
-    """A colour per class: ten that differ in hue and lightness, or a rainbow for the many of whole-body sets."""
+    """Choose a colour per class: ten that differ in hue and lightness, or a rainbow for the many of whole-body sets."""
     if len(class_names) <= 10:
         return {class_id: colormaps["tab10"](index)[:3] for index, class_id in enumerate(class_names)}
     return {class_id: colormaps["gist_rainbow"](index * 0.618 % 1)[:3] for index, class_id in enumerate(class_names)}
@@ -130,7 +132,9 @@ def _draw(axes: Axes, row: OverlayRow, panel: Panel, crop: tuple[slice, slice], 
 
 
 def _annotate(axes: Axes, panel: Panel, case: str, *, show_title: bool) -> None:
-    """The score above the slice (below the title, in the first row), the case and the patient's sides in it."""
+    """Write the score above the slice (below the title, in the first row), and the case and the patient's sides into
+    it.
+    """
     axes.set_title(f"{panel.title}\n{panel.score}" if show_title else panel.score, fontsize=8.5, pad=3)
     for x, y, horizontal, vertical, text in (
         (0.02, 0.98, "left", "top", case),
@@ -141,12 +145,12 @@ def _annotate(axes: Axes, panel: Panel, case: str, *, show_title: bool) -> None:
 
 
 def _view(plane: np.ndarray) -> np.ndarray:
-    """(R, A) as rows from posterior to anterior, columns from the patient's right (the last index) to left."""
+    """Arrange (R, A) as rows from posterior to anterior, columns from the patient's right (the last index) to left."""
     return plane[::-1].T
 
 
 def _body_crop(row: OverlayRow) -> tuple[slice, slice]:
-    """The box around the body and the first panel's labels, with a margin of two voxels.
+    """Find the box around the body and the first panel's labels, with a margin of two voxels.
 
     Other panels do not widen it: a prediction that is wrong everywhere would shrink the body to a dot.
     """

@@ -1,4 +1,4 @@
-"""The figures of a report: ground truth and predictions of runs side by side, on a slice of each case."""
+"""Figures of a report: ground truth and predictions of runs side by side, on a slice of each case."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw_overlays(path: Path, runs: Sequence[EvaluatedRun], cases: int) -> None:
 
     Args:
         path: file to write (PNG).
-        runs: evaluated on the same data set.
+        runs: runs that were evaluated on the same data set.
         cases: number of cases shown.
 
     Raises:
@@ -55,7 +55,9 @@ def _caption(dataset: PreparedDataset, rows: Sequence[OverlayRow], first: str) -
 
 
 def _choose_cases(runs: Sequence[EvaluatedRun], count: int) -> list[str]:
-    """Cases that all runs evaluated, spread evenly from the first run's best to its worst: no picking."""
+    """Choose cases that all runs evaluated, spread evenly from the first run's best to its worst, without picking by
+    hand.
+    """
     shared = set.intersection(*(set(run.scores) for run in runs))
     if not shared:
         raise UserError("its runs have no evaluated case in common")
@@ -65,7 +67,7 @@ def _choose_cases(runs: Sequence[EvaluatedRun], count: int) -> list[str]:
 
 
 def _overlay(dataset: PreparedDataset, case: str, runs: Sequence[EvaluatedRun]) -> OverlayRow:
-    """The slice of a case that shows most of its organs, on the grid on which it was scored."""
+    """Draw the slice of a case that shows most of its organs, on the grid on which it was scored."""
     truth = nib.as_closest_canonical(dataset.original_label(case))
     labels = np.asarray(truth.dataobj)
     index = best_slice(labels)
@@ -85,7 +87,7 @@ def _overlay(dataset: PreparedDataset, case: str, runs: Sequence[EvaluatedRun]) 
 
 
 def _image_slice(dataset: PreparedDataset, case: str, grid: nib.Nifti1Image, index: int) -> np.ndarray:
-    """The prepared scan's first channel (R, A), linearly interpolated onto one axial slice of `grid`."""
+    """Interpolate the prepared scan's first channel (R, A) linearly onto one axial slice of `grid`."""
     volume, _ = dataset.read_volume(case, label=False)
     scan = nib.Nifti1Image(volume[0].astype(np.float32), np.asarray(dataset.records[case].affine))
     offset = nib.affines.from_matvec(np.eye(3), (0, 0, index))
@@ -94,7 +96,7 @@ def _image_slice(dataset: PreparedDataset, case: str, grid: nib.Nifti1Image, ind
 
 
 def _titles(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """The method of each run, or the run's name where two runs share a method."""
+    """Return the method of each run, or the run's name where two runs share a method."""
     methods = [run.summary["method"] for run in runs]
     return [
         run.summary["run"] if methods.count(method) > 1 else method for run, method in zip(runs, methods, strict=True)

@@ -1,4 +1,4 @@
-"""The paper's published numbers (Li et al., ECCV 2024, tables 4 to 6), to stand beside one's own."""
+"""Published numbers of the paper (Li et al., ECCV 2024, tables 4 to 6), shown beside the user's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Published:
 
 
 def published() -> Iterator[Published]:
-    """Every score of the comparison tables."""
+    """Return every score of the comparison tables."""
     with (resources.files("anatomask.reports") / "paper_results.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if row["table"] in COMPARISONS:
@@ -34,7 +34,7 @@ def published() -> Iterator[Published]:
 
 
 def published_note(method: str, network: str | None, dataset: str) -> str | None:
-    """A sentence with the paper's scores of this method, network and data set; None where it has none."""
+    """Format a sentence with the paper's scores of this method, network and data set; None where it has none."""
     scores = [
         f"{score.metric} {score.mean:.1f} ± {score.sd:.1f}"
         for score in published()

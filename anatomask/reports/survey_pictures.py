@@ -1,4 +1,4 @@
-"""The pictures of a survey: two slices of each case that is shown, and the contact sheet of them."""
+"""Pictures of a survey: two slices of each case that is shown, and the contact sheet of them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from anatomask.reports.contact_sheet import Distribution, Plane, Tile, contact_s
 from anatomask.reports.figures import best_slice
 
 WINDOW_HU = (-500.0, 500.0)
-"""HU that are black and white in a CT's slices."""
+"""Range of HU between black and white in a CT's slices."""
 
 
 def chosen_cases(cases: Sequence[RawCase], found: Sequence[Suspicion], most: int) -> list[RawCase]:
-    """At most `most` cases: as many of the suspicious as there is room for, then others, spread evenly."""
+    """Choose at most `most` cases: the suspicious ones, as far as there is room, then others, spread evenly."""
     suspicious = {suspicion.case for suspicion in found}
     flagged = [index for index, raw in enumerate(cases) if raw.case in suspicious][:most]
     others = [index for index, raw in enumerate(cases) if raw.case not in suspicious]
@@ -31,7 +31,7 @@ def chosen_cases(cases: Sequence[RawCase], found: Sequence[Suspicion], most: int
 
 
 def tile_of(raw: RawCase, memory: int | None = None) -> Tile:
-    """Two slices of a case: where most of its labels are, else through the middle of what stands out.
+    """Cut two slices of a case: where most of its labels are, else through the middle of what stands out.
 
     Raises:
         TooLarge: reading it takes more than `memory` bytes. Default: what the machine has free.
@@ -67,7 +67,7 @@ def tile_of(raw: RawCase, memory: int | None = None) -> Tile:
 
 
 def _plane(image: np.ndarray, label: np.ndarray | None, spacing: tuple[float, float], window: Sequence[float]) -> Plane:
-    """A slice, cut to what is brighter than a twentieth of the window or labelled."""
+    """Cut a slice to what is brighter than a twentieth of the window, or labelled."""
     seen = image > window[0] + 0.05 * (window[1] - window[0])
     if label is not None:
         seen |= label > 0
@@ -95,8 +95,8 @@ def draw_sheet(
         source: folder of the scans, for the caption.
         raw: the data set.
         cases: facts of all its cases.
-        tiles: of the cases that are shown.
-        found: what is suspicious.
+        tiles: tiles of the cases that are shown.
+        found: suspicions.
     """
     distributions = [
         Distribution(name, *(merged.edges, merged.voxels))

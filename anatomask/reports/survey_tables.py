@@ -1,4 +1,4 @@
-"""The tables of a survey, as the terminal shows them."""
+"""Tables of a survey in the terminal."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def show_survey(
     rows: Sequence[ClassRow],
     found: Sequence[Suspicion],
 ) -> None:
-    """Print what was found, within 80 columns.
+    """Print the results within 80 columns.
 
     Args:
-        console: to print to.
+        console: console to print to.
         source: folder of the scans.
         output: folder in which the files of the survey lie.
         raw: the data set.
         cases: facts of all its cases.
-        rows: of the table of classes.
-        found: what is suspicious.
+        rows: rows of the table of classes.
+        found: suspicions.
     """
     console.print(_summary(source, raw, cases, found))
     if rows:
@@ -108,7 +108,7 @@ def _suspicion_table(found: Sequence[Suspicion]) -> Table:
 
 
 def case_count(cases: Sequence[RawCase]) -> str:
-    """Say the number of cases, and of those with labels."""
+    """Format the number of cases, and of those with labels."""
     return f"{len(cases)}, of which {sum(one.label is not None for one in cases)} have labels"
 
 
@@ -118,7 +118,7 @@ def channels(raw: RawDataset) -> str:
 
 
 def _range(triples: Sequence[Sequence[float]]) -> str:
-    """The median per axis, and the smallest and largest where they differ."""
+    """Format the median per axis, and the smallest and largest where they differ."""
     values = np.array(triples, float)
     parts = [f"{median:.4g}" for median in np.median(values, axis=0)]
     text = " × ".join(parts)
@@ -129,7 +129,7 @@ def _range(triples: Sequence[Sequence[float]]) -> str:
 
 
 def _bars(voxels: Sequence[float], characters: int = 32) -> str:
-    """A histogram in one line, of the logarithms, so that one peak of air does not hide the rest."""
+    """Format a histogram in one line, on a logarithmic scale, so that one peak of air does not hide the rest."""
     bins = np.array_split(np.asarray(voxels), characters)
     logs = np.log1p([part.sum() for part in bins])
     return "".join("▁▂▃▄▅▆▇█"[int(7 * value / max(logs.max(), 1e-9))] for value in logs)

@@ -1,4 +1,4 @@
-"""The table of a sweep: what each trial scored, beside the paper's number where its table has one."""
+"""Table of a sweep: the score of each trial, beside the paper's number where its table has one."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ class SweepRow:
     """One trial; scores are fractions."""
 
     name: str
-    """What it tried, as the paper's table has it where it has one."""
+    """Name in the paper's table or, without one, the values that the trial tried."""
     folder: str
     state: str
-    """complete, failed, running or waiting."""
+    """State of the trial: complete, failed, running or waiting."""
     point: Mapping[str, Any]
-    """The fields that it set."""
+    """Fields that the trial set, and their values."""
     scores: Mapping[str, float]
     """DSC of each data set."""
     dsc: float | None
-    """Mean over the data sets."""
+    """Mean DSC over the data sets."""
 
 
 def paper_ablation(table: str | None) -> dict[str, float]:
-    """DSC in percent of each row of one of the paper's ablations (tables 1 to 3); empty for another table."""
+    """Return the DSC in percent of each row of one of the paper's ablations (tables 1 to 3); else nothing."""
     with (resources.files("anatomask.reports") / "paper_results.csv").open(encoding="utf-8") as file:
         return {row["method"]: float(row["mean"]) for row in csv.DictReader(file) if row["table"] == table}
 
 
 def sweep_table(rows: Sequence[SweepRow], datasets: Sequence[str], paper: Mapping[str, float]) -> Table:
-    """A rich table for 80 columns, in percent; the best mean is bold, and trials without a score say their state."""
+    """Build a rich table for 80 columns, in percent; the best mean is bold, and trials without a score show their
+    state.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("Trial", overflow="fold")
     for title in [*datasets, "Mean DSC [%]"] if len(datasets) > 1 else ["DSC [%]"]:
@@ -57,7 +59,7 @@ def sweep_table(rows: Sequence[SweepRow], datasets: Sequence[str], paper: Mappin
 
 
 def sweep_csv(rows: Sequence[SweepRow], datasets: Sequence[str], paper: Mapping[str, float]) -> str:
-    """The same as CSV with every field of each point, scores as fractions at full precision."""
+    """Format the same table as CSV with every field of each point, scores as fractions at full precision."""
     fields = list(dict.fromkeys(field for row in rows for field in row.point))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""One table of any number of evaluated runs: for the terminal, as Markdown, as CSV.
+"""Table of any number of evaluated runs: for the terminal, as Markdown, as CSV.
 
 Tables show percent, mean ± SD over cases; the CSV holds fractions, as the runs' own files do.
 """
@@ -35,21 +35,21 @@ class Row:
     split: str | None
     cases: int
     dsc: tuple[float | None, float | None]
-    """Mean and SD."""
+    """Mean and SD of the DSC over cases."""
     nsd: tuple[float | None, float | None]
     nsd_tolerance_mm: Mapping[str, float]
     failed: int
-    """Cases that could not be evaluated."""
+    """Number of cases that could not be evaluated."""
     data: str | None = None
-    """Folder of the prepared data: one name may stand for two of them."""
+    """Folder of the prepared data, as two data sets may have the same name."""
     classes: frozenset[str] = frozenset()
     """Names of the classes that were scored."""
     case_names: frozenset[str] = frozenset()
-    """The cases that were scored."""
+    """Names of the cases that were scored."""
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any], cases: Collection[str] = ()) -> Row:
-        """The row of a run's `summary.json`, which does not name the `cases`."""
+        """Build the row of a run's `summary.json`, which does not name the `cases`."""
         return cls(
             run=summary["run"],
             method=summary["method"],
@@ -70,7 +70,7 @@ class Row:
 
 
 def terminal_table(rows: Sequence[Row]) -> Table:
-    """A rich table that fits 80 columns; the best of each data set is bold."""
+    """Build a rich table that fits 80 columns; the best run of each data set is bold."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in TITLES:
         numeric = title in TITLES[3:]
@@ -85,7 +85,7 @@ def terminal_table(rows: Sequence[Row]) -> Table:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The same as GitHub-flavoured Markdown, notes included."""
+    """Format the same table as GitHub-flavoured Markdown, notes included."""
     lines = [f"| {' | '.join(TITLES)} |", "|---|---|---|---:|---:|---:|"]
     best = best_runs(rows)
     for index, row in enumerate(rows):
@@ -104,12 +104,12 @@ SCORES = ("dsc_mean_fraction", "dsc_sd_fraction", "nsd_mean_fraction", "nsd_sd_f
 
 
 def is_csv_table(text: bytes) -> bool:
-    """Tell whether a file is one that `csv_table` made."""
+    """Return whether a file is one that `csv_table` made."""
     return text.startswith(",".join((*NAMES, *SCORES)).encode())
 
 
 def csv_table(rows: Sequence[Row]) -> str:
-    """All that is known of each run, scores as fractions at full precision."""
+    """Format everything known of each run as CSV, scores as fractions at full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*NAMES, *SCORES])
@@ -119,7 +119,9 @@ def csv_table(rows: Sequence[Row]) -> str:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """What a reader needs to trust the table: how scores are averaged, NSD tolerances, what makes rows incomparable."""
+    """List what a reader needs to trust the table: how scores are averaged, NSD tolerances, which rows cannot be
+    compared.
+    """
     sentences = [CAPTION]
     for dataset, members in by_dataset([(row.dataset, row.data) for row in rows]).items():
         here = [rows[index] for index in members]
@@ -138,9 +140,10 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 
 def best_runs(rows: Sequence[Row]) -> dict[str, set[int]]:
-    """Per metric, the indices of the rows that are best on their data set as shown.
+    """Find, per metric, the indices of the rows that are best on their data set as shown.
 
-    None where a row stands alone, or where the rows were not scored on the same cases, classes and tolerances.
+    None is marked where a row is the only one, or where the rows were not scored on the same cases, classes and
+    tolerances.
     """
     best: dict[str, set[int]] = {metric: set() for metric in METRICS}
     for members in by_dataset([(row.dataset, row.data) for row in rows]).values():
@@ -155,7 +158,7 @@ def best_runs(rows: Sequence[Row]) -> dict[str, set[int]]:
 
 
 def by_dataset(datasets: Sequence[tuple[str, str | None]]) -> dict[str, list[int]]:
-    """The positions of each data set, given as name and folder; the folder is told where two share a name."""
+    """Group the positions by data set, given as name and folder; the folder is shown where two share a name."""
     folders: dict[str, set[str | None]] = {}
     for name, folder in datasets:
         folders.setdefault(name, set()).add(folder)
@@ -166,7 +169,7 @@ def by_dataset(datasets: Sequence[tuple[str, str | None]]) -> dict[str, list[int
 
 
 def _incomparable(rows: Sequence[Row]) -> list[str]:
-    """In what the scoring of rows of one data set differs."""
+    """List in what the scoring of rows of one data set differs."""
     kinds: dict[str, set[Any]] = {
         "NSD tolerances": {_tolerance(row.nsd_tolerance_mm) for row in rows},
         "splits": {row.split for row in rows},
@@ -177,7 +180,7 @@ def _incomparable(rows: Sequence[Row]) -> list[str]:
 
 
 def _names(row: Row, rows: Iterable[Row]) -> tuple[str, str, str]:
-    """The three text cells; the share of labels is told where runs differ in it."""
+    """Format the three text cells, with the share of labels where runs differ in it."""
     method = row.method
     if row.train_fraction is not None and len({other.train_fraction for other in rows}) > 1:
         method += f", {100 * row.train_fraction:g} % of labels"
@@ -185,7 +188,7 @@ def _names(row: Row, rows: Iterable[Row]) -> tuple[str, str, str]:
 
 
 def percent(mean: float | None, sd: float | None) -> str:
-    """Mean and SD, as fractions, the way tables show them; "–" where there is none."""
+    """Format mean and SD, given as fractions, the way tables show them; "–" where there is none."""
     if mean is None:
         return "–"
     return f"{100 * mean:.1f}" if sd is None else f"{100 * mean:.1f} ± {100 * sd:.1f}"

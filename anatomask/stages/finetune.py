@@ -23,7 +23,7 @@ from anatomask.evaluation.predictor import Predictor
 from anatomask.evaluation.validation import validation_dice
 from anatomask.nn.backbones.base import Segmenter
 from anatomask.runs.folder import run_folder
-from anatomask.stages.jobs import refuse_here, require_memory_here, run_job
+from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.pretrain import check_channels
 from anatomask.training.cost import Loss, StepCost, less_memory, step_cost
 from anatomask.training.estimate import cost_rows, device_of
@@ -199,7 +199,7 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
     job = build_job(config)
     if config.plan.tflops is None:  # else it is for other devices than this machine's
-        refuse_here(job, config.cluster)
+        refuse_wrong_gradients_here(job, config.cluster)
     dataset = PreparedDataset.open(config.data)
     train_cases, val_cases = select_labelled(dataset, config)
     workers = config.cluster.workers

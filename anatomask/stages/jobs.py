@@ -14,7 +14,7 @@ from anatomask.cluster import running, training_resources
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import FinetuneConfig, PretrainConfig, plain
 from anatomask.errors import UserError
-from anatomask.files import alone
+from anatomask.files import exclusive_lock
 from anatomask.plugins import plugin_digests
 from anatomask.ray_watch import RayGone
 from anatomask.runs.folder import open_run
@@ -34,7 +34,7 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
         UserError: the run's folder holds another run or is in use, the cluster is too small, or a worker found bad
             input, or Ray died.
     """
-    refuse_here(job, cluster)
+    refuse_wrong_gradients_here(job, cluster)
     with kept_from_others(job.run), end_noted(job.run), running(cluster):
         resources = training_resources(cluster)
         journal = NewLines(job.run / JOURNAL)
@@ -65,14 +65,18 @@ def end_noted(run: Path) -> Iterator[None]:
 @contextmanager
 def kept_from_others(folder: Path) -> Iterator[None]:
     """Keep the folder of a run or a sweep from other processes. Raises UserError where one has it."""
-    with alone(folder.with_name(f".{folder.name}.lock")) as mine:
+    with exclusive_lock(folder.with_name(f".{folder.name}.lock")) as mine:
         if not mine:
             raise UserError(f"{folder} is in use by another process; wait for its end, or choose another --name")
         yield
 
 
-def refuse_here(job: TrainingJob, cluster: ClusterConfig) -> None:
-    """Raise UserError for what the workers would refuse, where they are to run on this machine's CPUs."""
+def refuse_wrong_gradients_here(job: TrainingJob, cluster: ClusterConfig) -> None:
+    """Refuse what the workers would refuse (`refuse_wrong_gradients`), where they are to run on this machine's CPUs.
+
+    Raises:
+        UserError: torch computes wrong gradients for these settings.
+    """
     if cluster.address == "local" and not cluster.gpu and not torch.cuda.is_available():
         refuse_wrong_gradients(job, torch.device("cpu"))
 

@@ -20,7 +20,7 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.methods.base import Method
 from anatomask.runs.folder import run_folder
-from anatomask.stages.jobs import refuse_here, require_memory_here, run_job
+from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.training.cost import Loss, StepCost, less_memory, step_cost
 from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
@@ -110,7 +110,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
     job = build_job(config)
     if config.plan.tflops is None:  # else it is for other devices than this machine's
-        refuse_here(job, config.cluster)
+        refuse_wrong_gradients_here(job, config.cluster)
     workers = config.cluster.workers
     method, loss = dummy_update(config)
     cost = cost_of(config, method, loss)

@@ -1,8 +1,8 @@
 """Spaces of `anatomask sweep`, one file each: which fields of `PretrainConfig` vary, named by their dotted paths.
 
 A file assigns `SPACE` a `Table`, whose every row is tried exactly once, or a `Search`, which draws as many points as
-the user asks for. `--space NAME` finds a file by its name, `--space FILE.py` one anywhere else; nothing
-else has to be edited.
+the user wants. `--space NAME` finds a file by its name, `--space FILE.py` one anywhere else; nothing else has to be
+edited.
 """
 
 from __future__ import annotations
@@ -28,29 +28,30 @@ class Table:
     """Rows to be tried, each exactly once."""
 
     rows: Mapping[str, Point]
-    """Name of each row, as the paper has it where it has one, and the values that it sets: the same fields in all."""
+    """Name of each row, from the paper where it has one -> the values that it sets: the same fields in all rows."""
     paper: str | None = None
     """Number of the paper's table that has these rows."""
 
     def suggest(self, trial: optuna.Trial) -> None:
-        """Tell Optuna the fields and their values; which row a trial is was fixed when it was enqueued."""
+        """Suggest the fields and their values to Optuna; enqueueing a trial has already fixed its row."""
         for field in next(iter(self.rows.values())):
             trial.suggest_categorical(field, list(dict.fromkeys(row[field] for row in self.rows.values())))
 
     def examples(self) -> list[Point]:
-        """All rows."""
+        """Return all rows."""
         return list(self.rows.values())
 
 
 @dataclass(frozen=True)
 class Search:
-    """Points that Optuna draws, later ones where earlier ones scored well."""
+    """Points that Optuna draws, later ones near those that scored well."""
 
     suggest: Callable[[optuna.Trial], None]
-    """Asks the trial for a value of each field (`trial.suggest_float("method.mask_ratio", 0.5, 0.9)`)."""
+    """Function that suggests a value of each field of a trial (`trial.suggest_float("method.mask_ratio", 0.5,
+    0.9)`)."""
 
     def examples(self) -> list[Point]:
-        """One point, to see that its fields exist."""
+        """Return one point, to check that its fields exist."""
         trial = optuna.create_study().ask()
         self.suggest(trial)
         return [trial.params]
@@ -60,18 +61,18 @@ Space = Table | Search
 
 
 def grid(values: Mapping[str, Sequence[Any]], paper: str | None = None) -> Table:
-    """The table of all combinations of the fields' values."""
+    """Build the table of all combinations of the fields' values."""
     points = [dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values())]
     return Table({point_name(point): point for point in points}, paper)
 
 
 def point_name(point: Point) -> str:
-    """What a table of results calls a point: "mask_ratio=0.8; decoder=simple"."""
+    """Name a point for a table of results: "mask_ratio=0.8; decoder=simple"."""
     return "; ".join(f"{field.rpartition('.')[2]}={_shown(value)}" for field, value in point.items())
 
 
 def space_names() -> list[str]:
-    """Names of the spaces that come with the package."""
+    """List the names of the spaces that come with the package."""
     return sorted(path.stem for path in _folder().glob("*.py") if path.stem != "__init__")
 
 
@@ -79,7 +80,7 @@ def load_space(name: str) -> Space:
     """Load a space by its name in `tune_spaces`, or from a Python file of the user's own.
 
     Raises:
-        UserError: there is none, or its file does not assign SPACE a `Table` or a `Search`.
+        UserError: there is no such space, or its file does not assign SPACE a `Table` or a `Search`.
     """
     if name.endswith(".py"):
         path = Path(name)

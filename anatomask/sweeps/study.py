@@ -1,8 +1,9 @@
-"""The Optuna study of a sweep: which trials there are and how they ended, however often the sweep was killed.
+"""Optuna study of a sweep: its trials and their outcomes, however often the sweep was killed.
 
-The study's SQLite file alone says what is to be done. Ray Tune's own snapshots of an experiment are ten seconds apart
-and lie in files apart from it, so a kill between two of them would leave trials that only one side knows of; a
-transaction of SQLite has happened or has not. Going on therefore is a new Tune experiment over what the study has left.
+The study's SQLite file is the only record of what is to be done. Ray Tune's own snapshots of an experiment are ten
+seconds apart and lie in separate files, so a kill between two of them would leave trials that only one side knows of; a
+transaction of SQLite is either complete or absent. To resume, a new Tune experiment runs the trials that the study has
+left.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from anatomask.names import file_name
 from anatomask.sweeps.space import Space, Table, point_name
 
 METRIC = "dsc"
-"""What a trial reports: the mean DSC over the data sets."""
+"""Name of the value that a trial reports: the mean DSC over the data sets."""
 SCORES = "scores"
-"""And the DSC of each data set."""
+"""Name of the DSC of each data set, which a trial reports too."""
 TRIAL = "trial"
-"""Key of a trial's name in what Tune hands to it, beside the fields of its point."""
+"""Key of a trial's name in the configuration that Tune passes to it, beside the fields of its point."""
 
 ROWS = "rows"
 NAME = "name"
@@ -36,12 +37,12 @@ FIRST = "first"
 
 
 def open_study(folder: Path, space: Space) -> optuna.Study:
-    """The study in `folder`, made when it is not there yet.
+    """Open the study in `folder`, or create it.
 
     The rows of a table are enqueued, each once, and trials that failed are enqueued again.
 
     Raises:
-        UserError: the table is another one than when the sweep began, or the study is damaged.
+        UserError: the table has changed since the sweep began, or the study is damaged.
     """
     path = folder / "study.db"
     try:
@@ -71,28 +72,28 @@ def _first_line(error: Exception) -> str:
 
 
 def latest_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials in the order in which they were first made; of one that failed and was enqueued again the last try."""
+    """List the trials in the order in which they were first made; of one that failed and was retried, the last try."""
     latest = {first_number(trial): trial for trial in study.get_trials(deepcopy=False)}
     return [latest[number] for number in sorted(latest)]
 
 
 def first_number(trial: FrozenTrial) -> int:
-    """Number of the first try of a trial."""
+    """Return the number of the first try of a trial."""
     return int(trial.user_attrs.get(FIRST, trial.number))
 
 
 def shown_name(trial: FrozenTrial) -> str:
-    """What the table of results calls a trial: the name of its row, or its point."""
+    """Return the trial's name in the table of results: the name of its row, or its point."""
     return str(trial.user_attrs.get(NAME, point_name(trial.params)))
 
 
 def trial_name(trial: FrozenTrial) -> str:
-    """Name of the folder of a trial's runs, the same for all its tries: `000-mask_ratio=0.6`."""
+    """Return the name of the folder of a trial's runs, the same for all its tries: `000-mask_ratio=0.6`."""
     return f"{first_number(trial):03d}-{file_name(shown_name(trial))}"
 
 
 def trials_left(study: optuna.Study, space: Space, wanted: int) -> int:
-    """Trials that are yet to be completed, of a table's rows or of `wanted` points of a free search."""
+    """Count the trials yet to be completed, of a table's rows or of `wanted` points of a free search."""
     trials = latest_trials(study)
     total = len(trials) if isinstance(space, Table) else max(wanted, len(trials))
     return total - sum(trial.state == TrialState.COMPLETE for trial in trials)
@@ -101,8 +102,8 @@ def trials_left(study: optuna.Study, space: Space, wanted: int) -> int:
 class StudySearch(OptunaSearch):
     """Ray Tune's OptunaSearch on a study that outlives the process.
 
-    A trial that a killed process left running is suggested again before any new one. The draw of trial k depends on
-    the seed, k and what is known by then, so that going on draws no earlier point again.
+    A trial that a killed process left running is suggested again before any new one. The draw of trial k depends on the
+    seed, k and what is known by then, so that resuming draws no earlier point again.
     """
 
     _ot_study: Any
@@ -116,7 +117,7 @@ class StudySearch(OptunaSearch):
         self._ot_study = self.study
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The point of the next trial, and the trial's name."""
+        """Return the point of the next trial, with the trial's name."""
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         taken = {trial.number for trial in self._ot_trials.values()}
         left = [trial for trial in running if trial.number not in taken]
@@ -130,10 +131,10 @@ class StudySearch(OptunaSearch):
         return {TRIAL: trial_name(self.study.get_trials(deepcopy=False)[number]), **point}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """A trial reports once, at its end."""
+        """Do nothing: a trial reports only once, at its end."""
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the study how a trial ended. One that was merely stopped stays running, to be gone on with."""
+        """Record in the study how a trial ended. One that was only stopped stays running, to be resumed."""
         trial = self._ot_trials[trial_id]
         if error:
             self.study.tell(trial, state=TrialState.FAIL)

@@ -1,4 +1,4 @@
-"""Printing what comes from outside: names and messages in any encoding, of any length."""
+"""Printing of text from outside: names and messages in any encoding, of any length."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.console import Console
 from anatomask.names import readable
 
 LONGEST = 4000
-"""Characters of a message."""
+"""Characters of a message at most."""
 
 
 def never_fail_to_print() -> None:
-    """Print what the terminal's encoding lacks (± and umlauts in ASCII) as an escape, instead of raising an error."""
+    """Print characters that the terminal's encoding lacks (± and umlauts in ASCII) as escapes instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -33,5 +33,5 @@ def message_text(message: str) -> str:
 
 
 def remark(text: str) -> None:
-    """Print what the user should know besides the result."""
+    """Print a remark that the user should know besides the result."""
     Console(stderr=True).print(message_text(text), markup=False, highlight=False, soft_wrap=True)

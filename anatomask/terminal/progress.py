@@ -1,4 +1,4 @@
-"""Progress: a live display in a terminal, plain lines where there is none."""
+"""Progress: a live display in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from anatomask.parsing import from_json
 POLL_SECONDS = 0.5
 ASK_SECONDS = 20.0
 ESTIMATE_SECONDS = 600
-"""The time left is told from the speed of so long."""
+"""Seconds of past work from whose speed the time left is estimated."""
 SHORTEST_PAUSE = 10.0
 LONGEST_PAUSE = 300.0
-"""Seconds between plain lines: a hundredth of the time that has passed, but not less and not more than these."""
+"""Seconds between plain lines: a hundredth of the elapsed time, within these two limits."""
 
 
 def progress_bar(console: Console | None = None) -> Progress:
-    """A bar that says what is being done, how far it is, and how long it still takes; fits 80 columns."""
+    """Make a bar with the task, its progress and the time left; it fits 80 columns."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -63,7 +63,9 @@ def polling(show: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def outages_told(storage: Storage) -> Iterator[None]:
-    """Ask remote storage now and then: an outage, for which tasks wait elsewhere, is then told here as well."""
+    """Poll remote storage within the block, so that an outage, for which tasks wait elsewhere, is reported here as
+    well.
+    """
     stop = threading.Event()
 
     def ask() -> None:
@@ -83,9 +85,9 @@ def outages_told(storage: Storage) -> Iterator[None]:
 def following(
     metrics: Path, journal: NewLines, total: int, description: str, start: int, console: Console | None = None
 ) -> Iterator[None]:
-    """While a training runs (elsewhere), show the figures that it writes to `metrics.jsonl` and what its journal says.
+    """Show, during a training elsewhere, the figures that it writes to `metrics.jsonl` and the lines of its journal.
 
-    It has `total` updates, of which `start` are done.
+    The training has `total` updates, of which `start` are done.
     """
     console = console or Console(stderr=True)
     progress = progress_bar(console)
@@ -108,7 +110,7 @@ def following(
 def in_terminal(
     console: Console, progress: Progress, journal: NewLines, new_row: Callable[[], Mapping[str, float] | None]
 ) -> Iterator[None]:
-    """The bar, the newest row's figures below it, and the journal's lines above."""
+    """Show the bar, the newest row's figures below it, and the journal's lines above."""
     figures = Text(no_wrap=True, overflow="ellipsis")
 
     def show() -> None:
@@ -125,7 +127,7 @@ def in_terminal(
 def in_lines(
     console: Console, progress: Progress, journal: NewLines, new_row: Callable[[], Mapping[str, float] | None]
 ) -> Iterator[None]:
-    """A line for the first row, for the last, and for some between; and the journal's lines."""
+    """Print a line for the first row, for the last, and for some in between, and the journal's lines."""
     (task,) = progress.tasks
     began = told = time.monotonic()
     step: float | None = None
@@ -154,14 +156,14 @@ def in_lines(
 
 
 class NewLines:
-    """The lines that a file gains, from now on."""
+    """Reader of the lines that a file gains from now on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = path.stat().st_size if path.exists() else 0
 
     def read(self) -> list[str]:
-        """Whole lines that came since the last call."""
+        """Return the whole lines written since the last call."""
         size = self.path.stat().st_size if self.path.exists() else 0
         self.position = self.position if self.position <= size else 0  # another file of that name
         if self.position == size:
@@ -174,7 +176,7 @@ class NewLines:
 
 
 def figures_of(row: Mapping[str, float]) -> list[str]:
-    """What a row of `metrics.jsonl` says about the training, as far as it says it; 74 columns at most."""
+    """Format what a row of `metrics.jsonl` says about the training, 74 columns at most, without missing figures."""
     of = {name.removeprefix("train/"): value for name, value in row.items()}
     parts = [f"loss {of['loss']:.3f}"]
     if "r_t" in of:
@@ -191,12 +193,12 @@ def figures_of(row: Mapping[str, float]) -> list[str]:
 
 
 def short(number: float) -> str:
-    """One decimal where there is room for it: 0.4, 79.6, 140."""
+    """Format a number with one decimal where there is room for it: 0.4, 79.6, 140."""
     return f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
 
 
 def duration(seconds: float) -> str:
-    """Roughly: 40 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    """Format a rough duration: 40 s, 12 min, 3 h 05 min, 2 d 4 h."""
     minutes = round(seconds / 60)
     if seconds < 59.5:
         return f"{seconds:.0f} s"
@@ -209,7 +211,9 @@ def duration(seconds: float) -> str:
 
 
 def last_row(metrics: Path) -> dict[str, float] | None:
-    """The last whole row of a `metrics.jsonl` that has a loss, without reading all of it; None when there is none."""
+    """Return the last whole row of a `metrics.jsonl` that has a loss, without reading all of it; None when there is
+    none.
+    """
     if not metrics.exists():
         return None
     with metrics.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: folders written whole or not at all, in the background, and an index of last and best."""
+"""Checkpoints of a run: folders written atomically, in the background, and an index of the last and the best."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from anatomask.weights.tensor_files import read_described, write_described
 
 OPTIMISER = "optimiser.safetensors"
 OLDER_SCALER = "scaler.json"
-"""The state of the loss scale, which an older version kept beside the optimiser's file and not in it."""
+"""File in which an older version kept the state of the loss scale, apart from the optimiser's file."""
 REMEDY = "put its files back, or begin the run anew with --overwrite"
 
 
 class Checkpoints:
-    """`checkpoints/step_00000200/…` and `checkpoints/index.json`; all but the last and the best are removed.
+    """Folders `checkpoints/step_00000200/…` and their `checkpoints/index.json`; only the last and the best are kept.
 
-    A folder is written under a temporary name and renamed, then the index is replaced: a checkpoint that was cut off
-    is in no index. Writing happens in a thread, from a copy; leaving the `with` block waits for it. With
-    `writes=False` (workers other than rank 0) nothing is written.
+    A folder is written under a temporary name and renamed, then the index is replaced: an interrupted checkpoint is in
+    no index. A thread writes from a copy, and leaving the `with` block waits for it. With `writes=False` (workers other
+    than rank 0) nothing is written.
     """
 
     def __init__(self, run: Path, *, writes: bool = True) -> None:
@@ -56,20 +56,25 @@ class Checkpoints:
             self.wait()
 
     def index(self) -> dict[str, Any]:
-        """Read the names of the `last` and the `best` checkpoint, and more; empty at first. Raises as `read_index`."""
+        """Read the index: the names of the `last` and the `best` checkpoint, and more; empty at first.
+
+        Raises:
+            UserError: as `read_index`.
+        """
         return read_index(self.folder)
 
     def step(self) -> int:
-        """Updates behind the last checkpoint; 0 when there is none."""
+        """Return the update of the last checkpoint; 0 when there is none."""
         return int(self.index().get("step", 0))
 
     def save(self, step: int, state: TrainingState, score: float | None) -> None:
-        """Copy the state after update `step`, and write it while training goes on.
+        """Copy the state after update `step`, and write it while training continues.
 
-        It becomes the best one when `score` beats all before. All workers call this: sharded weights are gathered.
+        The checkpoint becomes the best one if `score` exceeds all earlier ones. All workers call this, because sharded
+        weights are gathered.
 
         Raises:
-            OSError: what kept the checkpoint before from being written.
+            OSError: writing the previous checkpoint failed.
         """
         self.wait()  # so that there is one copy at a time
         weights = {name: self._copied(tensor) for name, tensor in state.task.kept().state_dict().items()}
@@ -85,16 +90,20 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises what kept it from being written."""
+        """Wait until nothing is being written.
+
+        Raises:
+            OSError: writing failed.
+        """
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
 
     def load(self, step: int, task: Task) -> None:
-        """Load the weights after update `step` into `task`; nothing where it is 0.
+        """Load the weights after update `step` into `task`; do nothing if it is 0.
 
         Raises:
-            UserError: naming the folder, when it is damaged.
+            UserError: the checkpoint is damaged; the message names its folder.
         """
         folder = self.folder / _name(step)
         if not step:
@@ -104,7 +113,11 @@ class Checkpoints:
         load_matching(task.kept(), read_weights(folder, REMEDY).tensors)
 
     def load_moments(self, step: int, state: TrainingState) -> None:
-        """Load what that checkpoint holds besides the weights. Raises as `load`."""
+        """Load everything else that the checkpoint holds besides the weights.
+
+        Raises:
+            UserError: as `load`.
+        """
         folder = self.folder / _name(step)
         if not step:
             return
@@ -121,7 +134,9 @@ class Checkpoints:
             raise _damaged(folder, str(error)) from error
 
     def _copied(self, tensor: Tensor) -> Tensor:
-        """On the host, whole, and safe from later updates; from a GPU it arrives when the stream is done."""
+        """Copy the whole state to the host, safe from later updates; a copy from a GPU is complete when the stream is
+        done.
+        """
         whole = tensor.detach()
         if isinstance(whole, DTensor):
             whole = whole.full_tensor()

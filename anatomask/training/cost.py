@@ -1,4 +1,4 @@
-"""What one update takes of one worker, found by computing it on tensors that have shapes and types, and no numbers."""
+"""Cost of one update of one worker, found by running it on tensors that have shapes and types but no numbers."""
 
 from __future__ import annotations
 
@@ -29,38 +29,40 @@ from anatomask.training.update import autocast
 
 ADAMW_MOMENTS = 2
 GATHERED_TENSORS = 4
-"""As large as the part that FSDP has gathered: weights, gradients, a copy of these that is summed over the workers, and
-the weights of the part that is next."""
+"""Number of tensors as large as the part that FSDP has gathered: weights, gradients, a copy of these that is summed
+over the workers, and the weights of the next part."""
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """One update of the worker that has the largest share of a batch."""
+    """Cost of one update of the worker that has the largest share of a batch."""
 
     flops: int
-    """Floating-point operations, what is computed again included; a multiplication and an addition count as two."""
+    """Floating-point operations, including recomputation; a multiplication and an addition count as two."""
     state_bytes: int
-    """Weights, gradients and moments, networks that are not trained, and the part that is gathered at a time."""
+    """Bytes of weights, gradients and moments, of networks that are not trained, and of the part that FSDP gathers at a
+    time."""
     activation_bytes: int
-    """What lies beside them when most does: inputs, what the backward pass keeps, and temporaries. Gradients that are
-    not there yet at that moment, though `state_bytes` has them, are taken off."""
+    """Bytes of all other tensors at the peak: inputs, what the backward pass keeps, and temporaries. Gradients that do
+    not exist yet at the peak, but are counted in `state_bytes`, are subtracted."""
 
     @property
     def memory_bytes(self) -> int:
-        """What tensors take at the peak; the allocator and the libraries of a GPU take more."""
+        """Bytes of tensors at the peak; the allocator and the libraries of a GPU take more."""
         return self.state_bytes + self.activation_bytes
 
 
 Loss = Callable[[nn.Module, int], Tensor]
-"""The loss of a module for so many samples, which it makes."""
+"""Function that makes the given number of samples and returns the loss of a module on them."""
 
 
 def step_cost(
     module: nn.Module, loss: Loss, config: TrainingConfig, workers: int, moments: int = ADAMW_MOMENTS
 ) -> StepCost:
-    """Cost of an update of `module`, on the meta device, by one of so many workers; `module` stays as it is.
+    """Compute the cost of an update of `module`, on the meta device, by one of `workers` workers; `module` is
+    unchanged.
 
-    The optimiser keeps so many `moments` of each trained parameter. Compilation is left out.
+    The optimiser keeps `moments` tensors per trained parameter. Compilation is left out.
     """
     share = len(worker_share(config.batch_size, workers - 1, workers))  # no worker's is larger
     part = -(-share // config.accumulate)
@@ -97,7 +99,9 @@ def _backward(module: nn.Module, loss: Loss, samples: int, precision: str) -> No
 
 
 def state_bytes(module: nn.Module, divided_by: int, moments: int = ADAMW_MOMENTS) -> int:
-    """What one of the workers among whom weights are divided holds of them, their gradients and so many moments."""
+    """Count the bytes of weights, gradients and `moments` on one worker, if weights are divided by `divided_by`
+    workers.
+    """
     total = sum(map(_bytes, module.buffers()))
     for parameter in module.parameters():
         rows = len(parameter) if parameter.dim() else 1
@@ -113,7 +117,7 @@ def state_bytes(module: nn.Module, divided_by: int, moments: int = ADAMW_MOMENTS
 def less_memory(
     module: nn.Module, loss: Loss, config: TrainingConfig, workers: int, moments: int = ADAMW_MOMENTS
 ) -> dict[str, StepCost]:
-    """Costs with the settings that take less memory and that `config` leaves off, by what to write for them."""
+    """Compute the costs with the memory-saving settings that `config` leaves off, by the flag that sets each."""
     changes: dict[str, TrainingConfig] = {}
     if not config.recompute_activations:
         changes["--training.recompute-activations"] = replace(config, recompute_activations=True)
@@ -125,13 +129,16 @@ def less_memory(
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows how many bytes of tensors live, by the birth and death of what stores them. Views store nothing."""
+    """Counter of the bytes of live tensors.
+
+    It follows the creation and deletion of their storages. Views store nothing.
+    """
 
     peak = 0
-    """The most that lived at a time, apart from what was there before."""
+    """Bytes that lived at once at most, apart from what was there before."""
 
     def __init__(self, before: Iterable[Tensor] = ()) -> None:
-        """`before`: tensors that are not counted."""
+        """Start counting, without the tensors in `before`."""
         super().__init__()
         self._live = 0
         self._sizes: dict[int, int] = {}
@@ -141,7 +148,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Compute, and follow what came of it."""
+        """Compute, and count the results."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
@@ -163,7 +170,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _AutocastOfGpus(TorchFunctionMode):
-    """Of what the networks call, CUDA's autocast takes the same to half precision as the CPU's, but interpolation."""
+    """Autocast of CUDA on the CPU: of the operations of the networks, the two differ only in interpolation."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -176,7 +183,7 @@ class _AutocastOfGpus(TorchFunctionMode):
 
 @contextmanager
 def _one_of(workers: int) -> Iterator[None]:
-    """Within, this process is one of so many workers, whose sums nobody adds up."""
+    """Make this process, within the block, one of `workers` workers whose sums are not reduced."""
     if workers == 1:
         yield
         return

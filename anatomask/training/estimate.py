@@ -1,4 +1,4 @@
-"""What a training will take, in words: its memory, and its time on devices of a speed that is measured or assumed."""
+"""Estimates of a training in words: its memory, and its time on devices whose speed is measured or assumed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DeviceConfig(Settings):
-    """What `--dry-run` takes a training device to be. No run depends on it."""
+    """Training device that `--dry-run` assumes. It does not change a run."""
 
     tflops: float | None = None
-    """Speed of a device's matrix product in TFLOP/s; none: measured here, in float32."""
+    """Speed of a device's matrix product in TFLOP/s. Default: measured here, in float32."""
     share_of_peak: float = 0.3
     """Share of that speed that the training reaches: a rule of thumb."""
 
@@ -34,12 +34,12 @@ class DeviceConfig(Settings):
 
 @dataclass(frozen=True)
 class PretrainPlanConfig(DeviceConfig):
-    """What `--dry-run` plans for. No run depends on it."""
+    """Settings of the plan that `--dry-run` prints. They do not change a run."""
 
     cases: int | None = None
-    """Plan for so many cases like those of the data set; none: as many as there are."""
+    """Number of cases to plan for, like those of the data set. Default: the number in the data set."""
     samples: int = 16
-    """Samples that are drawn, to measure what reading them takes."""
+    """Number of samples that are drawn, to measure the cost of reading them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +48,7 @@ class PretrainPlanConfig(DeviceConfig):
 
 
 def matrix_speed(device: torch.device, size: int = 2048) -> float:
-    """Floating-point operations per second of a float32 matrix product on `device`, the best of three."""
+    """Measure the floating-point operations per second of a float32 matrix product on `device`, the best of three."""
     a, b = torch.rand(2, size, size, device=device)
     seconds = []
     for _ in range(4):
@@ -60,15 +60,15 @@ def matrix_speed(device: torch.device, size: int = 2048) -> float:
 
 @dataclass(frozen=True)
 class Device:
-    """A training device: how fast it is taken to be, and in what words."""
+    """Speed of a training device, and its description."""
 
     flops_per_second: float
-    """That a training reaches."""
+    """Floating-point operations per second that a training reaches."""
     description: str
 
 
 def device_of(config: DeviceConfig) -> Device:
-    """The device of a configuration, or one like this machine's, whose speed is measured."""
+    """Return the device of a configuration, or one like this machine's, whose speed is measured."""
     if config.tflops is not None:
         speed = 1e12 * config.tflops
         name, of = "assumed device", "matrix product (plan.tflops)"
@@ -84,9 +84,9 @@ def device_of(config: DeviceConfig) -> Device:
 def cost_rows(
     cost: StepCost, options: Mapping[str, StepCost], steps: int, workers: int, precision: str, device: Device
 ) -> list[tuple[str, str]]:
-    """Rows of a dry run: operations, memory, and the time that `steps` updates take on `workers` such devices.
+    """Make rows of a dry run: operations, memory, and the time that `steps` updates take on `workers` such devices.
 
-    `options` are the costs with settings that take less memory, by what to write for them.
+    `options` are the costs with memory-saving settings, by the flag that sets each.
     """
     hours = steps * cost.flops / device.flops_per_second / 3600
     taken = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
@@ -105,10 +105,10 @@ def cost_rows(
 
 @dataclass(frozen=True)
 class Reading:
-    """What one training sample takes to be read, on average."""
+    """Average cost of reading one training sample."""
 
     samples: int
-    """That were drawn to know it."""
+    """Number of samples that were drawn to measure it."""
     bytes: float
     cpu_seconds: float
 
@@ -116,15 +116,16 @@ class Reading:
 def reading_rows(
     reading: Reading, crop_bytes: int, batch: int, cost: StepCost, workers: int, device: Device
 ) -> list[tuple[str, str]]:
-    """Rows of a dry run: what a sample takes to be read, and what keeps `workers` devices busy.
+    """Make rows of a dry run: the cost of reading a sample, and the number of readers that keeps `workers` devices
+    busy.
 
     Args:
-        reading: of one sample.
-        crop_bytes: of one sample as it is stored, uncompressed.
+        reading: cost of reading one sample.
+        crop_bytes: bytes of one sample as it is stored, uncompressed.
         batch: samples of one worker's update.
-        cost: of one worker's update.
-        workers: devices.
-        device: what each of them is.
+        cost: cost of one worker's update.
+        workers: number of devices.
+        device: description of each of them.
     """
     rate = batch * device.flops_per_second / cost.flops
     bandwidth, cores = workers * rate * reading.bytes / 1e6, workers * rate * reading.cpu_seconds
@@ -148,5 +149,5 @@ def _gib(size: int) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Format a number with three digits, or with all digits before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

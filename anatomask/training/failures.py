@@ -1,4 +1,4 @@
-"""What to do about an update that was not finite: stop, or leave it out; either way say which cases it was made of."""
+"""Handling of an update that was not finite: training stops or leaves it out, and writes down its cases."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Literal
 
 from anatomask.errors import UserError
-from anatomask.files import naming
+from anatomask.files import add_filename
 
 NON_FINITE = "non_finite.jsonl"
 
 PATIENCE = 20
-"""Updates in a row that may be left out: a loss scale falls from 65,536 to 1 in 16."""
+"""Number of consecutive updates that may be left out: a loss scale falls from 65,536 to 1 in 16."""
 
 
 @dataclass
 class NonFiniteWatch:
-    """Is told every update's loss, gradient norm, and what the task records (a teacher's loss)."""
+    """Watch over every update's loss, gradient norm, and recorded scalars (such as a teacher's loss)."""
 
     run: Path
     cases: Callable[[int], Sequence[str]]
-    """Cases of an update's batch (1 is the first)."""
+    """Cases of an update's batch, by its number (1 is the first)."""
     policy: Literal["stop", "skip"]
     scaled: bool
-    """Whether losses are scaled: then gradients overflow until the scale fits, which is no fault."""
+    """True if losses are scaled: then gradients overflow until the scale fits, which is no fault."""
     writes: bool = True
     in_a_row: int = field(default=0, init=False)
 
@@ -35,7 +35,7 @@ class NonFiniteWatch:
         """Write down an update that was not finite, with its cases.
 
         Raises:
-            UserError: when training is to stop then, or too many in a row were left out.
+            UserError: the settings say to stop then, or too many consecutive updates were left out.
         """
         bad = [name for name, value in scalars.items() if not math.isfinite(value)]
         if not bad:
@@ -47,7 +47,7 @@ class NonFiniteWatch:
         cases = list(self.cases(step))
         if self.writes:
             row = {"step": step, **{name: str(scalars[name]) for name in bad}, "cases": cases}
-            with naming(self.run / NON_FINITE), (self.run / NON_FINITE).open("a", encoding="utf-8") as file:
+            with add_filename(self.run / NON_FINITE), (self.run / NON_FINITE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         if self.policy == "skip" and self.in_a_row < PATIENCE:
             return

@@ -19,7 +19,7 @@ Validate = Callable[[nn.Module, torch.device], Mapping[str, float]]
 
 
 class FinetuningTask(Task):
-    """A segmentation network on augmented crops under Dice + cross-entropy with deep supervision."""
+    """Training of a segmentation network on augmented crops, under Dice + cross-entropy with deep supervision."""
 
     def __init__(
         self,
@@ -32,9 +32,10 @@ class FinetuningTask(Task):
         *,
         frozen: bool = False,
     ) -> None:
-        """`start` puts initial weights into the network; `validate` gives the DSC of each class on validation cases.
+        """Put initial weights into the network by `start`; `validate` returns the DSC of each class on validation
+        cases.
 
-        `frozen`: the encoder never learns, so no gradient of it is computed.
+        If `frozen`, the encoder never learns, so no gradient of it is computed.
         """
         super().__init__()
         torch.manual_seed(seed)
@@ -49,26 +50,27 @@ class FinetuningTask(Task):
         self.loss = segmentation_loss
 
     def trainable(self) -> nn.Module:
-        """The whole network."""
+        """Return the whole network."""
         return self.network
 
     def encoder_stages(self) -> Sequence[nn.Module]:
-        """The parts of the encoder."""
+        """Return the parts of the encoder."""
         return self.network.encoder.parts()
 
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of a batch that `FinetuningDraw` drew: padded, normalised and augmented here, on the device."""
+        """Compute the loss of a batch that `FinetuningDraw` drew, padded, normalised and augmented on the device."""
         image, label = self.augmentation(normalised_crops(sample), sample["label"][:, None], sample["seed"])
         image, label = flip(image, sample["flip"]), flip(label, sample["flip"])
         return self.loss(self.network(image.contiguous(memory_format=self.memory_format)), label), {}
 
     def after_step(self, progress: float) -> None:
-        """Nothing follows."""
+        """Do nothing."""
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
-        """Record the DSC of each class on the validation cases; their mean chooses the best checkpoint.
+        """Record the DSC of each class on the validation cases, and return their mean, which chooses the best
+        checkpoint.
 
-        None where no validation case holds a class.
+        Return None where no validation case holds a class.
         """
         self.network.eval()
         dice = self.validation(self.network, self.device)
@@ -81,7 +83,9 @@ class FinetuningTask(Task):
 
 
 def prepare_gradients(network: Segmenter, *, frozen: bool) -> None:
-    """Have `network` compute the gradients that finetuning wants: none of a frozen encoder, nor of what has no loss."""
+    """Let `network` compute only the gradients that finetuning needs: none of a `frozen` encoder or of parts without a
+    loss.
+    """
     for part in network.without_loss():
         part.requires_grad_(False)
     network.encoder.requires_grad_(not frozen)

@@ -1,4 +1,4 @@
-"""The scans by which a pretraining is watched: always the same ones, under the same masks."""
+"""Scans by which a pretraining is monitored: always the same ones, under the same masks."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from anatomask.methods.masked import MaskedDraw
 
 SCANS = 4
 MASKS = 2
-"""Random masks per scan, as in Fig. 1 and 3 of the paper."""
+"""Number of random masks per scan, as in Fig. 1 and 3 of the paper."""
 
 
 @dataclass(frozen=True)
 class FixedCases:
-    """Which scans."""
+    """Choice of the scans."""
 
     cases: tuple[str, ...]
     held_out: bool
-    """Whether none of them is trained on: then their labels may be read."""
+    """True if none of them is trained on, so that their labels may be read."""
 
 
 def choose_fixed_cases(dataset: PreparedDataset, trained_on: Collection[str]) -> FixedCases:
-    """Validation cases, else test cases, that are not trained on, labelled ones first; else training cases."""
+    """Choose validation cases, else test cases, that are not trained on, labelled ones first; else training cases."""
     for split in ("val", "test"):
         held_out = [case for case in dataset.splits.get(split, ()) if case not in trained_on]
         if held_out:
@@ -41,17 +41,17 @@ def choose_fixed_cases(dataset: PreparedDataset, trained_on: Collection[str]) ->
 
 @dataclass(frozen=True)
 class FixedScan:
-    """One of them, on the host."""
+    """One of the scans, on the host."""
 
     case: str
     volume: Tensor
-    """The middle of the scan, normalised (1, C, *patch_size)."""
+    """Middle of the scan, normalised (1, C, *patch_size)."""
     noise: Tensor
-    """(MASKS, 2, n) uniform numbers: of the masks, and of what fills up the self-masks."""
+    """Uniform random numbers (MASKS, 2, n): for the random masks, and for filling up the self-masks."""
     organs: Tensor | None
-    """(n,) bool: the patches that touch an organ; None where there is no label, or it must not be read."""
+    """Patches that touch an organ, (n,) bool; None where there is no label or it must not be read."""
     among: Tensor | None
-    """(1, n) bool: the patches that may be hidden. None: all."""
+    """Patches that may be masked, (1, n) bool. None: all."""
 
 
 def read_fixed_scans(dataset: PreparedDataset, fixed: FixedCases, draw: MaskedDraw, seed: int) -> list[FixedScan]:

@@ -1,4 +1,4 @@
-"""What happened to a run, in words: `log.txt`, a line each."""
+"""Journal of a run: `log.txt`, an event per line."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from anatomask.files import naming
+from anatomask.files import add_filename
 
 JOURNAL = "log.txt"
 
 
 def note(run: Path, text: str) -> None:
-    """Add a line with the time to the journal of a run."""
+    """Append a line with the time to the journal of a run."""
     path = run / JOURNAL
-    with naming(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+    with add_filename(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
 def note_warnings(run: Path) -> None:
-    """Add what this process warns of from now on, such as an outage of storage, to the journal of a run."""
+    """Append every warning of this process from now on, such as an outage of storage, to the journal of a run."""
     log = logging.getLogger("anatomask")
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Journal)]
     log.addHandler(_Journal(run))

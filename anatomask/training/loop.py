@@ -1,4 +1,4 @@
-"""The training loop. It takes a state, batches and a log, and knows no Ray."""
+"""The training loop. It takes a state, batches and a log, and does not depend on Ray."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def train(
     steps_per_epoch: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train from update `start` to the last, or to the checkpoint that is written once `stop` answers yes.
+    """Train from update `start` to the last one, or to the checkpoint that is written once `stop` returns True.
 
     Raises:
-        UserError: when loss or gradient are no longer finite, naming the cases and the remedy.
+        UserError: loss or gradient are no longer finite; the message names the cases and the remedy.
     """
     total, task, workers = config.epochs * steps_per_epoch, update.state.task, update.workers
     for step in range(start, total):
@@ -74,13 +74,15 @@ def train(
 
 
 def recorded(rates: Sequence[float | None]) -> dict[str, float]:
-    """The highest of the groups' learning rates, and the lowest where there are several: 0 while one does not learn."""
+    """Return the highest learning rate of the groups, and the lowest if there are several: 0 while a group does not
+    learn.
+    """
     known = [rate or 0.0 for rate in rates]
     return {"lr": max(known)} if len(known) == 1 else {"lr": max(known), "lr_lowest": min(known)}
 
 
 def to_device(batch: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """The columns of a batch as tensors on `device` (`ON_HOST` apart), copied without waiting where it allows that."""
+    """Copy the columns of a batch (except `ON_HOST`) to `device` as tensors, asynchronously if the device allows it."""
     tensors = {name: torch.as_tensor(np.ascontiguousarray(column)) for name, column in batch.items()}
     if device.type != "cuda":
         return tensors

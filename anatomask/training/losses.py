@@ -1,4 +1,4 @@
-"""The segmentation loss: Dice and cross-entropy, at every level of deep supervision."""
+"""Segmentation loss: Dice and cross-entropy, at every level of deep supervision."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SMOOTHING = 1e-5
 class DiceCrossEntropy(_Loss):
     """Soft Dice of the foreground classes + cross-entropy.
 
-    The same as MONAI's DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True), but that
-    Dice pools its voxels over the batch of all workers, as nnU-Net's does.
+    It equals MONAI's DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True), except that Dice
+    pools its voxels over the batch of all workers, as nnU-Net's does.
     """
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Logits (B, K, …) and class indices (B, 1, …) to a scalar."""
+        """Compute a scalar from logits (B, K, …) and class indices (B, 1, …)."""
         voxels = (0, *range(2, logits.dim()))
         probabilities = logits.softmax(1)
         truth = probabilities.new_zeros(probabilities.shape).scatter_(1, label.long(), 1)
@@ -34,13 +34,13 @@ class DiceCrossEntropy(_Loss):
 
 
 def level_weights(levels: int) -> list[float]:
-    """Deep supervision's weights, highest resolution first: halved per level, the lowest 0, sum 1 (nnU-Net)."""
+    """Return deep supervision's weights, highest resolution first: halved per level, the lowest 0, sum 1 (nnU-Net)."""
     raw = [0.5**level for level in range(levels - 1)]
     return [weight / sum(raw) for weight in raw] + [0.0]
 
 
 def segmentation_loss(logits: Sequence[Tensor], label: Tensor) -> Tensor:
-    """Dice + cross-entropy, summed over levels with `level_weights`, in float32 at least.
+    """Compute Dice + cross-entropy, summed over levels with `level_weights`, in float32 at least.
 
     Args:
         logits: one (B, K, …) tensor per level, highest resolution first.

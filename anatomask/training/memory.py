@@ -1,4 +1,4 @@
-"""Whether a training can fit at all: its arithmetic against the memory of this machine, before anything starts."""
+"""Check of whether a training fits into the memory of this machine, before anything starts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from anatomask.training.cost import StepCost
 
 UNSUSPICIOUS = 0.01
-"""Share of the memory up to which a batch's crops alone need no arithmetic, which takes seconds."""
+"""Share of the memory up to which a batch's crops need no exact computation, which takes seconds."""
 
 BEYOND_DOUBT = 1.5
-"""Times the memory that the arithmetic must come to: it is right to some percent, and leaves out swap."""
+"""Factor by which the estimate must exceed the memory: it is accurate to some percent, and leaves out swap."""
 
 
 def device_memory(gpu: bool) -> int:
-    """Bytes of memory of this machine's first GPU, or of the machine."""
+    """Return the bytes of memory of this machine's first GPU or, without one, of the machine."""
     if gpu:
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -36,15 +36,15 @@ def require_memory(
     """Check that an update fits into the memory of this machine.
 
     Args:
-        training: how large a batch is.
-        loader: how large a crop is.
-        channels: image channels.
-        workers: of the training; CPU workers share the machine's memory, GPU workers have a GPU each.
-        gpu: whether they take GPUs.
-        cost: what an update of one worker takes; asked only where a batch is large.
+        training: settings with the batch size.
+        loader: settings with the crop size.
+        channels: number of image channels.
+        workers: number of workers; CPU workers share the machine's memory, GPU workers have a GPU each.
+        gpu: True if the workers use GPUs.
+        cost: function that computes the cost of one worker's update; it is called only for a large batch.
 
     Raises:
-        UserError: it takes much more than there is.
+        UserError: the update takes far more memory than there is.
     """
     memory = device_memory(gpu)
     sharing = 1 if gpu else workers

@@ -1,4 +1,4 @@
-"""What is recorded of a pretraining on fixed scans: masks and reconstructions, or the loss and the views."""
+"""Monitoring of a pretraining on fixed scans: masks and reconstructions, or the loss and the views."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from anatomask.training.recorder import Recorder
 
 
 class Monitor(Protocol):
-    """Watches a training by scans that stay the same."""
+    """Monitor of a training by scans that stay the same."""
 
     charts: Mapping[str, Sequence[str]]
     """Scalars that belong in one chart, by its title."""
@@ -33,7 +33,7 @@ class Monitor(Protocol):
 
 
 class MaskMonitor:
-    """Watches a masked method: loss, masks against organs, and Fig. 1 of each scan."""
+    """Monitor of a masked method: loss, masks against organs, and Fig. 1 of each scan."""
 
     charts: Mapping[str, Sequence[str]] = MappingProxyType(
         {
@@ -57,7 +57,7 @@ class MaskMonitor:
         self.scans = read_fixed_scans(dataset, fixed, draw, seed)
 
     def record(self, recorder: Recorder, step: int) -> None:
-        """Record what the networks make of the scans, one at a time: the device need not hold more."""
+        """Record what the networks make of the scans, one at a time, so that the device never holds more."""
         values: dict[str, list[Tensor]] = defaultdict(list)
         for number, scan in enumerate(self.scans):
             examination = self.method.examine(
@@ -77,7 +77,9 @@ class MaskMonitor:
 
 
 class ViewMonitor:
-    """Watches any method: its loss in eval mode on one fixed sample of each scan, and what its networks see."""
+    """Monitor of any method: its loss in eval mode on one fixed sample of each scan, and the views that its networks
+    see.
+    """
 
     charts: Mapping[str, Sequence[str]] = MappingProxyType({"loss": ("train/loss", "val/loss")})
 
@@ -118,11 +120,12 @@ class ViewMonitor:
 
 
 def measures(examination: Examination, organs: Tensor | None) -> dict[str, Tensor]:
-    """What is recorded of one scan, by name, to be averaged over masks and scans.
+    """Compute the values recorded for one scan, by name, to be averaged over masks and scans.
 
-    Patch losses (M, n), NaN where visible; and where `organs` (n,) tells which patches touch an organ, the share of
-    those among the masked ones (M,): the claim of the paper's Fig. 3 as a number. The more anatomy the teacher finds
-    hard, the further the self-masks' share lies above the random masks', and that of the hard patches above both.
+    They are patch losses (M, n), NaN where visible. Where `organs` (n,) tells which patches touch an organ, the share
+    of those among the masked ones (M,) is added: the claim of the paper's Fig. 3 as a number. The more anatomy the
+    teacher finds hard, the further the self-masks' share lies above the random masks', and that of the hard patches
+    above both.
     """
     found = {"val/loss": examination.student_loss}
     if examination.teacher_loss is not None:

@@ -1,4 +1,4 @@
-"""The optimisers, and the groups of parameters that learn later or slower than others."""
+"""Optimisers, and the groups of parameters that learn later or slower than others."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from anatomask.training.settings import OptimiserConfig
 def parameter_groups(
     module: nn.Module, config: OptimiserConfig, encoder_stages: Sequence[nn.Module] = ()
 ) -> list[dict[str, Any]]:
-    """The parameters of `module` that want a gradient, divided by when and how fast they learn.
+    """Divide the parameters of `module` that need a gradient by when and how fast they learn.
 
-    A group's `start` is the first epoch in which it learns, its `factor` that of its learning rate. A parameter's
-    depth is counted from the output, as BEiT (arXiv 2106.08254) and MAE (2111.06377) do: 0 for all that is in no stage
-    of the encoder (decoder and heads), 1 for the last of `encoder_stages`, and their number for the first. The factor
-    of depth d > 0 is encoder_lr_factor · layer_decay^d, that of depth 0 is 1.
+    A group's `start` is the first epoch in which it learns, its `factor` multiplies its learning rate. A parameter's
+    depth is counted from the output, as in BEiT (arXiv 2106.08254) and MAE (2111.06377): 0 for everything outside the
+    stages of the encoder (decoder and heads), 1 for the last of `encoder_stages`, and their number for the first. The
+    factor of depth d > 0 is encoder_lr_factor · layer_decay^d, that of depth 0 is 1.
     """
     of_encoder = {
         parameter: (config.encoder_start, config.encoder_lr_factor * config.layer_decay**depth)
@@ -38,9 +38,10 @@ def parameter_groups(
 def build_optimiser(
     module: nn.Module, config: OptimiserConfig, encoder_stages: Sequence[nn.Module] = ()
 ) -> torch.optim.Optimizer:
-    """The optimiser of `module`, in the groups of `parameter_groups`; learning rates are set before every update.
+    """Build the optimiser of `module`, in the groups of `parameter_groups`; learning rates are set before every update.
 
-    Fused: fast, and it leaves out an update on the device when told there that the gradient is not finite.
+    The optimisers are fused: they are fast, and skip an update on the device when told there that the gradient is not
+    finite.
     """
     groups = parameter_groups(module, config, encoder_stages)
     if config.name == "sgd":
@@ -51,11 +52,11 @@ def build_optimiser(
 
 
 class FusedSGD(torch.optim.SGD):
-    """SGD with Nesterov momentum, fused, also where weights are divided among workers.
+    """Fused SGD with Nesterov momentum, which also works where weights are divided among workers.
 
-    Torch 2.13 knows no sharding of its fused SGD, so each worker's own part is updated here: every element is on its
-    own. The momentum is there from the start, as zeros, which the first update makes its gradient. Torch would take
-    memory as it comes, and keep what is in it where the first update is left out.
+    Torch 2.13 cannot shard its fused SGD, so each worker's own part is updated here: elements do not depend on each
+    other. The momentum starts as zeros, which the first update replaces by its gradient. Torch would allocate it
+    without initialising it, and keep the uninitialised numbers if the first update is skipped.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:
@@ -87,5 +88,7 @@ class FusedSGD(torch.optim.SGD):
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """This worker's part of a tensor, which is all of it unless it is sharded. Writing to it writes to the tensor."""
+    """Return this worker's part of a tensor, which is all of it unless it is sharded. Writing to it writes to the
+    tensor.
+    """
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

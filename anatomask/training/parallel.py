@@ -1,4 +1,4 @@
-"""Training on several workers, each of which computes a share of every batch; knows torch.distributed alone."""
+"""Training on several workers, each of which computes a share of every batch; it uses torch.distributed only."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from anatomask.training.task import Task
 
 @dataclass(frozen=True)
 class Workers:
-    """This worker among all of them."""
+    """Rank of this worker, and the number of workers."""
 
     rank: int = 0
     count: int = 1
 
     def share(self, batch_size: int) -> int:
-        """Samples of a batch of `batch_size` that this worker computes."""
+        """Return the number of samples of a batch of `batch_size` that this worker computes."""
         return len(worker_share(batch_size, self.rank, self.count))
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum of a tensor over the workers."""
+        """Sum a tensor over the workers."""
         if self.count > 1:
             values = values.clone()
             distributed.all_reduce(values)
         return values
 
     def agree(self, number: int, device: torch.device) -> int:
-        """The first worker's number: on shared storage, others may see an older file than it does."""
+        """Return the first worker's number: on shared storage, others may see an older file than it does."""
         if self.count == 1:
             return number
         agreed = torch.tensor(number, device=device)
@@ -48,19 +48,20 @@ class Workers:
         return int(agreed)
 
     def any(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so at any worker. Waits for all of them."""
+        """Return whether the condition holds at any worker, after waiting for all of them."""
         return bool(self.total(torch.tensor(float(here), device=device)) > 0)
 
 
 def memory_format(config: TrainingConfig) -> torch.memory_format:
-    """Of the volumes that the networks read."""
+    """Return the memory format of the volumes that the networks read."""
     return torch.channels_last_3d if config.channels_last else torch.contiguous_format
 
 
 def distribute(task: Task, config: TrainingConfig, workers: Workers) -> nn.Module:
-    """Make the networks of `task` compute as `config` says, on these workers; returns what to call in its place.
+    """Set up the networks of `task` to compute as `config` says on these workers; return what to call in place of
+    `task`.
 
-    What is returned leaves in the weights the mean of all workers' gradients. Weights are loaded before this.
+    After its backward pass, gradients are the mean over all workers. Load weights before this.
     """
     sharded = config.shard_weights and workers.count > 1
     task.memory_format = memory_format(config)
@@ -86,7 +87,7 @@ def distribute(task: Task, config: TrainingConfig, workers: Workers) -> nn.Modul
 def shard(network: nn.Module) -> None:
     """Divide the weights of `network`, and what belongs to them, among all workers (FSDP2).
 
-    Each block, level and densification is gathered on its own when its turn comes.
+    Each block, level and densification is gathered on its own when it is computed.
     """
     kind = next(network.parameters()).device.type
     mesh = init_device_mesh(kind, (distributed.get_world_size(),))
@@ -97,13 +98,13 @@ def shard(network: nn.Module) -> None:
 
 
 def sharded_parts(network: nn.Module) -> list[nn.Module]:
-    """What is gathered on its own where weights are divided among workers; the rest is gathered together."""
+    """List the modules that are gathered on their own where weights are divided; the rest is gathered together."""
     return [part for part in network.modules() if isinstance(part, Recomputable | Densify)]
 
 
 @contextmanager
 def accumulating(model: nn.Module, last: bool) -> Iterator[None]:
-    """Within, gradients add up at each worker; they are averaged over the workers in the `last` part of a batch."""
+    """Add up gradients at each worker within the block; the `last` part of a batch averages them over the workers."""
     for part in model.modules():
         if isinstance(part, FSDPModule):
             part.set_requires_gradient_sync(last, recurse=False)

@@ -11,18 +11,19 @@ from torch import Tensor
 from anatomask.methods.masked import Picture
 
 HIDDEN = "#9db4c0"
-"""Colour of patches that are hidden, or that have no value."""
+"""Colour of patches that are masked, or that have no value."""
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 
 def reconstruction_figure(picture: Picture, spacing: Sequence[float], case: str) -> Figure:
-    """Fig. 1 of the paper through the middle of the volume: input, random mask, reconstruction, patch loss, self-mask.
+    """Draw Fig. 1 of the paper through the middle of the volume: input, random mask, reconstruction, patch loss,
+    self-mask.
 
     Args:
-        picture: of one volume in RAS axes; the first channel is shown.
+        picture: reconstruction of one volume in RAS axes; the first channel is shown.
         spacing: voxel size in mm, for the aspect ratio.
-        case: which scan it is.
+        case: name of the scan.
     """
     volume, reconstruction = picture.volume[0].cpu().numpy(), picture.reconstruction[0].cpu().numpy()
     loss = picture.patch_loss.cpu().numpy()

@@ -20,7 +20,7 @@ from anatomask.training.task import Task, seed_forward
 
 
 class PretrainingTask(Task):
-    """A method on crops as they are stored: padding, normalisation and flips happen on the device."""
+    """Training of a method on crops as they are stored: padding, normalisation and flips run on the device."""
 
     def __init__(
         self,
@@ -33,7 +33,9 @@ class PretrainingTask(Task):
         seed: int,
         device: torch.device,
     ) -> None:
-        """`header` describes the weights; `fixed` are the scans, of the folder `data`, that watch the training."""
+        """Build the task; `header` describes the weights, and the scans `fixed` of the folder `data` monitor the
+        training.
+        """
         super().__init__()
         torch.manual_seed(seed)
         self.method = method.build(network).to(device)

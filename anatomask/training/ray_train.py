@@ -42,7 +42,7 @@ PEER_SECONDS = 1800
 
 @dataclass(frozen=True, repr=False)
 class TrainingJob:
-    """All that a worker needs. It travels to the workers, so it holds settings and no tensors."""
+    """Everything that a worker needs. It is sent to the workers, so it holds settings and no tensors."""
 
     run: Path
     """Folder of the run, on storage that all nodes share."""
@@ -58,16 +58,16 @@ class TrainingJob:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The run's configuration, for TensorBoard's table of hyperparameters."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of all kinds of runs, which that table has columns for."""
+    """Settings of all kinds of runs, which are the columns of that table."""
     origin: str = ""
-    """What the training starts from, in a sentence for the run's journal."""
+    """Sentence on what the training starts from, for the run's journal."""
     largest_stride: int = 16
     """Stride of the encoder's coarsest map."""
     inputs: Mapping[str, str] = field(default_factory=dict)
-    """Digests of what the run is made from, by the name under which a message would speak of it."""
+    """Digests of the inputs of the run, by the name that a message gives them."""
 
     def __repr__(self) -> str:
-        """Ray's dashboard shows it: the data's address may hold credentials."""
+        """Return a text without the data's address, which may hold credentials: Ray's dashboard shows it."""
         return f"TrainingJob({str(self.run)!r})"
 
     @property
@@ -81,7 +81,7 @@ class TrainingJob:
         return self.training.epochs * self.steps_per_epoch
 
     def cases(self, step: int) -> list[str]:
-        """Cases of the batch of update `step` (1 is the first)."""
+        """Return the cases of the batch of update `step` (1 is the first)."""
         size = self.training.batch_size
         return [self.sequence.case(k) for k in range((step - 1) * size, step * size)]
 
@@ -89,13 +89,13 @@ class TrainingJob:
 def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> None:
     """Run a job to its end under Ray Train's TorchTrainer, from its last checkpoint on.
 
-    Workers that are lost are replaced, up to `max_failures` times; fewer go on where `resources` allow it. Ray's own
-    state lies in the run's `ray` folder. SIGTERM and Ctrl-C end the job with a checkpoint.
+    Lost workers are replaced, up to `max_failures` times; the job continues with fewer where `resources` allow it.
+    Ray's own state lies in the run's `ray` folder. SIGTERM and Ctrl-C end the job with a checkpoint.
 
     Raises:
-        UserError: what a worker found wrong, as it said it; or workers were lost too often.
+        UserError: a worker refused its input, or workers were lost too often.
         RayGone: Ray Train's own process for this training has died.
-        Stopped: by a signal, after the checkpoint.
+        Stopped: a signal came; the checkpoint is written.
     """
     if Checkpoints(job.run).step() >= job.total_steps:
         return
@@ -109,7 +109,7 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
             use_gpu=resources.gpu,
             resources_per_worker=resources.per_worker,
         ),
-        torch_config=Meeting("nccl" if resources.gpu else "gloo", timeout_s=peer_seconds(job)),
+        torch_config=ProcessGroupConfig("nccl" if resources.gpu else "gloo", timeout_s=peer_seconds(job)),
         run_config=RunConfig(
             name="ray",
             storage_path=str(job.run),
@@ -136,33 +136,33 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
 
 
 def peer_seconds(job: TrainingJob) -> int:
-    """How long a worker waits for the others: as Ray Train's do, and for one whose data has an outage."""
+    """Return the seconds that a worker waits for the others: Ray Train's limit, and the longest outage of the data."""
     return int(PEER_SECONDS + 60 * Storage.of(job.data).max_outage)
 
 
-class Meeting(TorchConfig):
-    """How workers find each other. A single one has nobody to meet, so it opens no port for it, as Ray's own would."""
+class ProcessGroupConfig(TorchConfig):
+    """Settings of the workers' process group. A single worker needs none, so it opens no port, as Ray's own would."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """Starts the workers' process group."""
-        return _MeetingOfSeveral
+        """Class that starts the workers' process group."""
+        return _TorchProcessGroup
 
 
-class _MeetingOfSeveral(_TorchBackend):
+class _TorchProcessGroup(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         if len(worker_group) > 1:
             super().on_start(worker_group, backend_config)
 
 
 class FailureCallback(UserCallback):
-    """Writes down why workers failed. A lost worker is worth another try; bad input and a full disk are not."""
+    """Callback that records why workers failed. A lost worker is worth a retry; bad input and a full disk are not."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise what the user has to mend, which ends the run."""
+        """Raise errors that the user has to fix, which ends the run; note all others."""
         causes = {rank: _unwrapped(exception) for rank, exception in worker_exceptions.items()}
         for cause in causes.values():
             if isinstance(cause, UserError) or (isinstance(cause, OSError) and not _of_a_connection(cause)):
@@ -174,10 +174,10 @@ class FailureCallback(UserCallback):
 
 
 def run_worker(config: dict[str, Any]) -> None:
-    """One worker of a job: restore, stream its share of the batches, train.
+    """Run one worker of a job: restore, stream its share of the batches, train.
 
     Raises:
-        UserError: what is wrong with input, numbers or memory.
+        UserError: input, numbers or memory are at fault.
     """
     job: TrainingJob = config["job"]
     resources: TrainingResources = config["resources"]
@@ -199,7 +199,7 @@ def run_worker(config: dict[str, Any]) -> None:
 
 
 def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, device: torch.device) -> None:
-    """This worker's share of a job."""
+    """Train this worker's share of a job."""
     settings, writes = job.training, workers.rank == 0
     refuse_wrong_gradients(job, device)
     set_arithmetic(settings.precision)
@@ -245,7 +245,11 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
 
 
 def refuse_wrong_gradients(job: TrainingJob, device: torch.device) -> None:
-    """Raise UserError where torch 2.13 gets gradients wrong: see docs/results/precision.md."""
+    """Refuse settings for which torch 2.13 computes wrong gradients: see docs/results/precision.md.
+
+    Raises:
+        UserError: the settings are among them.
+    """
     first, stride = job.loader.patch_size[0], job.largest_stride
     if device.type == "cpu" and job.training.precision == "bf16" and first <= 2 * stride:  # two voxels at that stride
         raise UserError(
@@ -255,7 +259,7 @@ def refuse_wrong_gradients(job: TrainingJob, device: torch.device) -> None:
 
 
 def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) -> Recorder:
-    """The run's recorder for rank 0, who also notes from where training goes on; a silent one for the others."""
+    """Open the run's recorder for rank 0, which also notes where training continues, or a silent one for the others."""
     if workers.rank > 0:
         return SilentRecorder()
     recorder = RunRecorder(job.run, start, identity(job.settings), identity(job.columns), task.charts)
@@ -266,7 +270,7 @@ def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) ->
 
 
 def _cause(error: TrainingFailedError) -> BaseException:
-    """The exception of the first worker that failed, or of the controller, without Ray's wrapping."""
+    """Return the exception of the first worker that failed, or of the controller, without Ray's wrapping."""
     cause: BaseException = error
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         cause = error.worker_failures[min(error.worker_failures)]
@@ -276,7 +280,7 @@ def _cause(error: TrainingFailedError) -> BaseException:
 
 
 def _unwrapped(cause: BaseException) -> BaseException:
-    """The first error in a chain of Ray's wrappers that is the user's to mend, else the innermost."""
+    """Return the first error in a chain of Ray's wrappers that the user can fix, else the innermost."""
     while True:
         inner = getattr(cause, "cause", None) or getattr(cause, "_base_exc", None) or cause.__cause__
         posing = isinstance(cause, RayTaskError)  # as what it wraps
@@ -286,7 +290,7 @@ def _unwrapped(cause: BaseException) -> BaseException:
 
 
 def _of_a_connection(error: OSError) -> bool:
-    """To another worker, that is: what is left of a worker that was lost."""
+    """Return whether an error concerns a connection to another worker, which is a consequence of losing it."""
     return isinstance(error, ConnectionError | TimeoutError)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves to read: every scalar in `metrics.jsonl`; scalars, histograms and pictures for TensorBoard."""
+"""Recorder of a run: every scalar in `metrics.jsonl`; scalars, histograms and pictures for TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from anatomask.errors import UserError
-from anatomask.files import naming, replacing, write_text
+from anatomask.files import add_filename, replacing, write_text
 from anatomask.parsing import from_json
 
 METRICS = "metrics.jsonl"
 DPI = 110
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\.(.+)")
-"""Names that TensorBoard's writer gives to its files: the second of their beginning, the host, the process."""
+"""Pattern of the file names of TensorBoard's writer: the second of their start, the host, the process."""
 RGBA = 4
-"""TensorBoard's number for the colours of a PNG with transparency."""
+"""Number by which TensorBoard denotes the colours of a PNG with transparency."""
 HISTOGRAM_BINS = 64
 COMPARED_BY = ("val/loss", "val/dice")
 """Scalars by which TensorBoard's table compares runs: of pretrainings, and of finetunings."""
 FLUSH_SECONDS = 10
-"""So much of what TensorBoard shows is lost at most when the process is killed."""
+"""Seconds of TensorBoard's data that are lost at most when the process is killed."""
 
 
 class Recorder(Protocol):
-    """Takes what training has to say."""
+    """Interface for recording a training."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values of an update."""
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
-        """Record how the finite ones of `values`, of any shape, are distributed."""
+        """Record the distribution of the finite ones of `values`, of any shape."""
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture, and keep its newest state as a PNG."""
 
     def flush(self) -> None:
-        """Write what is pending: what a checkpoint counts on."""
+        """Write what is pending, before a checkpoint relies on it."""
 
     def close(self) -> None:
-        """The last of it."""
+        """Write the rest, and close the files."""
 
 
 class RunRecorder:
-    """Writes into the run's folder. What was recorded after update `step` is dropped: it will come again."""
+    """Recorder into the run's folder. Records after update `step` are dropped, because they will be recorded again."""
 
     def __init__(
         self,
@@ -63,15 +63,19 @@ class RunRecorder:
         columns: Mapping[str, Any] | None = None,
         charts: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """`settings` are for TensorBoard's table of hyperparameters. It takes its columns from any one of the runs that
-        it shows, so each run says all: `columns` are settings of other kinds of runs. `charts` are the scalars that
-        TensorBoard draws together, by title.
+        """Open the files of the run.
+
+        Args:
+            settings: settings for TensorBoard's table of hyperparameters.
+            columns: settings of other kinds of runs. The table takes its columns from any one of its runs, so each
+                run lists all of them.
+            charts: scalars that TensorBoard draws together, by title.
         """
         self.run = run
         metrics = run / METRICS
         rows = _rows(metrics)
         self.reached = max((at for at, _ in rows), default=0)
-        """The update that had been recorded last, which may be one of those that come again."""
+        """Last update that had been recorded, which may be one of those that are recorded again."""
         write_text(metrics, "".join(line for at, line in rows if at <= step))
         self.metrics = metrics.open("a", encoding="utf-8")
         _date_back(run, int(time.time()))
@@ -83,18 +87,18 @@ class RunRecorder:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values of an update."""
-        with naming(self.run / METRICS):
+        with add_filename(self.run / METRICS):
             self.metrics.write(json.dumps({"step": step, **values}) + "\n")
             self.metrics.flush()
-        with naming(self.run):
+        with add_filename(self.run):
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
-        """Record how the finite ones of `values`, of any shape, are distributed: for TensorBoard only."""
+        """Record the distribution of the finite ones of `values`, of any shape, for TensorBoard only."""
         finite = values[values.isfinite()]
         if finite.numel():
-            with naming(self.run):
+            with add_filename(self.run):
                 self.board.add_histogram(name, finite, step, bins=HISTOGRAM_BINS)
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
@@ -104,25 +108,25 @@ class RunRecorder:
             figure.savefig(temporary, dpi=DPI, format="png")
         width, height = (round(inches * DPI) for inches in figure.get_size_inches())
         image = Summary.Image(height=height, width=width, colorspace=RGBA, encoded_image_string=path.read_bytes())
-        with naming(self.run):
+        with add_filename(self.run):
             self._write(Summary(value=[Summary.Value(tag=name, image=image)]), step)
             self.board.flush()
 
     def flush(self) -> None:
-        """Write what is pending: what was recorded before a checkpoint does not come again."""
-        with naming(self.run / METRICS):
+        """Write what is pending: what was recorded before a checkpoint is not recorded again."""
+        with add_filename(self.run / METRICS):
             os.fsync(self.metrics.fileno())
-        with naming(self.run):
+        with add_filename(self.run):
             self.board.flush()
 
     def close(self) -> None:
-        """The last of it."""
-        with naming(self.run):
+        """Write the rest, and close the files."""
+        with add_filename(self.run):
             self.metrics.close()
             self.board.close()
 
     def _hyperparameters(self, settings: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
-        """Of this run, in its own events: `SummaryWriter.add_hparams` would make another run of them."""
+        """Write the hyperparameters into the run's own events: `SummaryWriter.add_hparams` would make another run."""
         own = flattened(settings)
         experiment, _, _ = hparams(flattened(columns) | own, dict.fromkeys(COMPARED_BY, 0.0))
         _, session, _ = hparams(own, {})
@@ -135,10 +139,10 @@ class RunRecorder:
 
 
 def _date_back(run: Path, now: int) -> None:
-    """Give event files of earlier starts names before `now` (s since 1970), in the order that they have.
+    """Rename event files of earlier starts to times before `now` (s since 1970), keeping their order.
 
-    TensorBoard reads them by name, and a name begins with the clock's time: one that went back, or another machine's,
-    would let it drop what comes now instead of what is computed again.
+    TensorBoard reads them in the order of their names, which begin with the clock's time. If the clock was set back, or
+    another machine's differs, TensorBoard would drop the new values instead of the old ones that are computed again.
     """
     names = [found for path in run.iterdir() if (found := EVENTS.fullmatch(path.name))]
     for number, name in enumerate(sorted(names, key=lambda name: name[0], reverse=True), start=1):
@@ -147,26 +151,26 @@ def _date_back(run: Path, now: int) -> None:
 
 
 class SilentRecorder:
-    """For the workers other than rank 0."""
+    """Recorder of the workers other than rank 0, which writes nothing."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names; a list becomes one text."""
+    """Flatten nested settings to dotted names; a list becomes one text."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -179,7 +183,11 @@ def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _rows(metrics: Path) -> list[tuple[int, str]]:
-    """The update and the text of each whole line. UserError where a line is damaged."""
+    """Yield the update and the text of each whole line.
+
+    Raises:
+        UserError: a line is damaged.
+    """
     if not metrics.exists():
         return []
     rows = []

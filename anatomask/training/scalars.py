@@ -1,4 +1,4 @@
-"""The scalars of each update: kept on the device, and read from it many updates at a time."""
+"""Scalars of each update: kept on the device, and read from it for many updates at once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from anatomask.training.recorder import Recorder
 from anatomask.training.telemetry import device_scalars
 
 Watch = Callable[[int, Mapping[str, float]], None]
-"""Is told every update's scalars, and raises when training cannot go on."""
+"""Function that gets every update's scalars, and raises when training cannot continue."""
 
 
 class ScalarLog:
-    """Collects the scalars of each update on the device and records their means over all workers' samples."""
+    """Log of the scalars of each update on the device, which records their means over all workers' samples."""
 
     def __init__(
         self, recorder: Recorder, workers: Workers, batch_size: int, device: torch.device, watch: Watch
@@ -32,18 +32,22 @@ class ScalarLog:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave out of the throughput what was not training."""
+        """Exclude the time since the last flush, which was not training, from the throughput."""
         self.since = time.perf_counter()
 
     def add(self, step: int, scalars: Mapping[str, Tensor | float]) -> None:
         """Keep the scalars of update `step` (1 is the first) without reading them from the device.
 
-        Tensors are means over this worker's samples; `wait` are the seconds that it waited for data.
+        Tensors are means over this worker's samples; `wait` is the time in seconds that it waited for data.
         """
         self.rows.append((step, dict(scalars)))
 
     def flush(self) -> None:
-        """Record what was kept. Raises what the watch raises, once the updates before are recorded."""
+        """Record the scalars that were kept.
+
+        Raises:
+            Exception: as `watch` raises, once the earlier updates are recorded.
+        """
         if not self.rows:
             return
         tensors = [value.detach() for _, row in self.rows for value in row.values() if isinstance(value, Tensor)]

@@ -1,4 +1,4 @@
-"""Learning rates over the epochs of a training, and the finetuning schedules that others have published."""
+"""Learning rates over the epochs of a training, and published finetuning schedules."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from anatomask.training.settings import OptimiserConfig
 POLY_EXPONENT = 0.9
 """Exponent of the polynomial decay, as in nnU-Net."""
 PHASE_SHARE, LONGEST_PHASE = 0.1, 50
-"""Length of a preset's phases: a tenth of the epochs, at most so many (OpenMind's are 15 of 150 and 50 of 1000)."""
+"""Length of a preset's phases: a tenth of the epochs, at most 50 (OpenMind's are 15 of 150 and 50 of 1000)."""
 
 
 def learning_rate(
     epoch: int, epochs: int, config: OptimiserConfig, start: int = 0, factor: float = 1.0
 ) -> float | None:
-    """Learning rate in `epoch` (from 0) of the parameters that learn from epoch `start` on, `factor` times as fast.
+    """Return the learning rate in `epoch` (from 0) of parameters that learn from epoch `start` on, times `factor`.
 
-    None where they do not learn yet. The rate rises linearly from `warmup_lr` to `lr`, then decays so that it would
-    reach 0 in the epoch after the last. Where the decoder is first, it does so twice: over the epochs of
-    `decoder_first`, then, with `warmup_epochs`, over all that are left (the sawtooth of OpenMind, arXiv 2412.17041).
+    Return None where they do not learn yet. The rate rises linearly from `warmup_lr` to `lr`, then decays so that it
+    would reach 0 in the epoch after the last. Where the decoder learns first, the rate does so twice: over the epochs
+    of `decoder_first`, then, with `warmup_epochs`, over all remaining epochs (the sawtooth of OpenMind, arXiv
+    2412.17041).
     """
     if epoch < start:
         return None
@@ -39,22 +40,22 @@ def learning_rate(
 
 
 def published(epochs: int) -> OptimiserConfig:
-    """The finetuning of the AnatoMask code: AdamW at 1e-4, cosine without warm-up."""
+    """Return the finetuning schedule of the AnatoMask code: AdamW at 1e-4, cosine without warm-up."""
     return OptimiserConfig(eps=1e-4, warmup_epochs=0)
 
 
 def nnunet(epochs: int) -> OptimiserConfig:
-    """nnU-Net's own training: SGD at 1e-2, polynomial decay without warm-up."""
+    """Return nnU-Net's own schedule: SGD at 1e-2, polynomial decay without warm-up."""
     return OptimiserConfig("sgd", lr=1e-2, weight_decay=3e-5, decay="poly", warmup_epochs=0)
 
 
 def warmup(epochs: int) -> OptimiserConfig:
-    """OpenMind's best: SGD at 1e-3, a phase of warm-up, polynomial decay."""
+    """Return OpenMind's best schedule: SGD at 1e-3, a phase of warm-up, polynomial decay."""
     return OptimiserConfig("sgd", lr=1e-3, weight_decay=3e-5, decay="poly", warmup_epochs=phase(epochs))
 
 
 def sawtooth(epochs: int) -> OptimiserConfig:
-    """OpenMind's sawtooth: a phase of the decoder alone, half of it warm-up; then as `warmup`."""
+    """Return OpenMind's sawtooth: a phase in which only the decoder learns, half of it warm-up; then as `warmup`."""
     alone = max(2, phase(epochs))
     return OptimiserConfig(
         "sgd",
@@ -67,7 +68,7 @@ def sawtooth(epochs: int) -> OptimiserConfig:
 
 
 def phase(epochs: int) -> int:
-    """Epochs of a preset's phase in a training of so many: a tenth of them, from 1 to 50."""
+    """Return the epochs of a preset's phase in a training of `epochs`: a tenth of them, from 1 to 50."""
     return min(LONGEST_PHASE, max(1, round(PHASE_SHARE * epochs)))
 
 
@@ -77,4 +78,4 @@ SCHEDULES: Mapping[str, Callable[[int], OptimiserConfig]] = {
     "sawtooth": sawtooth,
     "nnunet": nnunet,
 }
-"""The optimiser section of a finetuning of so many epochs, by the name for `--schedule`."""
+"""Functions from the number of epochs to a finetuning's optimiser section, by the name for `--schedule`."""

@@ -1,4 +1,4 @@
-"""How a training goes, whatever it trains."""
+"""Settings of a training, whatever it trains."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from anatomask.settings import Settings
 
 @dataclass(frozen=True)
 class TrainingConfig(Settings):
-    """How long, how large, how often, how precisely."""
+    """Length, size and arithmetic of a training."""
 
     epochs: int = 1000
-    """Epochs; the schedules run over all of them."""
+    """Number of epochs; the schedules run over all of them."""
     steps_per_epoch: int | None = None
-    """Updates per epoch; none: so many that an epoch sees each case `crops_per_case` times."""
+    """Updates per epoch. Default: enough to draw `crops_per_case` crops from each case."""
     crops_per_case: int = 1
     """Crops of each case in an epoch."""
     batch_size: int = 4
@@ -34,15 +34,16 @@ class TrainingConfig(Settings):
     recompute_activations: bool = False
     """Compute each block's activations again in the backward pass: much less memory for a third more time."""
     shard_weights: bool = False
-    """Divide weights, gradients and moments among the workers (FSDP2), for networks that fit no single one."""
+    """Divide weights, gradients and moments among the workers (FSDP2), for networks that do not fit on one."""
     on_non_finite: Literal["stop", "skip"] = "stop"
-    """stop: at the last good checkpoint; skip: leave the update out, and go on."""
+    """Reaction to an update that is not finite. stop: end at the last good checkpoint; skip: leave it out and
+    continue."""
     checkpoint_every: int = 200
     """Updates between checkpoints."""
     validate_every: int = 5
     """Epochs between validations and between pictures."""
     log_every: int = 10
-    """Updates between transfers of the scalars from the device; each update's are recorded."""
+    """Updates between transfers of the scalars from the device; those of every update are recorded."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,7 +55,7 @@ class TrainingConfig(Settings):
             raise ValueError("shard_weights needs synchronise_norms: a checkpoint holds one worker's statistics")
 
     def updates_per_epoch(self, cases: int) -> int:
-        """Updates per epoch for a data set of `cases` cases."""
+        """Return the updates per epoch for a data set of `cases` cases."""
         return self.steps_per_epoch or max(1, self.crops_per_case * cases // self.batch_size)
 
 
@@ -63,31 +64,32 @@ class OptimiserConfig(Settings):
     """AdamW or SGD, with a learning rate that rises linearly, then decays to zero, set per epoch."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov momentum."""
+    """Optimiser: AdamW, or SGD with Nesterov momentum."""
     lr: float = 1e-4
     """Peak learning rate."""
     weight_decay: float = 1e-5
     """Weight decay: decoupled in AdamW, added to the gradient in SGD."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's moment decays."""
+    """Decay rates of AdamW's moments."""
     eps: float = 1e-8
-    """AdamW's epsilon (the published finetuning uses 1e-4)."""
+    """Epsilon of AdamW (the published finetuning uses 1e-4)."""
     momentum: float = 0.99
-    """SGD's momentum."""
+    """Momentum of SGD."""
     warmup_epochs: int = 20
     """Epochs of linear warm-up."""
     warmup_lr: float = 1e-6
     """Learning rate at which warm-up begins."""
     decay: Literal["cosine", "poly"] = "cosine"
-    """Decay to zero that follows: half a cosine, or (1 - t)^0.9."""
+    """Decay to zero after the warm-up: half a cosine, or (1 - t)^0.9."""
     decoder_first: tuple[int, int] = (0, 0)
-    """Epochs of warm-up and of decay in which finetuning's decoder learns alone, before the schedule of all."""
+    """Epochs of warm-up and of decay in which only finetuning's decoder learns, before the schedule of all."""
     freeze: int = 0
-    """Epochs at the start in which finetuning's encoder does not learn; training.epochs: it never does."""
+    """Epochs at the start in which finetuning's encoder does not learn; equal to training.epochs, it never learns."""
     encoder_lr_factor: float = 1.0
     """Factor of the learning rate of finetuning's encoder."""
     layer_decay: float = 1.0
-    """Further factor of it: once for the encoder's last stage, twice for the one before, six times for the first."""
+    """Further factor of it per stage: applied once for the encoder's last stage, twice for the one before, six times
+    for the first."""
     clip: float = 12.0
     """Largest norm of the gradient."""
 
@@ -109,10 +111,10 @@ class OptimiserConfig(Settings):
 
     @property
     def encoder_start(self) -> int:
-        """The first epoch in which the encoder learns."""
+        """First epoch in which the encoder learns."""
         return max(self.freeze, sum(self.decoder_first))
 
     @property
     def moments(self) -> int:
-        """Tensors that the optimiser keeps of each parameter."""
+        """Number of tensors that the optimiser keeps per parameter."""
         return 2 if self.name == "adamw" else int(self.momentum > 0)

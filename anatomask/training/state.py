@@ -1,4 +1,4 @@
-"""All that training changes from update to update, and that a checkpoint therefore holds."""
+"""State of a training: everything that changes from update to update, and that a checkpoint therefore holds."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ class TrainingState:
 
     @classmethod
     def of(cls, task: Task, config: OptimiserConfig, device: torch.device, *, scaled: bool = False) -> TrainingState:
-        """A fresh one; `scaled`: whether losses are scaled, as half precision needs."""
+        """Make a fresh state; `scaled` says whether losses are scaled, as half precision needs."""
         optimiser = build_optimiser(task.trainable(), config, task.encoder_stages())
         return cls(task, optimiser, torch.amp.GradScaler(device.type, enabled=scaled))

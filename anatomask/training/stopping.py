@@ -1,4 +1,4 @@
-"""Ending a training from outside: a signal to the driver, a file in the run's folder for the workers."""
+"""Stopping a training from outside: a signal to the driver, a file in the run's folder for the workers."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from anatomask.training.journal import note
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
-"""For what follows the workers' end. A signal to all processes of a job has ended Ray too, which then tells nothing."""
+"""Seconds for what follows the workers' end. A signal to all processes of a job ends Ray too, which then reports
+nothing."""
 
 
 def stop_file(run: Path) -> Path:
-    """While it exists, workers write a checkpoint and end. The last thing that rank 0 does is to remove it."""
+    """Return the path of the file at which workers write a checkpoint and end. Rank 0 removes it as its last action."""
     return run / "stop"
 
 
 def run_until_stopped(work: Callable[[], object], run: Path) -> None:
-    """Do `work` in a thread; SIGINT or SIGTERM asks the workers of `run` for a checkpoint and their end, and waits.
+    """Run `work` in a thread; at SIGINT or SIGTERM, ask the workers of `run` to write a checkpoint and end, and wait.
 
-    A second signal does not wait. Outside the main thread, where no signal arrives, `work` is just done.
+    A second signal ends the wait. Outside the main thread, where no signal arrives, `work` just runs.
 
     Raises:
-        Stopped: when a signal came, after the workers' checkpoint.
+        Stopped: a signal came; the workers' checkpoint is written.
     """
     stop_file(run).unlink(missing_ok=True)
     if threading.current_thread() is not threading.main_thread():

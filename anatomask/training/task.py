@@ -1,4 +1,4 @@
-"""What the training loop trains."""
+"""Interface between the training loop and what it trains."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from anatomask.training.recorder import Recorder
 
 
 def seed_forward(seed: int, sample: Mapping[str, Tensor]) -> None:
-    """Set torch's generators for a forward pass from the seed and the number of the first sample.
+    """Seed torch's generators for a forward pass from the seed and the number of the first sample.
 
-    So what networks draw (dropout, drop-path) depends on the update and the worker alone, and resuming is exact.
+    So what networks draw (dropout, drop-path) depends only on the update and the worker, and resuming is exact.
     """
     first = int(sample["sample"][0]) if "sample" in sample else 0
     torch.manual_seed(int(np.random.SeedSequence([seed, 4, first]).generate_state(1, np.uint64)[0] >> 1))
 
 
 class Task(nn.Module, ABC):
-    """A network, its loss, and what is worth knowing about it.
+    """Network, its loss, and what to record of it.
 
     It is a module so that distributed wrappers can call it: `task(sample, progress)`.
     """
 
     header: Mapping[str, Any]
-    """Describes the weights of `kept`."""
+    """Header that describes the weights of `kept`."""
     charts: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Scalars that belong in one chart, by its title."""
     memory_format = torch.contiguous_format
-    """Of the volumes that the networks read; `parallel.distribute` sets it with that of their weights."""
+    """Memory format of the volumes that the networks read; `parallel.distribute` sets it with that of the weights."""
 
     @abstractmethod
     def trainable(self) -> nn.Module:
-        """The module whose parameters are updated: all of those that want a gradient get one in every backward pass."""
+        """Return the module whose parameters are updated; every backward pass gives a gradient to all that need one."""
 
     def networks(self) -> Sequence[nn.Module]:
-        """The modules that compute, `trainable` first."""
+        """Return the modules that compute, `trainable` first."""
         return [self.trainable()]
 
     def encoder_stages(self) -> Sequence[nn.Module]:
-        """Stages, from the input on, of an encoder that may learn later or slower than the rest; none: all alike."""
+        """Return the stages, from the input on, of an encoder that may learn later or slower; empty if none does."""
         return ()
 
     def kept(self) -> nn.Module:
-        """The module whose weights a checkpoint holds."""
+        """Return the module whose weights a checkpoint holds."""
         return self.trainable()
 
     @abstractmethod
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of one batch, a mean over its samples, and scalars to record (on the device, detached).
+        """Compute the loss of one batch, a mean over its samples, and scalars to record (on the device, detached).
 
         `progress` is t/T.
         """
 
     @abstractmethod
     def after_step(self, progress: float) -> None:
-        """Whatever follows an update (EMA)."""
+        """Do what follows an update (EMA)."""
 
     @abstractmethod
     def validate(self, recorder: Recorder, step: int) -> float | None:
-        """Record scalars and pictures; the score by which the best checkpoint is chosen, if there is one."""
+        """Record scalars and pictures; return the score that chooses the best checkpoint, if there is one."""

@@ -1,4 +1,4 @@
-"""What is worth knowing about a training beside its loss: how busy the device is, how far an update goes."""
+"""Telemetry of a training beside its loss: how busy the device is, and how far an update goes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ GIB = 2**30
 
 
 def device_scalars(device: torch.device) -> dict[str, float]:
-    """Memory and use of a CUDA device; nothing of another, and no use where its driver does not tell.
+    """Measure memory and use of a CUDA device; empty for others, and without use where its driver does not report it.
 
-    gpu_memory_gib: the most that this process's tensors held at once; gpu_memory_total_gib: what the device has;
-    gpu_use: the share of the last moment (up to a second) in which the device computed, as nvidia-smi shows it.
+    gpu_memory_gib: peak memory of this process's tensors; gpu_memory_total_gib: memory of the device; gpu_use: share of
+    the last moment (up to a second) in which the device computed, as nvidia-smi shows it.
     """
     if device.type != "cuda":
         return {}
@@ -32,11 +32,12 @@ def device_scalars(device: torch.device) -> dict[str, float]:
 
 @torch.no_grad()
 def update_ratio(optimiser: torch.optim.Optimizer) -> Tensor:
-    """Norm of the last update over the norm of the weights before it, over all that learn: () on the device.
+    """Compute the norm of the last update over the norm of the weights before it, over all that learn: () on the
+    device.
 
-    The update is worked out from the optimiser's state after its step, so no copy of the weights is kept; beside them,
-    a few tensors of the largest weight's size are needed. Nothing is read from the device. Call it after a step, with
-    that step's learning rates and gradients still there; with sharded weights, everywhere.
+    The update is computed from the optimiser's state after its step, so no copy of the weights is kept; a few tensors
+    of the largest weight's size are needed. Nothing is read from the device. Call it after a step, while that step's
+    learning rates and gradients still exist; with sharded weights, call it on every worker.
     """
     moved, weights = [], []
     for group in optimiser.param_groups:
@@ -54,7 +55,7 @@ def update_ratio(optimiser: torch.optim.Optimizer) -> Tensor:
 
 
 def _direction(weight: Tensor, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> Tensor:
-    """What the last step subtracted of a weight, per learning rate and but for its decay; a new tensor.
+    """Compute what the last step subtracted from a weight, per learning rate and without its decay, as a new tensor.
 
     AdamW's is Algorithm 2 of Loshchilov and Hutter (arXiv 1711.05101), SGD's has Nesterov's momentum.
     """

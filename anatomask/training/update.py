@@ -1,4 +1,4 @@
-"""One update of the weights: forward and backward in the precision asked for, and nothing that is not finite."""
+"""One update of the weights: forward and backward in the chosen precision; updates that are not finite are left out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_arithmetic(precision: str) -> None:
-    """Let this process round the inputs of float32 products to TensorFloat-32, or not; only NVIDIA GPUs do.
-
-    Of cuDNN's algorithms, those that add in the same order every time.
-    """
+    """Turn TF32 matrix products on or off for this process (NVIDIA only), and select deterministic cuDNN algorithms."""
     tf32 = precision == "tf32"
     torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -27,17 +24,17 @@ def set_arithmetic(precision: str) -> None:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which a network computes in that precision."""
+    """Return the context in which a network computes in that precision."""
     return torch.autocast(device.type, AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
 class Update:
     """Forward, backward and an update of the weights by one worker's share of a batch.
 
-    An update whose gradient is not finite is left out on the device, without asking the host: the weights and the
-    optimiser's moments stay as they were. So do those of parameters that do not learn yet: their gradients are dropped
-    after the backward pass, before the norm is taken. (They could not want none for a while: what averages gradients
-    over workers was built for all that want one.)
+    An update whose gradient is not finite is left out on the device, without synchronising with the host: the weights
+    and the optimiser's moments stay unchanged. So do those of parameters that do not learn yet: their gradients are
+    dropped after the backward pass, before the norm is computed. (They still require gradients, because averaging over
+    workers is set up for all parameters that do.)
     """
 
     def __init__(
@@ -49,7 +46,9 @@ class Update:
         clip: float,
         device: torch.device,
     ) -> None:
-        """`model` is what to call in place of the state's task; `clip` is the largest norm of the gradient."""
+        """Set up the update, which calls `model` in place of the state's task; `clip` is the largest norm of the
+        gradient.
+        """
         self.state = state
         self.model = model
         self.workers = workers
@@ -61,10 +60,11 @@ class Update:
     def __call__(
         self, sample: Mapping[str, Tensor], progress: float, rates: Sequence[float | None]
     ) -> dict[str, Tensor]:
-        """Update the weights at `progress` = t/T with a learning rate for each of the optimiser's groups; None: not.
+        """Update the weights at `progress` = t/T with a learning rate per group of the optimiser; None skips a group.
 
-        Returns scalars on the device: the loss and what the task records, means over this worker's samples, and the
-        norm of the gradient of all that learns, which is that of the whole batch.
+        Returns:
+            Scalars on the device: the loss and what the task records, means over this worker's samples, and the norm of
+            the gradient of all that learns, which is that of the whole batch.
         """
         optimiser, scaler = self.state.optimiser, self.state.scaler
         optimiser.zero_grad(set_to_none=True)
@@ -85,7 +85,7 @@ class Update:
         return {**scalars, "gradient_norm": norm.detach()}
 
     def _backward(self, sample: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
-        """Gradients of the mean loss over the whole batch, which may divide unequally among workers and parts."""
+        """Compute gradients of the mean loss over the whole batch, which workers and parts may divide unevenly."""
         whole, accumulate = self.config.batch_size, self.config.accumulate
         share = self.workers.share(whole)
         parts = {name: column.tensor_split(accumulate) for name, column in sample.items()}

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from anatomask.cli.main import main
-from anatomask.files import alone
+from anatomask.files import exclusive_lock
 from anatomask.weights.files import find_weights, read_header, read_weights
 from tests.sockets import LOOPBACK, descendants, listening
 
@@ -124,7 +124,7 @@ def test_phantoms(
     before = (runs / "finetuned" / "metrics.jsonl").read_text()
     assert main([*finetune, "--name", "finetuned", "--init", str(runs / "pretrained")]) == 0
     assert (runs / "finetuned" / "metrics.jsonl").read_text() == before
-    with alone(runs / ".finetuned.lock"):  # as another process that trains it
+    with exclusive_lock(runs / ".finetuned.lock"):  # as another process that trains it
         assert main([*finetune, "--name", "finetuned", "--init", str(runs / "pretrained"), "--overwrite"]) == 1
     assert "is in use by another process" in capfd.readouterr().err
     assert (runs / "finetuned" / "metrics.jsonl").read_text() == before

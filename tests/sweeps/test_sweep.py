@@ -24,7 +24,7 @@ from anatomask.config import PretrainConfig, overlay_dotted, plain
 from anatomask.data.index import write_index
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.files import alone
+from anatomask.files import exclusive_lock
 from anatomask.recipes import RECIPES
 from anatomask.reports.sweeps import paper_ablation
 from anatomask.stages.sweep import build_chain, check
@@ -301,7 +301,7 @@ def test_two_processes_never_work_on_one_sweep(
     labelled: PreparedDataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path), "--name", "it"]
-    with alone(tmp_path / ".it.lock"):
+    with exclusive_lock(tmp_path / ".it.lock"):
         assert main(["sweep", *argv, "--overwrite"]) == 1
     assert "it is in use by another process" in " ".join(capfd.readouterr().err.split())
     assert not (tmp_path / "it").exists()
