@@ -193,6 +193,8 @@ class EvaluateConfig(Settings):
     """Split whose cases are scored."""
     checkpoint: Literal["best", "last"] = "best"
     """Checkpoint whose weights are scored."""
+    out: str = ""
+    """Folder for predictions and scores. Default: the run's own."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
@@ -275,7 +277,8 @@ class SweepConfig(Settings):
     finetune: FinetuneConfig
     """Settings of every trial's finetuning."""
     runs: str = "runs"
-    """Folder of all runs; the trials' runs lie in the sweep's own folder."""
+    """Folder of all runs. Those of trials lie in its folder `store`, where all sweeps share them; the sweep's own
+    folder has links to them."""
     name: str = ""
     """Name of the sweep. Default: derived from the configuration."""
     seed: int = 0
@@ -284,6 +287,9 @@ class SweepConfig(Settings):
     """Number of trials of a free search; a larger number continues the same sweep. A table ignores it."""
     concurrent: int = 1
     """Number of trials at once."""
+    start_from: Literal["pretrained", "first"] = "pretrained"
+    """Weights that finetuning starts from. pretrained: those of the pretraining, on every data set; first: on the first
+    data set those, on the others the network that was finetuned on the first, as in the paper."""
     split: Literal["auto", "val", "test"] = "auto"
     """Split that trials are scored on; auto: val where it has labelled cases, so that test stays unseen, else test."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)

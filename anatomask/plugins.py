@@ -22,7 +22,7 @@ from anatomask.errors import UserError
 GROUP = "anatomask"
 """Entry point group of packages that extend this one."""
 PREFIX = "anatomask_plugin_"
-"""Prefix of the names of modules that were loaded by path."""
+"""Beginning of the names of modules that `--plugin` loaded by their paths."""
 
 
 def with_extensions(registry: str, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def plugin_files() -> list[Path]:
 
 
 def plugin_digests() -> dict[str, str]:
-    """Return a digest of each of these files, by its name in messages: other code is another run."""
-    return {f"--plugin {path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in plugin_files()}
+    """Return a digest of each of these files, by `plugin` and its name: other code is another run."""
+    return {f"plugin {path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in plugin_files()}
 
 
 def worker_setup() -> Callable[[], None] | None:
@@ -75,7 +75,7 @@ def load_module(path: Path, flag: str) -> ModuleType:
     if not path.is_file():
         raise UserError(f"{flag} {path}: there is no such file")
     try:
-        return _load(path, path.read_text(encoding="utf-8"))
+        return _load(path, path.read_text(encoding="utf-8"), f"anatomask_{flag.strip('-')}_")
     except Exception as error:
         raise UserError(f"{flag} {path}, line {_line(error, path)}: {type(error).__name__}: {error}") from error
 
@@ -93,8 +93,8 @@ class _Text(ExecutionLoader):
         return self.source
 
 
-def _load(path: Path, source: str) -> ModuleType:
-    name = PREFIX + path.absolute().with_suffix("").as_posix().replace("/", "_").replace(".", "_")
+def _load(path: Path, source: str, prefix: str = PREFIX) -> ModuleType:
+    name = prefix + path.absolute().with_suffix("").as_posix().replace("/", "_").replace(".", "_")
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_loader(name, _Text(path, source))

@@ -74,10 +74,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             found += differences(before, after, f"{prefix}{name}.")
         elif before != after:
-            found.append(f"{prefix}{name} is {_short(before)} there, {_short(after)} here")
+            found.append(f"{prefix}{name} is {short_text(before)} there, {short_text(after)} here")
     return found
 
 
-def _short(value: Any) -> str:
+def short_text(value: Any) -> str:
     """A value as text, cut to 80 characters."""
     return value if isinstance(value, str) and len(value) <= 80 else shown(value)

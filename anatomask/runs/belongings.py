@@ -80,6 +80,8 @@ def remove_run(folder: Path) -> list[str]:
     for name in OF_RAY:
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             shutil.rmtree(folder / name)
+    for link in [path for path in folder.glob(TRIALS) if path.is_symlink()]:  # into the store, which stays
+        _remove(folder, link)
     for run in [path for path in folder.glob(TRIALS) if is_run(path)]:
         if not remove_run(run):
             _remove(folder, run / MARKER)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,24 @@ import torch
 import yaml
 
 from anatomask.data.addresses import folder_name
-from anatomask.data.claims import differences, require_same
+from anatomask.data.claims import differences, require_same, short_text
 from anatomask.errors import UserError
 from anatomask.files import write_text
 from anatomask.names import file_name, some
-from anatomask.nn.backbones import without_usual_name
 from anatomask.parsing import from_json, from_yaml
 from anatomask.runs.belongings import CONFIG, ENVIRONMENT, INPUTS, claim_folder, remove_run
+from anatomask.runs.identity import identity, run_key
 from anatomask.training.journal import note
-
-WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every", "training.on_non_finite")
-ELSEWHERE = ("name", "runs", "cluster", "plan", "trials", "concurrent", *WATCHED)
-"""Fields that say where, under what name, how far and how watched a run goes, not what it computes."""
 
 PACKAGES = ("torch", "ray", "monai", "numpy", "pyarrow", "safetensors", "optuna", "anatomask")
 
 
-def run_folder(runs: str, name: str, verb: str, data: str, settings: Mapping[str, Any]) -> Path:
-    """Folder of a run: `name`, else `<verb>-<data set>-<digest of the settings>`."""
-    digest = hashlib.sha256(json.dumps(identity(settings), sort_keys=True).encode()).hexdigest()[:8]
-    return Path(runs).absolute() / (name or f"{verb}-{file_name(folder_name(data))}-{digest}")
+def run_folder(
+    runs: str, name: str, verb: str, data: str, settings: Mapping[str, Any], inputs: Mapping[str, str] | None = None
+) -> Path:
+    """Return the folder of a run: `name`, else `<verb>-<data set>-<eight digits of its key>`; see `run_key`."""
+    key = run_key(verb, settings, inputs or {})
+    return Path(runs).absolute() / (name or f"{verb}-{file_name(folder_name(data))}-{key[:8]}")
 
 
 def open_run(
@@ -56,7 +53,8 @@ def open_run(
         folder: of the run.
         settings: the complete configuration.
         overwrite: remove what an earlier run wrote there. The files of others stay, and the journal names them.
-        inputs: a digest of each input, by the name under which a message would speak of it.
+        inputs: a digest of what each input holds, by the field of the settings that names it. The same content
+            elsewhere is the same input.
         resources: what the training takes of the cluster.
 
     Raises:
@@ -67,16 +65,19 @@ def open_run(
     claim_folder(folder)
     if overwrite and (others := remove_run(folder)):
         note(folder, f"--overwrite leaves what anatomask did not write: {some(others)}")
+    inputs = inputs or {}
     before = _read(folder / CONFIG, from_yaml) or settings
+    known = {_field(name): digest for name, digest in _read(folder / INPUTS, from_json).items()}
+    contents = [name for name in inputs if name in known]  # their paths may be others
     remedy = "choose another --name, or --overwrite to begin anew"
-    require_same(str(folder), "a run", identity(before), identity(settings), remedy)
-    read = _read(folder / INPUTS, from_json)
-    stale = [name for name, digest in (inputs or {}).items() if read.get(name, digest) != digest]
-    if stale:
-        raise UserError(f"{' and '.join(stale)} changed since {folder} began: choose another --name, or --overwrite")
+    require_same(str(folder), "a run", identity(before, contents), identity(settings, contents), remedy)
+    if changed := [
+        _other_content(name, before.get(name), settings.get(name)) for name in contents if known[name] != inputs[name]
+    ]:
+        raise UserError(f"{' and '.join(changed)} since {folder} began: {remedy}")
     described = environment() | {"resources": dict(resources or {})}
     earlier = _read(folder / ENVIRONMENT, from_json)
-    write_text(folder / INPUTS, json.dumps(dict(inputs or {}), indent=1))
+    write_text(folder / INPUTS, json.dumps(dict(inputs), indent=1))
     write_text(folder / CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
     if earlier and (other := differences(earlier, described)):
         note(folder, f"goes on in another environment, so numbers may differ in their last digits: {'; '.join(other)}")
@@ -96,6 +97,17 @@ def _read(path: Path, parse: Callable[[bytes], Any]) -> Mapping[str, Any]:
     return fields
 
 
+def _other_content(name: str, before: Any, now: Any) -> str:
+    """Say that an input holds something else than it did."""
+    flag = f"--{name.replace('_', '-')} {short_text(now)}" if now else f"--{name}"
+    return f"{flag} is not {short_text(before)}, or that has changed," if before != now else f"{flag} changed"
+
+
+def _field(name: str) -> str:
+    """Return the field that an input is named by; older versions wrote `--data shards/x`."""
+    return name.removeprefix("--").partition(" ")[0] if name.startswith(("--data ", "--init ")) else name
+
+
 def environment() -> dict[str, Any]:
     """Versions, commit and hardware of this process."""
     return {
@@ -106,21 +118,6 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
-
-
-def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what a run computes."""
-    return _without(without_usual_name(settings), ELSEWHERE)
-
-
-def _without(settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """Nested settings without the fields of those dotted names."""
-    kept = {name: value for name, value in settings.items() if name not in fields}
-    for field in fields:
-        section, _, rest = field.partition(".")
-        if rest and isinstance(kept.get(section), Mapping):
-            kept[section] = _without(kept[section], [rest])
-    return kept
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,7 @@
 """Score a finetuned run: predict each case of a split on its original grid, then DSC and NSD per case and class.
 
 One Ray task per case. It writes the prediction and then its scores, so a case is finished when its scores exist, and
-the same command after a kill goes on with the others. In the run's folder:
+the same command after a kill goes on with the others. In the run's folder, or in `--out`:
 
     predictions/<case>.nii.gz   label map on the grid of the source
     predictions/<case>.csv      its scores
@@ -43,6 +43,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     """Rows of the dry run."""
     weights, dataset = _open(config)
     cases = labelled_cases(dataset, config.split)
+    finished = finished_cases(Storage(config.out or config.run), cases)
     patch = weights.header["patch_size"]
     windows = sum(window_count(dataset.records[case].shape, patch, config.inference.overlap) for case in cases)
     passes = 2 ** len(mirror_axes(weights.header, config.inference))
@@ -52,7 +53,10 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
         ("run", config.run),
         ("weights", f"{config.checkpoint}, {parameters / 1e6:.2f} M parameters"),
         ("data", f"{dataset.name} ({dataset.shown}), split {config.split}"),
-        ("cases", f"{len(cases)}, of which {len(finished_cases(Storage(config.run), cases))} are finished"),
+        (
+            "cases",
+            f"{len(cases)}, of which {len(finished)} are finished",
+        ),
         ("windows", f"{windows} of {' × '.join(map(str, patch))} voxels, {passes} forward passes each"),
         ("logits of the largest case", f"{logits / 2**30:.2f} GiB"),
         ("memory that each task reserves", f"{largest_need(dataset, cases, patch).memory / 2**30:.2f} GiB"),
@@ -71,7 +75,7 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
     """Evaluate what is not finished yet, then write and print the tables; why each of the cases that failed did."""
     weights, dataset = _open(config)
     cases = labelled_cases(dataset, config.split)
-    folder = Storage(Path(config.run).absolute())
+    folder = Storage(Path(config.out or config.run).absolute())
     source = find_weights(config.run, config.checkpoint)
     identity = evaluation_identity(dataset, config.split, config.checkpoint, source, config.inference)
     claim_evaluation(folder, identity, overwrite=overwrite)

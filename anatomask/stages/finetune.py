@@ -59,10 +59,11 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
     dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
     check_channels(dataset, config.network.in_channels)
     train_cases, val_cases = select_labelled(dataset, config)
-    inputs = {f"--data {public_address(config.data)}": data_digest(dataset.storage, splits=True)}
-    source = None if config.init == SCRATCH else find_weights(split_init(config.init)[1])
+    inputs = {"data": data_digest(dataset.storage, splits=True)}
+    transfer, initial = split_init(config.init)
+    source = None if config.init == SCRATCH else find_weights(initial)
     if source is not None:
-        inputs[f"--init {config.init}"] = weights_digest(source)
+        inputs["init"] = weights_digest(source) if transfer == "whole" else f"{transfer} {weights_digest(source)}"
     header: dict[str, Any] = {
         "format": 1,
         "kind": "segmentation",
@@ -78,10 +79,10 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         "train_cases": len(train_cases),
         "initialisation": initialisation(config, source),
     }
-    start = partial(start_from, source=source, transfer=split_init(config.init)[0], seed=config.seed)
+    start = partial(start_from, source=source, transfer=transfer, seed=config.seed)
     header["loaded"] = loaded = count(config, header, start if source else None)
     return TrainingJob(
-        run=run_folder(config.runs, config.name, "finetune", config.data, plain(config)),
+        run=run_folder(config.runs, config.name, "finetune", config.data, plain(config), inputs),
         data=dataset.storage,
         sequence=SampleSequence(train_cases, config.seed),
         draw=FinetuningDraw(config.loader, tuple(header["mirror_axes"])),

@@ -56,8 +56,9 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         "dataset": dataset.name,
         "data": public_address(dataset.path),
     }
+    inputs = {"data": data_digest(dataset.storage, splits=True)}
     return TrainingJob(
-        run=run_folder(config.runs, config.name, "pretrain", config.data, plain(config)),
+        run=run_folder(config.runs, config.name, "pretrain", config.data, plain(config), inputs),
         data=dataset.storage,
         sequence=SampleSequence(cases, config.seed),
         draw=method.draw(config.loader),
@@ -69,7 +70,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         optimiser=config.optimiser,
         seed=config.seed,
         settings=plain(config),
-        inputs={f"--data {public_address(config.data)}": data_digest(dataset.storage, splits=True)},
+        inputs=inputs,
         largest_stride=max(config.network.strides[: method.stages(config.network)]),
     )
 

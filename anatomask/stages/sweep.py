@@ -10,15 +10,17 @@ The same command after a kill goes on: finished trials stay, unfinished ones con
 failed ones are tried again. In the sweep's folder:
 
     study.db                 Optuna's study, which says how each trial ended
-    000-mask_ratio=0.6/      the runs of a trial: pretrain, and finetune-<data set> for each data set
+    000-mask_ratio=0.6/      links to a trial's runs: pretrain; finetune-<data> and evaluate-<data> for each data set
     sweep.csv                the table
     tune.log, tune/          what Ray Tune says and keeps; the traceback of a trial that failed
+
+The runs themselves lie in the store (`anatomask.runs.store`): what trials or sweeps have in common is made once.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,18 +33,19 @@ from ray import tune
 from rich.console import Console
 
 from anatomask.cluster import DRIVERS, TrainingResources, divide, local_total, running, trial_resources
-from anatomask.config import EvaluateConfig, FinetuneConfig, PretrainConfig, SweepConfig, overlay_dotted, plain
+from anatomask.config import SweepConfig, plain
 from anatomask.data.addresses import folder_name, public_address
-from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
 from anatomask.files import write_text
-from anatomask.names import file_name
+from anatomask.plugins import plugin_digests
 from anatomask.reports.sweeps import SweepRow, paper_ablation, sweep_csv, sweep_table
-from anatomask.runs.folder import open_run, run_folder
+from anatomask.runs.folder import open_run
 from anatomask.stages import evaluate, finetune, pretrain
 from anatomask.stages.jobs import all_settings, kept_from_others
+from anatomask.sweeps.chain import Chain, build_chain
+from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.space import Point, Space, Table, load_space
 from anatomask.sweeps.study import (
     METRIC,
@@ -57,96 +60,44 @@ from anatomask.sweeps.study import (
 )
 from anatomask.terminal.printing import remark
 from anatomask.terminal.progress import NewLines, last_row, polling, progress_bar
+from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.journal import JOURNAL
-from anatomask.training.ray_train import TrainingJob, fit
+from anatomask.training.ray_train import fit
 from anatomask.training.recorder import METRICS
 
 TUNE_LOG = "tune.log"
 
 
 @dataclass(frozen=True)
-class Chain:
-    """All that a trial needs besides its point. Paths are absolute: trials run elsewhere."""
+class Work:
+    """What a sweep has to do."""
 
-    folder: Path
-    """Of the sweep."""
-    config: SweepConfig
-    splits: Mapping[str, str]
-    """Which cases of each data set are scored."""
-
-    def pretraining(self, trial: str, point: Point) -> PretrainConfig:
-        """The pretraining of a trial. Raises UserError naming the field that the space sets wrongly."""
-        config = replace(self.config.pretrain, data=self.config.pretrain_data, cluster=self.config.cluster)
-        config = overlay_dotted(config, point, f"tune_spaces/{self.config.space}.py")
-        return replace(config, runs=str(self.folder / trial), name="pretrain")
-
-    def finetuning(self, trial: str, data: str, init: str) -> FinetuneConfig:
-        """The finetuning of a trial on one data set."""
-        return replace(
-            self.config.finetune,
-            data=data,
-            init=init,
-            runs=str(self.folder / trial),
-            name=f"finetune-{file_name(folder_name(data))}",
-            cluster=self.config.cluster,
-        )
-
-    def evaluation(self, run: Path, data: str) -> EvaluateConfig:
-        """The scoring of one network. Beside other trials, a case takes one CPU: it need not wait for several."""
-        threads = 1 if self.config.concurrent > 1 else self.config.cluster.threads
-        return EvaluateConfig(
-            run=str(run),
-            data=data,
-            split=self.splits[data],
-            inference=self.config.inference,
-            cluster=replace(self.config.cluster, threads=threads),
-        )
+    trainings: int
+    """Different trainings of all trials whose points are known."""
+    done: int
+    """Those of them that are finished in the store."""
+    updates: int
+    """Updates of one trial."""
 
 
-def build_chain(config: SweepConfig) -> Chain:
-    """The chain of a configuration.
-
-    Raises:
-        UserError: two data sets have the same name, or one has no labelled cases to score.
-    """
-    folder = run_folder(config.runs, config.name, "sweep", config.space, plain(config))
-    config = replace(
-        config,
-        pretrain_data=PreparedDataset.open(config.pretrain_data).path,
-        finetune_data=tuple(PreparedDataset.open(data).path for data in config.finetune_data),
-    )
-    names = [file_name(folder_name(data)) for data in config.finetune_data]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"--finetune-data: two folders are named {name}; rename one, for tables tell them apart so")
-    return Chain(folder, config, {data: scored_split(data, config.split) for data in config.finetune_data})
-
-
-def scored_split(data: str, split: str) -> str:
-    """The split that is scored; `auto` is val where it has labelled cases, else test.
-
-    Raises:
-        UserError: there are no labelled cases in it.
-    """
-    dataset = PreparedDataset.open(data)
-    for name in ("val", "test") if split == "auto" else (split,):
-        if any(dataset.records[case].labelled for case in dataset.splits.get(name, ())):
-            return name
-    raise UserError(f"--split {split}: {dataset.shown} has no labelled cases to score trials on; choose another split")
-
-
-def check(chain: Chain, space: Space) -> int:
+def check(chain: Chain, space: Space) -> Work:
     """Build the stages of every row of a table, or of one point of a search, before anything is started.
 
-    Returns the updates of one trial. Raises UserError for what cannot work.
+    Raises:
+        UserError: what cannot work.
     """
     if chain.config.cluster.address == "local":
         divide(local_total(), chain.config.cluster, chain.config.concurrent)
-    pretrainings = [pretrain.build_job(chain.pretraining("", point)) for point in space.examples()]
-    finetunings = [
-        finetune.build_job(chain.finetuning("", data, finetune.SCRATCH)) for data in chain.config.finetune_data
-    ]
-    return pretrainings[0].total_steps + sum(job.total_steps for job in finetunings)
+    trials = [chain.stages(point) for point in space.examples()]
+    jobs = {}
+    for one in unique(stage for trial in trials for stage in trial.values()):
+        if one.verb == "pretrain":
+            jobs[one.name] = pretrain.build_job(one.config)
+        elif one.verb == "finetune":
+            jobs[one.name] = finetune.build_job(replace(one.config, init=finetune.SCRATCH))
+    done = sum(Checkpoints(chain.store.path(name)).step() >= job.total_steps for name, job in jobs.items())
+    updates = sum(jobs[stage.name].total_steps for stage in trials[0].values() if stage.name in jobs)
+    return Work(len(jobs), done, updates)
 
 
 def stage(config: SweepConfig, *, overwrite: bool) -> int:
@@ -154,13 +105,13 @@ def stage(config: SweepConfig, *, overwrite: bool) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = load_space(config.space)
     chain = build_chain(config)
-    updates = check(chain, space)
+    work = check(chain, space)
     with kept_from_others(chain.folder):
         journal = NewLines(chain.folder / JOURNAL)
-        open_run(chain.folder, plain(config), overwrite=overwrite)
+        open_run(chain.folder, plain(config), overwrite=overwrite, inputs=chain.inputs)
         for line in journal.read():
             remark(line)
-        return run_sweep(chain, space, updates)
+        return run_sweep(chain, space, work.updates)
 
 
 def run_sweep(chain: Chain, space: Space, updates: int) -> int:
@@ -212,31 +163,41 @@ def run_trials(chain: Chain, resources: TrainingResources, search: StudySearch, 
 
 
 def run_trial(chain: Chain, resources: TrainingResources, trial: str, point: Point) -> dict[str, float]:
-    """Pretrain, then finetune and score on each data set; what is finished is not redone. DSC of each data set.
+    """Run what is not finished of a trial's stages, here or elsewhere. Returns the DSC of each data set.
 
     Raises:
         UserError: what a stage found wrong.
     """
-    pretrained = _train(pretrain.build_job, chain.pretraining(trial, point), resources)
+    stages = chain.stages(point)
+    for link, one in stages.items():
+        chain.store.link(chain.folder / trial / link, one.name)
+        with chain.store.claimed(one.name) as folder:
+            run_stage(
+                one, folder, {name: str(chain.store.path(need.name)) for name, need in one.needs.items()}, resources
+            )
     scores = {}
-    for data in chain.config.finetune_data:
-        run = _train(finetune.build_job, chain.finetuning(trial, data, str(pretrained)), resources)
-        for case, reason in evaluate.score_run(chain.evaluation(run, data)).items():
-            raise UserError(f"{run}: {case} could not be scored: {reason}")
-        score = Storage(run).read_json(SUMMARY_FILE)["dsc"]["mean"]
-        if score is None:
-            raise UserError(f"{run}: no scored case holds any class")
-        scores[folder_name(data)] = score
+    for one in stages.values():
+        if one.verb == "evaluate":
+            folder = chain.store.path(one.name)
+            score = Storage(folder).read_json(SUMMARY_FILE)["dsc"]["mean"]
+            if score is None:
+                raise UserError(f"{folder}: no scored case holds any class")
+            scores[folder_name(one.config.data)] = score
     return scores
 
 
-def _train(build_job: Callable[[Any], TrainingJob], config: Any, resources: TrainingResources) -> Path:
+def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: TrainingResources) -> None:
+    """Run a stage in `folder`, from the runs that its settings need, or what of it is not finished."""
+    if one.verb == "evaluate":
+        for case, reason in evaluate.score_run(replace(one.config, out=str(folder), **needed)).items():
+            raise UserError(f"{folder}: {case} could not be scored: {reason}")
+        return
+    config = replace(one.config, runs=str(folder.parent), name=folder.name, **needed)
     data = Storage(config.data, config.cluster.max_outage, answered=True)  # when the sweep began
     data.exists("dataset.json")  # waits for the end of an outage
-    job = replace(build_job(config), columns=all_settings())
-    open_run(job.run, plain(config), overwrite=False, inputs=job.inputs)
+    job = replace((pretrain if one.verb == "pretrain" else finetune).build_job(config), columns=all_settings())
+    open_run(job.run, plain(config), overwrite=False, inputs={**job.inputs, **plugin_digests()})
     fit(job, resources, config.cluster.max_failures)
-    return job.run
 
 
 def report(chain: Chain, study: optuna.Study, space: Space) -> None:
@@ -271,16 +232,23 @@ def plan(config: SweepConfig) -> list[tuple[str, str]]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = load_space(config.space)
     chain = build_chain(config)
-    updates = check(chain, space)
+    work = check(chain, space)
     trials = len(space.rows) if isinstance(space, Table) else config.trials
     return [
         ("sweep", str(chain.folder)),
         ("trials", f"{trials} of {config.space}, {config.concurrent} at once"),
         ("rows", "\n".join(space.rows) if isinstance(space, Table) else "drawn by Optuna"),
-        ("updates", f"{trials * updates} = {trials} trials x {updates}"),
+        ("updates", f"{trials * work.updates} = {trials} trials x {work.updates}"),
+        ("different trainings", _shown_work(space, work)),
         ("scored on", ", ".join(f"{split} of {public_address(data)}" for data, split in chain.splits.items())),
         ("each trial holds", f"1 {DRIVERS}; its trainings, one after another: {_shown_resources(config)}"),
     ]
+
+
+def _shown_work(space: Space, work: Work) -> str:
+    if isinstance(space, Table):
+        return f"{work.trainings}, of which {work.done} are finished in the store"
+    return "as Optuna draws them; those in the store are not made again"
 
 
 def _shown_resources(config: SweepConfig) -> str:

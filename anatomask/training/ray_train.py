@@ -23,7 +23,7 @@ from anatomask.data.storage import Root, Storage
 from anatomask.data.stream import stream_batches
 from anatomask.errors import UserError, is_out_of_memory
 from anatomask.ray_watch import GONE, RayGone
-from anatomask.runs.folder import identity
+from anatomask.runs.identity import identity
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
 from anatomask.training.journal import note, note_warnings

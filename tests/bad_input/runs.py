@@ -25,7 +25,7 @@ def in_use(folder: Path) -> None:
 
 
 KINDS = [
-    Kind("a run of another seed", f"{SAME_PRETRAINING} --seed 1", "seed is 0 there, 1 here.*Choose another --name"),
+    Kind("a run of another seed", f"{SAME_PRETRAINING} --seed 1", "seed is 0 there, 1 here.*choose another --name"),
     Kind(
         "a run of other data",
         SAME_PRETRAINING,

@@ -46,6 +46,36 @@ def test_a_run_that_began_before_networks_had_names_goes_on(tmp_path: Path) -> N
         open_run(tmp_path / "a", other, overwrite=False)
 
 
+def test_the_same_content_elsewhere_is_the_same_run_and_another_is_not(tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    open_run(run, SETTINGS, overwrite=False, inputs={"data": "digest"})
+    open_run(run, SETTINGS | {"data": "/elsewhere/shards"}, overwrite=False, inputs={"data": "digest"})
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"] == "/elsewhere/shards"
+    with pytest.raises(UserError, match=r"--data /elsewhere/shards changed since .*a began"):
+        open_run(run, SETTINGS | {"data": "/elsewhere/shards"}, overwrite=False, inputs={"data": "other"})
+    with pytest.raises(UserError, match="--data shards is not /elsewhere/shards, or that has changed, since"):
+        open_run(run, SETTINGS, overwrite=False, inputs={"data": "other"})
+
+
+def test_the_inputs_of_an_older_version_are_known(tmp_path: Path) -> None:
+    run = tmp_path / "a"
+    open_run(run, SETTINGS, overwrite=False, inputs={"--data shards": "digest"})
+    open_run(run, SETTINGS | {"data": "/elsewhere/shards"}, overwrite=False, inputs={"data": "digest"})
+    with pytest.raises(UserError, match="--data shards"):
+        open_run(run, SETTINGS, overwrite=False, inputs={"data": "other"})
+
+
+def test_overwriting_a_sweep_leaves_the_store(tmp_path: Path) -> None:
+    sweep, stored = tmp_path / "s", tmp_path / "store" / "pretrain-0"
+    open_run(sweep, SETTINGS, overwrite=False)
+    open_run(stored, SETTINGS, overwrite=False)
+    (sweep / "000-a").mkdir()
+    (sweep / "000-a" / "pretrain").symlink_to("../../store/pretrain-0")
+    (sweep / "study.db").write_text("")
+    open_run(sweep, SETTINGS, overwrite=True)
+    assert not (sweep / "000-a").exists() and (stored / "config.yaml").exists()
+
+
 def test_overwrite_begins_anew_but_never_empties_a_folder_that_is_no_run(tmp_path: Path) -> None:
     open_run(tmp_path / "a", SETTINGS, overwrite=False)
     (tmp_path / "a" / "metrics.jsonl").write_text("old")

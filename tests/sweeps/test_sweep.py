@@ -25,9 +25,12 @@ from anatomask.data.index import write_index
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.files import exclusive_lock
+from anatomask.plugins import plugin_files
 from anatomask.recipes import RECIPES
 from anatomask.reports.sweeps import paper_ablation
-from anatomask.stages.sweep import build_chain, check
+from anatomask.stages.sweep import Work, check
+from anatomask.sweeps.chain import build_chain
+from anatomask.sweeps.graph import unique
 from anatomask.sweeps.space import Search, Space, Table, grid, load_space, space_names
 from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, latest_trials, open_study, trials_left
 
@@ -61,6 +64,7 @@ def test_a_space_may_be_any_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text((REPOSITORY / "tune_spaces/table3_mask_ratio.py").read_text())
     assert load_space(str(path)) == load_space("table3_mask_ratio")
+    assert plugin_files() == []
     path = tmp_path / "empty.py"
     path.write_text("")
     with pytest.raises(UserError, match="must assign SPACE"):
@@ -292,9 +296,35 @@ def test_a_field_that_a_space_misnames_is_refused_before_anything_starts(labelle
     for stage, epochs, steps in (("pretrain", 3, 5), ("finetune", 4, 2)):
         argv += [f"--{stage}.training.epochs", str(epochs), f"--{stage}.training.steps-per-epoch", str(steps)]
     config = parse("sweep", argv, RECIPES).config
-    assert check(build_chain(config), RATIOS) == 3 * 5 + 4 * 2
-    with pytest.raises(UserError, match=r"tune_spaces/table3_mask_ratio.py: method.mask_rato: no such field"):
+    assert check(build_chain(config), RATIOS) == Work(trainings=6, done=0, updates=3 * 5 + 4 * 2)
+    with pytest.raises(UserError, match=r"--space table3_mask_ratio: method.mask_rato: no such field"):
         check(build_chain(config), grid({"method.mask_rato": (0.6,)}))
+
+
+def test_what_trials_and_tables_have_in_common_is_one_stage(labelled: PreparedDataset) -> None:
+    """The 12 rows of Tables 1 to 3 are 9 pretrainings (at the published settings, to which the rows are added)."""
+    argv = ["--recipe", "paper-b", *SETTINGS[2:5], labelled.path, "--finetune-data", labelled.path]
+    chain = build_chain(parse("sweep", argv, RECIPES).config)
+    rows = [row for name in space_names() if name.startswith("table") for row in load_space(name).rows.values()]
+    stages = unique(stage for row in rows for stage in chain.stages(row).values())
+    assert len(rows) == 12
+    assert [len([one for one in stages if one.verb == verb]) for verb in ("pretrain", "finetune", "evaluate")] == [
+        9
+    ] * 3
+    for number, one in enumerate(stages):
+        assert all(need.name in {earlier.name for earlier in stages[:number]} for need in one.needs.values())
+
+
+def test_the_papers_path_starts_from_the_network_of_the_first_data_set(
+    labelled: PreparedDataset, tmp_path: Path
+) -> None:
+    other = shutil.copytree(labelled.path, tmp_path / "elsewhere" / "second")
+    (other / "splits.json").write_text('{"train": ["one"], "val": [], "test": ["two"]}')
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, str(other)]
+    for start, expected in (("pretrained", "pretrain"), ("first", f"finetune-{Path(labelled.path).name}")):
+        stages = build_chain(parse("sweep", [*argv, "--start-from", start], RECIPES).config).stages({})
+        assert stages["finetune-second"].needs["init"] is stages[expected]
+        assert stages["evaluate-second"].needs["run"] is stages["finetune-second"]
 
 
 def test_two_processes_never_work_on_one_sweep(

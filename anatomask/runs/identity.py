@@ -1,0 +1,49 @@
+"""What identifies a run: its settings and the content of its inputs, never the paths of either."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from anatomask.nn.backbones import without_usual_name
+
+WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every", "training.on_non_finite")
+ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", *WATCHED)
+"""Fields that say where, under what name, how far and how watched a run goes, not what it computes."""
+
+RESULTS = {"pretrain": 1, "finetune": 1, "evaluate": 1}
+"""Number of each verb, which is raised when equal settings and inputs come to give other results."""
+
+
+def identity(settings: Mapping[str, Any], inputs: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the settings that decide what a run computes, without `inputs`, the fields that name what it reads."""
+    return _without(without_usual_name(settings), (*ELSEWHERE, *inputs))
+
+
+def run_key(verb: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return the key of a run, 64 hexadecimal digits: equal keys compute equal results.
+
+    Args:
+        verb: what is run.
+        settings: the complete configuration.
+        inputs: a digest of what each input holds, by the field of the settings that names it.
+    """
+    content = {
+        "verb": verb,
+        "results": RESULTS.get(verb, 1),
+        "settings": identity(settings, list(inputs)),
+        "inputs": dict(inputs),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _without(settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Return nested settings without the fields of those dotted names."""
+    kept = {name: value for name, value in settings.items() if name not in fields}
+    for field in fields:
+        section, _, rest = field.partition(".")
+        if rest and isinstance(kept.get(section), Mapping):
+            kept[section] = _without(kept[section], [rest])
+    return kept

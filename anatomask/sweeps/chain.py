@@ -1,0 +1,117 @@
+"""The chain of a trial: pretraining, then finetuning and scoring on each data set, as stages of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from anatomask.config import EvaluateConfig, PretrainConfig, SweepConfig, overlay_dotted, plain
+from anatomask.data.addresses import folder_name
+from anatomask.data.index import data_digest
+from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError
+from anatomask.names import file_name
+from anatomask.runs.folder import run_folder
+from anatomask.runs.store import Store
+from anatomask.sweeps.graph import Stage
+from anatomask.sweeps.space import Point
+
+NEEDED = "needed"
+"""The run that a stage reads, until it is known where it lies."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """All that a trial needs besides its point. Paths are absolute: trials run elsewhere."""
+
+    folder: Path
+    """Folder of the sweep."""
+    config: SweepConfig
+    splits: Mapping[str, str]
+    """Which cases of each data set are scored."""
+    digests: Mapping[str, str]
+    """Digest of each prepared folder."""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """A digest of the content of each input of the sweep, by the field that names it."""
+        finetuned = " ".join(self.digests[data] for data in self.config.finetune_data)
+        return {"pretrain_data": self.digests[self.config.pretrain_data], "finetune_data": finetuned}
+
+    @property
+    def store(self) -> Store:
+        """Where the runs of all sweeps lie."""
+        return Store(self.folder.parent)
+
+    def stages(self, point: Point) -> dict[str, Stage]:
+        """Return the stages of a trial by the names of their links, each after those that it needs.
+
+        Raises:
+            UserError: the space sets a field wrongly, which the message names.
+        """
+        first = self._stage("pretrain", self.pretraining(point))
+        start, found = first, {"pretrain": first}
+        for data in self.config.finetune_data:
+            name = file_name(folder_name(data))
+            settings = replace(self.config.finetune, data=data, init=NEEDED, cluster=self.config.cluster)
+            finetuned = self._stage("finetune", settings, init=start)
+            if start is first and self.config.start_from == "first":
+                start = finetuned
+            found[f"finetune-{name}"] = finetuned
+            found[f"evaluate-{name}"] = self._stage("evaluate", self.evaluation(data), run=finetuned)
+        return found
+
+    def pretraining(self, point: Point) -> PretrainConfig:
+        """Return the settings of a pretraining. Raises UserError naming the field that the space sets wrongly."""
+        config = replace(self.config.pretrain, data=self.config.pretrain_data, cluster=self.config.cluster)
+        return overlay_dotted(config, point, f"--space {self.config.space}")
+
+    def evaluation(self, data: str) -> EvaluateConfig:
+        """Return the settings of scoring. Beside other trials, a case takes one CPU: it need not wait for several."""
+        threads = 1 if self.config.concurrent > 1 else self.config.cluster.threads
+        return EvaluateConfig(
+            run=NEEDED,
+            data=data,
+            split=self.splits[data],
+            inference=self.config.inference,
+            cluster=replace(self.config.cluster, threads=threads),
+        )
+
+    def _stage(self, verb: str, config: Any, **needs: Stage) -> Stage:
+        return Stage(verb, config, self.digests[config.data], needs)
+
+
+def build_chain(config: SweepConfig) -> Chain:
+    """The chain of a configuration.
+
+    Raises:
+        UserError: two data sets have the same name, or one has no labelled cases to score.
+    """
+    folder = run_folder(config.runs, config.name, "sweep", config.space, plain(config))
+    config = replace(
+        config,
+        pretrain_data=PreparedDataset.open(config.pretrain_data).path,
+        finetune_data=tuple(PreparedDataset.open(data).path for data in config.finetune_data),
+    )
+    names = [file_name(folder_name(data)) for data in config.finetune_data]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--finetune-data: two folders are named {name}; rename one, for tables tell them apart so")
+    digests = {data: data_digest(Storage(data), splits=True) for data in {config.pretrain_data, *config.finetune_data}}
+    return Chain(folder, config, {data: scored_split(data, config.split) for data in config.finetune_data}, digests)
+
+
+def scored_split(data: str, split: str) -> str:
+    """The split that is scored; `auto` is val where it has labelled cases, else test.
+
+    Raises:
+        UserError: there are no labelled cases in it.
+    """
+    dataset = PreparedDataset.open(data)
+    for name in ("val", "test") if split == "auto" else (split,):
+        if any(dataset.records[case].labelled for case in dataset.splits.get(name, ())):
+            return name
+    raise UserError(f"--split {split}: {dataset.shown} has no labelled cases to score trials on; choose another split")

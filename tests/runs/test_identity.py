@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from anatomask.runs.identity import ELSEWHERE, identity, run_key
+
+SETTINGS = {
+    "data": "shards",
+    "init": "runs/a",
+    "seed": 0,
+    "name": "a",
+    "runs": "r",
+    "cluster": {"workers": 1},
+    "loader": {"read_ahead": 2, "patch_size": [64, 64, 64]},
+}
+INPUTS = {"data": "d1", "init": "w1"}
+
+
+def test_paths_names_and_machines_are_no_part_of_it() -> None:
+    key = run_key("finetune", SETTINGS, INPUTS)
+    elsewhere = {"data": "/abs/shards", "init": "x", "name": "b", "runs": "q", "cluster": {"workers": 8}}
+    watched = {"loader": {"read_ahead": 9, "patch_size": [64, 64, 64]}}
+    assert run_key("finetune", SETTINGS | elsewhere | watched, INPUTS) == key
+    assert run_key("finetune", SETTINGS, dict(reversed(INPUTS.items()))) == key
+
+
+def test_whatever_changes_results_is() -> None:
+    others = [
+        run_key("pretrain", SETTINGS, INPUTS),
+        run_key("finetune", SETTINGS | {"seed": 1}, INPUTS),
+        run_key("finetune", SETTINGS | {"loader": {"patch_size": [32, 64, 64]}}, INPUTS),
+        run_key("finetune", SETTINGS, INPUTS | {"data": "d2"}),
+        run_key("finetune", SETTINGS, {"data": "d1"}),  # the path of the weights, then
+    ]
+    assert len({run_key("finetune", SETTINGS, INPUTS), *others}) == 1 + len(others)
+
+
+@given(st.dictionaries(st.sampled_from(["seed", "method", *ELSEWHERE]), st.integers()))
+def test_nothing_but_fields_that_say_where_is_left_out(settings: dict[str, int]) -> None:
+    assert identity(settings) == {name: settings[name] for name in settings if name in ("seed", "method")}
