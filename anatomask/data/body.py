@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anatomask.data.fingerprint import BODY_HU
+from anatomask.data.fingerprint import BODY_HU, Scheme
 from anatomask.errors import UserError
 from anatomask.masking import Among
 
@@ -39,19 +41,33 @@ def body_shares(image: np.ndarray, inside: np.ndarray, lowest: float, highest: f
 
 
 def body_bounds(dataset: PreparedDataset, case: str, among: Among) -> tuple[int, float, float]:
-    """Return what counts as body in a case: a channel, the value that its body voxels exceed, and their largest value.
+    """Return what counts as body in a case. Returns and raises as `bounds_of_body`."""
+    return bounds_of_body(dataset.info.schemes, partial(dataset.otsu_threshold, case), among, dataset.shown)
 
-    The channel is the first CT channel or, if there is none, the first channel.
+
+def bounds_of_body(
+    schemes: Sequence[Scheme], otsu_threshold: Callable[[int], float], among: Among, name: str
+) -> tuple[int, float, float]:
+    """Return what counts as body in a scan.
+
+    Args:
+        schemes: what the values of each channel are.
+        otsu_threshold: computes Otsu's threshold of a channel.
+        among: patches that may be hidden.
+        name: what messages call the scan or its data set.
+
+    Returns:
+        A channel (the first CT channel or, if there is none, the first), the value that its body voxels exceed, and
+        their largest value.
 
     Raises:
-        UserError: the foreground, which is defined in HU, is requested and the data set has no CT.
+        UserError: the foreground, which is defined in HU, is requested and there is no CT.
     """
-    schemes = dataset.info.schemes
     channel = schemes.index("ct") if "ct" in schemes else 0
     if among == "foreground":
         if schemes[channel] != "ct":
             raise UserError(
-                f"--method.among foreground is defined in HU, and {dataset.shown} has no CT; choose --method.among body"
+                f"--method.among foreground is defined in HU, and {name} has no CT; choose --method.among body"
             )
         return (channel, *SOFT_TISSUE_HU)
-    return channel, BODY_HU if schemes[channel] == "ct" else dataset.otsu_threshold(case, channel), math.inf
+    return channel, BODY_HU if schemes[channel] == "ct" else otsu_threshold(channel), math.inf

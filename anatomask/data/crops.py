@@ -4,7 +4,7 @@ host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -44,3 +44,13 @@ def flip(volume: Tensor, axes: Tensor) -> Tensor:
         chosen = axes[:, axis].view(-1, 1, 1, 1, 1)
         volume = torch.where(chosen, volume.flip(axis + 2), volume)
     return volume
+
+
+def pad_to(volume: Tensor, shape: Sequence[int], before: Sequence[int] = (0, 0, 0)) -> Tensor:
+    """Pad a volume (C, D, H, W) to `shape` voxels with each channel's minimum, `before` of them in front."""
+    if tuple(volume.shape[1:]) == tuple(shape):
+        return volume
+    padded = volume.amin((1, 2, 3))[:, None, None, None].expand(-1, *shape).clone()
+    inside = tuple(slice(margin, margin + extent) for margin, extent in zip(before, volume.shape[1:], strict=True))
+    padded[:, *inside] = volume
+    return padded

@@ -37,29 +37,39 @@ def check_tensors(weights: Weights) -> None:
 
 
 def read_network(folder: Path) -> Weights:
-    """The weights of a finetuned network.
+    """Read the weights of a finetuned network from a folder. UserError where it holds none, or as `check_network`."""
+    weights = read_weights(folder)
+    check_network(weights, folder)
+    return weights
+
+
+def check_network(weights: Weights, source: object) -> None:
+    """Check that weights are a finetuned network that can predict scans.
 
     Raises:
-        UserError: the folder holds none, or another kind, the header lacks what an evaluation needs, or tensors do not
-            fit it or hold what is not finite.
+        UserError: they are of another kind, the header lacks what a prediction needs, or tensors do not fit it or hold
+            what is not finite; the message names `source`.
     """
-    weights = read_weights(folder)
-    kind = weights.header.get("kind")
-    if kind != "segmentation":
-        raise UserError(f"{folder} holds {kind} weights, not a segmentation network; run `anatomask finetune` first")
+    require_segmentation(weights, source)
     network_of(weights.header)
     if "fingerprint" not in weights.header:
-        raise UserError(f"{folder} does not say how its data were normalised (imported?); finetune from it with --init")
-    require_fields(weights.header, folder, "patch_size", "mirror_axes", "spacing", "class_names", "initialisation")
-    require_fields(weights.header, folder, "architecture.classes")
+        raise UserError(f"{source} does not say how its data were normalised (imported?); finetune from it with --init")
+    require_fields(weights.header, source, "patch_size", "mirror_axes", "spacing", "class_names", "initialisation")
+    require_fields(weights.header, source, "architecture.classes")
     check_tensors(weights)
     for name, tensor in weights.tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"{folder}: {name} holds values that are not finite; use the run's other checkpoint (--checkpoint), or "
+                f"{source}: {name} holds values that are not finite; use the run's other checkpoint (--checkpoint), or "
                 "look at the loss of its training"
             )
-    return weights
+
+
+def require_segmentation(weights: Weights, source: object) -> None:
+    """Raise UserError naming `source` unless weights are of a segmentation network."""
+    kind = weights.header.get("kind")
+    if kind != "segmentation":
+        raise UserError(f"{source} holds {kind} weights, not a segmentation network; run `anatomask finetune` first")
 
 
 def match_dataset(header: Mapping[str, Any], dataset: PreparedDataset, source: str) -> PreparedDataset:

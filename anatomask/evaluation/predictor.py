@@ -12,6 +12,7 @@ import torch
 from nibabel import orientations
 from torch import Tensor, nn
 
+from anatomask.data.crops import pad_to
 from anatomask.data.resampling import resample_logits_to_label
 from anatomask.data.scans import PreparedScan
 from anatomask.errors import UserError
@@ -88,7 +89,7 @@ class Predictor:
         shape = volume.shape[1:]
         padded = [max(extent, window) for extent, window in zip(shape, self.patch_size, strict=True)]
         before = [(outer - extent) // 2 for outer, extent in zip(padded, shape, strict=True)]
-        windowed = _padded(volume.to(self.device), before, padded)
+        windowed = pad_to(volume.to(self.device), padded, before)
         inferer = SlidingWindowInferer(
             self.patch_size,
             self.inference.batch,
@@ -130,17 +131,6 @@ class Predictor:
 def mirror_axes(header: Mapping[str, Any], inference: InferenceConfig) -> list[int]:
     """The axes to mirror in inference: those of the training, or none where the settings say so."""
     return list(header["mirror_axes"]) if inference.mirror else []
-
-
-def _padded(volume: Tensor, before: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Pad (C, D, H, W) to `shape` voxels with each channel's minimum, `before` of them in front."""
-    if tuple(volume.shape[1:]) == tuple(shape):
-        return volume
-    padded = volume.new_empty((len(volume), *shape))
-    padded[...] = volume.amin((1, 2, 3))[:, None, None, None]
-    inside = tuple(slice(margin, margin + extent) for margin, extent in zip(before, volume.shape[1:], strict=True))
-    padded[:, *inside] = volume
-    return padded
 
 
 def _stitching_device(needed: int, device: torch.device) -> torch.device:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
+from typing import Any
 
 from anatomask.errors import UserError
 from anatomask.methods.base import MethodConfig
@@ -38,3 +40,18 @@ def method_config(name: str) -> type[MethodConfig]:
 def method_names() -> list[str]:
     """Return the names of all methods, those of extensions included."""
     return list(with_extensions("METHODS", METHODS))
+
+
+def method_of(header: Mapping[str, Any]) -> MethodConfig:
+    """Read the settings of the method that the header of pretrained weights describes.
+
+    Raises:
+        UserError: it describes none that is known here.
+    """
+    described = {name: value for name, value in (header.get("method") or {}).items() if name not in ("name", "label")}
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}
+    config = method_config(str((header.get("method") or {}).get("name")))
+    try:
+        return config(**fields)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the header's method cannot be read ({error}): give weights that anatomask wrote") from error

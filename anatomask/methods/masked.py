@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from anatomask.data.body import body_bounds, body_shares
+from anatomask.data.body import body_bounds, body_shares, bounds_of_body
+from anatomask.data.crops import pad_to
 from anatomask.data.samples import LoaderConfig, Sample, random_origin, stored_crop
 from anatomask.errors import UserError
 from anatomask.masking import Among, num_hidden
 from anatomask.methods.base import Method
 
 if TYPE_CHECKING:
+    from anatomask.data.scans import PreparedScan
     from anatomask.data.shards import PreparedDataset
 
 CROPS_TRIED = 16
@@ -122,6 +125,11 @@ class Picture:
     self_mask: Tensor
     """bool, True = hidden: the mask that this loss leads to."""
 
+    @property
+    def patch(self) -> int:
+        """Edge of a patch in voxels."""
+        return self.volume.shape[1] // self.self_mask.shape[0]
+
 
 @dataclass(frozen=True)
 class Examination:
@@ -152,3 +160,30 @@ class MaskedMethod(Method):
             noise: (M, 2, n) as in training, a sample per mask.
             among: (1, n) bool, the patches that may be hidden. None: all.
         """
+
+
+def self_mask_of(method: MaskedMethod, draw: MaskedDraw, scan: PreparedScan, masks: int, seed: int) -> Picture:
+    """Look at a whole scan as a method's training does: what it reconstructs, finds hard, and would hide.
+
+    Args:
+        method: with its trained weights, on the CPU.
+        draw: how the method draws masks.
+        scan: prepared; it is padded at its end to whole patches, with each channel's minimum.
+        masks: number of random masks, over which patch losses are averaged.
+        seed: decides the masks.
+
+    Raises:
+        UserError: the method does not work on a scan of this size, or no patch of it may be hidden.
+    """
+    shape = [-(-edge // draw.patch) * draw.patch for edge in scan.stored.shape[1:]]
+    patches = math.prod(edge // draw.patch for edge in shape)
+    noise = torch.from_numpy(np.random.default_rng([seed]).random((masks, 2, patches), dtype=np.float32))
+    among = None
+    if draw.among != "all":
+        channel, lowest, highest = bounds_of_body(scan.schemes, scan.otsu_threshold, draw.among, scan.name)
+        image = pad_to(torch.from_numpy(scan.stored[channel : channel + 1]), shape)[0].numpy()
+        inside = np.array([(0, edge) for edge in scan.stored.shape[1:]])
+        among = torch.from_numpy(body_shares(image, inside, lowest, highest, draw.patch) >= draw.body_share)[None]
+        if not among.any():
+            raise UserError(f"{scan.name}: no patch of it is {draw.among} enough to be hidden; take another scan")
+    return method.examine(pad_to(scan.volume, shape)[None], noise, among).picture

@@ -64,6 +64,18 @@ def weights_digest(folder: Path) -> str:
     return file_digest(folder / TENSORS)
 
 
+def read_source(source: str | Path, which: str = "last") -> Weights:
+    """Read the weights that `source` means: a safetensors file of ours, a folder of weights, or a run's folder.
+
+    Raises:
+        UserError: as `find_weights` and `read_weights`.
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix == ".safetensors":
+        return read_described(path)
+    return read_weights(find_weights(path, which))
+
+
 def find_weights(path: str | Path, which: str = "last") -> Path:
     """The folder of weights that `path` means: itself, or the `last` or `best` checkpoint of the run at `path`.
 
