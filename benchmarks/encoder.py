@@ -82,23 +82,22 @@ def measure(arguments: argparse.Namespace, size: str) -> dict[str, dict[str, Any
     visible = Visible(patches - masking.num_hidden(patches, arguments.mask_ratio))
     inputs = (volume, ~hidden.view(batch, *grid), visible)
 
-    forward: dict[str, Callable[[], None]] = {}
-    both: dict[str, Callable[[], None]] = {}
+    forward: dict[str, Callable[[], object]] = {}
+    both: dict[str, Callable[[], object]] = {}
     gflop: dict[str, float] = {}
     memory: dict[str, float | None] = {}
     for name in BACKENDS:
         if name == "spconv" and not find_spec("spconv"):
             continue
-        encode = partial(values, model, name)
+        encode: Callable[..., list[Tensor]] = partial(values, model, name)
         if name != "spconv":  # its products are not torch's: they can be neither counted nor compiled
             with FlopCounterMode(display=False) as counter:
                 run(encode, inputs, arguments.dtype, backward=True)
             gflop[name] = counter.get_total_flops() / 1e9
             encode = torch.compile(encode) if name in arguments.compile else encode
         forward[name] = partial(run, encode, inputs, arguments.dtype, backward=False)
-        both[name], memory[name] = peak_memory_gib(
-            lambda encode=encode: partial(run, encode, inputs, arguments.dtype, backward=True), device
-        )
+        build = partial(partial, run, encode, inputs, arguments.dtype, backward=True)
+        both[name], memory[name] = peak_memory_gib(build, device)
     if arguments.profile:
         for name, call in both.items():
             call()
@@ -119,7 +118,7 @@ KINDS = {
 }
 
 
-def print_profile(name: str, call: Callable[[], None]) -> None:
+def print_profile(name: str, call: Callable[[], object]) -> None:
     """Where the time of one call goes, in percent of all operators' own time."""
     with torch.profiler.profile() as profiler:
         call()

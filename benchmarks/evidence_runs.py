@@ -292,7 +292,7 @@ class Experiment:
                 dsc.setdefault(score.case, {})[score.class_name] = round(score.dsc, DIGITS)
                 nsd.setdefault(score.case, {})[score.class_name] = round(score.nsd, DIGITS)
         for case, organs in dsc.items():
-            predicted = nib.load(folder / PREDICTIONS / f"{case}.nii.gz")
+            predicted = nib.Nifti1Image.from_filename(folder / PREDICTIONS / f"{case}.nii.gz")
             truth = np.asarray(dataset.original_label(case).dataobj)
             tolerance = dict.fromkeys(dataset.class_names, FINER_TOLERANCE_MM)
             spacing = nib.affines.voxel_sizes(predicted.affine)

@@ -130,7 +130,7 @@ def read_packed(path: Path) -> Packed:
     def unpacked(name: str) -> np.ndarray:
         case, _, _ = name.rpartition(".")
         shape = header["cases"][case]["shape"]
-        voxels = np.frombuffer(lzma.decompress(stored.tensors[name].numpy()), np.uint8)
+        voxels = np.frombuffer(lzma.decompress(stored.tensors[name].numpy().data), np.uint8)
         return voxels.reshape(shape)
 
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import resource
 import statistics
@@ -21,9 +22,14 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:  # nnU-Net's interpreter runs this file too
+    from monai.data import CacheDataset, PersistentDataset
+
+    from anatomask.data.settings import Codec
 
 SIZE = (112, 112, 128)
 CROP_BYTES = 2 * SIZE[0] * SIZE[1] * SIZE[2]
@@ -53,9 +59,9 @@ def main() -> None:
         else:
             del runs["nnunet"]
         for _ in range(arguments.rounds):
-            for name, found in runs.items():
+            for name, of_loader in runs.items():
                 python = arguments.nnunet_python if name == "nnunet" else sys.executable
-                found.append(child(python, name, folder, arguments.crops))
+                of_loader.append(child(python, name, folder, arguments.crops))
         memory = child(sys.executable, "shards", folder, 0, restarts=arguments.restarts)
         space = {name: folder_bytes(folder / name) / arguments.volumes / 2**20 for name in ("shards", "nnunet", "raw")}
     medians = {name: {key: median(found, key) for key in found[0]} for name, found in runs.items()}
@@ -85,7 +91,7 @@ def main() -> None:
     )
 
 
-def summary(medians: dict[str, dict[str, float]]) -> dict[str, float]:
+def summary(medians: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The figures that the project aims at."""
     ours = medians["shards"]
     result = {
@@ -192,14 +198,14 @@ def save_volumes(scans: Path, folder: Path, count: int, edge: int) -> None:
     sources = [*sorted((scans / "scans").glob("*.nii.gz")), *sorted((scans / "totalsegmentator").rglob("ct.nii.gz"))]
     volumes = []
     for path in sources:
-        voxels = np.asanyarray(nib.load(path).dataobj).astype(np.float32)
+        voxels = np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj).astype(np.float32)
         if np.mean(voxels < -500) > 1e-3:  # CT: there is air
             volumes.append(np.rint(zoom(voxels, [edge / n for n in voxels.shape], order=1)).astype(np.int16))
     if not volumes:
         raise SystemExit(f"{scans} holds no CT: give --scans the folder of the real scans")
     (folder / "raw").mkdir()
     for index in range(count):
-        axes = [axis for axis in range(3) if (index // len(volumes)) >> axis & 1]
+        axes = tuple(axis for axis in range(3) if (index // len(volumes)) >> axis & 1)
         np.save(folder / "raw" / f"v{index:03}.npy", np.ascontiguousarray(np.flip(volumes[index % len(volumes)], axes)))
 
 
@@ -208,7 +214,7 @@ def label_of(volume: np.ndarray) -> np.ndarray:
     return (volume > -300).astype(np.uint8) + (volume > 200)
 
 
-def write_shards(folder: Path, codec: str, brick: int) -> None:
+def write_shards(folder: Path, codec: Codec, brick: int) -> None:
     """Our shards of all volumes."""
     from anatomask.data.fingerprint import ChannelFingerprint, Fingerprint
     from anatomask.data.index import write_index
@@ -287,7 +293,7 @@ def open_stream(folder: Path) -> Opened:
     from anatomask.data.stream import stream_batches
     from anatomask.methods.masked import MaskedDraw
 
-    ray.init(address="local", num_cpus=2, object_store_memory=2**30, logging_level="ERROR", log_to_driver=False)
+    ray.init(address="local", num_cpus=2, object_store_memory=2**30, logging_level=logging.ERROR, log_to_driver=False)
     path = str(folder / "shards")
     sequence = SampleSequence(tuple(PreparedDataset.open(path).records), 0)
     draw = MaskedDraw(LoaderConfig(patch_size=SIZE))
@@ -317,6 +323,7 @@ def open_monai(folder: Path, persistent: bool) -> Opened:
     load = LoadImaged("image", reader="NumpyReader")
     channel = EnsureChannelFirstd("image", channel_dim="no_channel")
     crop = RandSpatialCropd("image", SIZE, random_size=False)
+    dataset: PersistentDataset | CacheDataset
     if persistent:
         dataset = PersistentDataset(items, Compose([load, channel, crop]), cache_dir=folder / "monai")
     else:

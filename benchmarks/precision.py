@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, product
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from anatomask.data.samples import SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.data.stream import SampleReader
+from anatomask.methods.masked import MaskedMethod
 from anatomask.recipes import RECIPES
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
@@ -40,11 +41,11 @@ from anatomask.training.parallel import Workers, distribute
 from anatomask.training.pretraining import PretrainingTask
 from anatomask.training.recorder import SilentRecorder
 from anatomask.training.scalars import ScalarLog
-from anatomask.training.settings import TrainingConfig
+from anatomask.training.settings import Precision
 from anatomask.training.state import TrainingState
 from anatomask.training.update import Update, set_arithmetic
 
-PRECISIONS = get_args(get_type_hints(TrainingConfig)["precision"])
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DATA_SEED = 0
 """Of the crops, their order and all masks, in every run."""
 PANELS = {"train": "training loss, mean over an epoch", "val": "validation loss, fixed scans and masks"}
@@ -111,7 +112,7 @@ def main() -> None:
     )
 
 
-def run(arguments: argparse.Namespace, folder: Path, precision: str, seed: int) -> dict[str, list[float]]:
+def run(arguments: argparse.Namespace, folder: Path, precision: Precision, seed: int) -> dict[str, list[float]]:
     """One training in this process: by kind of loss its curve, and the median `seconds` of an update."""
     torch.set_num_threads(arguments.threads)
     set_arithmetic(precision)
@@ -131,6 +132,7 @@ def run(arguments: argparse.Namespace, folder: Path, precision: str, seed: int) 
     fixed, header = choose_fixed_cases(dataset, cases), {"patch_size": patch_size, "spacing": dataset.spacing}
     task = PretrainingTask(recipe.method, recipe.network, recipe.loader, header, dataset.path, fixed, seed, device)
     draw = recipe.method.draw(recipe.loader)
+    assert isinstance(task.method, MaskedMethod)
     task.monitor = MaskMonitor(task.method, dataset, fixed, draw, DATA_SEED, device)  # the same masks whatever the seed
     model = distribute(task, training, workers)
     state = TrainingState.of(task, recipe.optimiser, device, scaled=precision == "fp16")

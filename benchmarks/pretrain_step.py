@@ -28,7 +28,7 @@ from anatomask.training.optimiser import build_optimiser
 from anatomask.training.settings import OptimiserConfig
 
 PROGRESS = 0.5
-Step = Callable[[], None]
+Step = Callable[[], object]
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     report(f"Pretraining step, {setting(arguments)}", header, rows, result)
 
 
-def measure(arguments: argparse.Namespace, size: str) -> dict[str, dict[str, Any]]:
+def measure(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
     """By way of computing: seconds, the share of the FLOP/s of a matrix product that it reaches, peak memory."""
     network, batch = SIZES[size], random_batch(arguments)
     check_same_loss(network, batch)
@@ -106,6 +106,7 @@ def check_same_loss(network: STUNetConfig, batch: MaskedBatch) -> None:
     """Stop unless the published way and ours give the same loss, from the same weights, with norms over the batch."""
     published = PublishedStep(AnatoMaskConfig(), network)
     ours = AnatoMask(AnatoMaskConfig(norm_scope="batch"), network)
+    assert ours.teacher
     ours.student.load_state_dict(published.student.model.state_dict())
     ours.teacher.load_state_dict(published.teacher.model.state_dict())
     on_host = MaskedBatch(batch.volume[:1, :, :32, :32, :48].cpu(), batch.noise[:1, :, :12].cpu())
@@ -132,6 +133,7 @@ def our_step(
     method.set_sparse_backend(backend)
     if compiled:
         method.student.compile()
+        assert method.teacher
         method.teacher.compile()
     return whole_step(lambda: method.training_step(batch, PROGRESS).loss, method.student, method.after_step, arguments)
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from anatomask import masking
 from anatomask.methods.anatomask import AnatoMaskConfig, ema_decay
 from anatomask.methods.masked import MaskedBatch
-from anatomask.nn.backbones.stunet import NEGATIVE_SLOPE, STUNetConfig
+from anatomask.nn.backbones.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNetConfig
 from anatomask.nn.masked_autoencoder import Densify, MaskedAutoencoder
 from anatomask.nn.sparse import expand_active
 
@@ -39,7 +39,8 @@ class PublishedAutoencoder(nn.Module):
         x = volume * expand_active(active, PATCH)
         maps = []
         for stage in self.model.encoder.stages:
-            for block in stage:
+            for block in stage.children():
+                assert isinstance(block, ResidualBlock)
                 x = self._block(block, x, active)
             maps.append(x)
         filled = []
@@ -49,7 +50,7 @@ class PublishedAutoencoder(nn.Module):
             filled.append(densify.projection(torch.where(mask, normalised, densify.token.expand_as(normalised))))
         return self.model.decoder(filled[:-1])
 
-    def _block(self, block: nn.Module, x: Tensor, active: Tensor) -> Tensor:
+    def _block(self, block: ResidualBlock, x: Tensor, active: Tensor) -> Tensor:
         hidden = functional.leaky_relu(_norm(block.norm1, _convolve(block.conv1, x, active), active), NEGATIVE_SLOPE)
         hidden = _norm(block.norm2, _convolve(block.conv2, hidden, active), active)
         skip = x if block.shortcut is None else _convolve(block.shortcut, x, active)

@@ -59,7 +59,7 @@ def write_all(scans: Path, folder: Path, limit: int) -> tuple[list[str], int]:
     paths = [*sorted((scans / "scans").glob("*.nii.gz")), *sorted((scans / "totalsegmentator").rglob("ct.nii.gz"))]
     for path in paths[:limit]:
         case = path.parent.name if path.name == "ct.nii.gz" else path.name.removesuffix(".nii.gz")
-        if np.mean(np.asanyarray(nib.load(path).dataobj) < -500) < 1e-3:  # CT has air
+        if np.mean(np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj) < -500) < 1e-3:  # CT has air
             continue
         prepared = prepare_case(RawCase(case, case, (nifti_image(path),)), ["ct"], [], SPACING)
         for codec in get_args(Codec):

@@ -125,6 +125,7 @@ def recorded(run: Path, training: TrainingConfig) -> dict[str, Any]:
     """What a run's metrics say of its updates but the first fifth."""
     rows = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
     timed = [(row, training.batch_size / row["train/samples_per_second"]) for row in rows if "train/wait" in row]
+    assert training.steps_per_epoch
     first = training.steps_per_epoch // 5
     seconds = sum(took for row, took in timed if row["step"] > first)
     return {

@@ -14,6 +14,7 @@ import torch
 from measure import PATCH, interleaved, machine, parse, report, setting
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 
 from anatomask.nn.backbones.stunet import SIZES
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
@@ -53,9 +54,10 @@ def measure(arguments: argparse.Namespace, channels: int, edges: list[int]) -> d
     """Seconds of the gradients of input, weight and bias, by way."""
     dtype = getattr(torch, arguments.dtype)
     layer = nn.ConvTranspose3d(channels, channels, 4, stride=2, padding=1).to(arguments.device, dtype)
-    layer.to(memory_format=torch.channels_last_3d)
+    convert_conv3d_weight_memory_format(layer, torch.channels_last_3d)
     shape = (arguments.batch, channels)
     x = torch.randn(*shape, *edges, device=arguments.device, dtype=dtype).to(memory_format=torch.channels_last_3d)
+    assert layer.bias is not None
     weights = (x.requires_grad_(), layer.weight, layer.bias)
     grad = torch.randn(*shape, *(2 * edge for edge in edges), device=arguments.device, dtype=dtype)
     grad = grad.to(memory_format=torch.channels_last_3d)

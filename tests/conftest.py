@@ -24,7 +24,7 @@ from pyarrow.fs import FileSystem
 
 from anatomask.cluster import running
 from anatomask.cluster_settings import ClusterConfig
-from anatomask.data.fingerprint import Fingerprint, case_histograms
+from anatomask.data.fingerprint import Fingerprint, Scheme, case_histograms
 from anatomask.data.index import write_index
 from anatomask.data.records import DatasetInfo, PreparedCase
 from anatomask.data.settings import Codec
@@ -167,7 +167,7 @@ def prepared(tmp_path: Path) -> Callable[..., PreparedDataset]:
     def make(
         *images: np.ndarray,
         label: np.ndarray | None = None,
-        schemes: tuple[str, ...] = (),
+        schemes: tuple[Scheme, ...] = (),
         brick: int = 16,
         codec: Codec = "none",
         root: str = "prepared",
@@ -193,10 +193,19 @@ def prepared(tmp_path: Path) -> Callable[..., PreparedDataset]:
 
 
 @pytest.fixture
-def head(real_data: Path, prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
-    """A real CT of the head and neck, 55x68x109 voxels, with five organs, as a prepared data set of one case, "one"."""
-    image, label = (
-        np.asanyarray(nib.load(real_data / "openkbp" / name).dataobj)
-        for name in ("imagesTr/kbp_001_0000.nii.gz", "labelsTr/kbp_001.nii.gz")
-    )
-    return prepared(image, label=label, brick=32)
+def head_voxels(real_data: Path) -> np.ndarray:
+    """A real CT of the head and neck, 55x68x109 voxels, int16."""
+    return np.asanyarray(nib.Nifti1Image.from_filename(real_data / "openkbp/imagesTr/kbp_001_0000.nii.gz").dataobj)
+
+
+@pytest.fixture
+def head(real_data: Path, head_voxels: np.ndarray, prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
+    """That CT with five organs, as a prepared data set of one case, "one"."""
+    label = nib.Nifti1Image.from_filename(real_data / "openkbp/labelsTr/kbp_001.nii.gz")
+    return prepared(head_voxels, label=np.asanyarray(label.dataobj), brick=32)
+
+
+@pytest.fixture
+def head_scan(head_voxels: np.ndarray, prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
+    """The same without its organs."""
+    return prepared(head_voxels)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -36,7 +37,8 @@ def test_listening_sockets_are_found() -> None:
 def test_an_embedded_ray_listens_on_loopback_alone(ray_session: None) -> None:
     assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()  # a worker is up
     found = listening(descendants(os.getpid()))
-    assert int(ray._private.worker._global_node.webui_url.rpartition(":")[2]) in found  # the dashboard
+    node: Any = ray._private.worker._global_node
+    assert int(node.webui_url.rpartition(":")[2]) in found  # the dashboard
     assert int(ray.get_runtime_context().gcs_address.rpartition(":")[2]) in found
     assert {port: at for port, at in found.items() if not at <= set(LOOPBACK)} == {}
     assert 10001 not in found  # no server for Ray's clients
@@ -45,8 +47,9 @@ def test_an_embedded_ray_listens_on_loopback_alone(ray_session: None) -> None:
 
 @pytest.mark.ray
 def test_the_dashboard_asks_for_a_token(ray_session: None) -> None:
+    node: Any = ray._private.worker._global_node
     with pytest.raises(HTTPError, match="401"):
-        urlopen(f"http://{ray._private.worker._global_node.webui_url}/api/jobs/")
+        urlopen(f"http://{node.webui_url}/api/jobs/")
 
 
 @pytest.mark.parametrize("inherited", [None, "1"])

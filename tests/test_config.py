@@ -4,6 +4,7 @@ import dataclasses
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +21,7 @@ from anatomask.training.schedule import SCHEDULES
 from anatomask.training.settings import TrainingConfig
 
 
-def settings(*argv: str, verb: str = "pretrain"):
+def settings(*argv: str, verb: str = "pretrain") -> Any:
     return parse(verb, argv, RECIPES).config
 
 
@@ -126,7 +127,7 @@ def test_the_command_refuses_by_name_with_an_exit_code(
     try:
         result = main(argv)
     except SystemExit as exit_:
-        result = exit_.code
+        result = int(str(exit_.code))
     assert result == code
     shown = " ".join(capfd.readouterr().err.replace("│", " ").split())
     assert named in shown
@@ -194,6 +195,6 @@ def test_a_method_that_is_not_there_is_refused_by_name(argv: list[str], named: s
         (BYOLConfig(), {"training": TrainingConfig(accumulate=2)}, "training.accumulate must be 1: BYOL needs"),
     ],
 )
-def test_a_method_refuses_what_does_not_go_with_it(method, fields: dict[str, object], named: str) -> None:
+def test_a_method_refuses_what_does_not_go_with_it(method: Any, fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        PretrainConfig(data="x", method=method, **fields)  # type: ignore[arg-type]
+        PretrainConfig(data="x", method=method, **fields)

@@ -8,6 +8,9 @@ from typing import Literal
 
 from anatomask.settings import Settings
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""The arithmetic of forward and backward."""
+
 
 @dataclass(frozen=True)
 class TrainingConfig(Settings):
@@ -23,7 +26,7 @@ class TrainingConfig(Settings):
     """Samples per update, over all workers."""
     accumulate: int = 1
     """Parts of a worker's share of a batch, computed one after another to save memory; BatchNorm sees one part."""
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of forward and backward (fp16 with scaled losses); weights stay fp32."""
     synchronise_norms: bool = True
     """Normalise over the whole batch where several workers share it, so that their number does not matter."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-Spoil = Callable[[Path], None]
+Spoil = Callable[[Path], object]
 """Spoil the good input in the folder that the command runs in."""
 
 

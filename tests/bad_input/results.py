@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from tests.bad_input.kinds import EVALUATE, REPORT, Kind
 from tests.bad_input.spoiling import DEEP, of_json, of_lines, remove, text
 
 SUMMARY, SCORES, CLAIM = (f"runs/finetuned/{name}" for name in ("summary.json", "cases.csv", "evaluation.json"))
 FIELDS = ("run", "method", "initialisation", "dataset", "cases", "dsc", "nsd", "data")
+
+
+def without(field: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """Leave a field out."""
+    return {name: value for name, value in summary.items() if name != field}
+
 
 KINDS = [
     Kind(
@@ -42,7 +51,7 @@ KINDS = [
             f"a summary without {name}",
             REPORT,
             f"summary.json has no field '{name}'; evaluate the run again",
-            of_json(SUMMARY, lambda c, name=name: {k: v for k, v in c.items() if k != name}),
+            of_json(SUMMARY, partial(without, name)),
         )
         for name in FIELDS
     ),

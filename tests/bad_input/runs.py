@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from tests.bad_input.kinds import FINETUNE, SAME_FINETUNING, SAME_PRETRAINING, SWEEP, Kind
 from tests.bad_input.spoiling import DEEP, every, of_json, text, weights
@@ -12,8 +12,15 @@ from tests.bad_input.spoiling import DEEP, every, of_json, text, weights
 FINETUNED = "runs/finetuned"
 INDEX = f"{FINETUNED}/checkpoints/index.json"
 PRETRAINED_TENSORS = "runs/pretrained/checkpoints/step_00000004/model.safetensors"
-CONTENTS = {"empty": "", "damaged": "{", "a number": "5", "a list": "[1]", "no text": b"\xff\xfe{", "deep": DEEP}
-BUSY: list[Any] = []
+CONTENTS: dict[str, str | bytes] = {
+    "empty": "",
+    "damaged": "{",
+    "a number": "5",
+    "a list": "[1]",
+    "no text": b"\xff\xfe{",
+    "deep": DEEP,
+}
+BUSY: list[TextIO] = []
 """Lock files that this process holds, as another process that trains would."""
 
 

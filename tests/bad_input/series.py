@@ -36,7 +36,12 @@ def tag(**tags: Any) -> Callable[[Files], object]:
 
 def tags(**values: Any) -> Callable[[Files], object]:
     """Set tags of all slices."""
-    return lambda files: [change(file, **values) for file in files]
+
+    def spoil(files: Files) -> None:
+        for file in files:
+            change(file, **values)
+
+    return spoil
 
 
 def beside(name: str, content: bytes) -> Callable[[Files], object]:
@@ -51,6 +56,12 @@ def syntax(uid: bytes) -> Callable[[Files], object]:
         files[1].write_bytes(files[1].read_bytes().replace(b"1.2.840.10008.1.2.1\0", uid + b"\0"))
 
     return spoil
+
+
+def all_but_one(files: Files) -> None:
+    """Remove all slices but the first."""
+    for file in files[1:]:
+        file.unlink()
 
 
 def nested(files: Files) -> None:
@@ -68,7 +79,7 @@ LOST = r"dicom/bad/\w+\.dcm is no DICOM file or is damaged; get it again"
 KINDS = [
     bad_series("a slice that is missing", lambda files: files[1].unlink(), "dicom/bad: (a slice is missing|uneven)"),
     bad_series("a slice twice", lambda files: files[1].with_name("x.dcm").write_bytes(files[1].read_bytes()), "same"),
-    bad_series("one slice alone", lambda files: [file.unlink() for file in files[1:]], "the only slice of its series"),
+    bad_series("one slice alone", all_but_one, "the only slice of its series"),
     bad_series("a slice that is cut off", lambda files: os.truncate(files[1], 700), "dicom/bad"),
     bad_series("an empty slice", beside("x.dcm", b""), LOST),
     bad_series("a slice of random bytes", beside("x.dcm", np.random.default_rng(0).bytes(5000)), LOST),

@@ -29,16 +29,12 @@ LONG = "x" * 300
 
 def yaml(text: str) -> Spoil:
     """Write `text` to the configuration file."""
-    return lambda folder: _written(folder / "c.yaml", text.encode())
+    return raw(text.encode())
 
 
 def raw(content: bytes) -> Spoil:
     """Write bytes to the configuration file."""
-    return lambda folder: _written(folder / "c.yaml", content)
-
-
-def _written(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    return lambda folder: (folder / "c.yaml").write_bytes(content)
 
 
 def aliases(folder: Path) -> None:
@@ -55,7 +51,7 @@ def new_run(name: str) -> str:
 
 def in_file(make: Callable[[Path], object]) -> Spoil:
     """Make `c.yaml` something that is no file."""
-    return lambda folder: make(folder / "c.yaml") and None
+    return lambda folder: make(folder / "c.yaml")
 
 
 KINDS = [

@@ -32,7 +32,7 @@ Change = Callable[[Any], Any]
 
 def every(*spoils: Spoil) -> Spoil:
     """Do one after another."""
-    return lambda folder: [spoil(folder) for spoil in spoils] and None
+    return lambda folder: [spoil(folder) for spoil in spoils]
 
 
 def text(path: str, content: str | bytes) -> Spoil:
@@ -101,7 +101,7 @@ def of_bytes(path: str, change: Callable[[bytes], bytes]) -> Spoil:
 
 def move(old: str, new: str) -> Spoil:
     """Move a file or a folder."""
-    return lambda folder: (folder / old).rename(folder / new) and None
+    return lambda folder: (folder / old).rename(folder / new)
 
 
 def duplicate(old: str, new: str) -> Spoil:
@@ -164,7 +164,7 @@ def volume(
     """Change the voxels and the affine (4, 4) of a NIfTI file."""
 
     def spoil(folder: Path) -> None:
-        image = nib.load(folder / path)
+        image = nib.Nifti1Image.from_filename(folder / path)
         voxels, placed = change(np.asanyarray(image.dataobj)), affine(image.affine.copy())
         nib.save(nib.Nifti1Image(voxels, placed), folder / path)
 
@@ -175,9 +175,9 @@ def header(path: str, **fields: Any) -> Spoil:
     """Overwrite fields of a NIfTI header, whatever they may be."""
 
     def spoil(folder: Path) -> None:
-        image = nib.load(folder / path)
+        image = nib.Nifti1Image.from_filename(folder / path)
         content = bytearray(image.to_bytes())
-        described = np.frombuffer(content, image.header.template_dtype, count=1)
+        described: np.ndarray = np.frombuffer(content, image.header.template_dtype, count=1)
         for name, value in fields.items():
             described[name] = value
         (folder / path).write_bytes(gzip.compress(content))

@@ -76,7 +76,7 @@ def pretrained(out: Path, device: torch.device = CPU, precision: str = "fp32", u
     """All tensors of AnatoMask and SparK after a few updates."""
     each = study(out, device, precision)
     plan = each.plan(updates, 0)
-    found = {}
+    found: dict[str, Tensor] = {}
     with arithmetic(precision):
         for arm, task in each.pretrainings(plan).items():
             each.pretrain(arm, task, plan, updates, None, 1e12)

@@ -51,6 +51,7 @@ def test_what_was_packed_is_read_back(head: PreparedDataset, tmp_path: Path) -> 
     found = pack(head, head.records, tmp_path / "head.gpu")
     packed = read_packed(tmp_path / "head.gpu")
     image, label = head.read_volume("one", label=True)
+    assert label is not None
     assert np.array_equal(packed.codes["one"], encode(image[0])) and np.array_equal(packed.labels["one"], label)
     assert found["soft_largest_error_hu"] == 1 and found["mb"] == (tmp_path / "head.gpu").stat().st_size / 1e6
     assert packed.header["normalisation"] == head.normalisation("one")[0].tolist()

@@ -22,7 +22,7 @@ def complain(argv: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     try:
         code = main(argv)
     except SystemExit as end:
-        code = end.code
+        code = int(str(end.code))
     shown = capfd.readouterr().err
     assert code in (1, 2), shown
     assert "Traceback" not in shown

@@ -53,10 +53,9 @@ def test_body_shares_patch_by_patch(seed: int, patch: int) -> None:
 
 
 def test_on_a_real_head_air_is_never_hidden_and_mirroring_moves_the_patches(
-    real_data: Path, prepared: Callable[..., PreparedDataset]
+    head_voxels: np.ndarray, prepared: Callable[..., PreparedDataset]
 ) -> None:
-    voxels = np.asarray(nib.load(real_data / "openkbp" / "imagesTr" / "kbp_001_0000.nii.gz").dataobj).astype(np.int16)
-    dataset = prepared(voxels)
+    dataset = prepared(head_voxels)
     draw = MaskedDraw(LOADER, patch=8, among="body", body_share=0.25)
     shares = []
     for k in range(12):
@@ -74,16 +73,15 @@ def test_on_a_real_head_air_is_never_hidden_and_mirroring_moves_the_patches(
 
 
 def test_soft_tissue_is_less_than_body_and_needs_hounsfield_units(
-    real_data: Path, prepared: Callable[..., PreparedDataset]
+    head_voxels: np.ndarray, prepared: Callable[..., PreparedDataset]
 ) -> None:
-    voxels = np.asarray(nib.load(real_data / "openkbp" / "imagesTr" / "kbp_001_0000.nii.gz").dataobj)
-    dataset = prepared(voxels.astype(np.int16))
+    dataset = prepared(head_voxels)
     body, soft = (
-        MaskedDraw(LOADER, 8, among)(dataset, "one", np.random.default_rng(3))["among"]  # type: ignore[arg-type]
+        MaskedDraw(LOADER, 8, among)(dataset, "one", np.random.default_rng(3))["among"]
         for among in ("body", "foreground")
     )
     assert 0 < soft.sum() < body.sum() and not (soft & ~body).any()
-    magnetic = prepared(voxels.astype(np.float16), root="mr")
+    magnetic = prepared(head_voxels.astype(np.float16), root="mr")
     with pytest.raises(UserError, match=r"--method.among foreground is defined in HU.*choose --method.among body"):
         body_bounds(magnetic, "one", "foreground")
 
@@ -91,7 +89,7 @@ def test_soft_tissue_is_less_than_body_and_needs_hounsfield_units(
 def test_a_magnetic_resonance_scan_is_divided_by_otsus_threshold(
     real_data: Path, prepared: Callable[..., PreparedDataset]
 ) -> None:
-    scan = nib.load(real_data / "scans" / "prostatex_0000_t2.nii.gz").get_fdata()[::2, ::2]
+    scan = nib.Nifti1Image.from_filename(real_data / "scans" / "prostatex_0000_t2.nii.gz").get_fdata()[::2, ::2]
     dataset = prepared(scan.astype(np.float16))
     channel, lowest, highest = body_bounds(dataset, "one", "body")
     assert channel == 0 and highest == np.inf

@@ -24,7 +24,7 @@ from anatomask.stages.finetune import select_labelled
 def nothing_labelled(nnunet_source: Path) -> Path:
     """A source all of whose labels are empty."""
     for path in (nnunet_source / "labelsTr").iterdir():
-        label = nib.load(path)
+        label = nib.Nifti1Image.from_filename(path)
         nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
     return nnunet_source
 
@@ -43,7 +43,7 @@ def test_a_channel_without_contrast_beside_one_with_it_is_said(nnunet_source: Pa
     header["channel_names"] = {"0": "CT", "1": "T2"}
     (nnunet_source / "dataset.json").write_text(json.dumps(header))
     for path in list(nnunet_source.glob("images*/*_0000.nii.gz")):
-        image = nib.load(path)
+        image = nib.Nifti1Image.from_filename(path)
         other = np.asanyarray(image.dataobj) * (path.name[0] not in "ac")
         nib.save(nib.Nifti1Image(other, image.affine), path.with_name(path.name.replace("_0000", "_0001")))
     raw = read_dataset(nnunet_source)

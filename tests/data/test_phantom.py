@@ -43,7 +43,7 @@ def test_a_seed_gives_the_same_files_and_another_seed_does_not(folder: Path, tmp
     assert len(list(write_phantom(PhantomConfig(out=str(tmp_path), cases=3, size=40, spacing=4.0)))) == 3
     assert contents(tmp_path) == first
     other = make_scan(PhantomConfig(out="unused", size=40, spacing=4.0, seed=1), 0)
-    image = nib.load(folder / FOLDER / "s0000/ct.nii.gz")
+    image = nib.Nifti1Image.from_filename(folder / FOLDER / "s0000/ct.nii.gz")
     assert other.hu.shape != image.shape or not np.array_equal(other.hu, np.asarray(image.dataobj))
 
 
@@ -106,10 +106,10 @@ def test_layout_is_that_of_totalsegmentator(folder: Path) -> None:
     assert sorted(row["split"] for row in rows) == ["test", "train", "val"]
     for row in rows:
         case = folder / FOLDER / row["image_id"]
-        image = nib.load(case / "ct.nii.gz")
+        image = nib.Nifti1Image.from_filename(case / "ct.nii.gz")
         total = np.zeros(image.shape, dtype=int)
         for name in IDS:
-            mask = nib.load(case / "segmentations" / f"{name}.nii.gz")
+            mask = nib.Nifti1Image.from_filename(case / "segmentations" / f"{name}.nii.gz")
             assert mask.get_data_dtype() == np.uint8 and np.array_equal(mask.affine, image.affine)
             total += np.asarray(mask.dataobj)
         assert total.max() == 1, "labels are disjoint"

@@ -71,8 +71,9 @@ def test_the_fingerprint_is_of_the_training_foreground(nnunet_source: Path, tmp_
     dataset, _ = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none"))
     voxels = []
     for case in dataset.splits["train"]:
-        image = nib.load(nnunet_source / "imagesTr" / f"{case}_0000.nii.gz").get_fdata()
-        voxels.append(image[nib.load(nnunet_source / "labelsTr" / f"{case}.nii.gz").get_fdata() > 0])
+        image = nib.Nifti1Image.from_filename(nnunet_source / "imagesTr" / f"{case}_0000.nii.gz").get_fdata()
+        label = nib.Nifti1Image.from_filename(nnunet_source / "labelsTr" / f"{case}.nii.gz").get_fdata()
+        voxels.append(image[label > 0])
     foreground = np.concatenate(voxels)
     (channel,) = dataset.fingerprint.channels
     assert channel.mean == pytest.approx(foreground.mean())
@@ -157,7 +158,7 @@ def test_real_scans(real_data: Path, tmp_path: Path) -> None:
     assert 0.2 < air < 0.95
     bone = image[0][label == 5]  # mandible
     assert bone.mean() > 200
-    source = nib.load(raw.cases[0].images[0].path)
+    source = nib.Nifti1Image.from_filename(raw.cases[0].images[0].path)
     for c in (1, 3, 4, 5):  # the cord, 2, is no thicker than these voxels, and parts of it are lost
         before = np.argwhere(np.asanyarray(dataset.original_label(labelled.case).dataobj) == c)
         after = np.argwhere(label == c)

@@ -79,7 +79,8 @@ def test_a_broken_case_is_listed_and_only_it_is_redone(
     rows = from_csv(table, "cases.csv")
     assert [(row.case, row.class_id) for row in rows] == [(case, c) for case in "abc" for c in (1, 2)]
     for case in "abc":
-        prediction, truth = nib.load(run / f"predictions/{case}.nii.gz"), dataset.original_label(case)
+        prediction = nib.Nifti1Image.from_filename(run / f"predictions/{case}.nii.gz")
+        truth = dataset.original_label(case)
         np.testing.assert_allclose(prediction.affine, truth.affine, atol=1e-4)
         spacing = nib.affines.voxel_sizes(truth.affine)
         expected = score_classes(

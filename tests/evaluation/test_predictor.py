@@ -184,7 +184,7 @@ def test_a_prediction_reads_back_as_nifti(make_dataset: MakeDataset, tmp_path: P
     dataset = make_dataset({"a": blobs((18, 20, 17))}, (1.0, 2.0, 3.0), "LPS")
     nib.save(predict_case(IntensityNetwork(), dataset, "a"), tmp_path / "p.nii.gz")
     truth = dataset.original_label("a")
-    read = nib.load(tmp_path / "p.nii.gz")
+    read = nib.Nifti1Image.from_filename(tmp_path / "p.nii.gz")
     np.testing.assert_allclose(read.affine, truth.affine, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(read.dataobj), np.asarray(truth.dataobj))
 

@@ -47,7 +47,7 @@ class State:
     def records(self, subject: str, event: str) -> list[dict[str, Any]]:
         """Return what was written down of a subject: its undisturbed run, kills, and ends."""
         path = self.folder / "records.jsonl"
-        rows = map(json.loads, path.read_text().splitlines()) if path.exists() else iter(())
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [row for row in rows if row["subject"] == subject and row["event"] == event]
 
     def write(self, subject: str, event: str, **values: Any) -> None:

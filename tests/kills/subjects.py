@@ -204,7 +204,7 @@ class Sweep(Subject):
             found |= {f"{run.relative_to(place.out)}: {name}": value for name, value in run_digests(run).items()}
         return found
 
-    def complete(self, place: Place) -> list[tuple[str, float]]:
+    def complete(self, place: Place) -> list[tuple[str, float | None]]:
         """Return name and value of each trial that the study calls complete; twice what is there twice."""
         database = place.out / "ratios" / "study.db"
         if not database.exists():

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -95,12 +93,6 @@ def test_golden_numbers_of_a_published_implementation(
         agrees(state[renamed(name.removeprefix("after__"))].to(dtype), name)
     alone = regression_loss(*(torch.from_numpy(numbers[f"loss_alone_{side}"]).to(dtype) for side in "xy"))
     agrees(alone, "loss_alone")
-
-
-@pytest.fixture
-def head_scan(real_data: Path, prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
-    voxels = np.asarray(nib.load(real_data / "openkbp" / "imagesTr" / "kbp_001_0000.nii.gz").dataobj)
-    return prepared(voxels.astype(np.int16))
 
 
 def test_views_of_a_real_scan_overlap_and_differ(head_scan: PreparedDataset) -> None:

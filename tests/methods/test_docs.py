@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -35,12 +34,6 @@ def plugin(tmp_path: Path, forget_plugins: Callable[[], None]) -> Path:
     path = tmp_path / "denoising.py"
     path.write_text("\n".join(re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)))
     return path
-
-
-@pytest.fixture
-def head_scan(real_data: Path, prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
-    voxels = np.asarray(nib.load(real_data / "openkbp" / "imagesTr" / "kbp_001_0000.nii.gz").dataobj)
-    return prepared(voxels.astype(np.int16))
 
 
 def test_the_example_learns_on_a_real_scan(plugin: Path, head_scan: PreparedDataset) -> None:

@@ -75,8 +75,8 @@ def check_results(runs: Path, out: Path, cases: list[str], originals: dict[str, 
     scored = [[float(row["dsc"]) for row in rows if row["case"] == case and row["dsc"]] for case in cases]
     assert summary["dsc"]["mean"] == pytest.approx(np.mean([np.mean(values) for values in scored]))
     for case in cases:
-        prediction = nib.load(finetuned / "predictions" / f"{case}.nii.gz")
-        source = nib.load(originals[case])
+        prediction = nib.Nifti1Image.from_filename(finetuned / "predictions" / f"{case}.nii.gz")
+        source = nib.Nifti1Image.from_filename(originals[case])
         assert prediction.shape == source.shape
         assert np.allclose(prediction.affine, source.affine)
     table = (out / "table.md").read_text()

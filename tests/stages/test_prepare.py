@@ -126,7 +126,8 @@ def test_the_spacing_is_the_users_else_the_data_sets_else_the_recipes(
 ) -> None:
     if layout == "totalsegmentator":
         (tmp_path / "ts" / "s1" / "segmentations").mkdir(parents=True)
-        source = shutil.copy(source / "a.nii.gz", tmp_path / "ts" / "s1" / "ct.nii.gz").parents[1]
+        shutil.copy(source / "a.nii.gz", tmp_path / "ts" / "s1" / "ct.nii.gz")
+        source = tmp_path / "ts"
     argv = ["--recipe", "tiny", "--source", str(source), "--out", str(tmp_path / "out"), "--dry-run"]
     own = {"totalsegmentator": "1.5 × 1.5 × 1.5 mm", "folder": "4 × 4 × 4 mm"}[layout]
     for extra, expected in (([], own), (["--preprocess.spacing", "3", "2", "5"], "3 × 2 × 5 mm")):

@@ -75,7 +75,8 @@ def test_prepare_and_pretrain_from_object_storage(
     )
     assert main(["evaluate", "--run", str(run), "--data", address]) == 1  # a message: no finetuned run
     shown = capsys.readouterr()
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    node: Any = ray._private.worker._global_node
+    session = Path(node.get_session_dir_path())
     job = build_job(parse("pretrain", pretrain[1:], RECIPES).config)
     known_to_ray = f"{job} {job.data}"  # its dashboard shows the text of what its workers are given
     assert str(run.parent) in known_to_ray and "bucket/shards/kbp" in known_to_ray

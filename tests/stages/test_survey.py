@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -13,12 +12,12 @@ from anatomask.cli.main import main as anatomask
 
 
 @pytest.fixture
-def source(real_data: Path, tmp_path: Path) -> Iterator[Path]:
+def source(real_data: Path, tmp_path: Path) -> Path:
     """Three real scans of which one is upside down, and a file that is cut off."""
     folder = tmp_path / "scans"
     folder.mkdir()
     for name in ("crlm_1004_abdomen", "nlst_101287_chest", "prostatex_0000_t2"):
-        scan = nib.load(real_data / "scans" / f"{name}.nii.gz")
+        scan = nib.Nifti1Image.from_filename(real_data / "scans" / f"{name}.nii.gz")
         voxels = np.asanyarray(scan.dataobj)
         nib.save(
             nib.Nifti1Image(voxels[..., ::-1] if "crlm" in name else voxels, scan.affine), folder / f"{name}.nii.gz"

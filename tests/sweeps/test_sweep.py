@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -71,14 +72,21 @@ def test_a_space_may_be_any_file(tmp_path: Path) -> None:
         load_space(str(path))
 
 
+def table_of(name: str) -> Table:
+    space = load_space(name)
+    assert isinstance(space, Table)
+    return space
+
+
 def test_the_tables_are_the_papers() -> None:
-    tables = [load_space(name) for name in space_names() if name.startswith("table")]
-    assert sorted(table.paper for table in tables) == ["1", "2", "3"]
-    for table in tables:
-        assert set(table.rows) == set(paper_ablation(table.paper))
+    tables = [table_of(name) for name in space_names() if name.startswith("table")]
+    papers = {table.paper: table for table in tables if table.paper}
+    assert sorted(papers) == ["1", "2", "3"] and len(tables) == 3
+    for paper, table in papers.items():
+        assert set(table.rows) == set(paper_ablation(paper))
         points = [tuple(sorted(row.items())) for row in table.rows.values()]
         assert len(set(points)) == len(points)
-    ratios = [row["method.mask_ratio"] for row in load_space("table3_mask_ratio").rows.values()]
+    ratios = [row["method.mask_ratio"] for row in table_of("table3_mask_ratio").rows.values()]
     assert ratios == [0.6, 0.8, 0.9]
 
 
@@ -218,9 +226,9 @@ def test_every_row_is_completed_once_whatever_happens(fates: list[str]) -> None:
 def test_a_search_that_is_interrupted_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
     space = load_space("search")
 
-    def draw(folder: Path, trials: int, reopen: bool) -> list[dict]:
+    def draw(folder: Path, trials: int, reopen: bool) -> list[dict[str, Any]]:
         folder.mkdir(exist_ok=True)
-        drawn = []
+        drawn: list[dict[str, Any]] = []
         search = StudySearch(open_study(folder, space), space, seed=3)
         while trials_left(search.study, space, trials):
             identity = f"t{len(drawn)}"

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -118,10 +118,10 @@ def test_without_a_terminal_lines_come_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
     training = Training(tmp_path, terminal=False)
-    polls: list = []
+    polls: list[Callable[[], None]] = []
 
     @contextmanager
-    def by_hand(show) -> Iterator[None]:
+    def by_hand(show: Callable[[], None]) -> Iterator[None]:
         polls.append(show)
         yield
 

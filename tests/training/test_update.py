@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -35,9 +34,8 @@ DRAW = MaskedDraw(LoaderConfig(patch_size=SIZE))
 
 
 @pytest.fixture
-def scan(real_data: Path, prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
-    voxels = np.asarray(nib.load(real_data / "openkbp" / "imagesTr" / "kbp_001_0000.nii.gz").dataobj)
-    return prepared(voxels.astype(np.int16))
+def scan(head_voxels: np.ndarray, prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
+    return prepared(head_voxels)
 
 
 def update(

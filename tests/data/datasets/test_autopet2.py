@@ -23,7 +23,7 @@ def source(real_data: Path, tmp_path: Path) -> Path:
         shutil.copytree(real_data / "autopet2" / "FDG-PET-CT-Lesions" / patient, folder / patient)
     study = folder / "PETCT_sts_002" / "03-23-2003-NA-PET-CT Ganzkoerper  primaer mit KM-10445"
     shutil.copytree(folder / "PETCT_sts_002" / "study_1", study)
-    label = nib.load(study / "SEG.nii.gz")
+    label = nib.Nifti1Image.from_filename(study / "SEG.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), study / "SEG.nii.gz")
     return tmp_path
 

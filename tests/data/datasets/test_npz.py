@@ -24,7 +24,7 @@ def shards(real_data: Path, tmp_path: Path) -> Path:
     for study in ("PETCT_sts_002", "PETCT_sts_003"):
         folder = real_data / "autopet2" / "FDG-PET-CT-Lesions" / study / "study_1"
         volumes = [read_nifti(folder / f"{name}.nii.gz")[0] for name in ("CTres", "SUV", "SEG")]
-        affine = nib.load(folder / "SUV.nii.gz").affine
+        affine = nib.Nifti1Image.from_filename(folder / "SUV.nii.gz").affine
         (tmp_path / "npz").mkdir(exist_ok=True)
         np.savez(
             tmp_path / "npz" / f"{study}.npz",

@@ -119,7 +119,7 @@ def v2(real_data: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "Totalsegmentator_dataset_v201" / "s0001"
     (folder / "segmentations").mkdir(parents=True)
     (folder / "ct.nii.gz").symlink_to(v1 / "ct.nii.gz")
-    image = nib.load(v1 / "ct.nii.gz")
+    image = nib.Nifti1Image.from_filename(v1 / "ct.nii.gz")
     empty = tmp_path / "empty.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), empty)
     for name in class_names("v2").values():
