@@ -19,14 +19,18 @@ def raw(nnunet_source: Path) -> RawDataset:
 
 
 def test_kept_classes_are_renumbered_and_the_others_become_background(raw: RawDataset) -> None:
-    before, _ = read_nifti(raw.cases[0].label.path)
+    whole = raw.cases[0].label
+    assert whole
+    before, _ = read_nifti(whole.path)
     chosen = pickle.loads(pickle.dumps(select_classes(raw, ["right"])))  # as into a worker
     label = chosen.cases[0].label
     after, _ = label.read(label.path)
     assert chosen.class_names == {1: "right"}
     assert np.array_equal(after, before == 2)
     turned = select_classes(raw, ["right", "left"])
-    swapped, _ = turned.cases[0].label.read(label.path)
+    other = turned.cases[0].label
+    assert other
+    swapped, _ = other.read(other.path)
     assert turned.class_names == {1: "right", 2: "left"}
     assert np.array_equal(swapped, np.choose(before.astype(int), [0, 2, 1]))
 
@@ -46,5 +50,6 @@ def test_a_value_that_the_data_set_does_not_list_is_refused_before_it_is_dropped
     voxels, affine = read_nifti(path)
     nib.save(nib.Nifti1Image(np.where(voxels == 1, 9, voxels).astype(np.uint8), affine), path)
     label = select_classes(raw, ["right"]).cases[0].label
+    assert label
     with pytest.raises(UserError, match="holds 9"):
         label.read(label.path)

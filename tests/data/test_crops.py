@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ BOUNDS = st.tuples(*[st.tuples(*[st.integers(0, extent)] * 2).map(sorted) for ex
     seed=st.integers(0, 99),
 )
 def test_what_lies_outside_the_scan_is_the_channels_minimum(
-    inside: list[list[list[int]]], channels: int, dtype: type, seed: int
+    inside: list[list[list[int]]], channels: int, dtype: type[Any], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     image = (100 * rng.standard_normal((len(inside), channels, *SIZE))).astype(dtype)
@@ -31,7 +33,7 @@ def test_what_lies_outside_the_scan_is_the_channels_minimum(
     expected = np.empty_like(image)
     expected[...] = minimum[..., None, None, None]
     for b, bounds in enumerate(inside):
-        box = (b, slice(None), *(slice(*bound) for bound in bounds))
+        box: tuple[Any, ...] = (b, slice(None), *(slice(first, stop) for first, stop in bounds))
         expected[box] = image[box]
     given = torch.from_numpy(image), torch.tensor(inside, dtype=torch.int16), torch.from_numpy(minimum).float()
     padded = pad_outside(*given)

@@ -19,6 +19,7 @@ from anatomask.data import memory
 from anatomask.data.arrays import read_b2nd, read_npz
 from anatomask.data.datasets import read_dataset
 from anatomask.data.datasets.base import RawCase, nifti_image, nifti_label
+from anatomask.data.fingerprint import Scheme
 from anatomask.data.memory import TooLarge, available_memory, bytes_to_prepare, bytes_to_read, in_units
 from anatomask.data.nifti import nifti_grid, read_nifti
 from anatomask.data.preparation import dataset_info, prepare_and_write
@@ -128,7 +129,7 @@ def test_the_header_of_a_scan_with_one_time_is_read_without_its_voxels(tmp_path:
     [((48, 48, 48), 1.0, 1), ((32, 32, 32), 0.5, 1), ((80, 80, 80), 2.0, 2), ((96, 96, 20), 1.4, 3)],
 )
 def test_no_case_takes_more_than_the_bound_nor_much_less(
-    labelled: bool, scheme: str, shape: tuple[int, int, int], spacing: float, channels: int, tmp_path: Path
+    labelled: bool, scheme: Scheme, shape: tuple[int, int, int], spacing: float, channels: int, tmp_path: Path
 ) -> None:
     voxels = np.random.default_rng(0).integers(-900, 900, shape).astype(np.float64) * 1.5
     voxels[: shape[0] // 3] = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -142,7 +143,7 @@ def test_other_settings_and_foreign_folders_are_refused(folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(("field", "value"), [("cases", 0), ("size", 8), ("spacing", -1.0), ("seed", -1)])
-def test_values_out_of_range_are_refused_by_name(field: str, value: float) -> None:
+def test_values_out_of_range_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
         PhantomConfig(out="x", **{field: value})
 

@@ -112,7 +112,7 @@ HEADERS = {
     "no dtype": (70, np.int16(0)),
     "vox_offset": (108, np.float32(1e9)),
     "vox_offset NaN": (108, np.float32(np.nan)),
-    "huge shape": (42, np.int16([32767, 32767, 32767])),
+    "huge shape": (42, np.array([32767, 32767, 32767], np.int16)),
     "negative shape": (42, np.int16(-4)),
     "dimensions": (40, np.int16(99)),
     "sform NaN": (280, np.float32(np.nan)),
@@ -255,7 +255,7 @@ def test_what_has_a_unit_keeps_it_and_what_is_normalised_stays(tmp_path: Path) -
     raw = RawCase("pet", "pet", (nifti_image(path),))
     for scheme in ("quantitative", "none"):
         with pytest.raises(UserError, match=rf"pet\.nii\.gz has values beyond ±65504, which normalisation {scheme}"):
-            prepare_case(raw, (scheme,), (), (1, 1, 1))  # type: ignore[arg-type]
+            prepare_case(raw, (scheme,), (), (1, 1, 1))
     prepare_case(raw, ("zscore",), (), (1, 1, 1))
 
 
@@ -283,7 +283,7 @@ def test_marks_for_missing_data_are_refused(scheme: str, value: float, message: 
     image[2, 3, 4] = 5e5
     nib.save(nib.Nifti1Image(image, np.eye(4)), path)
     for kept in ("ct", "zscore"):
-        (stored,) = prepare_case(raw, (kept,), (), (1.5, 1.5, 1.5)).images  # type: ignore[arg-type]
+        (stored,) = prepare_case(raw, (kept,), (), (1.5, 1.5, 1.5)).images
         assert np.isfinite(stored).all() and len(np.unique(stored.astype(np.float32))) > 50
 
 

@@ -64,7 +64,7 @@ def test_a_batch_that_workers_cannot_share_is_refused() -> None:
 
 
 @given(shape=AXES, size=AXES, seed=st.integers(0, 100))
-def test_a_crop_lies_inside_or_is_centred(shape, size, seed: int) -> None:
+def test_a_crop_lies_inside_or_is_centred(shape: list[int], size: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     voxel = [int(rng.integers(extent)) for extent in shape]
     for origin in (random_origin(shape, size, rng), centred_origin(voxel, shape, size)):

@@ -83,7 +83,7 @@ def test_a_given_split_that_shares_a_case_is_refused_before_anything_is_prepared
 
 
 def test_nobody_trains_on_held_back_cases_nor_on_other_scans_of_tested_patients() -> None:
-    splits = {"train": ("a",), "val": ("b",), "test": ("c",)}
+    splits: dict[str, tuple[str, ...]] = {"train": ("a",), "val": ("b",), "test": ("c",)}
     raw = dataset("abc", "vwxyz", splits)
     patients = {"v": "a", "w": "b", "x": "c"}  # y and z have no labelled scan
     cases = tuple(replace(case, patient=patients.get(case.case, case.patient)) for case in raw.cases)

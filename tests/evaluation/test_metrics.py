@@ -109,8 +109,8 @@ def test_surface_dice_does_not_depend_on_axes_and_margins(
     tolerance = {1: 2.0, 2: 1.0, 3: 3.0}
     expected = score_classes(np.pad(prediction, 1), np.pad(truth, 1), spacing, tolerance)
     padding = [(1 + margins[2 * axis], 1 + margins[2 * axis + 1]) for axis in range(3)]
-    moved = [np.pad(label, padding).transpose(axes) for label in (prediction, truth)]
-    found = score_classes(*moved, [spacing[axis] for axis in axes], tolerance)
+    there, moved = (np.pad(label, padding).transpose(axes) for label in (prediction, truth))
+    found = score_classes(there, moved, [spacing[axis] for axis in axes], tolerance)
     for class_id in tolerance:
         assert found[class_id].nsd == pytest.approx(expected[class_id].nsd, abs=1e-5, nan_ok=True)
 

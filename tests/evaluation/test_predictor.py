@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -175,7 +176,7 @@ def test_the_plan_counts_the_windows_that_are_run(shape: tuple[int, int, int], o
 
 
 @pytest.mark.parametrize(("field", "value"), [("overlap", 1.0), ("overlap", -0.1), ("batch", 0)])
-def test_settings_out_of_range_are_named(field: str, value: float) -> None:
+def test_settings_out_of_range_are_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
         InferenceConfig(**{field: value})
 

@@ -232,8 +232,8 @@ def test_both_networks_pool_their_norms_over_the_batch_when_told_to() -> None:
     for method, scope in ((pooled, "batch"), (own, "sample")):
         assert method.teacher is not None
         assert method.student.norm_scope == method.teacher.norm_scope == scope
-    losses = [method.training_step(_batch(), 0.0).loss for method in (pooled, own)]
-    assert not torch.allclose(*losses)
+    one, other = (method.training_step(_batch(), 0.0).loss for method in (pooled, own))
+    assert not torch.allclose(one, other)
 
 
 @pytest.mark.parametrize("backend", ["dense", "blocks"])

@@ -38,7 +38,8 @@ class Flat(nn.Module):
 
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
-        self.lin = nn.Linear(*widths)
+        inputs, outputs = widths
+        self.lin = nn.Linear(inputs, outputs)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         return [self.lin(image.flatten(1))[..., None, None, None]]
@@ -46,9 +47,14 @@ class Flat(nn.Module):
 
 def renamed(name: str) -> str:
     """Our name of a tensor of the published implementation."""
-    parts = (("online_encoder.net.", "online.encoder."), ("target_encoder.net.", "target.encoder."))
-    parts += (("online_encoder.", "online."), ("target_encoder.", "target."), ("online_predictor.", "predictor."))
-    return next(ours + name.removeprefix(theirs) for theirs, ours in parts if name.startswith(theirs))
+    parts = {
+        "online_encoder.net.": "online.encoder.",
+        "target_encoder.net.": "target.encoder.",
+        "online_encoder.": "online.",
+        "target_encoder.": "target.",
+        "online_predictor.": "predictor.",
+    }
+    return next(ours + name.removeprefix(theirs) for theirs, ours in parts.items() if name.startswith(theirs))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
@@ -159,7 +165,7 @@ def test_the_target_follows_and_learns_nothing_itself() -> None:
     method = SETTINGS.build(NETWORK)
     before = {name: tensor.clone() for name, tensor in method.target.state_dict().items()}
     optimiser = torch.optim.SGD(method.trainable().parameters(), lr=0.1)
-    method.training_step(tuple(torch.randn(2, 2, 1, 32, 32, 32)), 0.0).loss.backward()  # type: ignore[arg-type]
+    method.training_step(tuple(torch.randn(2, 2, 1, 32, 32, 32)), 0.0).loss.backward()
     assert all(p.grad is not None for p in method.trainable().parameters())
     assert all(p.grad is None for p in method.target.parameters())
     optimiser.step()
@@ -170,8 +176,12 @@ def test_the_target_follows_and_learns_nothing_itself() -> None:
 
 def test_its_encoder_starts_a_segmentation_network() -> None:
     method = SETTINGS.build(NETWORK)
-    header = {"kind": "pretraining", "architecture": describe_architecture(NETWORK)}
-    header |= {"encoder": SETTINGS.encoder, "stages": SETTINGS.stages(NETWORK)}
+    header = {
+        "kind": "pretraining",
+        "architecture": describe_architecture(NETWORK),
+        "encoder": SETTINGS.encoder,
+        "stages": SETTINGS.stages(NETWORK),
+    }
     network = STUNet(NETWORK, 2)
     initialise(network, Weights(method.state_dict(), header))
     for name, tensor in method.online.encoder.state_dict().items():

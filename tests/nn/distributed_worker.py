@@ -76,7 +76,7 @@ def step(decoder: str, scope: str, backend: str, shares: str, rank: int, synchro
 
 def sums(rank: int) -> dict[str, Tensor]:
     """`all_reduce` of [1, 2, 3] times rank + 1, and the gradient into it of a loss that weighs it by rank + 1."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for dtype in (torch.float64, torch.float32, torch.float16):
         x = ((rank + 1) * torch.tensor([1.0, 2.0, 3.0], dtype=dtype)).requires_grad_()
         total = all_reduce(x)

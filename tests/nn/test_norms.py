@@ -37,7 +37,7 @@ def test_the_same_as_torch(dtype: torch.dtype) -> None:
             gradients = torch.autograd.grad((y * _volume(9, dtype)).sum(), [x, *norm.parameters()])
             results.append([y, *gradients, *norm.buffers()])
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert int(mine.num_batches_tracked) == 3
+    assert mine.num_batches_tracked is not None and int(mine.num_batches_tracked) == 3
     assert torch.equal(mine.eval()(_volume(4, dtype)), theirs.eval()(_volume(4, dtype)))
     assert int(mine.num_batches_tracked) == 3
 
@@ -72,7 +72,7 @@ def test_half_precision_keeps_its_type_and_wide_statistics() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y = norm(_volume(0, torch.float32).bfloat16())
     assert y.dtype == torch.bfloat16
-    assert norm.running_mean.dtype == torch.float32
+    assert norm.running_mean is not None and norm.running_mean.dtype == torch.float32
     reference = _norm(BatchNorm3d, torch.float32)
     reference(_volume(0, torch.float32).bfloat16().float())
     torch.testing.assert_close(norm.running_var, reference.running_var, rtol=1e-4, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_less_is_kept(decoder: str) -> None:
 def test_without_gradients_nothing_is_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, calls = MaskedAutoencoder(STUNetConfig(base=2), decoder_width=16), []
 
-    def count(compute: Callable[..., object], *inputs: object, **options: object) -> object:
+    def count(compute: Callable[..., object], *inputs: object, **options: Any) -> object:
         calls.append(compute)
         return checkpoint(compute, *inputs, **options)
 

@@ -39,6 +39,7 @@ def test_many_channels_on_a_gpu(autocast: bool) -> None:
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
         y = layer(x.requires_grad_())
     assert y.grad_fn is not None and "_Upsample" in y.grad_fn.name()
+    assert layer.bias is not None
     results = y, *torch.autograd.grad(y, (x, layer.weight, layer.bias), grad.to(y.dtype))
     for mine, theirs in zip(results, expected, strict=True):
         assert (mine.cpu() - theirs).norm() <= (1e-2 if autocast else 1e-3) * theirs.norm()

@@ -33,14 +33,14 @@ def run(seed: int, level: float, pretraining: str = "", *, spread: float = 0.02,
     end = float(np.mean(list(dsc.values())))
     updates = (200, 400, 600, 800, 1000)
     curve = [(update, end / (1 + np.exp((late - update) / 120))) for update in updates]
-    nsd = {
+    nsd: dict[float, dict[str, float]] = {
         tolerance: {name: score + shift for name, score in dsc.items()} for tolerance, shift in ((2, 0.05), (3, 0.1))
     }
     organs = {"brainstem": {name: score + 0.1 for name, score in dsc.items()}, "chiasm": {PATIENTS[0]: 0.3}}
     return ArmRun(seed, dsc, pretraining, nsd, organs, curve)
 
 
-def pretrained(name: str, levels: Sequence[float], late: float) -> list[ArmRun]:
+def pretrained(name: str, levels: np.ndarray, late: float) -> list[ArmRun]:
     return [run(seed, level, f"{name} {seed // 4}", late=late) for seed, level in enumerate(levels)]
 
 

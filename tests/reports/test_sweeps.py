@@ -20,9 +20,9 @@ def row(ratio: float, state: str = "complete", **scores: float) -> SweepRow:
 
 
 def shown(rows: list[SweepRow], datasets: list[str], paper: dict[str, float], *, styles: bool = False) -> list[str]:
-    console = Console(width=80, file=io.StringIO(), force_terminal=styles)
-    console.print(sweep_table(rows, datasets, paper))
-    return console.file.getvalue().splitlines()
+    out = io.StringIO()
+    Console(width=80, file=out, force_terminal=styles).print(sweep_table(rows, datasets, paper))
+    return out.getvalue().splitlines()
 
 
 def test_each_data_set_the_mean_and_the_papers_number() -> None:

@@ -40,9 +40,9 @@ def row(run: str, dsc: float | None, nsd: float | None = 0.5, **changes: Any) ->
 
 
 def rendered(rows: list[Row], width: int) -> str:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(terminal_table(rows))
-    return console.file.getvalue()
+    out = io.StringIO()
+    Console(width=width, file=out, color_system=None).print(terminal_table(rows))
+    return out.getvalue()
 
 
 def test_the_terminal_table_fits_80_columns_and_keeps_the_order() -> None:

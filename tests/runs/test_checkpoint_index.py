@@ -47,5 +47,5 @@ def test_a_folder_named_almost_like_a_checkpoint_is_not_removed(tmp_path: Path) 
     mine.mkdir(parents=True)
     (tmp_path / "checkpoints" / "step_00000001").mkdir()
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints._write(2, {}, {}, {}, "{}", None, None)
+        checkpoints._write(2, {}, {}, {}, {}, None, None)
     assert mine.is_dir() and not (tmp_path / "checkpoints" / "step_00000001").exists()

@@ -14,6 +14,8 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig, STUNetEncoder
 from anatomask.stages.finetune import build_job, plan
+from anatomask.training.finetuning import FinetuningTask
+from anatomask.training.ray_train import TrainingJob
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.weights.files import describe_architecture, write_weights
@@ -49,6 +51,12 @@ def pretrained(tmp_path: Path) -> Path:
     return tmp_path / "pretrained"
 
 
+def network_task(job: TrainingJob) -> FinetuningTask:
+    task = job.build_task(CPU)
+    assert isinstance(task, FinetuningTask)
+    return task
+
+
 def test_nothing_is_loaded_from_scratch(config: FinetuneConfig) -> None:
     job = build_job(config)
     loaded = job.build_task(CPU).header["loaded"]
@@ -68,8 +76,8 @@ def test_what_is_loaded_is_counted_before_training_and_stands_in_the_header(
     transfer: str, config: FinetuneConfig, pretrained: Path
 ) -> None:
     job = build_job(dataclasses.replace(config, init=f"{transfer}{pretrained}"))
-    task = job.build_task(CPU)
-    twin = build_job(config).build_task(CPU).network.state_dict()
+    task = network_task(job)
+    twin = network_task(build_job(config)).network.state_dict()
     changed = {n: t for n, t in task.network.state_dict().items() if not torch.equal(t, twin[n])}
     transferred = [name for name in twin if name not in task.header["not_transferred"]]
     assert changed.keys() <= set(transferred)  # norms begin alike
@@ -84,8 +92,12 @@ def test_what_is_loaded_is_counted_before_training_and_stands_in_the_header(
 
 def test_weights_that_do_not_fit_are_refused_before_anything_starts(config: FinetuneConfig, pretrained: Path) -> None:
     (pretrained / "model.safetensors").unlink()
-    header = {"kind": "pretraining", "architecture": describe_architecture(NETWORK)}
-    header |= {"method": {"name": "AnatoMask", "patch": 16}, "dataset": "scans"}  # type: ignore[dict-item]
+    header = {
+        "kind": "pretraining",
+        "architecture": describe_architecture(NETWORK),
+        "method": {"name": "AnatoMask", "patch": 16},
+        "dataset": "scans",
+    }
     write_weights(pretrained, {"student.encoder.stages.0.0.conv1.weight": torch.zeros(2, 1, 3, 3, 3)}, header)
     with pytest.raises(UserError, match="shortcut"):
         build_job(dataclasses.replace(config, init=str(pretrained)))
@@ -96,10 +108,11 @@ def test_an_encoder_that_never_learns_computes_no_gradient(config: FinetuneConfi
     whole = dataclasses.replace(config, optimiser=OptimiserConfig(warmup_epochs=0, freeze=4))
     part = dataclasses.replace(config, optimiser=OptimiserConfig(warmup_epochs=0, freeze=3))
     for given, starts in ((whole, [0]), (part, [3, 0])):
-        task = build_job(given).build_task(CPU)
+        task = network_task(build_job(given))
         wanted = {parameter.requires_grad for parameter in task.network.encoder.parameters()}
         assert wanted == {given is part}
-        assert not task.network.heads[0].weight.requires_grad and task.network.heads[1].weight.requires_grad
+        heads = task.network.heads
+        assert [head.get_parameter("weight").requires_grad for head in heads[:2]] == [False, True]
         groups = TrainingState.of(task, given.optimiser, CPU).optimiser.param_groups
         assert [group["start"] for group in groups] == starts
 

@@ -143,7 +143,7 @@ def test_without_a_terminal_lines_come_now_and_then(
 def test_the_time_left_is_that_of_the_updates_left(tmp_path: Path) -> None:
     now = [0.0]
     bar = progress.progress_bar(Console(file=io.StringIO()))
-    bar.get_time = lambda: now[0]  # type: ignore[method-assign]
+    bar.get_time = lambda: now[0]
     task = bar.add_task("pretrain", total=2000, detail="")
     for step in (10, 20, 30):
         now[0] += 40

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from anatomask.training.recorder import Recorder
 from anatomask.training.task import Task
 
+Points = Callable[[int], Iterator[dict[str, np.ndarray]]]
+"""Batches from an update on."""
+
 
 class LineTask(Task):
     """y = w x + b by least squares, with scores handed in."""
@@ -49,21 +52,21 @@ class TwoLayerTask(LineTask):
         self.line = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))
 
     def encoder_stages(self) -> Sequence[nn.Module]:
-        return [self.line[0]]
+        return [next(self.line.children())]
 
 
 @pytest.fixture
-def two_layer_task() -> Callable[[], TwoLayerTask]:
+def two_layer_task() -> type[TwoLayerTask]:
     return TwoLayerTask
 
 
 @pytest.fixture
-def line_task() -> Callable[..., LineTask]:
+def line_task() -> type[LineTask]:
     return LineTask
 
 
 @pytest.fixture
-def points() -> Callable[[int], Iterator[dict[str, np.ndarray]]]:
+def points() -> Points:
     """Batches from update `start` on, a pure function of the update."""
 
     def stream(start: int) -> Iterator[dict[str, np.ndarray]]:
@@ -82,7 +85,7 @@ class Notes:
         self.figures: dict[str, Figure] = {}
         self.histograms: dict[str, Tensor] = {}
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.values |= values
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:

@@ -13,13 +13,15 @@ from anatomask.training import checkpoints as module
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.settings import OptimiserConfig
 from anatomask.training.state import TrainingState
+from anatomask.training.task import Task
 from anatomask.weights.files import write_weights
 from anatomask.weights.tensor_files import read_described
+from tests.training.conftest import LineTask
 
 CPU = torch.device("cpu")
 
 
-def fresh(task, *, scaled: bool = False) -> TrainingState:
+def fresh(task: Task, *, scaled: bool = False) -> TrainingState:
     return TrainingState.of(task, OptimiserConfig(lr=0.1), CPU, scaled=scaled)
 
 
@@ -31,7 +33,7 @@ def train(state: TrainingState) -> None:
         state.scaler.update()
 
 
-def trained(task, *, scaled: bool = False) -> TrainingState:
+def trained(task: Task, *, scaled: bool = False) -> TrainingState:
     state = fresh(task, scaled=scaled)
     train(state)
     return state
@@ -51,13 +53,13 @@ def restore(run: Path, state: TrainingState) -> int:
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_weights_moments_and_the_loss_scale_come_back(scaled: bool, tmp_path: Path, line_task) -> None:
+def test_weights_moments_and_the_loss_scale_come_back(scaled: bool, tmp_path: Path, line_task: type[LineTask]) -> None:
     mine, other = trained(line_task(), scaled=scaled), fresh(line_task(), scaled=scaled)
     if scaled:
         mine.scaler.update(1024.0)
     save(tmp_path, 3, mine)
     assert restore(tmp_path, other) == 3
-    assert torch.equal(mine.task.line.weight, other.task.line.weight)
+    assert torch.equal(mine.task.get_parameter("line.weight"), other.task.get_parameter("line.weight"))
     assert mine.scaler.get_scale() == other.scaler.get_scale() == (1024.0 if scaled else 1.0)
     groups = (state.optimiser.param_groups[0]["params"] for state in (mine, other))
     for ours, theirs in zip(*groups, strict=True):
@@ -66,14 +68,16 @@ def test_weights_moments_and_the_loss_scale_come_back(scaled: bool, tmp_path: Pa
             assert torch.equal(value, other.optimiser.state[theirs][key])
 
 
-def test_without_a_checkpoint_training_begins_at_zero(tmp_path: Path, line_task) -> None:
+def test_without_a_checkpoint_training_begins_at_zero(tmp_path: Path, line_task: type[LineTask]) -> None:
     assert restore(tmp_path, trained(line_task())) == 0
 
 
-def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, line_task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_is_the_state_at_the_call(
+    tmp_path: Path, line_task: type[LineTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Training goes on while the checkpoint is written."""
     state, trained_on = trained(line_task()), threading.Event()
-    weight = state.task.line.weight.detach().clone()
+    weight = state.task.get_parameter("line.weight").detach().clone()
 
     def write_later(*arguments: object) -> None:
         assert trained_on.wait(60)
@@ -86,11 +90,11 @@ def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, line_task, mon
         trained_on.set()
     other = fresh(line_task())
     restore(tmp_path, other)
-    assert torch.equal(other.task.line.weight, weight)
-    assert not torch.equal(other.task.line.weight, state.task.line.weight)
+    assert torch.equal(other.task.get_parameter("line.weight"), weight)
+    assert not torch.equal(other.task.get_parameter("line.weight"), state.task.get_parameter("line.weight"))
 
 
-def test_one_that_was_cut_off_while_being_written_is_never_picked_up(tmp_path: Path, line_task) -> None:
+def test_one_that_was_cut_off_while_being_written_is_never_picked_up(tmp_path: Path, line_task: type[LineTask]) -> None:
     state = trained(line_task())
     save(tmp_path, 3, state)
     for name in (".step_00000006", "step_00000006"):  # killed before the rename; killed before the index
@@ -103,7 +107,7 @@ def test_one_that_was_cut_off_while_being_written_is_never_picked_up(tmp_path: P
 
 @pytest.mark.parametrize("file", ["optimiser.safetensors", "model.safetensors"])
 @pytest.mark.parametrize("damage", ["truncated", "removed", "flipped"])
-def test_a_damaged_one_is_named(file: str, damage: str, tmp_path: Path, line_task) -> None:
+def test_a_damaged_one_is_named(file: str, damage: str, tmp_path: Path, line_task: type[LineTask]) -> None:
     state = trained(line_task())
     save(tmp_path, 3, state)
     path = tmp_path / "checkpoints" / "step_00000003" / file
@@ -117,7 +121,7 @@ def test_a_damaged_one_is_named(file: str, damage: str, tmp_path: Path, line_tas
         restore(tmp_path, state)
 
 
-def test_a_checkpoint_of_an_older_version_goes_on(tmp_path: Path, line_task) -> None:
+def test_a_checkpoint_of_an_older_version_goes_on(tmp_path: Path, line_task: type[LineTask]) -> None:
     mine, other = trained(line_task(), scaled=True), fresh(line_task(), scaled=True)
     mine.scaler.update(512.0)
     save(tmp_path, 3, mine)
@@ -133,7 +137,7 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path: Path, line_task) -> 
 
 
 def test_a_full_disk_is_told_and_leaves_the_last_one_in_place(
-    tmp_path: Path, line_task, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, line_task: type[LineTask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = trained(line_task())
     save(tmp_path, 3, state)

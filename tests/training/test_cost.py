@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,8 @@ def profiled_peak(profiler: profile) -> int:
                 changes.append((event.start_time_ns, event.extra_fields.alloc_size))
             collect(event.children)
 
-    collect(profiler.profiler.kineto_results.experimental_event_tree())
+    finished: Any = profiler.profiler
+    collect(finished.kineto_results.experimental_event_tree())
     live = peak = 0
     for _, change in sorted(changes, key=lambda change: change[0]):
         live += change

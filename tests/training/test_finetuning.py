@@ -1,9 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from anatomask.data.augmentation import Augmentation
 from anatomask.data.normalisation import normalise
@@ -12,14 +13,20 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.training.finetuning import FinetuningTask
 from anatomask.training.loop import to_device
+from tests.training.conftest import Notes
 
 CPU = torch.device("cpu")
 HEADER = {"kind": "segmentation", "architecture": {"classes": 5}}
 DRAW = FinetuningDraw(LoaderConfig(patch_size=(64, 32, 48)), (0, 1, 2))
 
 
-def make(seed: int = 0, start=lambda network: [], validate=lambda network, device: {"a": 0.5, "b": 1.0}):
-    return FinetuningTask(STUNetConfig(base=2), HEADER, start, validate, seed, CPU)
+def nothing(network: nn.Module) -> list[str]:
+    return []
+
+
+def make(seed: int = 0, start: Callable[[STUNet], list[str]] = nothing) -> FinetuningTask:
+    scores = {"a": 0.5, "b": 1.0}
+    return FinetuningTask(STUNetConfig(base=2), HEADER, start, lambda network, device: scores, seed, CPU)
 
 
 def batch(dataset: PreparedDataset, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -31,9 +38,15 @@ def batch(dataset: PreparedDataset, numbers: Sequence[int]) -> dict[str, torch.T
 def seen(dataset: PreparedDataset, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Images that the network reads, and labels that the loss reads, of these samples."""
     task = make()
-    images, labels = [], []
+    images: list[torch.Tensor] = []
+    labels: list[torch.Tensor] = []
+
+    def loss(logits: object, label: torch.Tensor) -> torch.Tensor:
+        labels.append(label)
+        return torch.zeros(())
+
     task.network.register_forward_pre_hook(lambda module, inputs: images.extend(inputs))
-    task.loss = lambda logits, label: labels.append(label) or torch.zeros(())
+    task.loss = loss
     with torch.no_grad():
         task(batch(dataset, numbers), 0.0)
     return images[0], labels[0]
@@ -77,7 +90,7 @@ def test_a_step_reaches_every_parameter_but_the_lowest_head(head: PreparedDatase
 def test_both_twins_start_alike_where_nothing_was_pretrained() -> None:
     def start(network: STUNet) -> list[str]:
         with torch.no_grad():
-            network.encoder.stages[0][0].conv1.weight.fill_(7)
+            network.get_parameter("encoder.stages.0.0.conv1.weight").fill_(7)
         return []
 
     scratch, pretrained = make(), make(start=start)
@@ -86,7 +99,7 @@ def test_both_twins_start_alike_where_nothing_was_pretrained() -> None:
     assert differing == ["encoder.stages.0.0.conv1.weight"]
 
 
-def test_validation_records_each_class_and_scores_by_their_mean(notes) -> None:
+def test_validation_records_each_class_and_scores_by_their_mean(notes: Notes) -> None:
     task = make()
     assert task.validate(notes, 1) == 0.75
     assert notes.values == {"val/dice": 0.75, "val_dice/a": 0.5, "val_dice/b": 1.0}

@@ -49,4 +49,5 @@ def test_on_one_worker_it_is_monais(classes: int) -> None:
     assert values[0].item() == pytest.approx(values[1].item(), rel=1e-9)
     for value in values:
         value.backward()
+    assert mine.grad is not None and theirs.grad is not None
     assert torch.allclose(mine.grad, theirs.grad, rtol=1e-9)

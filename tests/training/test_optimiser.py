@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.training.optimiser import build_optimiser, parameter_groups
@@ -31,7 +32,7 @@ def weights(module: nn.Module) -> list[Tensor]:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
 def test_sgd_is_torchs(momentum: float, weight_decay: float, memory_format: torch.memory_format) -> None:
     """The plain one, which is written in tensor operations, with Nesterov momentum."""
-    mine, theirs = (network().to(memory_format=memory_format) for _ in range(2))
+    mine, theirs = (convert_conv3d_weight_memory_format(network(), memory_format) for _ in range(2))
     ours = build_optimiser(mine, OptimiserConfig("sgd", 0.1, weight_decay, momentum=momentum))
     torchs = torch.optim.SGD(
         theirs.parameters(), 0.1, momentum, 0, weight_decay, nesterov=momentum > 0, foreach=False, fused=False
@@ -79,7 +80,7 @@ def test_each_stage_of_the_encoder_is_slower_than_the_one_after_it() -> None:
     module = STUNet(STUNetConfig(base=2, depth=2), 2)
     config = OptimiserConfig(layer_decay=0.75, encoder_lr_factor=0.5, decoder_first=(2, 3), freeze=4)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    found = {}
+    found: dict[str, tuple[int, float]] = {}
     for group in parameter_groups(module, config, list(module.encoder.stages)):
         for parameter in group["params"]:
             name = names.pop(id(parameter))

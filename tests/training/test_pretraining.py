@@ -11,12 +11,14 @@ from anatomask.data.bricks import locations
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
-from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.masked import MaskedDraw
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device
+from anatomask.training.monitors import MaskMonitor
 from anatomask.training.pretraining import PretrainingTask
+from tests.training.conftest import Notes
 
 CPU = torch.device("cpu")
 LOADER = LoaderConfig(patch_size=(32, 32, 32))
@@ -42,8 +44,9 @@ def batch(dataset: PreparedDataset, size: int = 2) -> dict[str, torch.Tensor]:
 
 def test_a_step_trains_the_student_and_the_teacher_follows(dataset: PreparedDataset) -> None:
     task = make(dataset)
-    teacher = task.method.teacher
-    assert teacher is not None
+    method = task.method
+    assert isinstance(method, AnatoMask) and method.teacher
+    teacher = method.teacher
     before = [parameter.clone() for parameter in teacher.parameters()]
     optimiser = torch.optim.SGD(task.trainable().parameters(), lr=0.1)
     loss, scalars = task(batch(dataset), 0.0)
@@ -55,7 +58,7 @@ def test_a_step_trains_the_student_and_the_teacher_follows(dataset: PreparedData
     assert {"r_t", "hard_share", "teacher_loss", "ema_decay"} <= set(scalars)
     moved = [not torch.equal(old, new) for old, new in zip(before, teacher.parameters(), strict=True)]
     assert any(moved)
-    for old, teacher_now, student in zip(before, teacher.parameters(), task.method.student.parameters(), strict=True):
+    for old, teacher_now, student in zip(before, teacher.parameters(), method.student.parameters(), strict=True):
         assert torch.allclose(teacher_now, 0.5 * old + 0.5 * student, atol=1e-6)
 
 
@@ -70,7 +73,7 @@ def test_the_seed_decides_the_weights_and_a_checkpoint_holds_both_networks(datas
 
 @pytest.mark.parametrize("masking", ["anatomask", "random"])
 def test_validation_records_a_picture_and_leaves_training_as_it_was(
-    dataset: PreparedDataset, masking: str, notes
+    dataset: PreparedDataset, masking: str, notes: Notes
 ) -> None:
     task = make(dataset, masking=masking)
     assert task.trainable().training
@@ -85,10 +88,10 @@ def test_validation_records_a_picture_and_leaves_training_as_it_was(
     titles = [axes.get_title() for axes in figure.axes[:5]]
     assert titles == ["input", "random mask", "reconstruction", "patch loss (mean of two masks)", "self-mask"]
     shown = figure.axes[1].images[0].get_array()
-    assert np.ma.getmaskarray(np.ma.masked_invalid(shown)).any()
+    assert shown is not None and np.ma.getmaskarray(np.ma.masked_invalid(shown)).any()
 
 
-def test_validation_sees_the_same_scans_and_masks_every_time(dataset: PreparedDataset, notes) -> None:
+def test_validation_sees_the_same_scans_and_masks_every_time(dataset: PreparedDataset, notes: Notes) -> None:
     task = make(dataset)
     task.validate(notes, 1)
     first = dict(notes.values)
@@ -100,7 +103,7 @@ def test_validation_sees_the_same_scans_and_masks_every_time(dataset: PreparedDa
 
 
 def test_overlap_with_organs_is_measured_where_held_out_scans_have_labels(
-    prepared: Callable[..., PreparedDataset], notes
+    prepared: Callable[..., PreparedDataset], notes: Notes
 ) -> None:
     image = np.random.default_rng(0).integers(-900, 900, (32, 32, 32)).astype(np.int16)
     label = np.zeros(image.shape, np.uint8)
@@ -112,6 +115,7 @@ def test_overlap_with_organs_is_measured_where_held_out_scans_have_labels(
         task = PretrainingTask(method, STUNetConfig(base=2), LOADER, HEADER, dataset.path, fixed, 0, CPU)
         task.validate(notes, 1)
         assert ("mask/organs_self" in notes.values) == (name == "held-out")
+    assert isinstance(task.monitor, MaskMonitor) and isinstance(task.method, AnatoMask)
     (scan,) = task.monitor.scans
     seen = task.method.examine(scan.volume, scan.noise)
     for name, masks in (("random", seen.random_masks), ("self", seen.self_masks), ("hard", seen.hard)):
@@ -119,7 +123,9 @@ def test_overlap_with_organs_is_measured_where_held_out_scans_have_labels(
         assert notes.values[f"mask/organs_{name}"] == pytest.approx(float(share.mean()))
 
 
-def test_a_training_without_hard_patches_has_no_share_of_them(prepared: Callable[..., PreparedDataset], notes) -> None:
+def test_a_training_without_hard_patches_has_no_share_of_them(
+    prepared: Callable[..., PreparedDataset], notes: Notes
+) -> None:
     image = np.random.default_rng(0).integers(-900, 900, (32, 32, 32)).astype(np.int16)
     dataset = prepared(image, label=(image > 0).astype(np.uint8))
     method = AnatoMaskConfig(decoder_width=16, rT=0.0)
@@ -138,7 +144,7 @@ def test_labels_are_never_opened(prepared: Callable[..., PreparedDataset], monke
     read = Storage.read_ranges
 
     def spy(self: Storage, path: str, ranges: list[tuple[int, int]]) -> object:
-        asked.update(map(tuple, ranges))
+        asked.update((first, stop) for first, stop in ranges)
         return read(self, path, ranges)
 
     monkeypatch.setattr(Storage, "read_ranges", spy)

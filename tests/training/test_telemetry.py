@@ -14,7 +14,7 @@ from anatomask.training.telemetry import device_scalars, update_ratio
 CPU = torch.device("cpu")
 
 
-def network(dtype: torch.dtype) -> nn.Module:
+def network(dtype: torch.dtype) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv3d(1, 4, 3), nn.ReLU(), nn.Conv3d(4, 2, 1)).to(dtype)
 
@@ -28,7 +28,7 @@ def test_the_ratio_is_that_of_the_weights_before_and_after(
     fused: bool, dtype: torch.dtype, tolerance: float, weight_decay: float
 ) -> None:
     module = network(dtype)
-    module[0].bias.requires_grad_(False)  # type: ignore[union-attr]
+    module.get_parameter("0.bias").requires_grad_(False)
     optimiser = torch.optim.AdamW(
         module.parameters(), lr=1.0, betas=(0.8, 0.95), weight_decay=weight_decay, fused=fused
     )
@@ -57,7 +57,7 @@ def test_the_ratio_of_sgd_is_that_of_the_weights_that_learn(momentum: float, wei
         for group in optimiser.param_groups:
             group["lr"] = 0.2 / (1 + step)
         if step < 2:
-            module[0].weight.grad = module[0].bias.grad = None  # type: ignore[union-attr]
+            module[0].zero_grad()
         learning = [weight for weight in module.parameters() if weight.grad is not None]
         before = torch.cat([weight.detach().flatten() for weight in learning]).clone()
         optimiser.step()

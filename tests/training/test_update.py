@@ -22,7 +22,7 @@ from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.pretraining import PretrainingTask
-from anatomask.training.settings import OptimiserConfig, TrainingConfig
+from anatomask.training.settings import OptimiserConfig, Precision, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.update import Update, set_arithmetic
 
@@ -78,7 +78,7 @@ def never_waiting(device: torch.device) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
-def test_precisions_agree_and_weights_stay_single(precision: str, scan: PreparedDataset) -> None:
+def test_precisions_agree_and_weights_stay_single(precision: Precision, scan: PreparedDataset) -> None:
     config = TrainingConfig(batch_size=2)
     exact, _ = update(scan, config)
     rounded, state = update(scan, replace(config, precision=precision))
@@ -98,7 +98,7 @@ def test_precisions_agree_and_weights_stay_single(precision: str, scan: Prepared
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("setting", [{}, {"accumulate": 2}, {"recompute_activations": True}, {"channels_last": False}])
 def test_a_gpu_makes_the_same_updates_and_nobody_waits_for_it(
-    precision: str, setting: dict, scan: PreparedDataset
+    precision: Precision, setting: dict, scan: PreparedDataset
 ) -> None:
     config = TrainingConfig(batch_size=2, **setting)
     exact, _ = update(scan, config)
@@ -111,7 +111,7 @@ def test_a_gpu_makes_the_same_updates_and_nobody_waits_for_it(
 @pytest.mark.parametrize("optimiser", [ADAMW, OptimiserConfig("sgd", momentum=0.9)], ids=["adamw", "sgd"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_gpu_makes_the_same_updates_every_time(
-    precision: str, optimiser: OptimiserConfig, scan: PreparedDataset
+    precision: Precision, optimiser: OptimiserConfig, scan: PreparedDataset
 ) -> None:
     """To the last bit, and nobody waits for it."""
     config, gpu = TrainingConfig(batch_size=2, precision=precision), torch.device("cuda")

@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 
 from anatomask.data.samples import LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Root
 from anatomask.nn.norms import BatchNorm3d
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.ray_train import TrainingJob
@@ -84,7 +85,7 @@ class Witness(Task):
         return None
 
 
-def job(run: Path, data: str, *deaths: Death, steps: int = 12) -> TrainingJob:
+def job(run: Path, data: Root, *deaths: Death, steps: int = 12) -> TrainingJob:
     """`steps` updates in batches of six of seven cases."""
     run.mkdir(parents=True, exist_ok=True)
     training = TrainingConfig(

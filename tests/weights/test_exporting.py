@@ -63,7 +63,7 @@ class Published(nn.Module):
             skips.append(x)
         for u, factor in enumerate((1, 2, 2, 2, 2)):
             x = functional.interpolate(x, scale_factor=factor, mode="nearest")
-            x = self.upsample_layers[u]["conv"](x)
+            x = self.upsample_layers[u].get_submodule("conv")(x)
             x = self.conv_blocks_localization[u](torch.cat((x, skips[4 - u]), 1))
         return self.seg_outputs[-1](x)
 
@@ -175,7 +175,7 @@ def test_a_pretrained_encoder_goes_through_the_published_finetuning_script(
         name for name in target.state_dict() if name.startswith(tuple(f"conv_blocks_context.{s}." for s in range(5)))
     )
     stem = student(weights)["encoder.stages.0.0.shortcut.weight"]
-    assert torch.equal(target.conv_blocks_context[0][0].conv3.weight, stem)
+    assert torch.equal(target.get_parameter("conv_blocks_context.0.0.conv3.weight"), stem)
 
 
 @pytest.mark.parametrize("kind", [pretrained, finetuned])

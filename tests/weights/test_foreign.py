@@ -66,6 +66,7 @@ def published_stunet(network: STUNet) -> OrderedDict[str, Tensor]:
 def save_stunet(path: Path, tensors: dict[str, Any]) -> Path:
     """As nnU-Net's version 1 (`.model`) or 2 saves, with what lies beside the tensors there."""
     scores = [np.float32(0.5), np.float64(0.25)]
+    extra: dict[str, Any]
     if path.suffix == ".model":
         extra = {"epoch": 4000, "optimizer_state_dict": None, "plot_stuff": (scores, [], [], scores), "best_stuff": ()}
         torch.save({"state_dict": tensors, **extra}, path)
@@ -105,7 +106,7 @@ def test_segmentation_networks_of_any_size_are_read(tmp_path: Path, network: STU
     model = STUNet(network, classes=3)
     foreign = read_foreign_weights(save_stunet(tmp_path / file, published_stunet(model)))
     assert (foreign.kind, foreign.network, foreign.classes) == ("segmentation", network, 3)
-    assert foreign.missing == foreign.left_out == ()
+    assert foreign.missing == () and foreign.left_out == ()
     assert same(foreign.tensors, model.state_dict())
 
 
@@ -132,7 +133,7 @@ def test_names_go_there_and_back(form: Any, names: dict[str, Tensor]) -> None:
 
 
 CONVOLUTION = SPCNN + "2.0.conv2.weight"
-FORGED_AUTOENCODERS = {
+FORGED_AUTOENCODERS: dict[str, dict[str, Any]] = {
     "module.projector.weight is unknown": {"module.projector.weight": torch.zeros(1)},
     "conv_blocks_context.2.0.conv2.weight is missing": {CONVOLUTION: None},
     r"2.0.conv2.weight is of shape (2,), not (8, 8, 3, 3, 3)": {CONVOLUTION: torch.zeros(2)},
@@ -226,8 +227,8 @@ def test_a_file_without_an_encoder_is_refused(tmp_path: Path) -> None:
         torch.save(content, tmp_path / "c.pt")
         with pytest.raises(UserError, match="not an STU-Net"):
             read_foreign_weights(tmp_path / "c.pt")
-    for content in ([torch.zeros(1)], torch.zeros(1), {1: torch.zeros(1)}):
-        torch.save(content, tmp_path / "c.pt")
+    for other in ([torch.zeros(1)], torch.zeros(1), {1: torch.zeros(1)}):
+        torch.save(other, tmp_path / "c.pt")
         with pytest.raises(UserError, match="no dictionary"):
             read_foreign_weights(tmp_path / "c.pt")
 

@@ -49,7 +49,7 @@ def changed(header: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """A header with one field set, or taken out where `value` is `...`."""
     header = copy.deepcopy(header)
     *sections, name = path.split(".")
-    section = header
+    section: Any = header
     for part in sections:
         section = section[int(part) if isinstance(section, list) else part]
     if value is ...:
@@ -57,6 +57,11 @@ def changed(header: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     else:
         section[name] = value
     return header
+
+
+def each(path: str, *values: Any) -> list[tuple[str, Any]]:
+    """A field with each of these values."""
+    return [(path, value) for value in values]
 
 
 def test_whole_headers_are_read_as_they_are() -> None:
@@ -68,20 +73,20 @@ def test_whole_headers_are_read_as_they_are() -> None:
     ("path", "value"),
     [
         ("kind", 5),
-        *(("architecture", value) for value in ("stunet", [], 5)),
-        *(("architecture.base", value) for value in ("2", 0, -1, 10**9, 2.5, True, [2])),
-        *(("architecture.depth", value) for value in (0, 10**9)),
-        *(("architecture.widths", value) for value in (5, [2, 2, 2, 2, 2, 10**9], [])),
-        *(("architecture.classes", value) for value in (0, "2", 10**9)),
-        *(("patch_size", value) for value in ([32, 32], 32, [32, 32, 0], [32, 32, 10**9], ["a", "b", "c"])),
-        *(("mirror_axes", value) for value in ([3], ["x"], 1, [-1])),
-        *(("spacing", value) for value in ([0, 1, 1], [1, 1], [float("nan"), 1, 1], [float("inf"), 1, 1], "1")),
-        *(("fingerprint", value) for value in ([], {}, {"channels": 5}, {"channels": [{}]})),
+        *each("architecture", "stunet", [], 5),
+        *each("architecture.base", "2", 0, -1, 10**9, 2.5, True, [2]),
+        *each("architecture.depth", 0, 10**9),
+        *each("architecture.widths", 5, [2, 2, 2, 2, 2, 10**9], []),
+        *each("architecture.classes", 0, "2", 10**9),
+        *each("patch_size", [32, 32], 32, [32, 32, 0], [32, 32, 10**9], ["a", "b", "c"]),
+        *each("mirror_axes", [3], ["x"], 1, [-1]),
+        *each("spacing", [0, 1, 1], [1, 1], [float("nan"), 1, 1], [float("inf"), 1, 1], "1"),
+        *each("fingerprint", [], {}, {"channels": 5}, {"channels": [{}]}),
         ("fingerprint.channels.0.std", float("nan")),
         ("fingerprint.channels.0.scheme", "magic"),
         ("fingerprint.channels.0.mean", ...),
-        *(("class_names", value) for value in (["liver"], {"one": "liver"}, {"1": 5}, {"9" * 9: "liver"})),
-        *(("initialisation", value) for value in ("scratch", {}, {"method": 5}, {"method": "x", "run": 5})),
+        *each("class_names", ["liver"], {"one": "liver"}, {"1": 5}, {"9" * 9: "liver"}),
+        *each("initialisation", "scratch", {}, {"method": 5}, {"method": "x", "run": 5}),
         *((name, 5) for name in ("dataset", "data", "missing", "not_transferred", "imported", "method")),
         ("train_fraction", "half"),
         ("method", {"patch": 16}),

@@ -44,7 +44,8 @@ def test_scans_wherever_they_were_unpacked(folders: tuple[str, str], real_data: 
     splits = dataset_splits(raw, SplitConfig())
     assert (splits["unlabeled"], splits["unlabeled_test"]) == (("Case_00001",), ("FLARETs_0001",))
     labelled = next(case for case in raw.cases if case.label is not None)
-    assert prepare_case(labelled, raw.schemes, raw.class_names, (6, 6, 6)).label.any()
+    label = prepare_case(labelled, raw.schemes, raw.class_names, (6, 6, 6)).label
+    assert label is not None and label.any()
 
 
 def test_a_missing_label_is_named(real_data: Path, tmp_path: Path) -> None:

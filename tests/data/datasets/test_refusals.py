@@ -63,7 +63,7 @@ def test_a_name_that_cannot_be_a_files_is_refused_and_the_others_go_through(
     name: bytes, shown: str, why: str, tmp_path: Path
 ) -> None:
     good = write_scan(tmp_path / "scans" / "größe 1.nii.gz")
-    shutil.copy(good, os.fsencode(good.parent) + b"/" + name + b".nii.gz")
+    shutil.copy(os.fsencode(good), os.fsencode(good.parent) + b"/" + name + b".nii.gz")
     told = outcomes(read_dataset(good.parent), tmp_path / "out")
     assert sorted(told) == sorted(["größe 1", shown])
     assert told["größe 1"] == "" and why in told[shown] and str(good.parent) in told[shown]
@@ -186,7 +186,7 @@ def test_prepare_and_survey_go_through_them_all(
     tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = write_scan(tmp_path / "scans" / "good.nii.gz")
-    shutil.copy(good, os.fsencode(good.parent) + b"/caf\xe9.nii.gz")
+    shutil.copy(os.fsencode(good), os.fsencode(good.parent) + b"/caf\xe9.nii.gz")
     shutil.copy(good, good.parent / f"{'x' * 245}.nii.gz")
     os.mkfifo(good.parent / "pipe.nii.gz")
     os.mkfifo(good.parent / "other")

@@ -86,7 +86,7 @@ def test_masks_without_a_scan_are_a_case_that_fails(case: Path) -> None:
     assert [one.case for one in raw.cases] == ["s0001", "s0003"]
     assert merge_masks(case / "segmentations")[0].any()
     with pytest.raises(UserError, match=r"s0003/ct\.nii\.gz is missing"):
-        prepare_case(raw.cases[1], ("ct",), class_names(), raw.spacing)
+        prepare_case(raw.cases[1], ("ct",), class_names(), (1.5, 1.5, 1.5))
 
 
 def test_scans_without_any_masks_are_a_plain_folder(tmp_path: Path) -> None:
