@@ -19,7 +19,7 @@ from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 from torch.utils.flop_counter import FlopCounterMode
 
 from anatomask import masking
-from anatomask.nn.backbones.stunet import SIZES
+from anatomask.nn.backbones.stunet import SIZES, STUNetEncoder
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.sparse import Visible
@@ -135,6 +135,7 @@ def print_profile(name: str, call: Callable[[], object]) -> None:
 
 def values(model: MaskedAutoencoder, backend: str, volume: Tensor, active: Tensor, visible: Visible) -> list[Tensor]:
     """What a backend holds of the five maps."""
+    assert isinstance(model.encoder, STUNetEncoder)
     maps = BACKENDS[backend](model.encoder, volume, active, model.norm_scope, visible)
     return [encoded.values for encoded in maps]
 

@@ -38,7 +38,7 @@ class PublishedAutoencoder(nn.Module):
         """(B, C, D, H, W) and (B, d, h, w) to the reconstruction."""
         x = volume * expand_active(active, PATCH)
         maps = []
-        for stage in self.model.encoder.stages:
+        for stage in self.model.encoder.parts():
             for block in stage.children():
                 assert isinstance(block, ResidualBlock)
                 x = self._block(block, x, active)

@@ -46,7 +46,7 @@ def written(root: Path, files: Sequence[Path], header: dict[str, Any]) -> Prepar
 def head_files(real_data: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A real CT of the head and neck, and beside it a second channel of the same grid: its gradient, in halves."""
     ct = real_data / "openkbp" / "imagesTr" / "kbp_001_0000.nii.gz"
-    scan = nib.load(ct)
+    scan = nib.Nifti1Image.from_filename(ct)
     other = np.abs(np.diff(np.asarray(scan.dataobj, np.float32), axis=0, append=0)) / 2
     nib.save(nib.Nifti1Image(other, scan.affine), tmp_path / "other.nii.gz")
     return ct, tmp_path / "other.nii.gz"
@@ -71,8 +71,8 @@ def test_preparing_in_memory_is_preparing_on_disk(
 
 def test_a_scan_knows_its_voxel_size(head_files: tuple[Path, Path]) -> None:
     scan = read_files(head_files)
-    assert scan.voxels.shape == (2, *nib.load(head_files[0]).shape)
-    assert scan.spacing == pytest.approx(nib.load(head_files[0]).header.get_zooms())
+    assert scan.voxels.shape == (2, *nib.Nifti1Image.from_filename(head_files[0]).shape)
+    assert scan.spacing == pytest.approx(nib.Nifti1Image.from_filename(head_files[0]).header.get_zooms())
 
 
 def test_what_cannot_be_prepared_is_named(head_files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_autocast(backend: str) -> None:
         loss.backward()
         gradients = {
             n: p.grad.double().flatten()
-            for n, p in model.encoder.stages[:3].named_parameters()
+            for n, p in nn.ModuleList(model.encoder.parts()[:3]).named_parameters()
             if p.dim() > 1 and p.grad is not None
         }
         assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())

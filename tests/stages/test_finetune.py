@@ -111,8 +111,8 @@ def test_an_encoder_that_never_learns_computes_no_gradient(config: FinetuneConfi
         task = network_task(build_job(given))
         wanted = {parameter.requires_grad for parameter in task.network.encoder.parameters()}
         assert wanted == {given is part}
-        heads = task.network.heads
-        assert [head.get_parameter("weight").requires_grad for head in heads[:2]] == [False, True]
+        heads = [task.network.get_parameter(f"heads.{level}.weight") for level in (0, 1)]
+        assert [weight.requires_grad for weight in heads] == [False, True]
         groups = TrainingState.of(task, given.optimiser, CPU).optimiser.param_groups
         assert [group["start"] for group in groups] == starts
 

@@ -92,11 +92,12 @@ def test_imported_weights_start_a_finetuning(golden: Path, tmp_path: Path, capsy
     assert "module.mask_tokens.4 (read by nothing)" in shown
     published = torch.load(file, weights_only=True)["network_weights"]
     widths = (8, 16, 32, 64, 64, 64)
-    config = FinetuneConfig(data="", init=str(folder), network=STUNetConfig(2, 8, widths=widths))
+    stunet = STUNetConfig(2, 8, widths=widths)
+    config = FinetuneConfig(data="", init=str(folder), network=stunet)
     assert initialisation(config, find_weights(folder)) == {
         "method": "AnatoMask", "run": str(folder), "dataset": "random"
     }  # fmt: skip
-    network = STUNet(config.network, 4)
+    network = STUNet(stunet, 4)
     left_out = initialise(network, read_weights(folder))
     assert {name.split(".")[0] for name in left_out if not name.startswith("encoder.stages.5.")} == {
         "upsample", "decoder", "heads"

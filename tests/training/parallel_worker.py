@@ -91,7 +91,7 @@ class FrozenAtFirst(Segmenting):
     optimiser = OptimiserConfig("sgd", lr=1e-3, momentum=0.9, warmup_epochs=0, freeze=1, layer_decay=0.8)
 
     def encoder_stages(self) -> Sequence[nn.Module]:
-        return list(self.network.encoder.stages)
+        return self.network.encoder.parts()
 
 
 class Predicting(Pretraining):

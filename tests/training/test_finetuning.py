@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from anatomask.data.augmentation import Augmentation
 from anatomask.data.normalisation import normalise
 from anatomask.data.samples import FinetuningDraw, LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
-from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.base import Segmenter
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.training.finetuning import FinetuningTask
 from anatomask.training.loop import to_device
 from tests.training.conftest import Notes
@@ -20,11 +20,11 @@ HEADER = {"kind": "segmentation", "architecture": {"classes": 5}}
 DRAW = FinetuningDraw(LoaderConfig(patch_size=(64, 32, 48)), (0, 1, 2))
 
 
-def nothing(network: nn.Module) -> list[str]:
+def nothing(network: Segmenter) -> list[str]:
     return []
 
 
-def make(seed: int = 0, start: Callable[[STUNet], list[str]] = nothing) -> FinetuningTask:
+def make(seed: int = 0, start: Callable[[Segmenter], list[str]] = nothing) -> FinetuningTask:
     scores = {"a": 0.5, "b": 1.0}
     return FinetuningTask(STUNetConfig(base=2), HEADER, start, lambda network, device: scores, seed, CPU)
 
@@ -88,7 +88,7 @@ def test_a_step_reaches_every_parameter_but_the_lowest_head(head: PreparedDatase
 
 
 def test_both_twins_start_alike_where_nothing_was_pretrained() -> None:
-    def start(network: STUNet) -> list[str]:
+    def start(network: Segmenter) -> list[str]:
         with torch.no_grad():
             network.get_parameter("encoder.stages.0.0.conv1.weight").fill_(7)
         return []

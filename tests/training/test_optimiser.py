@@ -71,7 +71,7 @@ def test_an_update_that_is_found_infinite_changes_nothing_even_the_first(name: A
 def test_without_settings_of_the_encoder_there_is_one_group() -> None:
     module = STUNet(STUNetConfig(base=2), 2)
     module.heads[0].requires_grad_(False)
-    (group,) = parameter_groups(module, OptimiserConfig(freeze=0), list(module.encoder.stages))
+    (group,) = parameter_groups(module, OptimiserConfig(freeze=0), module.encoder.parts())
     assert [id(each) for each in group["params"]] == [id(each) for each in module.parameters() if each.requires_grad]
     assert (group["start"], group["factor"]) == (0, 1.0)
 
@@ -81,7 +81,7 @@ def test_each_stage_of_the_encoder_is_slower_than_the_one_after_it() -> None:
     config = OptimiserConfig(layer_decay=0.75, encoder_lr_factor=0.5, decoder_first=(2, 3), freeze=4)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     found: dict[str, tuple[int, float]] = {}
-    for group in parameter_groups(module, config, list(module.encoder.stages)):
+    for group in parameter_groups(module, config, module.encoder.parts()):
         for parameter in group["params"]:
             name = names.pop(id(parameter))
             part = ".".join(name.split(".")[:3]) if name.startswith("encoder.") else name.split(".")[0]
