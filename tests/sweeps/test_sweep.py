@@ -313,7 +313,7 @@ def test_what_trials_and_tables_have_in_common_is_one_stage(labelled: PreparedDa
     """The 12 rows of Tables 1 to 3 are 9 pretrainings (at the published settings, to which the rows are added)."""
     argv = ["--recipe", "paper-b", *SETTINGS[2:5], labelled.path, "--finetune-data", labelled.path]
     chain = build_chain(parse("sweep", argv, RECIPES).config)
-    rows = [row for name in space_names() if name.startswith("table") for row in load_space(name).rows.values()]
+    rows = [row for name in space_names() if name.startswith("table") for row in table_of(name).rows.values()]
     stages = unique(stage for row in rows for stage in chain.stages(row).values())
     assert len(rows) == 12
     assert [len([one for one in stages if one.verb == verb]) for verb in ("pretrain", "finetune", "evaluate")] == [
