@@ -1,7 +1,7 @@
-"""How long the sparse encoder takes with each backend: `python benchmarks/encoder.py [--quick]`.
+"""Time of the sparse encoder with each backend: `python benchmarks/encoder.py [--quick]`.
 
-Random volumes and masks; forward, and forward with backward, the backends in turn. The last line is JSON, whose ratios
-are seconds over seconds: `blocks_over_dense` = 2 means that `blocks` takes half the time.
+Volumes and masks are random; forward, and forward with backward, are timed with the backends in turn. The last line is
+JSON, whose ratios are seconds over seconds: `blocks_over_dense` = 2 means that `blocks` takes half the time.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
-    """How many times longer the others take than `blocks`."""
+    """Compute how many times longer the others take than `blocks`."""
     both, forward = found["both_s"], found["forward_s"]
     result = {
         "blocks_over_dense": both["dense"] / both["blocks"],
@@ -71,7 +71,7 @@ def ratios(found: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace, size: str) -> dict[str, dict[str, Any]]:
-    """By backend: seconds of forward, and with backward; GFLOP of both; peak memory on a GPU."""
+    """Measure by backend: seconds of forward, and with backward; GFLOP of both; peak memory on a GPU."""
     device, batch = arguments.device, arguments.batch
     model = MaskedAutoencoder(SIZES[size]).to(device)
     convert_conv3d_weight_memory_format(model, torch.channels_last_3d)
@@ -119,7 +119,7 @@ KINDS = {
 
 
 def print_profile(name: str, call: Callable[[], object]) -> None:
-    """Where the time of one call goes, in percent of all operators' own time."""
+    """Print the share of each operator in the time of one call, in percent of all operators' own time."""
     with torch.profiler.profile() as profiler:
         call()
     spent = dict.fromkeys([*KINDS, "norms, activations, sums"], 0.0)
@@ -134,14 +134,14 @@ def print_profile(name: str, call: Callable[[], object]) -> None:
 
 
 def values(model: MaskedAutoencoder, backend: str, volume: Tensor, active: Tensor, visible: Visible) -> list[Tensor]:
-    """What a backend holds of the five maps."""
+    """Count the values that a backend holds of the five maps."""
     assert isinstance(model.encoder, STUNetEncoder)
     maps = BACKENDS[backend](model.encoder, volume, active, model.norm_scope, visible)
     return [encoded.values for encoded in maps]
 
 
 def run(encode: Callable[..., list[Tensor]], inputs: tuple[Any, ...], dtype: str, backward: bool) -> None:
-    """One call, with gradients of all ones for every map where `backward`."""
+    """Make one call, with gradients of all ones for every map where `backward`."""
     device = inputs[0].device.type
     with torch.set_grad_enabled(backward), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
         maps = encode(*inputs)

@@ -1,7 +1,7 @@
-"""Whether pretraining helps on OpenKBP: `python benchmarks/evidence.py --step N --out FOLDER --scans OPENKBP`.
+"""Effect of pretraining on OpenKBP: `python benchmarks/evidence.py --step N --out FOLDER --scans OPENKBP`.
 
 It trains and scores what is still missing of the first N steps, each through the project's own stages, and writes one
-record per scored network into `FOLDER/records`. Started again after a kill, it goes on where it was. The design is in
+record per scored network into `FOLDER/records`. After a kill, the same command resumes. The design is in
 docs/results/evidence.md. Steps:
 
 1. A budget of updates, the learning rate from scratch, and the positive control (an encoder that was trained with all
@@ -13,8 +13,8 @@ docs/results/evidence.md. Steps:
 5. A budget and a pretraining twice as long.
 6. Masks among all patches; from scratch with the pretraining's hours.
 
-Records and encoders of another machine go on here when they lie in FOLDER. `--quick` runs steps 1 to 3 with a few
-updates each, to show that they run.
+Records and encoders of another machine are used if they lie in FOLDER. `--quick` runs steps 1 to 3 with a few updates
+each, to show that they run.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def run_steps(experiment: Experiment, last: int) -> None:
 
 
 def main() -> None:
-    """Run what is missing, and print what was chosen and how each network scored."""
+    """Run what is missing, and print the choices and the score of each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", type=int, choices=range(1, 7), default=3, help="last step to run")
     parser.add_argument("--out", type=Path, required=True, help="folder of the experiment")

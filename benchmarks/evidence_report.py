@@ -90,7 +90,7 @@ def choices(records: Sequence[Record]) -> str:
 
 
 def main() -> None:
-    """Write what the records show."""
+    """Write the tables and the figure of the records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=Path, required=True, help="folder of JSON records")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")

@@ -1,4 +1,4 @@
-"""The trainings of `evidence.py`: each one's command, its record, and running what is missing, several at once."""
+"""Trainings of `evidence.py`: the command and record of each, and running the missing ones, several at once."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ PATCH, DECODER_WIDTH = 8, 32
 FINETUNING_EPOCHS, PRETRAINING_EPOCHS = 20, 50
 """Epochs of a training, whatever its number of updates: the learning rate changes from one to the next."""
 POINTS = 4
-"""Points of a learning curve."""
+"""Number of points of a learning curve."""
 CHOOSING_CASES = 10
-"""Labelled cases that choose budget and learning rate, and are trained on by pretraining alone."""
+"""Number of labelled cases that choose budget and learning rate, and that only pretraining trains on."""
 FINER_TOLERANCE_MM = 2.0
 """Tolerance in mm of the second NSD; the first is the data set's own of 3 mm."""
 
@@ -59,7 +59,7 @@ class Scale:
     pairs: int
     """Seeds of a finetuning in the primary comparison."""
     fewer_pairs: int
-    """Seeds elsewhere."""
+    """Seeds of a finetuning in the other comparisons."""
     few_labels: int
     other_labels: tuple[int, ...]
     scans: int | None
@@ -67,7 +67,7 @@ class Scale:
 
     @property
     def all_labels(self) -> int:
-        """Number of labelled training cases."""
+        """Return the number of labelled training cases."""
         return self.other_labels[-1]
 
 
@@ -76,7 +76,7 @@ class Pretraining:
     """One pretraining on all scans that are not validation cases."""
 
     masking: str
-    """anatomask, or random (SparK)."""
+    """Kind of masks: anatomask, or random (SparK)."""
     among: str
     """Patches among which masks are drawn."""
     seed: int
@@ -84,16 +84,16 @@ class Pretraining:
 
     @property
     def arm(self) -> str:
-        """Name without the seed."""
+        """Return the name without the seed."""
         return f"{'spark' if self.masking == 'random' else self.masking}-{self.among}-u{self.updates}"
 
     @property
     def name(self) -> str:
-        """Name of the run."""
+        """Return the name of the run."""
         return f"{self.arm}-p{self.seed}"
 
     def settings(self) -> list[str]:
-        """Flags of `pretrain`."""
+        """Return the flags of `pretrain`."""
         epochs = min(PRETRAINING_EPOCHS, self.updates)
         return [
             *("--seed", str(self.seed), "--splits", "train", "budget", "unlabeled"),
@@ -110,7 +110,7 @@ class Finetuning:
     """One network, trained with a seeded subset of the labels and scored on one split."""
 
     init: str
-    """scratch, the name of a pretraining, permuted:NAME, or encoder:NAME of a finetuning."""
+    """Initial weights: scratch, the name of a pretraining, permuted:NAME, or encoder:NAME of a finetuning."""
     labels: int
     updates: int
     rate: float
@@ -120,12 +120,12 @@ class Finetuning:
 
     @property
     def name(self) -> str:
-        """Name of the run. It says nothing of the split: a network may be scored on several."""
+        """Return the name of the run. It leaves out the split, because a network may be scored on several."""
         start = self.init.replace(":", "=")
         return f"{start}-n{self.labels}-u{self.updates}-lr{self.rate:g}-s{self.seed}"
 
     def settings(self, all_labels: int) -> list[str]:
-        """Flags of `finetune`."""
+        """Return the flags of `finetune`."""
         epochs = min(FINETUNING_EPOCHS, self.updates)
         return [
             *("--seed", str(self.seed), "--train-fraction", str(self.labels / all_labels)),
@@ -138,14 +138,14 @@ class Finetuning:
 
 
 def mean_dsc(records: Sequence[Record]) -> float:
-    """Mean over networks, cases and organs, as a fraction."""
+    """Compute the mean over networks, cases and organs, as a fraction."""
     return float(
         np.mean([score for record in records for organs in record["dsc"].values() for score in organs.values()])
     )
 
 
 def weakest_organ(record: Record) -> float:
-    """Smallest mean DSC of an organ over the cases of one network, as a fraction."""
+    """Find the smallest mean DSC of an organ over the cases of one network, as a fraction."""
     organs = {organ for scores in record["dsc"].values() for organ in scores}
     return min(float(np.mean([s[organ] for s in record["dsc"].values() if organ in s])) for organ in organs)
 
@@ -162,12 +162,12 @@ class Experiment:
 
     @property
     def commit(self) -> str:
-        """Commit of this checkout."""
+        """Return the commit of this checkout."""
         return str(environment()["commit"])
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the folder for this commit and scale, and end all trainings when this program is ended.
+        """Hold the folder for this commit and scale, and end all trainings when this program ends.
 
         Raises:
             SystemExit: the folder belongs to another commit or scale.
@@ -225,29 +225,29 @@ class Experiment:
         )
 
     def pretrain(self, runs: Sequence[Pretraining]) -> None:
-        """Pretrain what has no encoder yet, and keep the students' encoders in `encoders/NAME`."""
+        """Run the pretrainings that have no encoder yet, and keep the students' encoders in `encoders/NAME`."""
         self._parallel(self._pretrain, [run for run in runs if not self._encoder(run.name).exists()])
 
     def scores(self, runs: Sequence[Finetuning]) -> list[Record]:
-        """Train and score what has no record yet; the records of all."""
+        """Train and score the networks that have no record yet; return the records of all."""
         self._parallel(self._finetune, [run for run in runs if not self._record(run).exists()])
         return [json.loads(self._record(run).read_text()) for run in runs]
 
     def records(self) -> list[Record]:
-        """Every record."""
+        """Read every record."""
         return [json.loads(path.read_text()) for path in sorted((self.out / "records").glob("*.json"))]
 
     def seconds(self, run: Pretraining) -> float:
-        """Seconds that a pretraining took."""
+        """Return the seconds that a pretraining took."""
         return float(json.loads((self._encoder(run.name).parent / "cost.json").read_text())["seconds"])
 
     def updates_in(self, seconds: float) -> int:
-        """Number of updates, in hundreds, that a finetuning does in that time, measured on all records."""
+        """Return the number of updates, in hundreds, that a finetuning does in that time, measured on all records."""
         rates = [record["updates"] / record["seconds"] for record in self.records()]
         return max(1, round(seconds * float(np.median(rates)) / 100)) * 100
 
     def hours(self) -> float:
-        """Hours of all trainings, added up."""
+        """Add up the hours of all trainings."""
         costs = [json.loads(path.read_text())["seconds"] for path in (self.out / "encoders").glob("*/cost.json")]
         return sum([*costs, *(record["seconds"] for record in self.records())]) / 3600
 
@@ -316,7 +316,7 @@ class Experiment:
         return ["--data", str(self.out / "shards"), "--runs", str(self.out / "runs")]
 
     def _encoder(self, name: str) -> Path:
-        """File that is there once a pretraining's encoder is kept."""
+        """Return the file that exists once a pretraining's encoder is kept."""
         return self.out / "encoders" / name / "cost.json"
 
     def _record(self, run: Finetuning) -> Path:
@@ -329,10 +329,10 @@ class Experiment:
             list(pool.map(work, dict.fromkeys(runs)))
 
     def _command(self, verb: str, name: str, flags: Sequence[str]) -> float:
-        """Run a verb as a user would, with its output in `logs/NAME.log`; seconds that all its calls took.
+        """Run a verb as a user would, with its output in `logs/NAME.log`; return the seconds that all its calls took.
 
         Raises:
-            UserError: it failed; the message names the log and its last line.
+            UserError: the command failed; the message names the log and its last line.
         """
         log = self.out / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)

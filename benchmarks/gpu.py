@@ -1,7 +1,7 @@
 """Nine minutes on a GPU: `python benchmarks/gpu.py --data data/openkbp.gpu --out data/gpu`.
 
 It needs one GPU, PyTorch, NumPy, SciPy, PyYAML, safetensors, xxhash, Matplotlib, TensorBoard, pytest, pytest-timeout
-and hypothesis: neither Ray nor MONAI, nor what reads NIfTI. The parts, the most valuable first, run in processes of
+and hypothesis, but neither Ray nor MONAI nor readers of NIfTI. The parts, the most valuable first, run in processes of
 their own, which are ended at the part's limit:
 
 a. The tests that need a GPU.
@@ -9,9 +9,9 @@ b. A small evidence run at base 16 and 32, both at once (gpu_evidence.py).
 c. Steps at the published sizes against the published way (gpu_steps.py).
 d. The sparse encoder's backends (encoder.py).
 
-What a part finds is added to OUT/results.jsonl at once, and OUT/table.txt is written anew after each part; OUT/log.txt
-holds all that they printed. The limits are shares of --minutes; time that a part leaves goes to the next. The last line
-is JSON. Exit code 1 means that a part failed; what the others found is there.
+Each finding is added to OUT/results.jsonl at once, and OUT/table.txt is rewritten after each part; OUT/log.txt holds
+all output. The limits are shares of --minutes; time that a part leaves goes to the next. The last line is JSON. Exit
+code 1 means that a part failed; the findings of the others are kept.
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ from anatomask.files import write_text
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent
 SECONDS = {"a": 60, "b": 300, "c": 120, "d": 45}
-"""Limit of each part in nine minutes; with others, or without some parts, all change in proportion."""
+"""Seconds of each part in nine minutes; with other minutes, or without some parts, all change in proportion."""
 LAST = 10
-"""Seconds at the end in which nothing runs: until the last processes have ended, and for the table."""
+"""Seconds at the end in which no part runs: for the last processes to end, and for the table."""
 GRACE = 3
 """Seconds between asking processes to end and ending them."""
 START = 8
-"""Seconds until a program begins to look at the clock: the imports."""
+"""Seconds until a program first checks the clock: the imports."""
 ALONE = ("tests/nn/test_upsampling.py", "tests/nn/test_backends.py", "tests/training/test_telemetry.py",
          "tests/benchmarks/test_gpu_training.py")  # fmt: skip
-"""Files with tests on a GPU that need PyTorch alone."""
+"""Files with tests on a GPU that need only PyTorch."""
 WHOLE = ("tests/training/test_update.py", "tests/evaluation/test_inference.py")
-"""The same of those that need the whole environment, and real scans."""
+"""Files with tests on a GPU that need the whole environment, and real scans."""
 OUTCOME = re.compile(r"^(\S+::\S.*?) (PASSED|FAILED|ERROR|SKIPPED)\b")
 ALL_OUTCOMES = re.compile(r"^=+ (.*\b(?:passed|failed|skipped|errors?)\b.*) in [\d.]+s\b.*=+$")
 
 
 @dataclass
 class Part:
-    """Programs that run at the same time, and what they found."""
+    """Programs that run at the same time, and their findings."""
 
     name: str
     commands: list[list[str]]
     told_time: bool
-    """Whether the programs take --seconds, and end by themselves."""
+    """True if the programs accept --seconds, and end by themselves."""
     found: list[dict[str, Any]] = field(default_factory=list)
     status: str = "not run"
     seconds: float = 0.0
 
 
 def parts_of(arguments: argparse.Namespace) -> list[Part]:
-    """The chosen parts with their commands, in the order in which they run."""
+    """Return the chosen parts with their commands, in the order in which they run."""
     quick, device = arguments.quick, ["--device", arguments.device]
     beside = [4] if quick else [16, 32]
     evidence = [*device, "--data", str(arguments.data), "--out", str(arguments.out), "--beside", str(len(beside))]
@@ -101,7 +101,7 @@ def _program(name: str) -> str:
 
 
 class Results:
-    """The folder that results are written to as they come."""
+    """Folder that results are written to as they come."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -110,7 +110,7 @@ class Results:
         self.log = (out / "log.txt").open("a", encoding="utf-8")
 
     def take(self, part: Part, line: str) -> None:
-        """Keep a line that a program printed: a finding, the outcome of a test, or something for the log alone."""
+        """Keep a line that a program printed: a finding, the outcome of a test, or a line for only the log."""
         print(line, file=self.log, flush=True)
         finding = _finding(part, line)
         if finding is not None:
@@ -196,7 +196,7 @@ def _listen(output: TextIO, printed: queue.Queue[str | None]) -> None:
 
 
 def end(processes: list[subprocess.Popen[str]]) -> None:
-    """Ask those that still run, and all that they started, to end; then end them."""
+    """Ask the processes that still run, and all that they started, to end; then kill them."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in processes:
             try:
@@ -211,11 +211,11 @@ def end(processes: list[subprocess.Popen[str]]) -> None:
 
 
 def main() -> None:
-    """Run the parts, and print what they found."""
+    """Run the parts, and print their findings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/openkbp.gpu"), help="file of gpu_pack.py")
     parser.add_argument("--out", type=Path, default=Path("data/gpu"), help="folder for results and weights")
-    parser.add_argument("--weights", type=Path, help="folder --out of an earlier run, whose pretraining goes on")
+    parser.add_argument("--weights", type=Path, help="folder --out of an earlier run, whose pretraining is continued")
     parser.add_argument("--parts", nargs="+", choices=SECONDS, default=list(SECONDS))
     parser.add_argument("--minutes", type=float, default=9.0, help="time after which everything has ended")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")

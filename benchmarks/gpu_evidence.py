@@ -1,9 +1,9 @@
-"""Whether pretraining helps, in minutes on one GPU: `python benchmarks/gpu_evidence.py --base 16 --seconds 300`.
+"""Effect of pretraining, in minutes on one GPU: `python benchmarks/gpu_evidence.py --base 16 --seconds 300`.
 
-It pretrains AnatoMask and SparK, which differ in self-masking alone, and finetunes from each and from scratch with few
-labels, as many seeds as fit; a seed means the same labelled scans and the same draws in every arm. Numbers of updates
-follow from the speed that is measured first, unless they are given. Every finding is a line of JSON, printed at once.
-Weights are left in --out in half precision, and --weights goes on from those of an earlier run.
+It pretrains AnatoMask and SparK, which differ only in self-masking, and finetunes from each and from scratch with few
+labels, with as many seeds as fit; a seed means the same labelled scans and the same draws in every arm. Unless the
+numbers of updates are given, they follow from the speed that is measured first. Every finding is printed at once as a
+line of JSON. Weights are written to --out in half precision, and --weights continues from those of an earlier run.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from anatomask.weights.tensor_files import Weights, read_described
 ARMS = ("scratch", "spark", "anatomask")
 COMPARED = (("anatomask", "scratch"), ("spark", "scratch"), ("anatomask", "spark"))
 SHARE_OF_PRETRAINING = 0.45
-"""Of the time that is left once networks are compiled."""
+"""Share of the time that is left once networks are compiled."""
 LONGEST_SHARE = 0.35
-"""Of the same time, after which one pretraining is stopped, should it be slower than was measured."""
+"""Share of the same time after which a pretraining is stopped, if it is slower than was measured."""
 LONGEST_PRETRAINING = 4000
 SEEDS_WANTED = 4
-"""Seeds of each arm for which finetunings are made shorter, if need be."""
+"""Number of seeds of each arm for which finetunings are made shorter, if necessary."""
 SHORTEST_FINETUNING = 200
 
 
 def main() -> None:
-    """Train, and tell."""
+    """Train, and print the findings."""
     arguments = parsed()
     ends = time.monotonic() + arguments.seconds
     device = torch.device(arguments.device)
@@ -82,23 +82,31 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/openkbp.gpu"), help="file of gpu_pack.py")
     parser.add_argument("--out", type=Path, default=Path("data/gpu"), help="folder for weights")
-    parser.add_argument("--weights", type=Path, help="folder with an earlier run's weights, from which to go on")
+    parser.add_argument("--weights", type=Path, help="folder with an earlier run's weights, to continue from")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--beside", type=int, default=1, help="such programs that share the device, this one included")
+    parser.add_argument(
+        "--beside", type=int, default=1, help="number of such programs that share the device, this one included"
+    )
     parser.add_argument("--base", type=int, default=16, help="width of the network's first stage")
     parser.add_argument("--edge", type=int, default=64, help="edge of a crop in voxels")
-    parser.add_argument("--batches", type=int, nargs=2, default=(16, 4), help="of pretraining and of finetuning")
+    parser.add_argument(
+        "--batches", type=int, nargs=2, default=(16, 4), help="batch sizes of pretraining and of finetuning"
+    )
     parser.add_argument("--labels", type=int, default=10)
-    parser.add_argument("--points", type=int, default=4, help="of a learning curve")
+    parser.add_argument("--points", type=int, default=4, help="number of points of a learning curve")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of finetuning")
     parser.add_argument("--pretraining-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0, help="of pretraining")
-    parser.add_argument("--first-seed", type=int, default=0, help="of finetuning")
-    parser.add_argument("--seeds", type=int, help="of finetuning; default: as many as fit")
-    parser.add_argument("--pretraining-updates", type=int, help="default: what fits; 0: --weights as they are")
+    parser.add_argument("--seed", type=int, default=0, help="seed of pretraining")
+    parser.add_argument("--first-seed", type=int, default=0, help="first seed of finetuning")
+    parser.add_argument("--seeds", type=int, help="number of finetuning seeds. Default: as many as fit")
     parser.add_argument(
-        "--updates", type=int, help="of a finetuning, a multiple of --points; default: 1000, or what fits"
+        "--pretraining-updates",
+        type=int,
+        help="updates of a pretraining. Default: as many as fit; 0: use --weights unchanged",
+    )
+    parser.add_argument(
+        "--updates", type=int, help="updates of a finetuning, a multiple of --points. Default: 1000, or what fits"
     )
     arguments = parser.parse_args()
     if arguments.pretraining_updates == 0 and arguments.weights is None:
@@ -109,7 +117,7 @@ def parsed() -> argparse.Namespace:
 
 
 def pretrain(study: Study, arguments: argparse.Namespace, ends: float) -> None:
-    """Leave the weights of both pretrainings in the study's folder."""
+    """Write the weights of both pretrainings into the study's folder."""
     given = arguments.pretraining_updates
     before: dict[str, Weights | None] = dict.fromkeys(ARMS[1:])
     if arguments.weights is not None:
@@ -149,7 +157,11 @@ def pretrain(study: Study, arguments: argparse.Namespace, ends: float) -> None:
 
 
 def earlier(path: Path) -> Weights:
-    """Read an arm's weights of an earlier run. UserError if there are none."""
+    """Read an arm's weights of an earlier run.
+
+    Raises:
+        UserError: there are none.
+    """
     if not path.is_file():
         raise UserError(f"--weights: {path} is missing; give the folder --out of an earlier run with the same --base")
     return read_described(path, parse=from_json)
@@ -192,7 +204,7 @@ def finetune(study: Study, arguments: argparse.Namespace, ends: float) -> None:
 
 
 def summarise(setting: Setting, records: list[dict[str, Any]], updates: int) -> None:
-    """Tell each arm's mean DSC with its seeds, and paired differences with intervals, of the seeds that all have."""
+    """Print each arm's mean DSC with its seeds, and paired differences with intervals, of seeds in all arms."""
     by_arm = {arm: {record["seed"]: record for record in records if record["arm"] == arm} for arm in ARMS}
     seeds = sorted(set.intersection(*(set(found) for found in by_arm.values())))
     title = f"base {setting.base}, {setting.labels} labels"

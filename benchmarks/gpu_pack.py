@@ -1,8 +1,8 @@
-"""Pack prepared CTs into one small file for a GPU machine: `python benchmarks/gpu_pack.py --data SHARDS --out FILE`.
+"""Packing of prepared CTs into one small file: `python benchmarks/gpu_pack.py --data SHARDS --out FILE`.
 
 HU become codes of 8 bits: steps of 3 HU from -200 to 250, where soft tissue lies, and coarser ones elsewhere. Codes and
-labels are compressed with LZMA, of Python's own library. The file is safetensors, whose header says the rest, so that
-`gpu_volumes.py` reads it where nothing but PyTorch is.
+labels are compressed with LZMA, of Python's own library. The file is safetensors, whose header holds everything else,
+so that `gpu_volumes.py` can read it with only PyTorch installed.
 """
 
 from __future__ import annotations
@@ -39,20 +39,21 @@ LEVELS = np.unique(
         ]
     )
 ).astype(np.int16)
-"""HU of each code, ascending, at most 256. -500 HU, above which body begins, lies in the middle of two of them."""
+"""HU of each code, ascending, at most 256. -500 HU, above which body begins, lies halfway between two of them."""
 KIND = "packed scans"
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What the file holds."""
+    """Contents of the file."""
 
     header: dict[str, Any]
-    """`levels`, `splits`, `class_names`, `spacing`, `normalisation`, and by case `shape`, `minimum` and `labelled`."""
+    """Header: `levels`, `splits`, `class_names`, `spacing`, `normalisation`, and by case `shape`, `minimum` and
+    `labelled`."""
     codes: dict[str, np.ndarray]
-    """Of each case, (D, H, W) uint8: numbers of levels."""
+    """Codes of each case, (D, H, W) uint8: indices of levels."""
     labels: dict[str, np.ndarray]
-    """Of each labelled case, (D, H, W) uint8."""
+    """Label map of each labelled case, (D, H, W) uint8."""
 
 
 def encode(voxels: np.ndarray) -> np.ndarray:
@@ -61,10 +62,10 @@ def encode(voxels: np.ndarray) -> np.ndarray:
 
 
 def pack(dataset: PreparedDataset, cases: Iterable[str], out: Path) -> dict[str, float]:
-    """Write the file; returns its size and the errors that the levels make, in HU.
+    """Write the file; return its size and the errors of the levels in HU.
 
-    They are told of soft tissue (-175 to 250 HU), of the rest, and of the rest within the limits at which networks
-    cut HU off.
+    The errors are given for soft tissue (-175 to 250 HU), for the rest, and for the rest within the limits at which
+    networks cut HU off.
 
     Raises:
         UserError: the images are not one channel of CT.
@@ -120,7 +121,7 @@ def read_packed(path: Path) -> Packed:
     """Read the file that `pack` wrote.
 
     Raises:
-        UserError: it is missing, damaged, or another file.
+        UserError: the file is missing, damaged, or another file.
     """
     stored = read_described(path, "copy or write it again", from_json)
     header = stored.header
@@ -150,7 +151,7 @@ def _compressed(voxels: np.ndarray) -> torch.Tensor:
 
 
 def main() -> None:
-    """Pack, and print what it cost."""
+    """Pack, and print the size and the errors."""
     from anatomask.data.shards import PreparedDataset
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,9 +1,10 @@
-"""How long steps at the published sizes take on a GPU, against the published way: `python benchmarks/gpu_steps.py`.
+"""Time of steps at the published sizes on a GPU, against the published way: `python benchmarks/gpu_steps.py`.
 
-Pretraining: the published way as released (float32, whose convolutions PyTorch rounds to TensorFloat-32) and in
-bfloat16; ours in both, and compiled. Finetuning: ours in bfloat16, compiled and not. Each is a line of JSON, printed at
-once: median milliseconds, samples/s, share of the speed of ten matrix products in a row in the same arithmetic, peak
-memory. What compiles for minutes comes last; what does not fit in memory says so.
+Pretraining is measured in the published way as released (float32, whose convolutions PyTorch rounds to TensorFloat-32)
+and in bfloat16, and in ours in both, and compiled. Finetuning is measured in ours in bfloat16, compiled and not. Each
+result is printed at once as a line of JSON: median milliseconds, samples/s, share of the speed of ten matrix products
+in a row in the same arithmetic, peak memory. Ways that compile for minutes come last; ways that do not fit in memory
+are reported.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from anatomask.training.losses import segmentation_loss
 from anatomask.training.update import set_arithmetic
 
 BATCH = {"s": 1, "b": 4, "l": 4, "h": 2}
-"""Samples of a pretraining step; at size H the published way needs more memory than a GPU has for 4."""
+"""Samples of a pretraining step; at size H, 4 samples of the published way exceed a GPU's memory."""
 FINETUNING_BATCH = 2
 SECONDS_TO_COMPILE = {"s": 20, "b": 40, "l": 120, "h": 200}
-"""About what it takes, so that none is begun for nothing; L was measured on an H200."""
+"""Approximate seconds of a compilation, so that none is begun in vain; L was measured on an H200."""
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,24 @@ class Way:
 
     size: str
     name: str
-    """published, finetuning, or a sparse backend."""
+    """Name of the way: published, finetuning, or a sparse backend."""
     precision: str
-    """tf32 or bf16."""
+    """Arithmetic: tf32 or bf16."""
     compiled: bool = False
 
     @property
     def finetuning(self) -> bool:
-        """Whether it is no pretraining."""
+        """Return whether it is a finetuning."""
         return self.name == "finetuning"
 
     @property
     def dtype(self) -> str:
-        """What `pretrain_step` calls the precision."""
+        """Return the name of the precision in `pretrain_step`."""
         return "bfloat16" if self.precision == "bf16" else "float32"
 
     @property
     def batch(self) -> int:
-        """Samples of a step."""
+        """Return the samples of a step."""
         return min(FINETUNING_BATCH, BATCH[self.size]) if self.finetuning else BATCH[self.size]
 
     def __str__(self) -> str:
@@ -64,7 +65,7 @@ class Way:
 
 
 def ways(sizes: list[str], precisions: list[str], compiled: bool) -> list[Way]:
-    """List what is measured, the most valuable first."""
+    """List the ways to measure, the most valuable first."""
     first, fast = sizes[0], precisions[0]
     found = [
         *(Way(size, "published", precision) for size in sizes for precision in reversed(precisions)),
@@ -78,7 +79,7 @@ def ways(sizes: list[str], precisions: list[str], compiled: bool) -> list[Way]:
 
 
 def measure(way: Way, arguments: argparse.Namespace) -> None:
-    """Measure one way, and tell."""
+    """Measure one way, and print the result."""
     set_arithmetic(way.precision)
     torch.backends.cudnn.deterministic = way.name != "published"  # which asks for nothing
     settings = argparse.Namespace(
@@ -119,7 +120,7 @@ def make(way: Way, settings: argparse.Namespace) -> Step:
 
 
 def finetuning_step(way: Way, settings: argparse.Namespace) -> Step:
-    """A step of finetuning on random crops and labels, prepared as the training task prepares it."""
+    """Build a step of finetuning on random crops and labels, prepared as the training task prepares it."""
     device, classes = settings.device, 104 if settings.device == "cuda" else 5  # those of TotalSegmentator
     network = STUNet(SIZES[way.size], classes).to(device)
     network.heads[0].requires_grad_(False)
@@ -134,7 +135,7 @@ def finetuning_step(way: Way, settings: argparse.Namespace) -> Step:
 
 @cache
 def flops(size: str, name: str, batch: int, device: str, patch: tuple[int, ...]) -> int:
-    """FLOPs of a step, which the precision does not change; on a GPU counted in bfloat16, to save memory."""
+    """Count the FLOPs of a step, which the precision does not change; on a GPU in bfloat16, to save memory."""
     dtype = "bfloat16" if device == "cuda" else "float32"
     settings = argparse.Namespace(device=device, dtype=dtype, batch=batch, patch=list(patch), mask_ratio=0.6)
     try:
@@ -145,21 +146,21 @@ def flops(size: str, name: str, batch: int, device: str, patch: tuple[int, ...])
 
 @cache
 def peak(dtype: str, device: str) -> float:
-    """FLOP/s of ten matrix products in a row, in the arithmetic that is set."""
+    """Measure the FLOP/s of ten matrix products in a row, in the arithmetic that is set."""
     products, work = matrix_products(getattr(torch, dtype), device)
     products()
     return work / statistics.median(timed(products, device) for _ in range(3 if device == "cuda" else 1))
 
 
 def free(device: str) -> None:
-    """Give back the memory that nothing holds."""
+    """Free the memory that is not in use."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
 def tried(way: Way, work: Callable[[Way], None], device: str) -> bool:
-    """Whether it worked; what did not is told, and the next one can go on."""
+    """Return whether it worked; a failure is printed, and the next way can run."""
     try:
         work(way)
         return True

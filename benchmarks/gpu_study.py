@@ -1,4 +1,4 @@
-"""The trainings of `gpu_evidence.py`: networks that are compiled once, and trained again and again."""
+"""Trainings of `gpu_evidence.py`: networks that are compiled once, and trained again and again."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from anatomask.weights.matching import load_matching
 from anatomask.weights.tensor_files import Weights, read_described, write_described
 
 METHOD = AnatoMaskConfig(patch=8, among="body", decoder_width=32, ema_decay=0.98, ema_decay_final=0.998)
-"""As in evidence.py."""
+"""Settings of the method, as in evidence.py."""
 OVERLAP, FOREGROUND = 0.25, 0.66
 LONGEST_FINETUNING = 1000
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all trainings have in common."""
+    """Settings that all trainings share."""
 
     base: int
     edge: int
@@ -43,7 +43,7 @@ class Setting:
     finetuning_batch: int
     labels: int
     points: int
-    """Points of a learning curve; numbers of updates are multiples of it."""
+    """Number of points of a learning curve; numbers of updates are multiples of it."""
     rate: float
     pretraining_rate: float
     precision: str
@@ -52,11 +52,11 @@ class Setting:
 
     @property
     def network(self) -> STUNetConfig:
-        """The network."""
+        """Return the settings of the network."""
         return STUNetConfig(base=self.base)
 
     def training(self, batch: int) -> TrainingConfig:
-        """Batch size and precision of a training."""
+        """Return the batch size and precision of a training."""
         return TrainingConfig(batch_size=batch, precision=self.precision, compile=self.compiled)  # type: ignore[arg-type]
 
 
@@ -84,7 +84,7 @@ class Study:
         distribute(self.finetuning, setting.training(setting.finetuning_batch), Workers())
 
     def plan(self, updates: int, done: int) -> PretrainingPlan:
-        """Draw what both pretrainings read in so many updates, after those that are done."""
+        """Draw what both pretrainings read in `updates` updates, after those that are done."""
         setting = self.setting
         return PretrainingPlan.draw(
             self.volumes, self.pretraining_cases, updates, setting.pretraining_batch, setting.edge, METHOD.patch,
@@ -92,9 +92,9 @@ class Study:
         )  # fmt: skip
 
     def pretrainings(self, plan: PretrainingPlan) -> dict[str, Pretraining]:
-        """Both methods, AnatoMask first; they share the student, so that it is compiled once.
+        """Build both methods, AnatoMask first; they share the student, so that it is compiled once.
 
-        The sparse backend is chosen for the crop with the least body, in which most of all patches are visible.
+        The sparse backend is chosen for the crop with the least body, in which the most patches are visible.
         """
         method = AnatoMask(METHOD, self.setting.network).to(self.device)
         method.set_sparse_backend(choose_backend(METHOD.mask_ratio * plan.fewest / plan.among.shape[2]))
@@ -111,7 +111,7 @@ class Study:
     ) -> None:
         """Train one of them from the seed, or from the weights of an earlier run, and write its weights.
 
-        It stops at `ends`, a time of `time.monotonic`, be the updates done or not.
+        The training stops at `ends`, a time of `time.monotonic`, even if updates are left.
         """
         setting = self.setting
         torch.manual_seed(setting.seed)
@@ -163,7 +163,7 @@ class Study:
         )
 
     def weights(self, folder: Path, arm: str) -> Path:
-        """File of an arm's weights."""
+        """Return the file of an arm's weights."""
         return folder / f"base{self.setting.base}-{arm}.safetensors"
 
     def batches(self, seed: int) -> Callable[[int], dict[str, Tensor]]:
@@ -217,7 +217,7 @@ class Study:
 
 
 def mean_dsc(found: Scores) -> float:
-    """Mean over cases of the mean over classes, as a fraction."""
+    """Compute the mean over cases of the mean over classes, as a fraction."""
     return float(np.mean([np.mean(list(classes.values())) for classes in found.values()]))
 
 

@@ -26,7 +26,7 @@ from anatomask.training.update import Update, autocast
 Scores = dict[str, dict[str, float]]
 """DSC by case and class, a fraction; a class that a case lacks is left out."""
 CHECK_EVERY = 20
-"""Updates between looks at the clock, for which the host waits for the device."""
+"""Updates between checks of the clock, for which the host waits for the device."""
 
 
 class Pretraining(Task):
@@ -37,29 +37,29 @@ class Pretraining(Task):
         self.method = method
 
     def trainable(self) -> nn.Module:
-        """The student."""
+        """Return the student."""
         return self.method.trainable()
 
     def networks(self) -> Sequence[nn.Module]:
-        """Student and teacher."""
+        """Return student and teacher."""
         return self.method.networks()
 
     def kept(self) -> nn.Module:
-        """Student and teacher."""
+        """Return student and teacher."""
         return self.method
 
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of a batch, and the method's scalars."""
+        """Compute the loss of a batch, and the method's scalars."""
         self.method.memory_format = self.memory_format
         result = self.method.training_step(self.method.batch(sample), progress)
         return result.loss, result.scalars
 
     def after_step(self, progress: float) -> None:
-        """The teacher follows."""
+        """Update the teacher."""
         self.method.after_step(progress)
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
-        """Nothing is watched."""
+        """Do nothing."""
         return None
 
 
@@ -72,19 +72,19 @@ class Finetuning(Task):
         network.heads[0].requires_grad_(False)  # the lowest level, whose loss has weight 0
 
     def trainable(self) -> nn.Module:
-        """The whole network."""
+        """Return the whole network."""
         return self.network
 
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of `image` and `label` (B, 1, D, H, W)."""
+        """Compute the loss of `image` and `label` (B, 1, D, H, W)."""
         image = sample["image"].contiguous(memory_format=self.memory_format)
         return segmentation_loss(self.network(image), sample["label"]), {}
 
     def after_step(self, progress: float) -> None:
-        """Nothing follows."""
+        """Do nothing."""
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
-        """Nothing is watched."""
+        """Do nothing."""
         return None
 
 
@@ -102,14 +102,14 @@ def train(
     """Train with the project's updates; the learning rate changes from each to the next.
 
     Args:
-        task: as `distribute` left it; its optimiser starts afresh.
-        batch: reads that of an update, by its number.
-        updates: how many there are.
+        task: task as `distribute` left it; its optimiser starts afresh.
+        batch: function that reads the batch of an update, by its number.
+        updates: number of updates.
         config: batch size and precision.
-        schedule: of the learning rate; its epochs are updates here.
-        device: where all is.
-        ends: time of `time.monotonic` at which it stops, be the updates done or not.
-        at: what to do after so many updates.
+        schedule: schedule of the learning rate; its epochs are updates here.
+        device: device of all tensors.
+        ends: time of `time.monotonic` at which it stops, even if updates are left.
+        at: functions to call, by the number of updates after which.
 
     Returns:
         The loss of each update that was done.
@@ -157,7 +157,7 @@ def seconds_per_update(
 
 
 def wait_for(device: torch.device) -> None:
-    """Let the host wait until a GPU has done what it was given."""
+    """Wait on the host until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -189,8 +189,8 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> dict[int, float]:
 def logits(network: STUNet, volumes: Volumes, scan: int, edge: int, overlap: float, precision: str) -> Tensor:
     """Predict a scan (classes + 1, D, H, W) from windows that are cubes, weighted by a Gaussian.
 
-    What `anatomask.evaluation.predictor.Predictor.logits` does through MONAI. The network is not compiled for it: its
-    call would be compiled once more.
+    `anatomask.evaluation.predictor.Predictor.logits` does the same through MONAI. The network is not compiled for it:
+    its call would be compiled once more.
     """
     shape = volumes.shapes[scan].tolist()
     starts = [window_starts(extent, edge, overlap) for extent in shape]
@@ -215,13 +215,13 @@ def logits(network: STUNet, volumes: Volumes, scan: int, edge: int, overlap: flo
 
 
 def window_starts(extent: int, edge: int, overlap: float) -> list[int]:
-    """First voxels of the windows that cover an axis; of one that is shorter than a window, it lies in the middle."""
+    """Compute the first voxels of the windows that cover an axis; a window longer than the axis is centred on it."""
     room, step = max(extent - edge, 0), max(1, int(edge * (1 - overlap)))
     return [min(number * step, room) - max(edge - extent, 0) // 2 for number in range(-(-room // step) + 1)]
 
 
 def gaussian_window(edge: int) -> Tensor:
-    """Weights (e, e, e): a Gaussian of an eighth of the edge about the middle, at least 0.001."""
+    """Compute weights (e, e, e): a Gaussian of an eighth of the edge about the middle, at least 0.001."""
     axis = torch.arange(edge) - (edge - 1) / 2
     bell = torch.exp(-(axis**2) / (2 * (edge / 8) ** 2))
     window = bell[:, None, None] * bell[:, None] * bell

@@ -1,7 +1,7 @@
-"""Scans that stay on one device, and everything that a training draws from them there, without asking the host.
+"""Scans that stay on one device, and everything that a training draws from them there, without waiting for the host.
 
-Crops are cubes. They are padded, normalised and mirrored by `anatomask.data.crops`; which patches hold body is decided
-as in `anatomask.data.body`. Draws are functions of a generator of the device.
+Crops are cubes. They are padded, normalised and mirrored by `anatomask.data.crops`; body patches are found as in
+`anatomask.data.body`. Draws are functions of a generator of the device.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from anatomask.errors import UserError
 from anatomask.methods.masked import CROPS_TRIED
 
 AT_ONCE = 64
-"""Crops that are looked at together while a training is planned."""
+"""Number of crops that are examined together while a training is planned."""
 
 
 @dataclass(frozen=True)
 class Volumes:
-    """Scans, one after the other in raster order, and where their classes are."""
+    """Scans, one after the other in raster order, and the positions of their classes."""
 
     name: str
-    """That of the data set."""
+    """Name of the data set."""
     cases: tuple[str, ...]
     splits: dict[str, tuple[str, ...]]
     class_names: dict[int, str]
     labelled: frozenset[str]
     codes: Tensor
-    """(V,) uint8 of all scans."""
+    """Codes of all scans, (V,) uint8."""
     labels: Tensor
-    """(V,) uint8, 0 where a scan has none."""
+    """Labels, (V,) uint8, 0 where a scan has none."""
     levels: Tensor
-    """(256,) int16, HU of each code."""
+    """HU of each code, (256,) int16."""
     starts: Tensor
-    """(S,) first voxel of each scan."""
+    """First voxel of each scan, (S,)."""
     shapes: Tensor
-    """(S, 3) voxels."""
+    """Shape of each scan in voxels, (S, 3)."""
     minimum: Tensor
-    """(S, 1) HU, what lies beyond a scan."""
+    """HU of voxels beyond a scan, (S, 1)."""
     normalisation: Tensor
-    """(1, 4) low, high, mean and std in HU."""
+    """Low, high, mean and std in HU, (1, 4)."""
     voxels_of_class: Tensor
-    """(N,) numbers of all labelled voxels, ordered by scan and class."""
+    """Indices of all labelled voxels, (N,), ordered by scan and class."""
     class_starts: Tensor
-    """(S, K) where those of each class begin."""
+    """Index at which each class of each scan begins, (S, K)."""
     class_sizes: Tensor
-    """(S, K) how many there are."""
+    """Number of voxels of each class of each scan, (S, K)."""
 
     @classmethod
     def on(cls, device: torch.device, packed: Packed) -> Volumes:
@@ -94,11 +94,11 @@ class Volumes:
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Return the device of the scans."""
         return self.codes.device
 
     def numbers(self, cases: Sequence[str]) -> Tensor:
-        """Numbers of cases: (N,) on the device."""
+        """Return the numbers of cases, (N,) on the device."""
         return torch.tensor([self.cases.index(case) for case in cases], device=self.device)
 
     def crops(self, scans: Tensor, origins: Tensor, edge: int, *, label: bool) -> dict[str, Tensor]:
@@ -107,8 +107,8 @@ class Volumes:
         Args:
             scans: (B,) numbers of the scans.
             origins: (B, 3) first voxels, which may lie outside.
-            edge: e, of a crop in voxels.
-            label: whether `label` (B, e, e, e) is read too, 0 beyond the scan.
+            edge: e, edge of a crop in voxels.
+            label: read `label` (B, e, e, e) too, 0 beyond the scan.
 
         Returns:
             `image` (B, 1, e, e, e) HU, `inside` (B, 3, 2), `minimum` (B, 1), `normalisation` (B, 1, 4), `label`.
@@ -165,28 +165,29 @@ class Volumes:
 
 @dataclass(frozen=True)
 class PretrainingPlan:
-    """What a pretraining reads: U updates of B crops."""
+    """Plan of what a pretraining reads: U updates of B crops."""
 
     volumes: Volumes
     edge: int
     """Edge of a crop in voxels."""
     scans: Tensor
-    """(U, B)."""
+    """Numbers of the scans, (U, B)."""
     origins: Tensor
-    """(U, B, 3)."""
+    """Origins of the crops, (U, B, 3)."""
     flips: Tensor
-    """(U, B, 3) bool."""
+    """Axes that are mirrored, (U, B, 3) bool."""
     among: Tensor
-    """(U, B, n) bool, patches with body in the mirrored crop."""
+    """Patches with body in the mirrored crop, (U, B, n) bool."""
     fewest: int
-    """Smallest number of them in any crop: the same bound for all updates, so that compiled networks see one shape."""
+    """Smallest number of body patches in any crop: the same bound for all updates, so that compiled networks see one
+    shape."""
 
     @classmethod
     def draw(
         cls, volumes: Volumes, cases: Sequence[str], updates: int, batch: int, edge: int, patch: int,
         share: float, seed: int,
     ) -> PretrainingPlan:  # fmt: skip
-        """Draw it from a seed.
+        """Draw the plan from a seed.
 
         Raises:
             UserError: several crops of a scan hold no body.

@@ -1,10 +1,10 @@
-"""How fast random crops come from disk: `python benchmarks/loader.py --nnunet-python VENV/bin/python [--quick]`.
+"""Speed of reading random crops from disk: `python benchmarks/loader.py --nnunet-python VENV/bin/python [--quick]`.
 
 Real CT scans, resampled to the size of TotalSegmentator's volumes at 1.5 mm, are written for each way of loading: our
-shards, nnU-Net's Blosc2 arrays (by nnU-Net, in an environment of its own: it brings torchvision), MONAI's persistent
-and in-memory caches, a memory-mapped array. Each way runs in a process of its own, in turn, on one thread, from a warm
-page cache. nnU-Net always reads labels too, so ours is shown with and without. The last line is JSON; a ratio of 2
-means twice as many crops per second of CPU.
+shards, nnU-Net's Blosc2 arrays (by nnU-Net, in its own environment, because it needs torchvision), MONAI's persistent
+and in-memory caches, a memory-mapped array. Each way runs in its own process, in turn, on one thread, from a warm page
+cache. nnU-Net always reads labels too, so ours is shown with and without. The last line is JSON; a ratio of 2 means
+twice as many crops per second of CPU.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:  # nnU-Net's interpreter runs this file too
 SIZE = (112, 112, 128)
 CROP_BYTES = 2 * SIZE[0] * SIZE[1] * SIZE[2]
 SAMPLES_OF_A_RUN = 843_000
-"""That our stream is opened for: TotalSegmentator's training cases, 1000 epochs."""
+"""Number of samples that our stream is opened for: TotalSegmentator's training cases, 1000 epochs."""
 READ_AHEAD = 200
-"""Crops that it reads ahead, and a few: so many are taken before its figures are."""
+"""Number of crops taken before the stream is measured: those that it reads ahead, and a few more."""
 LOADERS = ("shards", "shards+labels", "stream", "nnunet", "monai-persistent", "monai-cache", "memory-map")
 
 
 def main() -> None:
-    """Prepare, measure each way in turn, print."""
+    """Prepare, measure each way in turn, and print."""
     arguments = parse()
     if arguments.loader:
         found = measured(arguments.loader, arguments.folder, arguments.crops, arguments.restarts)
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def summary(medians: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The figures that the project aims at."""
+    """Compute the figures that the project aims at."""
     ours = medians["shards"]
     result = {
         "bytes_read_over_crop": ours["read_over_crop"],
@@ -112,7 +112,7 @@ def median(found: list[dict[str, Any]], key: str) -> float | None:
 
 
 def child(python: str, loader: str, folder: Path, crops: int, restarts: int = 0) -> dict[str, Any]:
-    """Run one way of loading in a process of its own; what it measured."""
+    """Run one way of loading in its own process, and return its figures."""
     command = [python, __file__, "--loader", loader, "--folder", str(folder)]
     command += ["--crops", str(crops), "--restarts", str(restarts)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -124,7 +124,7 @@ def child(python: str, loader: str, folder: Path, crops: int, restarts: int = 0)
 
 
 def measured(loader: str, folder: Path, crops: int, restarts: int) -> dict[str, Any]:
-    """What one way of loading takes for `crops` crops after some that warm it up."""
+    """Measure one way of loading for `crops` crops, after some that warm it up."""
     if loader == "nnunet-write":
         write_nnunet(folder)
         return {}
@@ -152,7 +152,7 @@ def measured(loader: str, folder: Path, crops: int, restarts: int) -> dict[str, 
 
 
 def cpu_seconds() -> float:
-    """User and system seconds of this process and of all living descendants."""
+    """Return user and system seconds of this process and of all living descendants."""
     clock = os.sysconf("SC_CLK_TCK")
     total = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     for pid in descendants(os.getpid()):
@@ -162,7 +162,7 @@ def cpu_seconds() -> float:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes below `pid`."""
+    """List the processes below `pid`."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for below in map(int, task.read_text(encoding="utf-8").split()):
@@ -171,19 +171,19 @@ def descendants(pid: int) -> list[int]:
 
 
 def peak_bytes() -> float:
-    """Resident memory of this process at its peak, with that of its living descendants now."""
+    """Return the peak resident memory of this process, plus that of its living descendants now."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return own + sum(proportional_bytes(pid) for pid in descendants(os.getpid()))
 
 
 def proportional_bytes(pid: int | str) -> int:
-    """Resident memory of a process; what it shares is divided among those that share it."""
+    """Return the resident memory of a process; shared memory is divided among the processes that share it."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder, 0 where there is none."""
+    """Count the bytes of all files in a folder, 0 where there is none."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
@@ -191,7 +191,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def save_volumes(scans: Path, folder: Path, count: int, edge: int) -> None:
-    """`count` int16 volumes of edge³ voxels from the real CT scans, turned over where they are used again."""
+    """Save `count` int16 volumes of edge³ voxels from the real CT scans, mirrored where they are used again."""
     import nibabel as nib
     from scipy.ndimage import zoom
 
@@ -210,12 +210,12 @@ def save_volumes(scans: Path, folder: Path, count: int, edge: int) -> None:
 
 
 def label_of(volume: np.ndarray) -> np.ndarray:
-    """Body and bone: labels with the structure that anatomy has."""
+    """Label body and bone, which have the structure of anatomy."""
     return (volume > -300).astype(np.uint8) + (volume > 200)
 
 
 def write_shards(folder: Path, codec: Codec, brick: int) -> None:
-    """Our shards of all volumes."""
+    """Write our shards of all volumes."""
     from anatomask.data.fingerprint import ChannelFingerprint, Fingerprint
     from anatomask.data.index import write_index
     from anatomask.data.records import DatasetInfo, PreparedCase
@@ -236,7 +236,7 @@ def write_shards(folder: Path, codec: Codec, brick: int) -> None:
 
 
 def write_nnunet(folder: Path) -> None:
-    """nnU-Net's Blosc2 arrays of all volumes: z-scored float32, and labels."""
+    """Write nnU-Net's Blosc2 arrays of all volumes: z-scored float32, and labels."""
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2 as Dataset
 
@@ -266,7 +266,7 @@ Opened = tuple[Iterator[Any], Callable[[], int | None]]
 
 
 def open_shards(folder: Path, labels: bool) -> Opened:
-    """What a reading process of ours does."""
+    """Read as a reading process of ours does."""
     from anatomask.data.samples import SampleSequence, random_origin
     from anatomask.data.shards import PreparedDataset
 
@@ -285,7 +285,7 @@ def open_shards(folder: Path, labels: bool) -> Opened:
 
 
 def open_stream(folder: Path) -> Opened:
-    """Our stream by Ray Data for a whole run, as a training worker reads it, batch 4."""
+    """Open our stream by Ray Data for a whole run, as a training worker reads it, batch 4."""
     import ray
 
     from anatomask.data.samples import LoaderConfig, SampleSequence
@@ -303,7 +303,7 @@ def open_stream(folder: Path) -> Opened:
 
 
 def open_nnunet(folder: Path) -> Opened:
-    """nnU-Net's loader without its augmentation, batch 2."""
+    """Open nnU-Net's loader without its augmentation, batch 2."""
     from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -315,7 +315,7 @@ def open_nnunet(folder: Path) -> Opened:
 
 
 def open_monai(folder: Path, persistent: bool) -> Opened:
-    """MONAI's caches with a DataLoader of one process."""
+    """Open MONAI's caches with a DataLoader of one process."""
     from monai.data import CacheDataset, DataLoader, PersistentDataset
     from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, RandSpatialCropd
 
@@ -339,7 +339,7 @@ def open_monai(folder: Path, persistent: bool) -> Opened:
 
 
 def open_memory_map(folder: Path) -> Opened:
-    """The least that can be done: int16 arrays that are mapped."""
+    """Open memory-mapped int16 arrays, the least work that is possible."""
     arrays = [np.load(path, mmap_mode="r") for path in sorted((folder / "raw").glob("*.npy"))]
     rng = np.random.default_rng(0)
 
@@ -364,7 +364,9 @@ OPENERS: dict[str, Callable[[Path], Opened]] = {
 
 
 def memory_growth(folder: Path, restarts: int) -> float:
-    """MiB by which memory grows while the shards are opened anew and read `restarts` times, the first tenth apart."""
+    """Measure the MiB by which memory grows while the shards are reopened and read `restarts` times, after the first
+    tenth.
+    """
     start = 0
     for turn in range(restarts):
         stream, _ = open_shards(folder, labels=False)
@@ -375,11 +377,11 @@ def memory_growth(folder: Path, restarts: int) -> float:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few volumes and crops: within a minute")
     parser.add_argument(
-        "--nnunet-python", default="", help="Python of an environment with nnunetv2; none: leave it out"
+        "--nnunet-python", default="", help="Python of an environment with nnunetv2. Default: nnU-Net is left out"
     )
     parser.add_argument("--scans", default="../shared/data", help="folder of the real scans")
     parser.add_argument("--scratch", help="folder for the data sets; default: the system's temporary one")

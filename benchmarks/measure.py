@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing side by side, a table, and one JSON object as the last line."""
+"""Functions that the benchmarks share: timing side by side, a table, and one JSON object as the last line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATCH = 16
 
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each candidate, called in turn `rounds` times after one warm-up."""
+    """Measure the median seconds of each candidate, called in turn `rounds` times after one warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(rounds + 1):
         for name, candidate in candidates.items():
@@ -30,7 +30,7 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], rounds: int, dev
 
 
 def timed(candidate: Callable[[], object], device: str) -> float:
-    """Seconds of one call, the device's work included."""
+    """Measure the seconds of one call, the device's work included."""
     synchronise(device)
     start = time.perf_counter()
     candidate()
@@ -45,7 +45,9 @@ def synchronise(device: str) -> None:
 
 
 def peak_memory_gib(make: Callable[[], Callable[[], object]], device: str) -> tuple[Callable[[], object], float | None]:
-    """What `make` builds, and the peak GPU memory of building and calling it, apart from what was there before."""
+    """Build what `make` builds, and measure the peak GPU memory of building and calling it, apart from what was there
+    before.
+    """
     if device != "cuda":
         return make(), None
     before = torch.cuda.memory_allocated()
@@ -58,9 +60,9 @@ def peak_memory_gib(make: Callable[[], Callable[[], object]], device: str) -> tu
 
 
 def matrix_products(dtype: torch.dtype, device: str) -> tuple[Callable[[], object], int]:
-    """Products of two large square matrices, and their FLOPs: what they take is the peak that others are held to.
+    """Make products of two large square matrices, and count their FLOPs: their speed is the peak for comparison.
 
-    On a GPU ten in a row, since a single one takes a millisecond, of which starting it is a part.
+    On a GPU there are ten in a row, because a single one takes a millisecond, of which a part is its start.
     """
     size, times = (8192, 10) if device == "cuda" else (4096, 1)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -73,7 +75,7 @@ def matrix_products(dtype: torch.dtype, device: str) -> tuple[Callable[[], objec
 
 
 def machine(device: str) -> dict[str, object]:
-    """What the figures were measured on."""
+    """Describe the machine on which the figures were measured."""
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -100,12 +102,12 @@ def report(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], res
 
 
 def tell(what: str, says: str, **figures: object) -> None:
-    """Print one finding at once, as a line of JSON: its name, how a table shows it, and its figures."""
+    """Print one finding at once, as a line of JSON: its name, its text in a table, and its figures."""
     print(json.dumps({"what": what, "says": says, **figures}), flush=True)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The flags that the benchmarks of networks share, with the device's defaults filled in."""
+    """Parse the flags that the benchmarks of networks share, with the device's defaults filled in."""
     parser.add_argument("--quick", action="store_true", help="size S, few rounds: within a minute")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["b"], help="the ratios are the first's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -138,7 +140,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def setting(arguments: argparse.Namespace) -> str:
-    """What was measured, for a table's title."""
+    """Describe what was measured, for a table's title."""
     compiled = f", compiled: {', '.join(arguments.compile)}" if arguments.compile else ""
     return (
         f"{'x'.join(map(str, arguments.patch))}, batch {arguments.batch}, γ = {arguments.mask_ratio}, "

@@ -21,15 +21,15 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.splits import SplitConfig, dataset_splits, keep
 
 SPACING = (4.0, 4.0, 3.0)
-"""In mm: that of recipe `small`, and about the scans' own."""
+"""Voxel size in mm: that of recipe `small`, and about the scans' own."""
 
 
 def prepared(
     scans: Path, folder: Path, limit: int | None = None, spacing: tuple[float, float, float] = SPACING
 ) -> PreparedDataset:
-    """The data set in `folder`; first written there from `scans`/openkbp unless it is there.
+    """Open the data set in `folder`, after preparing it from `scans`/openkbp if it is missing.
 
-    `limit`: so many cases of each split, spread over it; none: all.
+    `limit` is the number of cases of each split, spread over it. Default: all.
     """
     if (folder / "dataset.json").exists():
         return PreparedDataset.open(str(folder))

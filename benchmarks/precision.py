@@ -1,8 +1,8 @@
-"""Whether bf16 trains as fp32 does: `python benchmarks/precision.py [--figure FILE] [--quick]`.
+"""Comparison of training in bf16 and fp32: `python benchmarks/precision.py [--figure FILE] [--quick]`.
 
-Pretrains recipe `small` on OpenKBP's scans in each precision, from the same few sets of initial weights (a seed each),
-on the same crops and masks in the same order. How far the seeds lie apart is the noise to which the difference
-between precisions is held. Training and validation are those of `anatomask pretrain`, without Ray. The validation
+It pretrains recipe `small` on OpenKBP's scans in each precision, from the same few sets of initial weights (one per
+seed), on the same crops and masks in the same order. The spread of the seeds is the noise with which the difference
+between precisions is compared. Training and validation are those of `anatomask pretrain`, without Ray. The validation
 loss is that of held-out scans under fixed masks, computed in fp32. The last line is JSON.
 """
 
@@ -47,19 +47,19 @@ from anatomask.training.update import Update, set_arithmetic
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 DATA_SEED = 0
-"""Of the crops, their order and all masks, in every run."""
+"""Seed of the crops, their order and all masks, in every run."""
 PANELS = {"train": "training loss, mean over an epoch", "val": "validation loss, fixed scans and masks"}
 COLOURS = ("#1b4965", "#d1495b", "#8a8d91", "#edae49")
 
 
 @dataclass
 class Curves(SilentRecorder):
-    """A recorder that keeps the scalars."""
+    """Recorder that keeps the scalars."""
 
     kept: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep them, by name."""
+        """Keep the scalars, by name."""
         for name, value in values.items():
             self.kept[name].append(value)
 
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, folder: Path, precision: Precision, seed: int) -> dict[str, list[float]]:
-    """One training in this process: by kind of loss its curve, and the median `seconds` of an update."""
+    """Run one training in this process; return by kind of loss its curve, and the median `seconds` of an update."""
     torch.set_num_threads(arguments.threads)
     set_arithmetic(precision)
     device, workers = torch.device(arguments.device), Workers()
@@ -157,16 +157,16 @@ def run(arguments: argparse.Namespace, folder: Path, precision: Precision, seed:
 
 
 def read(reader: SampleReader, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches that Ray Data would bring, read here."""
+    """Read here the batches that Ray Data would read."""
     for first in count(step=batch_size):
         yield reader({"sample": np.arange(first, first + batch_size)})
 
 
 def compare(ours: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Two precisions' curves (seeds, epochs): their mean difference, and the noise that it is held to.
+    """Compare two precisions' curves (seeds, epochs): their mean difference, and the noise for comparison.
 
-    The noise of an epoch is the standard deviation over seeds, pooled over both precisions. Means of three runs each of
-    one and the same thing lie 0.8 of it apart on average, and more than 2.3 in one case of twenty (Student's t).
+    The noise of an epoch is the standard deviation over seeds, pooled over both precisions. Two means of three runs
+    each of the same training differ by 0.8 of it on average, and by more than 2.3 in one case of twenty (Student's t).
     """
     difference = ours.mean(0) - reference.mean(0)
     noise = np.sqrt((ours.var(0, ddof=1) + reference.var(0, ddof=1)) / 2)
@@ -182,7 +182,7 @@ def compare(ours: np.ndarray, reference: np.ndarray) -> dict[str, float]:
 
 
 def draw(curves: Mapping[str, Mapping[str, np.ndarray]], arguments: argparse.Namespace) -> Figure:
-    """Mean and range over the seeds, a colour per precision, a panel per loss."""
+    """Draw mean and range over the seeds, a colour per precision, a panel per loss."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     updates = arguments.steps * np.arange(1, arguments.epochs + 1)
     for axes, (kind, title) in zip(figure.subplots(1, 2), PANELS.items(), strict=True):
@@ -199,14 +199,14 @@ def draw(curves: Mapping[str, Mapping[str, np.ndarray]], arguments: argparse.Nam
 
 
 def median_seconds(found: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], precision: str) -> float:
-    """Of an update in that precision, over all seeds."""
+    """Compute the median seconds of an update in that precision, over all seeds."""
     return float(
         np.median([value for (name, _), one in found.items() if name == precision for value in one["seconds"]])
     )
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cases and updates, two seeds: within a minute")
     parser.add_argument("--scans", default="../shared/data", help="folder of the real scans")

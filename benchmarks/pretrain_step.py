@@ -1,8 +1,9 @@
-"""How long a whole pretraining step takes: `python benchmarks/pretrain_step.py [--quick]`.
+"""Time of a whole pretraining step: `python benchmarks/pretrain_step.py [--quick]`.
 
-Teacher, masking, student, backward, clipping, AdamW and EMA at t/T = 1/2, on a random volume: ours with each backend,
-and the published way (`published.py`). All in turn in one run; first, their losses from the same weights and masks are
-compared. The last line is JSON; `step_over_published` is the published way's seconds over ours with `blocks`.
+A step is teacher, masking, student, backward, clipping, AdamW and EMA at t/T = 1/2, on a random volume: ours with each
+backend, and the published way (`published.py`). All run in turn in one process; first, their losses from the same
+weights and masks are compared. The last line is JSON; `step_over_published` is the published way's seconds over ours
+with `blocks`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
-    """By way of computing: seconds, the share of the FLOP/s of a matrix product that it reaches, peak memory."""
+    """Measure by way of computing: seconds, the achieved share of a matrix product's FLOP/s, peak memory."""
     network, batch = SIZES[size], random_batch(arguments)
     check_same_loss(network, batch)
     ways = {"published": partial(published_step, network, batch, arguments)}
@@ -93,7 +94,7 @@ def measure(arguments: argparse.Namespace, size: str) -> dict[str, Any]:
 
 
 def random_batch(arguments: argparse.Namespace) -> MaskedBatch:
-    """A batch as the training task makes it: channels last."""
+    """Make a batch as the training task makes it: channels last."""
     patches = 1
     for edge in arguments.patch:
         patches *= edge // PATCH
@@ -116,7 +117,7 @@ def check_same_loss(network: STUNetConfig, batch: MaskedBatch) -> None:
 
 
 def published_step(network: STUNetConfig, batch: MaskedBatch, arguments: argparse.Namespace) -> Step:
-    """The published way: contiguous memory."""
+    """Build the published way: contiguous memory."""
     method = PublishedStep(AnatoMaskConfig(), network)
     method.student.to(arguments.device)
     method.teacher.to(arguments.device)
@@ -127,7 +128,7 @@ def published_step(network: STUNetConfig, batch: MaskedBatch, arguments: argpars
 def our_step(
     backend: str, network: STUNetConfig, batch: MaskedBatch, arguments: argparse.Namespace, compiled: bool = False
 ) -> Step:
-    """`AnatoMask`, prepared as the training task prepares it."""
+    """Build `AnatoMask`, prepared as the training task prepares it."""
     method = AnatoMask(AnatoMaskConfig(), network).to(arguments.device)
     convert_conv3d_weight_memory_format(method, torch.channels_last_3d)
     method.set_sparse_backend(backend)
@@ -141,7 +142,7 @@ def our_step(
 def whole_step(
     loss: Callable[[], Tensor], student: nn.Module, after: Callable[[float], None], arguments: argparse.Namespace
 ) -> Step:
-    """Forward, backward, clipping, AdamW, EMA."""
+    """Run forward, backward, clipping, AdamW and EMA."""
     config = OptimiserConfig()
     optimiser = build_optimiser(student, config)
 
@@ -158,7 +159,7 @@ def whole_step(
 
 
 def counted(step: Step) -> int:
-    """FLOPs of one call."""
+    """Count the FLOPs of one call."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()

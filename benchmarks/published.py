@@ -1,9 +1,9 @@
-"""A pretraining step computed the way the published code does, as `reference.md` describes it, to measure against.
+"""A pretraining step computed the way the published code does, as `reference.md` describes it, for comparison.
 
-Masked dense convolutions; norms that pick the active voxels out by index and put them back; the projection at full
-resolution that nothing reads; the teacher asked in every step; masks made sample by sample on the host; EMA tensor by
-tensor; contiguous (B, C, D, H, W) memory. The weights and the results are those of `anatomask.methods.anatomask` with
-norms pooled over the batch.
+It has masked dense convolutions; norms that pick the active voxels out by index and put them back; the projection at
+full resolution that nothing reads; a pass of the teacher in every step; masks made sample by sample on the host; EMA
+tensor by tensor; contiguous (B, C, D, H, W) memory. The weights and the results are those of
+`anatomask.methods.anatomask` with norms pooled over the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from anatomask.nn.sparse import expand_active
 
 
 class PublishedAutoencoder(nn.Module):
-    """A masked autoencoder's modules, called in the published order."""
+    """Modules of a masked autoencoder, called in the published order."""
 
     def __init__(self, model: MaskedAutoencoder) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class PublishedAutoencoder(nn.Module):
         self.full_resolution = Densify(model.encoder.widths[0], narrowest, kernel=3)
 
     def forward(self, volume: Tensor, active: Tensor) -> Tensor:
-        """(B, C, D, H, W) and (B, d, h, w) to the reconstruction."""
+        """Reconstruct (B, C, D, H, W) under the mask (B, d, h, w)."""
         x = volume * expand_active(active, PATCH)
         maps = []
         for stage in self.model.encoder.parts():
@@ -63,7 +63,7 @@ def _convolve(convolution: nn.Conv3d, x: Tensor, active: Tensor) -> Tensor:
 
 
 def _norm(norm: nn.InstanceNorm3d, x: Tensor, active: Tensor) -> Tensor:
-    """The active voxels of the whole batch, picked out, normalised as one instance, and put back."""
+    """Pick out the active voxels of the whole batch, normalise them as one instance, and put them back."""
     where = expand_active(active, x.shape[2] // active.shape[1]).squeeze(1).nonzero(as_tuple=True)
     last = x.permute(0, 2, 3, 4, 1)
     picked = functional.instance_norm(last[where].t()[None], weight=norm.weight, bias=norm.bias, eps=norm.eps)
@@ -81,7 +81,7 @@ class PublishedStep:
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def loss(self, batch: MaskedBatch, progress: float) -> Tensor:
-        """The student's loss under the mask that the teacher's leads to."""
+        """Compute the student's loss under the mask that follows from the teacher's loss."""
         ratio = masking.hard_ratio(progress, self.config.r0, self.config.rT)
         first = masking.random_mask(batch.noise[:, 0], self.config.mask_ratio)
         with torch.no_grad():
@@ -96,7 +96,7 @@ class PublishedStep:
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """EMA, one tensor after the other."""
+        """Update the EMA, one tensor after the other."""
         decay = ema_decay(progress, self.config)
         for mine, theirs in zip(self.teacher.state_dict().values(), self.student.state_dict().values(), strict=True):
             mine.copy_(decay * mine + (1 - decay) * theirs)
@@ -110,7 +110,7 @@ class PublishedStep:
 
 
 def _patchify(volume: Tensor) -> Tensor:
-    """(B, C, D, H, W) to (B, n, 4096·C)."""
+    """Reshape (B, C, D, H, W) to (B, n, 4096·C)."""
     batch, channels, *sides = volume.shape
     d, h, w = (side // PATCH for side in sides)
     patches = volume.reshape(batch, channels, d, PATCH, h, PATCH, w, PATCH)

@@ -1,10 +1,10 @@
-"""Whether a change of the code changes any number: `python benchmarks/same_numbers.py --scans OPENKBP --record FILE`.
+"""Check that a change keeps all numbers: `python benchmarks/same_numbers.py --scans OPENKBP --record FILE`.
 
 It runs short trainings as a user would (two pretraining backends, random masks, masks among the body, two workers, a
-run that is stopped and goes on, finetuning from scratch and from a pretraining) and writes each one's losses, update by
-update, and a digest of its final weights. After the change, `--against FILE` runs them again on the same machine and
-names what differs; nothing may. Digests are of tensors by name, so another file format does not matter. The last line
-is JSON; the exit code is 1 where something differs.
+run that is stopped and resumed, finetuning from scratch and from a pretraining) and writes the losses of each, update
+by update, and a digest of its final weights. After the change, `--against FILE` runs them again on the same machine and
+names the differences; there must be none. Digests are of tensors by name, so another file format does not matter. The
+last line is JSON; the exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ def main() -> None:
 
 
 def verdict(name: str, before: dict[str, Any], changed: list[str]) -> str:
-    """Say how a training compares with what was recorded."""
+    """Describe how a training compares with the recorded one."""
     if name not in before:
         return "-"
     return "CHANGED" if name in changed else "identical"
 
 
 def measure(folder: Path, scans: Path, names: list[str]) -> dict[str, Any]:
-    """Prepare a few scans, run the trainings that are named, and collect their numbers."""
+    """Prepare a few scans, run the named trainings, and collect their numbers."""
     splits = json.loads((scans / "splits_final.json").read_text())[0]
     (folder / "cases.txt").write_text("\n".join([*splits["train"][: CASES - 2], *splits["val"][:2]]))
     source = ["--source", str(scans), "--out", str(folder / "shards"), "--reader.cases", str(folder / "cases.txt")]
@@ -102,7 +102,7 @@ def run(command: list[str]) -> None:
 
 
 def stop_after(command: list[str], metrics: Path, updates: int) -> None:
-    """Begin a training and stop it by SIGTERM once that many updates are recorded."""
+    """Begin a training and stop it by SIGTERM once `updates` updates are recorded."""
     process = subprocess.Popen(
         [sys.executable, "-m", "anatomask", *command, "--training.log-every", "1"],
         cwd=REPOSITORY,
@@ -116,7 +116,7 @@ def stop_after(command: list[str], metrics: Path, updates: int) -> None:
 
 
 def losses(metrics: Path) -> list[float]:
-    """Loss of every update that is recorded."""
+    """Read the loss of every update that is recorded."""
     if not metrics.exists():
         return []
     rows = [json.loads(line) for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -124,7 +124,7 @@ def losses(metrics: Path) -> list[float]:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """Losses, and a digest of the final weights, tensor by tensor in the order of their names."""
+    """Collect losses, and a digest of the final weights, tensor by tensor in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(read_weights(find_weights(folder)).tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

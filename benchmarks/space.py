@@ -1,7 +1,7 @@
-"""How much disk a scan takes: `python benchmarks/space.py [--nnunet-python VENV/bin/python]`.
+"""Disk space of a scan: `python benchmarks/space.py [--nnunet-python VENV/bin/python]`.
 
-The real CT scans, prepared at 1.5 mm, as our shards with each codec, as NIfTI, as nnU-Net's Blosc2 array (by nnU-Net,
-in an environment of its own), and as float32 `.npy`; without labels. The last line is JSON.
+The real CT scans, prepared at 1.5 mm, are written as our shards with each codec, as NIfTI, as nnU-Net's Blosc2 array
+(by nnU-Net, in its own environment), and as float32 `.npy`; without labels. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SPACING = (1.5, 1.5, 1.5)
 
 
 def main() -> None:
-    """Write, weigh, print."""
+    """Write, measure, and print."""
     arguments = parse()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = Path(scratch)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def write_all(scans: Path, folder: Path, limit: int) -> tuple[list[str], int]:
-    """Every CT below `scans` in each form but nnU-Net's; their names, and how many voxels they have together."""
+    """Write every CT below `scans` in each form except nnU-Net's; return their names and total number of voxels."""
     import nibabel as nib
 
     from anatomask.data.bricks import Codec
@@ -74,10 +74,10 @@ def write_all(scans: Path, folder: Path, limit: int) -> tuple[list[str], int]:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three scans: within a minute")
-    parser.add_argument("--nnunet-python", default="", help="Python that has nnunetv2; none: leave it out")
+    parser.add_argument("--nnunet-python", default="", help="Python that has nnunetv2. Default: nnU-Net is left out")
     parser.add_argument("--scans", default="../shared/data", help="folder of the real scans")
     parser.add_argument("--scratch", help="folder for what is written; default: the system's temporary one")
     arguments = parser.parse_args()

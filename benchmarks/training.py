@@ -1,12 +1,12 @@
-"""What loading and checkpoints cost a pretraining: `python benchmarks/training.py [--quick]`.
+"""Cost of loading and checkpoints in a pretraining: `python benchmarks/training.py [--quick]`.
 
-OpenKBP's scans, through Ray Data, in Ray Train's workers: the stage itself, in one worker group for each number of
-workers, three times in turn. Once as it is; once with its stream replaced by one that repeats its first batch (loading
-switched off); once with its loop replaced by one that only takes the batches (loading alone). The first updates, while
-readers and kernels start, do not count. How long training waits for data, and how long a checkpoint stops it, is what
-the run itself records: rank 0's seconds. Reading runs half a gigabyte ahead (`BUFFER_BYTES`), so where batches are
-small the readers are done before the training is; whether they would keep up for ever is what loading alone tells. The
-last line is JSON; its two shares are those of the worst number of workers.
+OpenKBP's scans run through Ray Data, in Ray Train's workers: the stage itself, in one worker group for each number of
+workers, three times in turn. It runs once unchanged; once with its stream replaced by one that repeats its first batch
+(no loading); once with its loop replaced by one that only takes the batches (only loading). The first updates, while
+readers and kernels start, do not count. The run itself records how long training waits for data, and how long a
+checkpoint stops it: rank 0's seconds. Reading runs half a gigabyte ahead (`BUFFER_BYTES`), so where batches are small
+the readers finish before the training does; only the run with only loading shows whether they would keep up for ever.
+The last line is JSON; its two shares are those of the worst number of workers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ INTERVAL = TrainingConfig().checkpoint_every
 
 
 def main() -> None:
-    """Train, read what was recorded, print."""
+    """Train, read the records, and print."""
     arguments = parse()
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         data = Path(arguments.data or Path(scratch) / "openkbp")
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def configuration(arguments: argparse.Namespace, workers: int, data: Path, runs: str) -> PretrainConfig:
-    """Of a run of so many updates, whose last is its only validation."""
+    """Build the settings of a run of the given updates, whose last is its only validation."""
     recipe = RECIPES[arguments.recipe]()["pretrain"]
     return replace(
         recipe,
@@ -96,7 +96,7 @@ def configuration(arguments: argparse.Namespace, workers: int, data: Path, runs:
 
 
 def measured(config: PretrainConfig, loads: int) -> dict[str, Any]:
-    """The figures of one number of workers; `loads` batches are loaded alone."""
+    """Measure one number of workers; `loads` batches are loaded without training."""
     job = build_job(config)
     for variant in (WITH_LOADING, SAME_BATCH, LOADING):
         (job.run / variant).mkdir(parents=True)
@@ -122,7 +122,7 @@ def measured(config: PretrainConfig, loads: int) -> dict[str, Any]:
 
 
 def recorded(run: Path, training: TrainingConfig) -> dict[str, Any]:
-    """What a run's metrics say of its updates but the first fifth."""
+    """Summarise a run's metrics of its updates, without the first fifth."""
     rows = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
     timed = [(row, training.batch_size / row["train/samples_per_second"]) for row in rows if "train/wait" in row]
     assert training.steps_per_epoch
@@ -137,7 +137,7 @@ def recorded(run: Path, training: TrainingConfig) -> dict[str, Any]:
 
 
 def batches_per_second(arrivals: Path) -> float:
-    """Of one worker, from the times at which its batches came; the first fifth does not count."""
+    """Compute the speed of one worker from the times at which its batches came, without the first fifth."""
     times = json.loads(arrivals.read_text(encoding="utf-8"))
     first = len(times) // 5
     return (len(times) - 1 - first) / (times[-1] - times[first])
@@ -147,7 +147,7 @@ def batches_per_second(arrivals: Path) -> float:
 
 
 def in_turn(loads: int) -> Callable[[dict[str, Any]], None]:
-    """In place of `run_worker`: it three times, the last time for `loads` updates."""
+    """Replace `run_worker`: run it three times, the last time for `loads` updates."""
 
     def run(config: dict[str, Any], variant: str, **changed: int) -> None:
         job = config["job"]
@@ -166,10 +166,10 @@ def in_turn(loads: int) -> Callable[[dict[str, Any]], None]:
 
 
 class TimedCheckpoints(Checkpoints):
-    """Notes how long each was being written."""
+    """Checkpoints that record how long each was being written."""
 
     def __exit__(self, *error: Any) -> None:
-        """Write the seconds down once all are written."""
+        """Write down the seconds once all are written."""
         super().__exit__(*error)
         if self.writes:
             (self.folder.parent / "written.json").write_text(json.dumps(self.seconds), encoding="utf-8")
@@ -183,14 +183,14 @@ class TimedCheckpoints(Checkpoints):
 def same_batch(
     path: str, sequence: SampleSequence, draw: Draw, samples: np.ndarray, batch_size: int, **settings: Any
 ) -> Iterator[dict[str, np.ndarray]]:
-    """In place of `stream_batches`: its first batch, for ever."""
+    """Replace `stream_batches`: repeat its first batch for ever."""
     return repeat(SampleReader(Storage(path), sequence, draw)({"sample": samples[:batch_size]}))
 
 
 def only_load(
     update: Update, batches: Iterator[dict[str, np.ndarray]], checkpoints: Checkpoints, *others: Any, **settings: Any
 ) -> None:
-    """In place of `train`: take the batches as fast as they come, and note when each came."""
+    """Replace `train`: take the batches as fast as they come, and note when each came."""
     times = [time.perf_counter() for _ in batches]
     (checkpoints.folder.parent / f"arrivals-{update.workers.rank}.json").write_text(json.dumps(times), encoding="utf-8")
 
@@ -199,7 +199,7 @@ def only_load(
 
 
 def rows_of(workers: int, figures: dict[str, Any]) -> list[list[str]]:
-    """The table's rows for one number of workers."""
+    """Format the table's rows for one number of workers."""
     of = f"{workers} worker{'s' if workers > 1 else ''}"
     rows = [[f"{name}, {of}", f"{rate:.2f}", *["-"] * 4] for name, rate in figures["updates_per_second"].items()]
     rows[0][2:] = [
@@ -212,7 +212,7 @@ def rows_of(workers: int, figures: dict[str, Any]) -> list[list[str]]:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cases and updates, one worker: within a minute")

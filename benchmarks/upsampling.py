@@ -1,7 +1,7 @@
-"""How long gradients of the decoder's transposed convolutions take: `python benchmarks/upsampling.py [--quick]`.
+"""Time of the gradients of the decoder's transposed convolutions: `python benchmarks/upsampling.py [--quick]`.
 
-By the library's own way (cuDNN's on a GPU), and by ours (`anatomask.nn.upsampling`), at the levels of the decoder of
-each size, from the deepest. The last line is JSON; a ratio of 2 means that ours takes half the time.
+They are computed by the library's own way (cuDNN's on a GPU), and by ours (`anatomask.nn.upsampling`), at the levels of
+the decoder of each size, from the deepest. The last line is JSON; a ratio of 2 means that ours takes half the time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, channels: int, edges: list[int]) -> dict[str, float]:
-    """Seconds of the gradients of input, weight and bias, by way."""
+    """Measure the seconds of the gradients of input, weight and bias, by way."""
     dtype = getattr(torch, arguments.dtype)
     layer = nn.ConvTranspose3d(channels, channels, 4, stride=2, padding=1).to(arguments.device, dtype)
     convert_conv3d_weight_memory_format(layer, torch.channels_last_3d)
