@@ -87,8 +87,7 @@ def running(config: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def own_token() -> Iterator[None]:
-    """Give a Ray that starts within the block its own token, if it would find none and could not store one in the home
-    folder.
+    """Give a Ray that starts within the block its own token, if the home folder neither holds nor can hold one.
 
     Ray demands a token from those who join it; it makes the token at its first start and stores it below the home
     folder.

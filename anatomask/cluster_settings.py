@@ -18,8 +18,7 @@ class ClusterConfig(Settings):
     """Settings of where a stage runs. They are not part of a run's identity: another cluster continues the same run."""
 
     address: str = "local"
-    """Address of the cluster. local: an embedded Ray on this machine; auto: the cluster that this machine belongs
-    to."""
+    """Address of the cluster. local: an embedded Ray on this machine; auto: this machine's cluster."""
     workers: int = 1
     """Number of training workers; on a GPU cluster one per GPU."""
     min_workers: int | None = None

@@ -111,9 +111,7 @@ def touched_patches(label: Tensor, patch: int) -> Tensor:
 
 
 def share_among(mask: Tensor, patches: Tensor) -> Tensor:
-    """Compute the share of the masked patches of each row of (B, n) that are among `patches` (n,) bool: (B,), NaN
-    without any.
-    """
+    """Compute the share of each row's masked patches (B, n) that are in `patches` (n,) bool: (B,), NaN without any."""
     return (mask & patches).sum(1) / mask.sum(1)
 
 

@@ -7,8 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 LONGEST = 128
-"""Characters at most of a run's name, or of a file name made of a text: file systems allow 255 bytes, suffixes
-included."""
+"""Characters at most of a run's name, or of a file name made of a text; file systems allow 255 bytes in all."""
 
 _PLAIN = re.compile(rf"[A-Za-z0-9_+=][A-Za-z0-9._+=-]{{0,{LONGEST - 1}}}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._+=-]+")

@@ -28,8 +28,7 @@ PROBE_SECONDS = 8.0
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 12.0
-"""Seconds for the work and Ray to end once Ray has died; a little later Ray would end this process without a
-message."""
+"""Seconds for the work and Ray to end once Ray has died; soon after, Ray would end this process silently."""
 
 GONE = (
     "Ray's {process} on this machine has ended: it was killed, by hand or for want of memory, or crashed. What was "

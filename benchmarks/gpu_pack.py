@@ -48,8 +48,7 @@ class Packed:
     """Contents of the file."""
 
     header: dict[str, Any]
-    """Header: `levels`, `splits`, `class_names`, `spacing`, `normalisation`, and by case `shape`, `minimum` and
-    `labelled`."""
+    """Header: `levels`, `splits`, `class_names`, `spacing`, `normalisation`; by case `shape`, `minimum`, `labelled`."""
     codes: dict[str, np.ndarray]
     """Codes of each case, (D, H, W) uint8: indices of levels."""
     labels: dict[str, np.ndarray]

@@ -179,8 +179,7 @@ class PretrainingPlan:
     among: Tensor
     """Patches with body in the mirrored crop, (U, B, n) bool."""
     fewest: int
-    """Smallest number of body patches in any crop: the same bound for all updates, so that compiled networks see one
-    shape."""
+    """Smallest number of body patches in any crop: one bound for all updates keeps the shapes of compiled networks."""
 
     @classmethod
     def draw(

@@ -1,9 +1,9 @@
 """Speed of reading random crops from disk: `python benchmarks/loader.py --nnunet-python VENV/bin/python [--quick]`.
 
 Real CT scans, resampled to the size of TotalSegmentator's volumes at 1.5 mm, are written for each way of loading: our
-shards, nnU-Net's Blosc2 arrays (by nnU-Net, in its own environment, because it needs torchvision), MONAI's persistent
-and in-memory caches, a memory-mapped array. Each way runs in its own process, in turn, on one thread, from a warm page
-cache. nnU-Net always reads labels too, so ours is shown with and without. The last line is JSON; a ratio of 2 means
+shards, nnU-Net's Blosc2 arrays (by nnU-Net in its own environment, as it installs torchvision), MONAI's persistent and
+in-memory caches, a memory-mapped array. Each way runs in its own process, in turn, on one thread, from a warm page
+cache. nnU-Net always reads labels, so ours is shown with and without. In the JSON of the last line, a ratio of 2 is
 twice as many crops per second of CPU.
 """
 
@@ -364,9 +364,7 @@ OPENERS: dict[str, Callable[[Path], Opened]] = {
 
 
 def memory_growth(folder: Path, restarts: int) -> float:
-    """Measure the MiB by which memory grows while the shards are reopened and read `restarts` times, after the first
-    tenth.
-    """
+    """Measure the MiB by which memory grows while shards are reopened `restarts` times, after the first tenth."""
     start = 0
     for turn in range(restarts):
         stream, _ = open_shards(folder, labels=False)
@@ -380,9 +378,7 @@ def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few volumes and crops: within a minute")
-    parser.add_argument(
-        "--nnunet-python", default="", help="Python of an environment with nnunetv2. Default: nnU-Net is left out"
-    )
+    parser.add_argument("--nnunet-python", default="", help="Python that has nnunetv2. Default: no nnU-Net")
     parser.add_argument("--scans", default="../shared/data", help="folder of the real scans")
     parser.add_argument("--scratch", help="folder for the data sets; default: the system's temporary one")
     parser.add_argument("--volumes", type=int, default=16)

@@ -45,9 +45,7 @@ def synchronise(device: str) -> None:
 
 
 def peak_memory_gib(make: Callable[[], Callable[[], object]], device: str) -> tuple[Callable[[], object], float | None]:
-    """Build what `make` builds, and measure the peak GPU memory of building and calling it, apart from what was there
-    before.
-    """
+    """Build what `make` builds; measure the peak GPU memory of building and calling it, above that before."""
     if device != "cuda":
         return make(), None
     before = torch.cuda.memory_allocated()

@@ -44,9 +44,7 @@ def commands(folder: str) -> list[tuple[str, list[str]]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the chain in the folder that the first argument names (default `demo`); return the first exit code that is
-    not 0.
-    """
+    """Run the chain in the folder of the first argument (default `demo`); return the first exit code that is not 0."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     folder = arguments[0] if arguments else FOLDER
     console = Console()

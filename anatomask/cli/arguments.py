@@ -42,8 +42,7 @@ class Invocation:
 
 
 def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Mapping[str, Any]]]) -> Invocation:
-    """Build the settings of `verb` from a recipe, a schedule, a YAML file, then dotted flags: later ones override
-    earlier ones.
+    """Build the settings of `verb` from a recipe, a schedule, a YAML file, then dotted flags: the later override.
 
     Raises:
         UserError: a recipe, method or schedule is unknown or does not fit the epochs, or a YAML file has a field that

@@ -61,9 +61,7 @@ def coarse(volume: np.ndarray, spacing: Sequence[float], *, hu: bool) -> Coarse:
 
 
 def thumbnail(scan: Coarse) -> np.ndarray | None:
-    """Resample the body in its bounding box to 16×16×16 grey values (uint8), for comparing scans; return None when
-    there is no body.
-    """
+    """Resample the body's bounding box to 16×16×16 grey values (uint8), to compare scans; None without a body."""
     if not scan.body.any():
         return None
     low, high = (-1000.0, 400.0) if scan.hu else np.percentile(scan.image, (1, 99))
@@ -99,8 +97,7 @@ def spine_behind(scan: Coarse) -> float | None:
 
 
 def lungs_above(scan: Coarse) -> bool | None:
-    """Return whether the lungs lie above the other organs in a CT that cuts through them at one end; None where it does
-    not.
+    """Return whether the lungs lie on top in a CT that cuts through them at one end; None where it does not.
 
     The other end of the CT tells. If it is half as wide as the chest, it is the neck or the head. If it is as wide as
     the chest, and 10 cm or more away from the lungs, where no shoulders are, it is the belly.

@@ -21,9 +21,7 @@ ROTATION = math.radians(30)
 
 
 def intensity_transforms(often: float = 1.0) -> list[RandomizableTransform]:
-    """Build the transforms of "image": noise, blur, brightness, contrast and gamma, each `often` times as likely as in
-    finetuning.
-    """
+    """Build noise, blur, brightness, contrast and gamma of "image", `often` times as likely as in finetuning."""
     return [
         RandGaussianNoised("image", prob=0.1 * often, std=0.1, sample_std=True),
         RandGaussianSmoothd("image", prob=0.1 * often, sigma_x=(0.5, 1.0), sigma_y=(0.5, 1.0), sigma_z=(0.5, 1.0)),

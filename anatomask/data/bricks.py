@@ -89,8 +89,7 @@ def unpack(packed: Any, codec: Codec, dtype: str, slab: Slab) -> np.ndarray:
 
 
 def table_of(columns: Mapping[str, Sequence[bytes]], metadata: Mapping[bytes, bytes]) -> pa.Table:
-    """Build a table of packed bricks, a row per brick, whose metadata holds their lengths and checksums beside
-    `metadata`.
+    """Build a table of packed bricks, a row each; its metadata holds lengths and checksums beside `metadata`.
 
     Checksums are XXH3 of 64 bits. Those of a column's bricks are stored one after the other, little-endian, in base64;
     that of each value of `metadata` is stored in hexadecimal.

@@ -49,8 +49,7 @@ class SelectedLabels:
 
 
 def select_classes(raw: RawDataset, names: Sequence[str]) -> RawDataset:
-    """Keep only the named classes of a data set, renumbered 1 … K in the order of `names`; keep all if `names` is
-    empty.
+    """Keep only the classes in `names`, renumbered 1 … K in this order; keep all if `names` is empty.
 
     Raises:
         UserError: a name is none of the data set's classes.

@@ -1,6 +1,4 @@
-"""Training crops on the device: padded, normalised and mirrored, a batch at a time, without synchronising with the
-host.
-"""
+"""Training crops on the device: padded, normalised and mirrored in batches, without synchronising with the host."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Listing of a folder of raw data, whatever is wrong with it: a bad entry neither hides the others nor stops the
-listing.
-"""
+"""Listing of a folder of raw data: a bad entry neither hides the others nor stops the listing."""
 
 from __future__ import annotations
 
@@ -28,9 +26,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_entry(path: Path) -> bool:
-    """Return whether the name exists and is no folder. A dangling link and a FIFO count; reading them reports the
-    fault.
-    """
+    """Return whether the name exists and is no folder; dangling links and FIFOs count, and reading them fails."""
     return os.path.lexists(path) and not is_folder(path)
 
 

@@ -1,6 +1,4 @@
-"""Memory that a case takes, estimated from headers alone, and memory that is available: what would not fit is never
-read.
-"""
+"""Memory that a case takes, from headers alone, and memory that is free: what would not fit is never read."""
 
 from __future__ import annotations
 
@@ -66,8 +64,7 @@ def bytes_to_prepare(shape: Sequence[int], new_shape: Sequence[int], channels: i
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Return the bytes of memory that this machine still has, or that the control group (container, batch job) still
-    allows.
+    """Return the bytes that this machine has free, or that the control group (container, batch job) still allows.
 
     Args:
         root: folder that holds `proc` and `sys`.

@@ -24,8 +24,7 @@ from anatomask.errors import UserError, reason
 UNREADABLE = (
     ImageFileError, HeaderDataError, EOFError, OSError, ValueError, OverflowError, MemoryError, zlib.error
 )  # fmt: skip
-"""Errors that nibabel raises for files that are cut off or whose headers are nonsense (MemoryError: an impossible
-size)."""
+"""Errors that nibabel raises for files that are cut off or have nonsense headers (MemoryError: impossible sizes)."""
 
 
 BLOCK = 1 << 20

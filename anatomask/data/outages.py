@@ -20,8 +20,7 @@ OUTAGE = re.compile(
     r"|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|INTERNAL)"  # GCS
     r"|Azure Error: \[[^]]*\] (429|5\d\d|Fail to get a new connection|Error while (sending|polling))"
 )
-"""Pattern of the messages of pyarrow's file systems for a network or service that fails temporarily; any other fault is
-permanent."""
+"""Pattern of pyarrow's messages for a network or service that fails temporarily; other faults are permanent."""
 
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
@@ -36,9 +35,7 @@ def is_outage(error: OSError) -> bool:
 
 
 def waits(place: str) -> Iterator[float]:
-    """Yield the seconds to wait before each further attempt: they double, and vary by place, so that readers spread
-    out.
-    """
+    """Yield the seconds before each further attempt: they double, and vary by place to spread out the readers."""
     rng, longest = random.Random(place), FIRST_WAIT
     while True:
         yield longest * (0.5 + rng.random() / 2)

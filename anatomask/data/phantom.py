@@ -140,9 +140,7 @@ def _table(canvas: Canvas) -> None:
 
 
 def _acquire(canvas: Canvas, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Simulate the scanner: blur, noise correlated by the reconstruction filter, and for some scans a round field of
-    view.
-    """
+    """Simulate the scanner: blur, noise correlated by its filter, and a round field of view for some scans."""
     hu = gaussian_filter(canvas.hu, 0.45).astype(np.float32)
     noise = correlated_noise(rng, hu.shape, (0.65, 0.65, 0.4)) * np.float32(rng.uniform(8, 20))
     hu += noise * np.where(hu < AIR / 2, np.float32(0.6), np.float32(1))
@@ -169,9 +167,7 @@ def _write_cases(config: PhantomConfig, storage: Storage) -> Iterator[str]:
 
 
 def _write_case(storage: Storage, folder: str, scan: Scan) -> None:
-    """Write one binary file per class, empty ones included, as in the real data set; the CT comes last and completes
-    the case.
-    """
+    """Write one binary file per class, empty ones too, as the real data set has; the CT last, to complete the case."""
     present = set(np.unique(scan.label).tolist())
     empty = _nifti(np.zeros(scan.label.shape, dtype=np.uint8), scan.affine)
     for number, name in class_names().items():

@@ -265,9 +265,7 @@ class Painter:
                 self.canvas.paint(found[0], AIR + 20, self.ids["trachea"], found[1])
 
     def ribs(self) -> None:
-        """Paint twelve pairs of ribs that fall from the spine round the chest, their cartilage in front, and the
-        breastbone.
-        """
+        """Paint twelve pairs of ribs that fall round the chest, the cartilage in front of them, and the breastbone."""
         around = np.arctan2(np.abs(self.x), -self.y) / np.pi  # 0 behind, 1 in front
         wall = self.inside + 7 - np.clip(self.z - 385, 0, None) * np.float32(0.3)
         near = (np.abs(wall) < 14) & (self.z > 60) & (np.abs(self.x) > 10)
@@ -356,9 +354,7 @@ class Painter:
 
 
 def _curve(z: float) -> float:
-    """Return the position of the middle of the vertebral bodies at a height: lordosis below, kyphosis above (anterior
-    mm).
-    """
+    """Return the middle of the vertebral bodies at a height (anterior mm): lordosis below, kyphosis above."""
     return float(np.interp(z, [-20, 60, 150, 250, 340, 420, 480], [-50, -36, -40, -52, -58, -52, -40]))
 
 

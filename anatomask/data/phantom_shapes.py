@@ -79,9 +79,7 @@ class Canvas:
         return np.asarray((1 - rho) / slope, dtype=np.float32), region
 
     def tube(self, points: Sequence[Point], radii: Sequence[float] | float) -> tuple[Array, Region] | None:
-        """Compute the depth in a chain of capsules through `points`, whose radius varies linearly from one point to the
-        next.
-        """
+        """Compute the depth in a chain of capsules through `points`, whose radius varies linearly between them."""
         widths = [float(radii)] * len(points) if isinstance(radii, int | float) else [float(r) for r in radii]
         wide = max(widths)
         low, high = np.min(points, axis=0) - wide, np.max(points, axis=0) + wide

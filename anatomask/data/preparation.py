@@ -228,9 +228,7 @@ def bytes_for_histograms(record: CaseRecord) -> int:
 
 
 def histograms_of(dataset: PreparedDataset, case: str) -> list[Histogram]:
-    """Compute one case's share of the fingerprint, a histogram per channel: of its foreground or, if unlabelled, of its
-    body.
-    """
+    """Compute one case's share of the fingerprint per channel: of its foreground or, if unlabelled, of its body."""
     images, label = dataset.read_volume(case, label=bool(dataset.records[case].class_bricks))
     return case_histograms(images, label, dataset.info.schemes)
 
@@ -283,9 +281,7 @@ def choose_schemes(raw: RawDataset, schemes: Sequence[Scheme]) -> RawDataset:
 def settings_of(
     source: str, raw: RawDataset, info: DatasetInfo, split: Any, reader: ReaderConfig | None = None
 ) -> dict[str, Any]:
-    """Collect everything that decides what is written, by the field that the user knows, and a digest of the cases
-    themselves.
-    """
+    """Collect everything that decides what is written, by the user's field names, and a digest of the cases."""
     cases = sorted((case.case, case.patient, case.label is not None, case.case in raw.held_back) for case in raw.cases)
     given = {name: sorted(members) for name, members in (raw.splits or {}).items()}
     return {

@@ -53,8 +53,7 @@ def prepare_case(
     spacing: Sequence[float],
     memory: int | None = None,
 ) -> PreparedCase:
-    """Read one case, turn it to RAS and resample it: images by cubic splines, labels class by class, thick slices one
-    by one.
+    """Read one case, turn it to RAS and resample it: images cubic, labels class by class, thick slices one by one.
 
     Args:
         raw: the case's files.

@@ -165,9 +165,7 @@ def mirrored_axes(loader: LoaderConfig, class_names: Iterable[str]) -> tuple[int
 
 
 def random_origin(shape: Sequence[int], size: Sequence[int], rng: np.random.Generator) -> tuple[int, int, int]:
-    """Draw the origin of a crop, uniform over all positions inside the volume; an axis shorter than the crop is
-    centred.
-    """
+    """Draw the origin of a crop, uniform over positions inside the volume; an axis shorter than it is centred."""
     d, h, w = (
         int(rng.integers(0, extent - edge + 1)) if extent >= edge else -((edge - extent) // 2)
         for extent, edge in zip(shape, size, strict=True)

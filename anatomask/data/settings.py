@@ -14,9 +14,7 @@ Codec = Literal["none", "lz4", "lz4hc", "zstd"]
 
 @dataclass(frozen=True)
 class ReaderConfig(Settings):
-    """Settings of reading the source. Apart from `cases`, a field that has no meaning in the source's layout is
-    refused.
-    """
+    """Settings of reading the source. Except `cases`, a field without meaning in the source's layout is refused."""
 
     cases: str = ""
     """Text file with the name of a case per line: only these are prepared. Any layout."""
@@ -44,8 +42,7 @@ class PreprocessConfig(Settings):
     brick: int = 32
     """Edge in voxels of the cubes in which a volume is stored."""
     codec: Codec = "none"
-    """Compression of the cubes: none reads fastest, lz4 and lz4hc take about half the space, zstd less; see
-    docs/loading.md."""
+    """Compression of the cubes: none reads fastest, lz4 and lz4hc need half the space, zstd less (docs/loading.md)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -77,8 +77,7 @@ def dataset_splits(raw: RawDataset, config: SplitConfig) -> Splits:
 
 
 def read_split_file(path: str, raw: RawDataset) -> Splits:
-    """Read the splits that `path` gives by case or by patient; train, val and test always exist, though they may be
-    empty.
+    """Read the splits that `path` gives by case or by patient; train, val and test exist, even if empty.
 
     Raises:
         UserError: the file cannot be read, is no mapping of names to lists, names a case that the data set lacks,

@@ -38,8 +38,7 @@ ANSWER_SECONDS: Mapping[str, Mapping[str, Any]] = {
     "s3": {"connect_timeout": 5.0, "request_timeout": 10.0},
     "gcs": {"retry_time_limit": timedelta(seconds=10)},
 }
-"""Options that make a request fail within 30 s where nothing answers; pyarrow's defaults take 99 s, and 15 minutes in
-GCS."""
+"""Options that make an unanswered request fail within 30 s; pyarrow's defaults take 99 s, in GCS 15 minutes."""
 
 T = TypeVar("T")
 
@@ -145,8 +144,7 @@ class Storage:
         return self._asked(path, lambda: self.filesystem.get_file_info(self.locate(path)).type)
 
     def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
-        """Return the bytes, by sorted name without the suffix, of the files in a folder that end with it; empty without
-        a folder.
+        """Return the bytes of a folder's files ending with `suffix`, by sorted name without it; empty without a folder.
 
         Raises:
             OSError, UserError: the (remote) folder cannot be read.
@@ -199,8 +197,7 @@ class Storage:
         return self.inspect(path, lambda file: file.read())
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
-        """Read the (start, length) ranges of a file, in the order given: memory-mapped if it is local, else in
-        parallel.
+        """Read the (start, length) ranges of a file in the given order: mapped if it is local, else in parallel.
 
         Raises:
             OSError, UserError: as `inspect`; and OSError where the file ends before a range does.

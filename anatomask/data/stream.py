@@ -15,8 +15,7 @@ from anatomask.data.storage import Root, Storage
 
 SAMPLES_PER_TASK = 32
 SAMPLES_PER_EXECUTION = 2**17
-"""Number of samples per Ray Data execution, whose start takes seconds: half a millisecond for each task, plus the start
-of the reading processes."""
+"""Number of samples per Ray Data execution. A start takes seconds: half a millisecond per task, plus the readers'."""
 
 BUFFER_BYTES = 512 * 2**20
 """Bytes that a worker reads ahead at most: without a limit, a short run would be read completely at its start."""

@@ -54,9 +54,7 @@ class OverlayRow:
 
 
 def best_slice(label: np.ndarray) -> int:
-    """Find the index along S of the axial slice of (R, A, S) `label` that shows most of its classes, each at its
-    fullest.
-    """
+    """Find the axial slice (index along S) of (R, A, S) `label` that shows most classes, each at its fullest."""
     classes = np.unique(label[label > 0])
     if not classes.size:
         return label.shape[2] // 2
@@ -132,9 +130,7 @@ def _draw(axes: Axes, row: OverlayRow, panel: Panel, crop: tuple[slice, slice], 
 
 
 def _annotate(axes: Axes, panel: Panel, case: str, *, show_title: bool) -> None:
-    """Write the score above the slice (below the title, in the first row), and the case and the patient's sides into
-    it.
-    """
+    """Write the score above the slice (in the first row, below the title), and case and patient's sides into it."""
     axes.set_title(f"{panel.title}\n{panel.score}" if show_title else panel.score, fontsize=8.5, pad=3)
     for x, y, horizontal, vertical, text in (
         (0.02, 0.98, "left", "top", case),

@@ -55,9 +55,7 @@ def _caption(dataset: PreparedDataset, rows: Sequence[OverlayRow], first: str) -
 
 
 def _choose_cases(runs: Sequence[EvaluatedRun], count: int) -> list[str]:
-    """Choose cases that all runs evaluated, spread evenly from the first run's best to its worst, without picking by
-    hand.
-    """
+    """Choose cases that all runs evaluated, spread evenly from the first run's best to its worst."""
     shared = set.intersection(*(set(run.scores) for run in runs))
     if not shared:
         raise UserError("its runs have no evaluated case in common")

@@ -38,9 +38,7 @@ def paper_ablation(table: str | None) -> dict[str, float]:
 
 
 def sweep_table(rows: Sequence[SweepRow], datasets: Sequence[str], paper: Mapping[str, float]) -> Table:
-    """Build a rich table for 80 columns, in percent; the best mean is bold, and trials without a score show their
-    state.
-    """
+    """Build a rich table for 80 columns, in percent; the best mean is bold, trials without a score show their state."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("Trial", overflow="fold")
     for title in [*datasets, "Mean DSC [%]"] if len(datasets) > 1 else ["DSC [%]"]:

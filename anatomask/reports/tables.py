@@ -119,9 +119,7 @@ def csv_table(rows: Sequence[Row]) -> str:
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """List what a reader needs to trust the table: how scores are averaged, NSD tolerances, which rows cannot be
-    compared.
-    """
+    """List what a reader needs to trust the table: how scores are averaged, NSD tolerances, incomparable rows."""
     sentences = [CAPTION]
     for dataset, members in by_dataset([(row.dataset, row.data) for row in rows]).items():
         here = [rows[index] for index in members]

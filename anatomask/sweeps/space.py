@@ -47,8 +47,7 @@ class Search:
     """Points that Optuna draws, later ones near those that scored well."""
 
     suggest: Callable[[optuna.Trial], None]
-    """Function that suggests a value of each field of a trial (`trial.suggest_float("method.mask_ratio", 0.5,
-    0.9)`)."""
+    """Function that suggests a trial's value of each field (`trial.suggest_float("method.mask_ratio", 0.5, 0.9)`)."""
 
     def examples(self) -> list[Point]:
         """Return one point, to check that its fields exist."""

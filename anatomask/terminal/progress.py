@@ -63,9 +63,7 @@ def polling(show: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def outages_told(storage: Storage) -> Iterator[None]:
-    """Poll remote storage within the block, so that an outage, for which tasks wait elsewhere, is reported here as
-    well.
-    """
+    """Poll remote storage within the block, to report here an outage for which tasks wait elsewhere."""
     stop = threading.Event()
 
     def ask() -> None:
@@ -211,9 +209,7 @@ def duration(seconds: float) -> str:
 
 
 def last_row(metrics: Path) -> dict[str, float] | None:
-    """Return the last whole row of a `metrics.jsonl` that has a loss, without reading all of it; None when there is
-    none.
-    """
+    """Return the last whole row of a `metrics.jsonl` that has a loss, without reading all of it; else None."""
     if not metrics.exists():
         return None
     with metrics.open("rb") as file:

@@ -134,9 +134,7 @@ class Checkpoints:
             raise _damaged(folder, str(error)) from error
 
     def _copied(self, tensor: Tensor) -> Tensor:
-        """Copy the whole state to the host, safe from later updates; a copy from a GPU is complete when the stream is
-        done.
-        """
+        """Copy the whole state to the host, safe from later updates; from a GPU, once the stream is done."""
         whole = tensor.detach()
         if isinstance(whole, DTensor):
             whole = whole.full_tensor()

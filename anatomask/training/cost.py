@@ -40,8 +40,7 @@ class StepCost:
     flops: int
     """Floating-point operations, including recomputation; a multiplication and an addition count as two."""
     state_bytes: int
-    """Bytes of weights, gradients and moments, of networks that are not trained, and of the part that FSDP gathers at a
-    time."""
+    """Bytes of weights, gradients, moments, untrained networks, and the part that FSDP gathers at a time."""
     activation_bytes: int
     """Bytes of all other tensors at the peak: inputs, what the backward pass keeps, and temporaries. Gradients that do
     not exist yet at the peak, but are counted in `state_bytes`, are subtracted."""
@@ -59,8 +58,7 @@ Loss = Callable[[nn.Module, int], Tensor]
 def step_cost(
     module: nn.Module, loss: Loss, config: TrainingConfig, workers: int, moments: int = ADAMW_MOMENTS
 ) -> StepCost:
-    """Compute the cost of an update of `module`, on the meta device, by one of `workers` workers; `module` is
-    unchanged.
+    """Compute the cost of an update of `module`, left unchanged, by one of `workers` workers, on the meta device.
 
     The optimiser keeps `moments` tensors per trained parameter. Compilation is left out.
     """
@@ -99,9 +97,7 @@ def _backward(module: nn.Module, loss: Loss, samples: int, precision: str) -> No
 
 
 def state_bytes(module: nn.Module, divided_by: int, moments: int = ADAMW_MOMENTS) -> int:
-    """Count the bytes of weights, gradients and `moments` on one worker, if weights are divided by `divided_by`
-    workers.
-    """
+    """Count the bytes of weights, gradients and `moments` on one worker, if `divided_by` workers divide the weights."""
     total = sum(map(_bytes, module.buffers()))
     for parameter in module.parameters():
         rows = len(parameter) if parameter.dim() else 1

@@ -116,8 +116,7 @@ class Reading:
 def reading_rows(
     reading: Reading, crop_bytes: int, batch: int, cost: StepCost, workers: int, device: Device
 ) -> list[tuple[str, str]]:
-    """Make rows of a dry run: the cost of reading a sample, and the number of readers that keeps `workers` devices
-    busy.
+    """Make rows of a dry run: the cost of reading a sample, and the reading that keeps `workers` devices busy.
 
     Args:
         reading: cost of reading one sample.

@@ -32,8 +32,7 @@ class FinetuningTask(Task):
         *,
         frozen: bool = False,
     ) -> None:
-        """Put initial weights into the network by `start`; `validate` returns the DSC of each class on validation
-        cases.
+        """Put initial weights into the network by `start`; `validate` returns the validation DSC of each class.
 
         If `frozen`, the encoder never learns, so no gradient of it is computed.
         """
@@ -67,8 +66,7 @@ class FinetuningTask(Task):
         """Do nothing."""
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
-        """Record the DSC of each class on the validation cases, and return their mean, which chooses the best
-        checkpoint.
+        """Record the DSC of each class on the validation cases; return the mean, which chooses the best checkpoint.
 
         Return None where no validation case holds a class.
         """
@@ -83,9 +81,7 @@ class FinetuningTask(Task):
 
 
 def prepare_gradients(network: Segmenter, *, frozen: bool) -> None:
-    """Let `network` compute only the gradients that finetuning needs: none of a `frozen` encoder or of parts without a
-    loss.
-    """
+    """Let `network` compute only the gradients that finetuning needs: no `frozen` encoder's, no part's without loss."""
     for part in network.without_loss():
         part.requires_grad_(False)
     network.encoder.requires_grad_(not frozen)

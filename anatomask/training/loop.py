@@ -74,9 +74,7 @@ def train(
 
 
 def recorded(rates: Sequence[float | None]) -> dict[str, float]:
-    """Return the highest learning rate of the groups, and the lowest if there are several: 0 while a group does not
-    learn.
-    """
+    """Return the highest learning rate of the groups and, of several, the lowest (0 while one does not learn)."""
     known = [rate or 0.0 for rate in rates]
     return {"lr": max(known)} if len(known) == 1 else {"lr": max(known), "lr_lowest": min(known)}
 

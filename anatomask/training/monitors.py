@@ -77,9 +77,7 @@ class MaskMonitor:
 
 
 class ViewMonitor:
-    """Monitor of any method: its loss in eval mode on one fixed sample of each scan, and the views that its networks
-    see.
-    """
+    """Monitor of any method: its loss in eval mode on one fixed sample of each scan, and its views."""
 
     charts: Mapping[str, Sequence[str]] = MappingProxyType({"loss": ("train/loss", "val/loss")})
 

@@ -88,7 +88,5 @@ class FusedSGD(torch.optim.SGD):
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Return this worker's part of a tensor, which is all of it unless it is sharded. Writing to it writes to the
-    tensor.
-    """
+    """Return this worker's part of a tensor, as a view: all of it unless it is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

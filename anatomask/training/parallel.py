@@ -58,8 +58,7 @@ def memory_format(config: TrainingConfig) -> torch.memory_format:
 
 
 def distribute(task: Task, config: TrainingConfig, workers: Workers) -> nn.Module:
-    """Set up the networks of `task` to compute as `config` says on these workers; return what to call in place of
-    `task`.
+    """Set up the networks of `task` on these workers as `config` says; return what to call in place of `task`.
 
     After its backward pass, gradients are the mean over all workers. Load weights before this.
     """

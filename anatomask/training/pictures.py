@@ -17,8 +17,7 @@ PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}
 
 
 def reconstruction_figure(picture: Picture, spacing: Sequence[float], case: str) -> Figure:
-    """Draw Fig. 1 of the paper through the middle of the volume: input, random mask, reconstruction, patch loss,
-    self-mask.
+    """Draw Fig. 1 of the paper through the volume's middle: input, random mask, reconstruction, patch loss, self-mask.
 
     Args:
         picture: reconstruction of one volume in RAS axes; the first channel is shown.

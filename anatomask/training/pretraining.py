@@ -33,9 +33,7 @@ class PretrainingTask(Task):
         seed: int,
         device: torch.device,
     ) -> None:
-        """Build the task; `header` describes the weights, and the scans `fixed` of the folder `data` monitor the
-        training.
-        """
+        """Build the task; `header` describes the weights, and the scans `fixed` of the folder `data` monitor it."""
         super().__init__()
         torch.manual_seed(seed)
         self.method = method.build(network).to(device)

@@ -39,8 +39,7 @@ class TrainingConfig(Settings):
     shard_weights: bool = False
     """Divide weights, gradients and moments among the workers (FSDP2), for networks that do not fit on one."""
     on_non_finite: Literal["stop", "skip"] = "stop"
-    """Reaction to an update that is not finite. stop: end at the last good checkpoint; skip: leave it out and
-    continue."""
+    """Reaction to an update that is not finite. stop: end at the last good checkpoint; skip: leave it out."""
     checkpoint_every: int = 200
     """Updates between checkpoints."""
     validate_every: int = 5
@@ -91,8 +90,7 @@ class OptimiserConfig(Settings):
     encoder_lr_factor: float = 1.0
     """Factor of the learning rate of finetuning's encoder."""
     layer_decay: float = 1.0
-    """Further factor of it per stage: applied once for the encoder's last stage, twice for the one before, six times
-    for the first."""
+    """Factor per stage of the encoder's learning rate: applied once for its last stage, six times for the first."""
     clip: float = 12.0
     """Largest norm of the gradient."""
 

@@ -14,8 +14,7 @@ from anatomask.training.journal import note
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0
-"""Seconds for what follows the workers' end. A signal to all processes of a job ends Ray too, which then reports
-nothing."""
+"""Seconds for what follows the workers' end. A signal to all processes of a job ends Ray too, silently."""
 
 
 def stop_file(run: Path) -> Path:

@@ -32,8 +32,7 @@ def device_scalars(device: torch.device) -> dict[str, float]:
 
 @torch.no_grad()
 def update_ratio(optimiser: torch.optim.Optimizer) -> Tensor:
-    """Compute the norm of the last update over the norm of the weights before it, over all that learn: () on the
-    device.
+    """Compute the norm of the last update over that of the weights before it, over all that learn: () on the device.
 
     The update is computed from the optimiser's state after its step, so no copy of the weights is kept; a few tensors
     of the largest weight's size are needed. Nothing is read from the device. Call it after a step, while that step's

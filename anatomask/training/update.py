@@ -46,9 +46,7 @@ class Update:
         clip: float,
         device: torch.device,
     ) -> None:
-        """Set up the update, which calls `model` in place of the state's task; `clip` is the largest norm of the
-        gradient.
-        """
+        """Set up the update, which calls `model` instead of the state's task; `clip` is the largest gradient norm."""
         self.state = state
         self.model = model
         self.workers = workers

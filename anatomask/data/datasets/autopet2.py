@@ -30,9 +30,7 @@ def _matches(source: Path) -> bool:
 
 
 def _studies(source: Path) -> list[Path]:
-    """List the folders that hold any of a study's files. A study that lacks a file is a case whose reading reports the
-    gap.
-    """
+    """List the folders with any of a study's files. Where one is missing, reading the case reports it."""
     root = inner_folder(source, "FDG-PET-CT-Lesions")
     files = (f"{name}.nii.gz" for name in (*CHANNELS, LABEL))
     return sorted({path.parent for file in files for path in root.glob(f"PETCT_*/*/{file}")})

@@ -16,8 +16,7 @@ from anatomask.data.settings import ReaderConfig
 
 LOOKED_AT = 8
 AIR_HU = -500
-"""HU below which only air lies: HU of air is -1000, and no other kind of scan has a thousandth of its voxels below
-this."""
+"""HU below which only air (-1000 HU) lies: no other kind of scan has a thousandth of its voxels below this."""
 
 
 def looks_like_ct(voxels: np.ndarray) -> bool:

@@ -103,9 +103,7 @@ def _channels(channels: Any, path: Path) -> tuple[str, ...]:
 
 
 def scheme_of(channel: str) -> Scheme:
-    """Choose a scheme as nnU-Net does: "CT" is in HU, "noNorm" is left unchanged, every other channel is normalised by
-    case.
-    """
+    """Choose a scheme as nnU-Net does: "CT" is in HU, "noNorm" is unchanged, all others are normalised by case."""
     schemes: dict[str, Scheme] = {"ct": "ct", "nonorm": "none"}
     return schemes.get(channel.lower(), "zscore")
 
