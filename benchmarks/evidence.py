@@ -73,7 +73,7 @@ def choose_budget(experiment: Experiment) -> int:
 
 
 def scratch(scale: Scale, labels: int, updates: int, seed: int) -> Finetuning:
-    """A network from scratch with the middle learning rate, scored on the cases that choose."""
+    """Describe a network from scratch with the middle learning rate, scored on the cases that choose."""
     return Finetuning("scratch", labels, updates, scale.rates[1], seed, "budget")
 
 

@@ -292,7 +292,7 @@ def augmented(image: Tensor, label: Tensor, generator: torch.Generator) -> tuple
 
 
 def _rotation(angle: Tensor) -> Tensor:
-    """Matrices (B, 3, 3) that turn about the first, then the second, then the third axis by angles (B, 3)."""
+    """Build matrices (B, 3, 3) that turn about the first, then the second, then the third axis by angles (B, 3)."""
     matrix = torch.eye(3, device=angle.device).expand(len(angle), 3, 3)
     for axis, (first, second) in enumerate(((1, 2), (0, 2), (0, 1))):
         turn = torch.eye(3, device=angle.device).repeat(len(angle), 1, 1)

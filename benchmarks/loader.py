@@ -3,8 +3,7 @@
 Real CT scans, resampled to the size of TotalSegmentator's volumes at 1.5 mm, are written for each way of loading: our
 shards, nnU-Net's Blosc2 arrays (by nnU-Net in its own environment, as it installs torchvision), MONAI's persistent and
 in-memory caches, a memory-mapped array. Each way runs in its own process, in turn, on one thread, from a warm page
-cache. nnU-Net always reads labels, so ours is shown with and without. In the JSON of the last line, a ratio of 2 is
-twice as many crops per second of CPU.
+cache. nnU-Net always reads labels, so ours is shown both ways. The last line is JSON: its ratios are of crops/s of CPU.
 """
 
 from __future__ import annotations

@@ -79,5 +79,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def short_text(value: Any) -> str:
-    """A value as text, cut to 80 characters."""
+    """Format a value as text, cut to 80 characters."""
     return value if isinstance(value, str) and len(value) <= 80 else shown(value)

@@ -144,6 +144,6 @@ def prepared_scan(dataset: PreparedDataset, case: str) -> PreparedScan:
 
 
 def _stacked(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Channels in one array, of their type if they agree, else float32, as a prepared data set reads them."""
+    """Stack channels in one array, of their type if they agree, else float32, as a prepared data set reads them."""
     same = len({image.dtype for image in images}) == 1
     return np.stack([image if same else image.astype(np.float32) for image in images])

@@ -134,8 +134,8 @@ def split_patients(patients: Mapping[str, str], config: SplitConfig) -> Splits:
 def patient_counts(n: int, fractions: tuple[float, float, float]) -> tuple[int, int, int]:
     """Divide n patients between train, val and test.
 
-    Train and val are rounded, test is the rest; a split with a share above 0 gets at least one patient, from the
-    largest, as long as there are enough (train goes first, then test).
+    Train and val are rounded, and test is the rest. A split with a share above 0 gets at least one patient, taken from
+    the largest split, while there are enough (train goes first, then test).
     """
     train, val = round(fractions[0] * n), round(fractions[1] * n)
     val = min(val, n - train)

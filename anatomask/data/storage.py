@@ -333,7 +333,7 @@ def _utf8(folder: Path) -> str:
 
 
 def _remote(address: str) -> tuple[pafs.FileSystem, str]:
-    """Open the file system of an address, which fails in `ANSWER_SECONDS`, and return it with the path there."""
+    """Open the file system of an address, whose requests fail after `ANSWER_SECONDS`; return it with the path there."""
     filesystem, base = pafs.FileSystem.from_uri(address)
     rebuild, (options,) = filesystem.__reduce__()
     if filesystem.type_name not in ANSWER_SECONDS or rebuild(options) != filesystem:  # which has options that it loses

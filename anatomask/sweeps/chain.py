@@ -85,7 +85,7 @@ class Chain:
 
 
 def build_chain(config: SweepConfig) -> Chain:
-    """The chain of a configuration.
+    """Build the chain of a configuration.
 
     Raises:
         UserError: two data sets have the same name, or one has no labelled cases to score.
@@ -105,7 +105,7 @@ def build_chain(config: SweepConfig) -> Chain:
 
 
 def scored_split(data: str, split: str) -> str:
-    """The split that is scored; `auto` is val where it has labelled cases, else test.
+    """Return the split that is scored; `auto` is val where it has labelled cases, else test.
 
     Raises:
         UserError: there are no labelled cases in it.

@@ -20,7 +20,7 @@ AIR_HU = -500
 
 
 def looks_like_ct(voxels: np.ndarray) -> bool:
-    """Return whether at least a thousandth of the voxels are as dark as only air in HU is."""
+    """Return whether at least a thousandth of the voxels lie below `AIR_HU`."""
     return bool(np.mean(voxels < AIR_HU) >= 1e-3)
 
 
