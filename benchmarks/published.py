@@ -18,7 +18,8 @@ from torch.nn import functional
 from anatomask import masking
 from anatomask.methods.anatomask import AnatoMaskConfig, ema_decay
 from anatomask.methods.masked import MaskedBatch
-from anatomask.nn.backbones.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNetConfig
+from anatomask.nn.backbones.operations import NEGATIVE_SLOPE
+from anatomask.nn.backbones.stunet import ResidualBlock, STUNetConfig
 from anatomask.nn.masked_autoencoder import Densify, MaskedAutoencoder
 from anatomask.nn.sparse import expand_active
 

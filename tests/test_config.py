@@ -11,11 +11,15 @@ import yaml
 
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
-from anatomask.config import PretrainConfig, plain
+from anatomask.config import FinetuneConfig, PretrainConfig, plain
+from anatomask.data.samples import LoaderConfig
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.methods.base import MethodConfig
 from anatomask.methods.byol import BYOLConfig
+from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
+from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.recipes import RECIPES
 from anatomask.training.schedule import SCHEDULES
 from anatomask.training.settings import TrainingConfig
@@ -161,6 +165,43 @@ def test_the_network_that_a_recipe_has_keeps_its_size(tmp_path: Path) -> None:
     for network in ("{base: 4}", "{name: stunet, base: 4}"):  # older versions wrote no name
         file.write_text(f"network: {network}")
         assert settings("--recipe", "tiny", "--config", str(file), "--data", "x").network == STUNetConfig(base=4)
+
+
+def test_a_network_is_chosen_by_its_name_with_a_crop_that_it_takes(tmp_path: Path) -> None:
+    small = ("--network.widths", "4", "8", "8", "--network.blocks", "1", "1", "2")
+    config = settings("--network", "resenc", *small, "--data", "x", verb="finetune")
+    assert config.network == ResEncConfig(widths=(4, 8, 8), blocks=(1, 1, 2))
+    assert config.loader.patch_size == (128, 128, 128)  # of the paper's 112 x 112 x 128
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(plain(config)))
+    assert settings("--recipe", "tiny", "--config", str(file), verb="finetune") == config
+    sweep = settings(
+        *("--network", "resenc", "--recipe", "tiny", "--space", "x", "--pretrain-data", "a", "--finetune-data", "b"),
+        verb="sweep",
+    )
+    for stage in (sweep.pretrain, sweep.finetune):
+        assert stage.network == ResEncConfig() and stage.loader.patch_size == (64, 64, 64)
+
+
+@pytest.mark.parametrize("name", ["resenc", "swin_unetr"])
+def test_a_crop_that_the_network_does_not_take_is_refused(name: str) -> None:
+    argv = ("--network", name, "--data", "x", "--loader.patch-size", "48", "48", "48")
+    with pytest.raises(SystemExit):
+        settings(*argv, verb="finetune")
+    with pytest.raises(ValueError, match=r"three multiples of 32, .* the network resenc: \(64, 64, 64\) is"):
+        FinetuneConfig(data="x", network=ResEncConfig(), loader=LoaderConfig(patch_size=(48, 48, 48)))
+    # five stages, whose strides end at 16, are pretrained when patches of 16 voxels are hidden
+    PretrainConfig(data="x", network=ResEncConfig(), loader=LoaderConfig(patch_size=(48, 48, 48)))
+
+
+@pytest.mark.parametrize("method", [AnatoMaskConfig(), AnatoMaskConfig(masking="random"), BYOLConfig()])
+def test_methods_refuse_a_network_that_is_no_chain_of_convolutions(method: MethodConfig) -> None:
+    with pytest.raises(ValueError, match=f"network swin_unetr cannot be pretrained by {method.label()}"):
+        PretrainConfig(data="x", method=method, network=SwinUNETRConfig(), loader=LoaderConfig((64, 64, 64)))
+    with pytest.raises(
+        UserError, match="network swin_unetr cannot be pretrained by AnatoMask.*choose another --network"
+    ):
+        settings("--network", "swin_unetr", "--data", "x")
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])

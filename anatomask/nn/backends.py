@@ -7,13 +7,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from anatomask.nn.backbones.stunet import STUNetEncoder
+from anatomask.nn.backbones.base import ConvolutionalEncoder
 from anatomask.nn.blocks import encode_blocks
 from anatomask.nn.norms import Pool
 from anatomask.nn.sparse import SparseMap, Visible, encode_dense
 from anatomask.nn.submanifold import encode_spconv
 
-SparseEncode = Callable[[STUNetEncoder, Tensor, Tensor, Pool, Visible | None], Sequence[SparseMap]]
+SparseEncode = Callable[[ConvolutionalEncoder, Tensor, Tensor, Pool, Visible | None], Sequence[SparseMap]]
 """A backend: (encoder, volume (B, C, D, H, W), active (B, d, h, w), pool, visible) to one map per stage.
 
 All give the same maps from the same weights; they differ in what they compute. `visible` bounds the number of active

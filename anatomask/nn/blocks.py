@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from anatomask.nn.backbones.stunet import STUNetEncoder
+from anatomask.nn.backbones.base import ConvolutionalEncoder
 from anatomask.nn.norms import Pool
 from anatomask.nn.precision import autocast_tensors
 from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
@@ -25,7 +25,7 @@ _LARGEST_GATHERED = 2
 
 
 def encode_blocks(
-    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
+    encoder: ConvolutionalEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
 ) -> list[RowMap]:
     """Only active blocks are computed."""
     return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), pool, convolve)

@@ -45,7 +45,7 @@ class HierarchicalDecoder(nn.Module):
     def __init__(self, width: int, out_channels: int, stride: int = 16) -> None:
         """`width` is that of the deepest level, which reads the encoder's map of `stride`."""
         super().__init__()
-        _check_width(width)
+        _check_width(width, stride)
         levels = stride.bit_length() - 1
         self.widths = tuple(width >> level for level in range(levels))
         self.levels = nn.ModuleList(UpsamplingLevel(channels, channels // 2) for channels in self.widths)
@@ -84,7 +84,7 @@ class SimpleDecoder(nn.Module):
     def __init__(self, width: int, out_channels: int, stride: int = 16) -> None:
         """`width` is that of the map that is read, the encoder's of `stride`."""
         super().__init__()
-        _check_width(width)
+        _check_width(width, stride)
         self.widths = (width,)
         rest = stride // 4
         self.levels = nn.ModuleList(
@@ -101,9 +101,10 @@ class SimpleDecoder(nn.Module):
         return self.head(x)
 
 
-def _check_width(width: int) -> None:
-    if width < 16 or width % 16:
-        raise ValueError(f"decoder_width must be a multiple of 16, not {width}")
+def _check_width(width: int, stride: int) -> None:
+    multiple = max(16, stride)
+    if width < multiple or width % multiple:
+        raise ValueError(f"decoder_width must be a multiple of {multiple}, not {width}")
 
 
 def _initialise(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from anatomask.nn.backbones.base import BackboneConfig
+from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder
 from anatomask.nn.backends import BACKENDS
 from anatomask.nn.decoders import DECODERS, DecoderName
 from anatomask.nn.norms import NormScope, Pool, Synchronisable, widened
@@ -142,7 +142,10 @@ class MaskedAutoencoder(Synchronisable, nn.Module):
         self.norm_scope = norm_scope
         self.patch = patch
         self.sparse_backend = "dense"
-        self.encoder = network.encoder(network.pretrained_stages(patch))
+        encoder = network.encoder(network.pretrained_stages(patch))
+        if not isinstance(encoder, ConvolutionalEncoder):
+            raise ValueError(f"the encoder of network {network.name} cannot be computed on visible patches alone")
+        self.encoder = encoder
         self.decoder = DECODERS[decoder](
             decoder_width or self.encoder.widths[-1], network.in_channels, self.encoder.strides[-1]
         )
@@ -186,4 +189,4 @@ class MaskedAutoencoder(Synchronisable, nn.Module):
     def _encode(self, volume: Tensor, active: Tensor, visible: Visible | None) -> Sequence[SparseMap]:
         check_active(volume, active, self.patch)
         pool: Pool = "workers" if self.synchronised and self.norm_scope == "batch" else self.norm_scope
-        return BACKENDS[self.sparse_backend](self.encoder, volume, active, pool, visible)  # type: ignore[arg-type]
+        return BACKENDS[self.sparse_backend](self.encoder, volume, active, pool, visible)

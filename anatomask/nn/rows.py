@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anatomask.nn.backbones.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
+from anatomask.nn.backbones.base import ConvolutionalEncoder
+from anatomask.nn.backbones.operations import NEGATIVE_SLOPE, Operations
 from anatomask.nn.norm_activation import norm_activation
 from anatomask.nn.norms import Pool
 from anatomask.nn.sparse import Visible
@@ -75,6 +75,10 @@ class ActiveBlocks:
     def slots(self) -> int:
         """K."""
         return self.patches.shape[1]
+
+    def edge(self, rows: Tensor) -> int:
+        """Edge e of a block at the resolution of rows (B, K·e³, C)."""
+        return round((rows.shape[1] / self.slots) ** (1 / 3))
 
     def table(self, edge: int, *axes: tuple[int, int, int]) -> Tensor:
         """Rows of the voxels at given places relative to every block, for `index_select`.
@@ -181,35 +185,44 @@ class RowMap:
         return self.blocks.scatter(rows, token.flatten())
 
 
+@dataclass(frozen=True)
+class RowOperations(Operations):
+    """Rows (B, K·e³, C) of the active voxels alone."""
+
+    blocks: ActiveBlocks
+    pool_of_norms: Pool
+    convolve_rows: Convolve
+
+    def convolve(
+        self, x: Tensor, convolution: nn.Conv3d, norm: nn.InstanceNorm3d, skip: Tensor | None = None
+    ) -> Tensor:
+        """Convolve by the backend's own way, and take the statistics of active voxels."""
+        rows = self.convolve_rows(x, convolution, self.blocks, self.blocks.edge(x))
+        return norm_rows(rows, norm, self.blocks, self.pool_of_norms, convolution.bias, skip)
+
+    def project(self, x: Tensor, convolution: nn.Conv3d) -> Tensor:
+        """Multiply every row, or those of every second voxel along each axis where the stride is 2."""
+        if convolution.stride[0] == 2:
+            x = self._pairs(x)[:, :, 0, :, 0, :, 0].reshape(x.shape[0], -1, x.shape[2])
+        return functional.linear(x, convolution.weight.flatten(1), convolution.bias)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Average 2x2x2 voxels, which lie in the same block."""
+        return self._pairs(x).mean((2, 4, 6)).reshape(x.shape[0], -1, x.shape[2])
+
+    def normalise(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
+        """Take the statistics of active voxels."""
+        return norm_rows(x, norm, self.blocks, self.pool_of_norms, slope=1)
+
+    def _pairs(self, x: Tensor) -> Tensor:
+        """(B·K, e/2, 2, e/2, 2, e/2, 2, C)."""
+        half = self.blocks.edge(x) // 2
+        return x.reshape(-1, half, 2, half, 2, half, 2, x.shape[2])
+
+
 def encode_rows(
-    encoder: STUNetEncoder, volume: Tensor, blocks: ActiveBlocks, pool: Pool, convolve: Convolve
+    encoder: ConvolutionalEncoder, volume: Tensor, blocks: ActiveBlocks, pool: Pool, convolve: Convolve
 ) -> list[RowMap]:
     """The encoder on active voxels alone; `convolve` does the 3x3x3 convolutions, the rest is the same for all."""
-    x, patch = blocks.rows(volume), volume.shape[2] // blocks.grid[0]
-    maps: list[RowMap] = []
-    for stage, stride in zip(encoder.stages, encoder.strides, strict=True):
-        compute = partial(_residual_block, blocks=blocks, edge=patch // stride, pool=pool, convolve=convolve)
-        for block in stage:  # type: ignore[attr-defined]
-            x = block(x, compute)
-        maps.append(RowMap(x, blocks, pool))
-    return maps
-
-
-def _residual_block(
-    block: ResidualBlock, x: Tensor, blocks: ActiveBlocks, edge: int, pool: Pool, convolve: Convolve
-) -> Tensor:
-    """A residual block of STU-Net on rows, to rows of blocks of `edge` voxels."""
-    conv1, conv2 = block.conv1, block.conv2
-    edge_before = edge * conv1.stride[0]
-    hidden = norm_rows(convolve(x, conv1, blocks, edge_before), block.norm1, blocks, pool, conv1.bias)
-    skip = x if block.shortcut is None else _pointwise(x, block.shortcut, edge_before)
-    return norm_rows(convolve(hidden, conv2, blocks, edge), block.norm2, blocks, pool, conv2.bias, skip)
-
-
-def _pointwise(x: Tensor, convolution: nn.Conv3d, edge: int) -> Tensor:
-    """A 1x1x1 convolution of rows, of every second voxel along each axis where its stride is 2."""
-    stride = convolution.stride[0]
-    if stride == 2:
-        pairs = x.view(-1, edge // 2, 2, edge // 2, 2, edge // 2, 2, x.shape[2])
-        x = pairs[:, :, 0, :, 0, :, 0].reshape(x.shape[0], -1, x.shape[2])
-    return functional.linear(x, convolution.weight.flatten(1), convolution.bias)
+    maps = encoder(blocks.rows(volume), RowOperations(blocks, pool, convolve))
+    return [RowMap(encoded, blocks, pool) for encoded in maps]

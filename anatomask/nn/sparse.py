@@ -5,15 +5,15 @@ The mask is an argument throughout, so models share nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anatomask.nn.backbones.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNetEncoder
+from anatomask.nn.backbones.base import ConvolutionalEncoder
+from anatomask.nn.backbones.operations import NEGATIVE_SLOPE, Operations
 from anatomask.nn.norms import Pool, pooled, widened
 
 
@@ -91,13 +91,43 @@ def masked_instance_norm(x: Tensor, mask: Tensor, norm: nn.InstanceNorm3d, pool:
     return torch.addcmul(norm.bias.view(1, -1, 1, 1, 1), centred, scale)
 
 
-def _dense_block(block: ResidualBlock, x: Tensor, mask: Tensor, pool: Pool) -> Tensor:
-    """A residual block whose activations are zero where hidden, so the next convolution reads nothing there."""
-    hidden = masked_instance_norm(block.conv1(x), mask, block.norm1, pool)
-    hidden = functional.leaky_relu(hidden, NEGATIVE_SLOPE) * mask
-    skip = x if block.shortcut is None else block.shortcut(x)
-    output = masked_instance_norm(block.conv2(hidden), mask, block.norm2, pool) + skip
-    return functional.leaky_relu(output, NEGATIVE_SLOPE) * mask
+@dataclass(frozen=True)
+class MaskedOperations(Operations):
+    """Whole maps (B, C, D, H, W) whose hidden voxels are zero, so that a convolution reads nothing there."""
+
+    active: Tensor
+    """(B, d, h, w) bool."""
+    dtype: torch.dtype
+    pool_of_norms: Pool
+    _masks: dict[int, Tensor] = field(default_factory=dict)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """(B, 1, D, H, W) at the resolution of `x`: 1 where active, else 0."""
+        factor = x.shape[2] // self.active.shape[1]
+        if factor not in self._masks:
+            self._masks[factor] = expand_active(self.active, factor).to(self.dtype)
+        return self._masks[factor]
+
+    def convolve(
+        self, x: Tensor, convolution: nn.Conv3d, norm: nn.InstanceNorm3d, skip: Tensor | None = None
+    ) -> Tensor:
+        """Convolve, take the statistics of active voxels, and make hidden ones zero again."""
+        y = convolution(x)
+        mask = self.mask(y)
+        y = masked_instance_norm(y, mask, norm, self.pool_of_norms)
+        return functional.leaky_relu(y if skip is None else y + skip, NEGATIVE_SLOPE) * mask
+
+    def project(self, x: Tensor, convolution: nn.Conv3d) -> Tensor:
+        """Call the convolution; hidden voxels are left undefined."""
+        return convolution(x)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Average 2x2x2 voxels, which lie in the same patch."""
+        return functional.avg_pool3d(x, 2)
+
+    def normalise(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
+        """Take the statistics of active voxels; hidden ones are left undefined."""
+        return masked_instance_norm(x, self.mask(x), norm, self.pool_of_norms)
 
 
 @dataclass(frozen=True)
@@ -118,16 +148,13 @@ class MaskedMap:
 
 
 def encode_dense(
-    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
+    encoder: ConvolutionalEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
 ) -> list[MaskedMap]:
     """Encode by ordinary convolutions whose results are masked: the reference backend."""
     patch = volume.shape[2] // active.shape[1]
     x = volume.masked_fill(~expand_active(active, patch), 0)  # a product would let hidden NaNs through
-    maps: list[MaskedMap] = []
-    for stage, stride in zip(encoder.stages, encoder.strides, strict=True):
-        mask = expand_active(active, patch // stride)
-        compute = partial(_dense_block, mask=mask.to(volume.dtype), pool=pool)
-        for block in stage:  # type: ignore[attr-defined]
-            x = block(x, compute)
-        maps.append(MaskedMap(x, mask, pool))
-    return maps
+    maps = encoder(x, MaskedOperations(active, volume.dtype, pool))
+    return [
+        MaskedMap(encoded, expand_active(active, patch // stride), pool)
+        for encoded, stride in zip(maps, encoder.strides, strict=True)
+    ]

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from anatomask.nn.backbones.stunet import STUNetEncoder
+from anatomask.nn.backbones.base import ConvolutionalEncoder
 from anatomask.nn.norms import Pool
 from anatomask.nn.rows import TAPS, ActiveBlocks, RowMap, encode_rows
 from anatomask.nn.sparse import Visible
 
 
 def encode_spconv(
-    encoder: STUNetEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
+    encoder: ConvolutionalEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
 ) -> list[RowMap]:
     """Only active voxels are computed."""
     return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), pool, convolve)

@@ -34,7 +34,12 @@ class DiceCrossEntropy(_Loss):
 
 
 def level_weights(levels: int) -> list[float]:
-    """Return deep supervision's weights, highest resolution first: halved per level, the lowest 0, sum 1 (nnU-Net)."""
+    """Return deep supervision's weights, highest resolution first: halved per level, sum 1 (nnU-Net).
+
+    The lowest of several levels has weight 0.
+    """
+    if levels == 1:
+        return [1.0]
     raw = [0.5**level for level in range(levels - 1)]
     return [weight / sum(raw) for weight in raw] + [0.0]
 
@@ -48,7 +53,9 @@ def segmentation_loss(logits: Sequence[Tensor], label: Tensor) -> Tensor:
     """
     loss, truth = DiceCrossEntropy(), label.float()
     parts = []
-    for level, weight in zip(logits, level_weights(len(logits))[:-1], strict=False):
+    for level, weight in zip(logits, level_weights(len(logits)), strict=True):
+        if not weight:
+            continue
         resized = functional.interpolate(truth, level.shape[2:], mode="nearest-exact")
         parts.append(weight * loss(widened(level), resized))
     return torch.stack(parts).sum()

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from anatomask.nn.backbones.stunet import STRIDES, STUNetConfig
+from anatomask.nn.backbones.base import BackboneConfig
+from anatomask.nn.backbones.resenc import ResEncConfig
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.nn.backends import BACKENDS, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.norms import NormScope
@@ -23,6 +25,9 @@ from anatomask.nn.rows import ActiveBlocks
 from anatomask.nn.sparse import Visible, expand_active
 
 SPARSE = [name for name in BACKENDS if name != "dense"]
+RESENC = ResEncConfig(2, (4, 8, 8, 8, 16, 16), (1, 2, 1, 1, 1, 1))
+"""In its skips are: nothing, pooling, a projection, both."""
+RESENC_OF_CT = ResEncConfig(1, RESENC.widths, RESENC.blocks)
 GRIDS = st.tuples(*[st.integers(1, 3)] * 3)
 
 
@@ -34,11 +39,11 @@ def _masks(batch: int, grid: tuple[int, ...], share: float, seed: int) -> Tensor
 
 
 def _model(
-    network: STUNetConfig, decoder: str = "simple", scope: NormScope = "sample", patch: int = 16
+    network: BackboneConfig, decoder: str = "simple", scope: NormScope = "sample", patch: int = 16, width: int = 16
 ) -> MaskedAutoencoder:
     """Random affine parameters and biases: fresh ones are ones and zeros, which hide mistakes."""
     torch.manual_seed(0)
-    model = MaskedAutoencoder(network, decoder, 16, scope, patch)  # type: ignore[arg-type]
+    model = MaskedAutoencoder(network, decoder, width, scope, patch)  # type: ignore[arg-type]
     for parameter in model.parameters():
         if parameter.dim() == 1:
             nn.init.normal_(parameter, mean=0.5)
@@ -60,7 +65,7 @@ def _everything(
 
 
 def _upstream(batch: int, grid: tuple[int, ...], widths: tuple[int, ...], patch: int = 16) -> list[Tensor]:
-    edges = [patch // stride for stride in STRIDES[: len(widths)]]
+    edges = [patch >> stage for stage in range(len(widths))]
     return [torch.randn(batch, w, *(n * e for n in grid)) for w, e in zip(widths, edges, strict=True)]
 
 
@@ -84,7 +89,7 @@ def _error(mine: tuple[list[Tensor], dict[str, Tensor]], reference: tuple[list[T
     grid=GRIDS,
     share=st.floats(0.1, 0.9),
     scope=st.sampled_from(["sample", "batch"]),
-    depth=st.integers(1, 2),
+    network=st.sampled_from([STUNetConfig(2, 4), STUNetConfig(2, 4, depth=2), RESENC]),
     patch=st.sampled_from([8, 16, 32]),
     seed=st.integers(0, 99),
 )
@@ -94,7 +99,7 @@ def test_same_maps_and_gradients_as_dense(
     grid: tuple[int, int, int],
     share: float,
     scope: NormScope,
-    depth: int,
+    network: BackboneConfig,
     patch: int,
     seed: int,
 ) -> None:
@@ -103,7 +108,7 @@ def test_same_maps_and_gradients_as_dense(
     Samples differ in how many patches they show.
     """
     grid = tuple(min(n, 2) for n in grid) if patch == 32 else grid  # type: ignore[assignment]  # of a bearable size
-    model = _model(STUNetConfig(in_channels=2, base=4, depth=depth), scope=scope, patch=patch).double()
+    model = _model(network, scope=scope, patch=patch, width=32).double()
     volume = torch.randn(batch, 2, *(patch * n for n in grid), generator=torch.Generator().manual_seed(seed)).double()
     active = _masks(batch, grid, share, seed)
     upstream = [x.double() for x in _upstream(batch, grid, model.encoder.widths, patch)]
@@ -117,8 +122,9 @@ def test_same_maps_and_gradients_as_dense(
 
 @pytest.mark.parametrize("backend", SPARSE)
 @pytest.mark.parametrize("decoder", ["simple", "hierarchical"])
-def test_same_reconstruction_loss_and_gradients_in_float32(backend: str, decoder: str) -> None:
-    model = _model(STUNetConfig(base=4), decoder)
+@pytest.mark.parametrize("network", [STUNetConfig(base=4), RESENC_OF_CT])
+def test_same_reconstruction_loss_and_gradients_in_float32(backend: str, decoder: str, network: BackboneConfig) -> None:
+    model = _model(network, decoder)
     active = torch.stack([_masks(1, (3, 2, 4), 0.4, seed)[0] for seed in (1, 2)])
     active[:, 0, 0, 0] = active[:, -1, -1, -1] = True  # active patches touch the border
     volume = torch.randn(2, 1, 48, 32, 64)

@@ -12,6 +12,8 @@ from anatomask.plugins import with_extensions
 
 BACKBONES = {
     "stunet": "anatomask.nn.backbones.stunet.STUNetConfig",
+    "resenc": "anatomask.nn.backbones.resenc.ResEncConfig",
+    "swin_unetr": "anatomask.nn.backbones.swin_unetr.SwinUNETRConfig",
 }
 """Where the settings of each backbone are. Its file is imported when the backbone is asked for."""
 UNNAMED = "stunet"

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from anatomask.nn.backbones.operations import DENSE, Operations
 from anatomask.settings import Settings
 
 
@@ -23,7 +24,7 @@ class BackboneConfig(Settings, ABC):
     heads: ClassVar[tuple[str, ...]]
     """Beginnings, up to a dot, of the names of the tensors that belong to the classes of one data set."""
     convolutional: ClassVar[bool] = False
-    """Whether the encoder is a chain of stages that can be cut short and computed on visible patches alone."""
+    """Whether the encoder is a `ConvolutionalEncoder` of stages in a chain, which can be cut short."""
 
     in_channels: int = 1
     """Image channels: 1 for CT, 2 for PET/CT."""
@@ -100,6 +101,14 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def parts(self) -> Sequence[nn.Module]:
         """Return parts that together hold every parameter, from the input on: each may learn slower than the next."""
+
+
+class ConvolutionalEncoder(Encoder):
+    """An encoder made of `Operations` alone, so that sparse backends compute it on visible patches."""
+
+    @abstractmethod
+    def forward(self, volume: Tensor, operations: Operations = DENSE) -> list[Tensor]:
+        """As `Encoder.forward`; volume and maps are in the form of `operations`, whose default is (B, C, D, H, W)."""
 
 
 class Segmenter(nn.Module, ABC):

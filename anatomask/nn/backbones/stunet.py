@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
@@ -12,16 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anatomask.nn.backbones.base import BackboneConfig, Encoder, Segmenter
-from anatomask.nn.norm_activation import norm_activation
+from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder, Segmenter
+from anatomask.nn.backbones.operations import DENSE, Operations
 from anatomask.nn.recompute import Recomputable
 
 STAGE_STRIDES = (1, 2, 2, 2, 2, 1)
 """Stride of each stage relative to the one before."""
 STRIDES = tuple(accumulate(STAGE_STRIDES, mul))
 """Stride of each stage relative to the input: 1, 2, 4, 8, 16, 16."""
-NEGATIVE_SLOPE = 0.01
-"""Slope of the leaky ReLU below zero."""
 
 
 @dataclass(frozen=True)
@@ -101,30 +99,8 @@ SIZES = {
 """The published sizes."""
 
 
-def residual(block: ResidualBlock, x: Tensor) -> Tensor:
-    """conv3 – InstanceNorm – leaky ReLU – conv3 – InstanceNorm, plus the shortcut, then leaky ReLU."""
-    hidden = _normalised(block.conv1, block.norm1, x)
-    return _normalised(block.conv2, block.norm2, hidden, x if block.shortcut is None else block.shortcut(x))
-
-
-def _normalised(convolution: nn.Conv3d, norm: nn.InstanceNorm3d, x: Tensor, skip: Tensor | None = None) -> Tensor:
-    y = functional.conv3d(x, convolution.weight, None, convolution.stride, convolution.padding)
-    rows = norm_activation(
-        _rows(y), norm, convolution.bias, None if skip is None else _rows(skip), slope=NEGATIVE_SLOPE
-    )
-    return rows.view(len(y), *y.shape[2:], -1).permute(0, 4, 1, 2, 3)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(B, C, D, H, W) seen as (B, 1, D·H·W, C)."""
-    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)[:, None]
-
-
 class ResidualBlock(Recomputable, nn.Module):
-    """The layers of a residual block. How they are put together is an argument: sparse backends have their own ways.
-
-    Every way leads through the block's call, outside which its parameters may not be there (FSDP).
-    """
+    """conv3 – InstanceNorm – leaky ReLU – conv3 – InstanceNorm, plus the shortcut, then leaky ReLU."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, projection: bool = False) -> None:
         super().__init__()
@@ -134,9 +110,14 @@ class ResidualBlock(Recomputable, nn.Module):
         self.norm2 = nn.InstanceNorm3d(channels, affine=True)
         self.shortcut = nn.Conv3d(in_channels, channels, 1, stride=stride) if projection else None
 
-    def forward(self, x: Tensor, compute: Callable[[ResidualBlock, Tensor], Tensor] = residual) -> Tensor:
-        """(B, in_channels, D, H, W) to (B, channels, D/stride, H/stride, W/stride), or what `compute` makes of `x`."""
-        return self.recomputed(compute, self, x)
+    def forward(self, x: Tensor, operations: Operations = DENSE) -> Tensor:
+        """(B, in_channels, D, H, W) to (B, channels, D/stride, ...), or the same in another form of `operations`."""
+        return self.recomputed(self._compute, x, operations)
+
+    def _compute(self, x: Tensor, operations: Operations) -> Tensor:
+        hidden = operations.convolve(x, self.conv1, self.norm1)
+        skip = x if self.shortcut is None else operations.project(x, self.shortcut)
+        return operations.convolve(hidden, self.conv2, self.norm2, skip)
 
 
 def _stage(in_channels: int, channels: int, depth: int, stride: int = 1) -> nn.Sequential:
@@ -145,7 +126,7 @@ def _stage(in_channels: int, channels: int, depth: int, stride: int = 1) -> nn.S
     return nn.Sequential(first, *(ResidualBlock(channels, channels) for _ in range(depth - 1)))
 
 
-class STUNetEncoder(Encoder):
+class STUNetEncoder(ConvolutionalEncoder):
     """The contracting path: `stages` = 6 for segmentation, `pretrained_stages` for pretraining."""
 
     def __init__(self, config: STUNetConfig, stages: int = len(STAGE_STRIDES)) -> None:
@@ -160,12 +141,13 @@ class STUNetEncoder(Encoder):
             for in_channels, channels, stride in zip(inputs, self.widths, STAGE_STRIDES, strict=False)
         )
 
-    def forward(self, volume: Tensor) -> list[Tensor]:
+    def forward(self, volume: Tensor, operations: Operations = DENSE) -> list[Tensor]:
         """(B, C, D, H, W) to one map per stage, highest resolution first. Sides are multiples of 16."""
         maps: list[Tensor] = []
         x = volume
         for stage in self.stages:
-            x = stage(x)
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x, operations)
             maps.append(x)
         return maps
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from anatomask.nn.backbones.stunet import NEGATIVE_SLOPE, ResidualBlock, STUNet, STUNetConfig, STUNetEncoder
+from anatomask.nn.backbones.operations import NEGATIVE_SLOPE
+from anatomask.nn.backbones.stunet import ResidualBlock, STUNet, STUNetConfig, STUNetEncoder
 
 
 def _millions(module: torch.nn.Module) -> float:

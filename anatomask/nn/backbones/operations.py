@@ -1,0 +1,69 @@
+"""How the layers of a convolutional encoder are computed: an argument of its forward pass, so backends can choose."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anatomask.nn.norm_activation import norm_activation
+
+NEGATIVE_SLOPE = 0.01
+"""Slope of the leaky ReLU below zero."""
+
+
+class Operations(ABC):
+    """The layers that convolutional encoders are made of, on maps in a form of the backend's own."""
+
+    @abstractmethod
+    def convolve(
+        self, x: Tensor, convolution: nn.Conv3d, norm: nn.InstanceNorm3d, skip: Tensor | None = None
+    ) -> Tensor:
+        """Compute a 3x3x3 convolution of stride 1 or 2, InstanceNorm, plus `skip`, then leaky ReLU."""
+
+    @abstractmethod
+    def project(self, x: Tensor, convolution: nn.Conv3d) -> Tensor:
+        """Compute a 1x1x1 convolution of stride 1 or 2."""
+
+    @abstractmethod
+    def pool(self, x: Tensor) -> Tensor:
+        """Compute the mean of each 2x2x2 voxels."""
+
+    @abstractmethod
+    def normalise(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
+        """Compute InstanceNorm alone."""
+
+
+class DenseOperations(Operations):
+    """Whole maps (B, C, D, H, W), nothing of which is hidden."""
+
+    def convolve(
+        self, x: Tensor, convolution: nn.Conv3d, norm: nn.InstanceNorm3d, skip: Tensor | None = None
+    ) -> Tensor:
+        """Compute the convolution without its bias, which the norm would take away, and the rest in one go."""
+        y = functional.conv3d(x, convolution.weight, None, convolution.stride, convolution.padding)
+        rows = norm_activation(
+            _rows(y), norm, convolution.bias, None if skip is None else _rows(skip), slope=NEGATIVE_SLOPE
+        )
+        return rows.view(len(y), *y.shape[2:], -1).permute(0, 4, 1, 2, 3)
+
+    def project(self, x: Tensor, convolution: nn.Conv3d) -> Tensor:
+        """Call the convolution."""
+        return convolution(x)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Average 2x2x2 voxels."""
+        return functional.avg_pool3d(x, 2)
+
+    def normalise(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
+        """Call the norm."""
+        return norm(x)
+
+
+DENSE = DenseOperations()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, D, H, W) seen as (B, 1, D·H·W, C)."""
+    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)[:, None]

@@ -1,0 +1,228 @@
+"""nnU-Net's residual encoder U-Net (Isensee et al., arXiv 2404.09556), the network of ResEnc presets and of OpenMind.
+
+Tensors have the names of `ResidualEncoderUNet` in dynamic-network-architectures, without the second names that it gives
+to many: its blocks list their layers again as `all_modules`, its decoder holds the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder, Segmenter
+from anatomask.nn.backbones.operations import DENSE, NEGATIVE_SLOPE, Operations
+from anatomask.nn.recompute import Recomputable
+
+
+@dataclass(frozen=True)
+class ResEncConfig(BackboneConfig):
+    """Size of a residual encoder U-Net. Each stage but the first halves the resolution."""
+
+    name = "resenc"
+    stem = ("encoder.stem.convs.0.conv.weight",)
+    heads = ("decoder.seg_layers",)
+    convolutional = True
+
+    widths: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
+    """Widths of the stages, from the input on."""
+    blocks: tuple[int, ...] = (1, 3, 4, 6, 6, 6)
+    """Residual blocks of each stage."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(1, 1000, "in_channels", "blocks")
+        self.require_range(1, 65_536, "widths")
+        if not 2 <= len(self.widths) <= 8 or len(self.blocks) != len(self.widths):
+            raise ValueError(
+                f"widths and blocks must name 2 to 8 stages, both as many, not {self.widths} and {self.blocks}"
+            )
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the stages relative to the input."""
+        return tuple(2**stage for stage in range(len(self.widths)))
+
+    def label(self) -> str:
+        """Return the published name of the size, or what it is made of."""
+        if self.size() == ResEncConfig().size():
+            return "ResEnc-L"
+        return f"ResEnc (widths {', '.join(map(str, self.widths))}, blocks {', '.join(map(str, self.blocks))})"
+
+    def encoder(self, stages: int | None = None) -> ResEncEncoder:
+        """Build the stem and the first `stages` stages, or all."""
+        return ResEncEncoder(self, len(self.widths) if stages is None else stages)
+
+    def segmenter(self, classes: int) -> ResEncUNet:
+        """Build the segmentation network."""
+        return ResEncUNet(self, classes)
+
+    def fresh(self, stages: int) -> tuple[str, ...]:
+        """List the stages that are left, and the decoder."""
+        return (*(f"encoder.stages.{stage}" for stage in range(stages, len(self.widths))), "decoder")
+
+
+class ConvNorm(nn.Module):
+    """The layers conv – InstanceNorm, which a residual block computes."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: int = 3, stride: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
+        self.norm = nn.InstanceNorm3d(channels, affine=True)
+
+
+class ConvBlock(Recomputable, ConvNorm):
+    """conv3 – InstanceNorm – leaky ReLU."""
+
+    def forward(self, x: Tensor, operations: Operations = DENSE) -> Tensor:
+        """(B, in_channels, D, H, W) to (B, channels, D, H, W), or the same in another form of `operations`."""
+        return self.recomputed(self._compute, x, operations)
+
+    def _compute(self, x: Tensor, operations: Operations) -> Tensor:
+        return operations.convolve(x, self.conv, self.norm)
+
+
+class ConvBlocks(nn.Module):
+    """One `ConvBlock`, under the name that it has among several."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([ConvBlock(in_channels, channels)])
+
+    def forward(self, x: Tensor, operations: Operations = DENSE) -> Tensor:
+        """As `ConvBlock`."""
+        return self.convs[0](x, operations)
+
+
+class ResidualBlock(Recomputable, nn.Module):
+    """conv3 – norm – leaky ReLU – conv3 – norm, plus the skip, then leaky ReLU (BasicBlockD).
+
+    The skip averages 2x2x2 voxels where the block halves the resolution, then is conv1 – norm where it changes width
+    (ResNet-D, He et al., arXiv 1812.01187).
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1 = ConvNorm(in_channels, channels, stride=stride)
+        self.conv2 = ConvNorm(channels, channels)
+        projection = ConvNorm(in_channels, channels, kernel=1, bias=False) if in_channels != channels else None
+        self.skip = nn.ModuleDict() if projection is None else nn.ModuleDict({str(stride - 1): projection})
+
+    def forward(self, x: Tensor, operations: Operations = DENSE) -> Tensor:
+        """(B, in_channels, D, H, W) to (B, channels, D/stride, ...), or the same in another form of `operations`."""
+        return self.recomputed(self._compute, x, operations)
+
+    def _compute(self, x: Tensor, operations: Operations) -> Tensor:
+        hidden = operations.convolve(x, self.conv1.conv, self.conv1.norm)
+        skip = x if self.stride == 1 else operations.pool(x)
+        for projection in self.skip.values():
+            assert isinstance(projection, ConvNorm)
+            skip = operations.normalise(operations.project(skip, projection.conv), projection.norm)
+        return operations.convolve(hidden, self.conv2.conv, self.conv2.norm, skip)
+
+
+class Stage(nn.Module):
+    """Residual blocks, the first of which changes width and resolution."""
+
+    def __init__(self, in_channels: int, channels: int, blocks: int, stride: int) -> None:
+        super().__init__()
+        first = ResidualBlock(in_channels, channels, stride)
+        self.blocks = nn.ModuleList([first, *(ResidualBlock(channels, channels) for _ in range(blocks - 1))])
+
+    def forward(self, x: Tensor, operations: Operations = DENSE) -> Tensor:
+        """As `ResidualBlock`."""
+        for block in self.blocks:
+            x = block(x, operations)
+        return x
+
+
+class ResEncEncoder(ConvolutionalEncoder):
+    """The stem and the first stages."""
+
+    def __init__(self, config: ResEncConfig, stages: int) -> None:
+        super().__init__()
+        if not 1 <= stages <= len(config.widths):
+            raise ValueError(f"stages must be 1 to {len(config.widths)}, not {stages}")
+        self.widths = config.widths[:stages]
+        self.strides = config.strides[:stages]
+        self.stem = ConvBlocks(config.in_channels, config.widths[0])
+        inputs = (config.widths[0], *self.widths)
+        self.stages = nn.ModuleList(
+            Stage(in_channels, channels, blocks, 1 if stage == 0 else 2)
+            for stage, (in_channels, channels, blocks) in enumerate(
+                zip(inputs, self.widths, config.blocks, strict=False)
+            )
+        )
+        self.apply(initialise)
+
+    def forward(self, volume: Tensor, operations: Operations = DENSE) -> list[Tensor]:
+        """(B, C, D, H, W) to one map per stage, highest resolution first."""
+        maps: list[Tensor] = []
+        x = self.stem(volume, operations)
+        for stage in self.stages:
+            x = stage(x, operations)
+            maps.append(x)
+        return maps
+
+    def parts(self) -> Sequence[nn.Module]:
+        """Return stem and first stage as one part, then each other stage."""
+        first, *others = self.stages
+        return [nn.ModuleList([self.stem, first]), *others]
+
+
+class Decoder(nn.Module):
+    """Per level: transposed convolution, the skip beside it, one convolution, and a head; coarsest level first."""
+
+    def __init__(self, widths: Sequence[int], classes: int) -> None:
+        super().__init__()
+        levels = list(pairwise(reversed(widths)))
+        self.transpconvs = nn.ModuleList(nn.ConvTranspose3d(below, width, 2, stride=2) for below, width in levels)
+        self.stages = nn.ModuleList(ConvBlocks(2 * width, width) for _, width in levels)
+        self.seg_layers = nn.ModuleList(nn.Conv3d(width, classes + 1, 1) for _, width in levels)
+        self.apply(initialise)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The encoder's maps to logits of every level, highest resolution first."""
+        *skips, x = maps
+        logits: list[Tensor] = []
+        for skip, upsample, stage, head in zip(
+            reversed(skips), self.transpconvs, self.stages, self.seg_layers, strict=True
+        ):
+            x = stage(torch.cat((upsample(x), skip), 1))
+            logits.insert(0, head(x))
+        return logits
+
+
+class ResEncUNet(Segmenter):
+    """The segmentation network."""
+
+    def __init__(self, config: ResEncConfig, classes: int) -> None:
+        super().__init__()
+        if classes < 1:
+            raise ValueError(f"classes must be at least 1, not {classes}")
+        self.config = config
+        self.classes = classes
+        self.encoder = config.encoder()
+        self.decoder = Decoder(config.widths, classes)
+
+    def forward(self, volume: Tensor) -> list[Tensor]:
+        """Logits at the strides of all stages but the last; sides are multiples of the largest stride."""
+        return self.decoder(self.encoder(volume))
+
+    def without_loss(self) -> Sequence[nn.Module]:
+        """Return the head of the coarsest level, unless it is the only one."""
+        return [self.decoder.seg_layers[0]] if len(self.decoder.seg_layers) > 1 else []
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw weights as nnU-Net does: Kaiming normal, biases 0, and blocks that begin as their skip alone."""
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, ResidualBlock):
+        nn.init.zeros_(module.conv2.norm.weight)

@@ -1,0 +1,102 @@
+"""What holds for every backbone: shapes, names, gradients, crops, and what a header says of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from anatomask.nn.backbones import BACKBONES, backbone_config
+from anatomask.nn.backbones.base import BackboneConfig
+from anatomask.training.finetuning import prepare_gradients
+from anatomask.training.losses import segmentation_loss
+from anatomask.weights.files import describe_architecture, initialise, network_of
+from anatomask.weights.matching import is_named
+from anatomask.weights.tensor_files import Weights
+
+SMALL: dict[str, dict[str, Any]] = {
+    "stunet": {"base": 2},
+    "resenc": {"widths": (4, 4, 8, 8, 8, 8), "blocks": (1, 1, 1, 2, 1, 1)},
+    "swin_unetr": {"feature_size": 12},
+}
+CROP = (64, 32, 32)
+
+
+@pytest.fixture(params=BACKBONES)
+def config(request: pytest.FixtureRequest) -> BackboneConfig:
+    if request.param == "swin_unetr":
+        pytest.importorskip("einops")
+    return backbone_config(request.param)(**SMALL[request.param])
+
+
+def test_logits_have_the_strides_that_the_loss_takes(config: BackboneConfig) -> None:
+    network, volume = config.segmenter(3), torch.randn(1, 1, *CROP)
+    prepare_gradients(network, frozen=False)
+    levels = network(volume)
+    assert levels[0].shape == (1, 4, *CROP)
+    for level in levels:
+        stride = CROP[0] // level.shape[2]
+        assert level.shape == (1, 4, *(edge // stride for edge in CROP))
+    segmentation_loss(levels, torch.randint(0, 4, (1, 1, *CROP))).backward()
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+    left = {name for part in network.without_loss() for name, _ in part.named_parameters()}
+    assert sum(not parameter.requires_grad for parameter in network.parameters()) == len(left)
+
+
+def test_the_encoder_is_as_it_says_and_has_the_same_names_in_both(config: BackboneConfig) -> None:
+    encoder, network = config.encoder(), config.segmenter(3)
+    maps = encoder(torch.randn(1, 1, *CROP))
+    assert encoder.strides == config.strides and len(encoder.widths) == len(maps)
+    for encoded, width, stride in zip(maps, encoder.widths, encoder.strides, strict=True):
+        assert encoded.shape == (1, width, *(edge // stride for edge in CROP))
+    shapes = {name: tensor.shape for name, tensor in network.encoder.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in encoder.state_dict().items()}
+    parts = [parameter for part in encoder.parts() for parameter in part.parameters()]
+    assert len(parts) == len(set(parts)) == len(list(encoder.parameters()))
+
+
+def test_names_of_stem_heads_and_what_stays_fresh(config: BackboneConfig) -> None:
+    network = config.segmenter(3)
+    state, wider, more = (
+        one.state_dict()
+        for one in (network, type(config)(**{**SMALL[config.name], "in_channels": 2}).segmenter(3), config.segmenter(5))
+    )
+    assert {name for name in state if state[name].shape != wider[name].shape} == set(config.stem)
+    assert {name for name in state if state[name].shape != more[name].shape} == {
+        name for name in state if is_named(name, config.heads)
+    }
+    fresh = config.fresh(len(config.strides))
+    assert all(name.startswith("encoder.") != is_named(name, fresh) for name in state)
+
+
+def test_a_header_describes_it(config: BackboneConfig) -> None:
+    header = json.loads(json.dumps({"architecture": describe_architecture(config, 3)}))
+    assert header["architecture"]["name"] == config.name and network_of(header) == config
+
+
+def test_a_finetuned_network_starts_one_of_more_channels_and_classes(config: BackboneConfig) -> None:
+    source = config.segmenter(2).state_dict()
+    header = {"kind": "segmentation", "architecture": describe_architecture(config, 2)}
+    network = type(config)(**{**SMALL[config.name], "in_channels": 2}).segmenter(4)
+    left_out = initialise(network, Weights(source, header))
+    assert left_out == sorted(name for name in source if is_named(name, config.heads))
+    for name, tensor in network.state_dict().items():
+        if name in config.stem:
+            assert torch.equal(tensor[:, :1], source[name]) and torch.equal(tensor[:, 1:], source[name])
+        elif name not in left_out:
+            assert torch.equal(tensor, source[name])
+
+
+def test_crops_that_do_not_fit_are_refused_with_one_that_does(config: BackboneConfig) -> None:
+    stride = max(config.strides)
+    for size in ((3 * stride, 2 * stride, 2 * stride + 8), (stride, stride, stride)):
+        with pytest.raises(ValueError, match=f"patch_size .* multiples of {stride}") as error:
+            config.check_crop(size)
+        fitting = config.fitting_crop(size)
+        assert str(fitting) in str(error.value)
+        config.check_crop(fitting)
+        assert all(edge >= asked for edge, asked in zip(fitting, size, strict=True))
+    config.check_crop((2 * stride, stride, stride))
