@@ -199,7 +199,7 @@ def test_methods_refuse_a_network_that_is_no_chain_of_convolutions(method: Metho
     with pytest.raises(ValueError, match=f"network swin_unetr cannot be pretrained by {method.label()}"):
         PretrainConfig(data="x", method=method, network=SwinUNETRConfig(), loader=LoaderConfig((64, 64, 64)))
     with pytest.raises(
-        UserError, match="network swin_unetr cannot be pretrained by AnatoMask.*choose another --network"
+        UserError, match=r"network swin_unetr cannot be pretrained by AnatoMask.*choose another --network"
     ):
         settings("--network", "swin_unetr", "--data", "x")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,17 @@ from anatomask.config import FinetuneConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
+from anatomask.evaluation.inference import validation_dice
+from anatomask.evaluation.network import build_network
+from anatomask.evaluation.settings import InferenceConfig
+from anatomask.nn.backbones import backbone_config
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig, STUNetEncoder
 from anatomask.stages.finetune import build_job, plan
 from anatomask.training.finetuning import FinetuningTask
 from anatomask.training.ray_train import TrainingJob
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
-from anatomask.weights.files import describe_architecture, write_weights
+from anatomask.weights.files import describe_architecture, read_weights, write_weights
 
 CPU = torch.device("cpu")
 NETWORK = STUNetConfig(base=2)
@@ -115,6 +120,31 @@ def test_an_encoder_that_never_learns_computes_no_gradient(config: FinetuneConfi
         assert [weight.requires_grad for weight in heads] == [False, True]
         groups = TrainingState.of(task, given.optimiser, CPU).optimiser.param_groups
         assert [group["start"] for group in groups] == starts
+
+
+@pytest.mark.parametrize("name", ["resenc", "swin_unetr"])
+def test_other_networks_are_planned_trained_and_built_again_from_their_header(
+    name: str, config: FinetuneConfig, tmp_path: Path
+) -> None:
+    if name == "swin_unetr":
+        pytest.importorskip("einops")
+    sizes: dict[str, Any] = {"feature_size": 12} if name == "swin_unetr" else {"widths": (4, 8, 8), "blocks": (1, 1, 2)}
+    config = dataclasses.replace(
+        config, network=backbone_config(name)(**sizes), loader=LoaderConfig(patch_size=(64, 32, 32))
+    )
+    rows = dict(plan(config))
+    assert float(rows["parameters"].split()[0]) > 0 and any("memory" in row for row in rows)
+    job = build_job(config)
+    task = job.build_task(CPU)
+    dataset = PreparedDataset.open(config.data)
+    sample = job.draw(dataset, job.sequence.case(0), job.sequence.rng(0))
+    loss, _ = task({key: torch.as_tensor(value)[None] for key, value in sample.items()}, 0.0)
+    loss.backward()
+    assert loss.isfinite() and job.largest_stride == max(config.network.strides)
+    write_weights(tmp_path / "weights", task.network.state_dict(), task.header)
+    network = build_network(read_weights(tmp_path / "weights"))
+    assert type(network) is type(task.network)
+    assert validation_dice(network, dataset, [job.sequence.case(0)], (64, 32, 32), InferenceConfig(), CPU)
 
 
 def test_a_frozen_encoder_and_sgd_take_less_memory_in_the_plan(config: FinetuneConfig) -> None:

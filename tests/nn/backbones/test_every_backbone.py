@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.methods.base import MethodConfig
+from anatomask.methods.byol import BYOLConfig
 from anatomask.nn.backbones import BACKBONES, backbone_config
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.training.finetuning import prepare_gradients
@@ -88,6 +91,38 @@ def test_a_finetuned_network_starts_one_of_more_channels_and_classes(config: Bac
             assert torch.equal(tensor[:, :1], source[name]) and torch.equal(tensor[:, 1:], source[name])
         elif name not in left_out:
             assert torch.equal(tensor, source[name])
+
+
+@pytest.mark.parametrize("method", [AnatoMaskConfig(decoder_width=16), BYOLConfig(hidden=8, projection=8)])
+def test_what_pretraining_leaves_fresh_in_finetuning(config: BackboneConfig, method: MethodConfig) -> None:
+    if not config.convolutional:
+        with pytest.raises(ValueError, match=f"network {config.name} cannot be pretrained"):
+            method.check_network(config)
+        return
+    stages = method.stages(config)
+    header = {"kind": "pretraining", "architecture": describe_architecture(config), "stages": stages}
+    weights = Weights(method.build(config).state_dict(), {**header, "encoder": method.encoder})
+    network = config.segmenter(2)
+    left_out = initialise(network, weights)
+    assert sum(stride <= 16 for stride in config.strides) >= stages == 5
+    for name, tensor in network.state_dict().items():
+        taken = weights.tensors.get(f"{method.encoder}{name.removeprefix('encoder.')}")
+        trained = name.startswith("encoder.") and taken is not None
+        assert (name in left_out) != trained
+        assert not trained or torch.equal(tensor, taken)  # type: ignore[arg-type]
+    assert any(name.startswith("encoder.stages.5.") for name in left_out)
+
+
+def test_one_step_of_every_method_trains_every_parameter(config: BackboneConfig) -> None:
+    if not config.convolutional:
+        return
+    for settings in (AnatoMaskConfig(decoder_width=16, r0=0.5), BYOLConfig(hidden=8, projection=8)):
+        method = settings.build(config)
+        batch = method.dummy_batch(2, CROP)
+        for part in batch if isinstance(batch, tuple) else (batch.volume, batch.noise):
+            part.copy_(torch.rand(part.shape))
+        method.training_step(batch, 0.5).loss.backward()
+        assert all(parameter.grad is not None for parameter in method.trainable().parameters())
 
 
 def test_crops_that_do_not_fit_are_refused_with_one_that_does(config: BackboneConfig) -> None:
