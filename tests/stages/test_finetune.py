@@ -13,8 +13,7 @@ from anatomask.config import FinetuneConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.inference import validation_dice
-from anatomask.evaluation.network import build_network
+from anatomask.evaluation.predictor import Predictor
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.nn.backbones import backbone_config
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig, STUNetEncoder
@@ -141,10 +140,13 @@ def test_other_networks_are_planned_trained_and_built_again_from_their_header(
     loss, _ = task({key: torch.as_tensor(value)[None] for key, value in sample.items()}, 0.0)
     loss.backward()
     assert loss.isfinite() and job.largest_stride == max(config.network.strides)
-    write_weights(tmp_path / "weights", task.network.state_dict(), task.header)
-    network = build_network(read_weights(tmp_path / "weights"))
-    assert type(network) is type(task.network)
-    assert validation_dice(network, dataset, [job.sequence.case(0)], (64, 32, 32), InferenceConfig(), CPU)
+    write_weights(tmp_path / "weights", task.trainable().state_dict(), task.header)
+    predictor = Predictor.of(read_weights(tmp_path / "weights"), InferenceConfig(mirror=False))
+    assert type(predictor.network) is type(task.trainable())
+    volume = torch.randn(1, 64, 32, 32)
+    with torch.no_grad():
+        finest = task.trainable().eval()(volume[None])[0]
+    torch.testing.assert_close(predictor.logits(volume), finest[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_frozen_encoder_and_sgd_take_less_memory_in_the_plan(config: FinetuneConfig) -> None:

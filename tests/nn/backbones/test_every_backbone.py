@@ -116,7 +116,8 @@ def test_what_pretraining_leaves_fresh_in_finetuning(config: BackboneConfig, met
 def test_one_step_of_every_method_trains_every_parameter(config: BackboneConfig) -> None:
     if not config.convolutional:
         return
-    for settings in (AnatoMaskConfig(decoder_width=16, r0=0.5), BYOLConfig(hidden=8, projection=8)):
+    methods: list[MethodConfig] = [AnatoMaskConfig(decoder_width=16, r0=0.5), BYOLConfig(hidden=8, projection=8)]
+    for settings in methods:
         method = settings.build(config)
         batch = method.dummy_batch(2, CROP)
         for part in batch if isinstance(batch, tuple) else (batch.volume, batch.noise):

@@ -30,7 +30,7 @@ def test_same_logits_as_monai_with_its_tensors() -> None:
 def test_the_published_transformer_has_its_parameters() -> None:
     with torch.device("meta"):
         network = SwinUNETRConfig().segmenter(1)
-    assert sum(parameter.numel() for parameter in network.encoder.swinViT.parameters()) == 8_062_002
+    assert sum(parameter.numel() for parameter in network.encoder.get_submodule("swinViT").parameters()) == 8_062_002
 
 
 @pytest.mark.parametrize("size", [0, 13])
