@@ -1,4 +1,4 @@
-"""The rule by which a folder belongs to settings: a writer keeps its settings there, and others are refused."""
+"""Claims on folders: a writer keeps its settings in its folder, and other settings are refused there."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from anatomask.names import shown
 
 @dataclass(frozen=True)
 class Writer:
-    """What writes into a folder that must hold nothing of another, and how messages speak of it."""
+    """Program part whose folder must hold nothing of another, and its names in messages."""
 
     kind: str
-    """What it leaves there: a preparation, a phantom, an evaluation."""
+    """Kind of contents: a preparation, a phantom, an evaluation."""
     settings: str
-    """Name of the JSON file that holds its settings, and by which the folder is known as its own."""
+    """Name of the JSON file with its settings, by which the folder is recognised."""
     files: tuple[str, ...]
-    """Names of the files and folders that it writes besides."""
+    """Names of the other files and folders that it writes."""
     fields: tuple[str, ...]
     """Settings that every version of it has written."""
     remedy: str
-    """Advice where the folder is somebody else's."""
+    """Advice where the folder belongs to something else."""
     remedy_damaged: str = ""
     """Advice where its own settings are damaged. Default: `remedy`."""
 
     def earlier(self, folder: Storage) -> Mapping[str, Any] | None:
-        """Read the settings that lie in `folder`; None where no such writer has begun there.
+        """Read the settings in `folder`; None where no such writer has begun.
 
         Raises:
             UserError: the settings are damaged or another program's, or files of the same names lie there without
@@ -53,8 +53,8 @@ def require_same(folder: str, kind: str, before: Mapping[str, Any], now: Mapping
     """Check that a folder was begun with the settings that are given now.
 
     Args:
-        folder: its name in messages.
-        kind: what lies there: a run, a preparation, …
+        folder: the folder's name in messages.
+        kind: kind of contents: a run, a preparation, …
         before: the settings kept there.
         now: the settings given.
         remedy: advice, with which the message ends.

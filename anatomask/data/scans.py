@@ -1,4 +1,4 @@
-"""Scans in memory: as they came, and prepared for a network."""
+"""Scans in memory: as read from files, and prepared for a network."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Scan:
     """A scan as its files hold it."""
 
     voxels: np.ndarray
-    """(C, D, H, W), a channel per file, axes as nibabel reads them; CT in HU."""
+    """Voxels (C, D, H, W), a channel per file, axes as nibabel reads them; CT in HU."""
     affine: np.ndarray
-    """(4, 4) voxel indices to mm, right-anterior-superior."""
+    """Affine (4, 4) from voxel indices to mm, right-anterior-superior."""
     name: str = "the scan"
-    """What messages call it."""
+    """Name in messages."""
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -47,22 +47,22 @@ class Scan:
 
 @dataclass(frozen=True)
 class PreparedScan:
-    """A scan at a network's spacing, in RAS axes, and what normalises it. No voxel is normalised before it is asked."""
+    """Scan at a network's spacing, in RAS axes, and what normalises it. Voxels are normalised on access."""
 
     stored: np.ndarray
-    """(C, D, H, W) as `prepare` stores it: CT whole HU."""
+    """Voxels (C, D, H, W) as `prepare` stores them: CT whole HU."""
     schemes: tuple[Scheme, ...]
-    """Per channel: what its values are."""
+    """Normalisation scheme per channel: what its values are."""
     normalisation: np.ndarray
-    """(C, 4) float32: low, high, mean, std; see `normalisation_rows`."""
+    """Low, high, mean and std per channel, (C, 4) float32; see `normalisation_rows`."""
     affine: np.ndarray
-    """(4, 4) voxel indices of the prepared scan to mm, RAS."""
+    """Affine (4, 4) from voxel indices of the prepared scan to mm, RAS."""
     original_shape: tuple[int, int, int]
-    """Voxels (D, H, W) of the scan as it came."""
+    """Shape (D, H, W) of the original scan in voxels."""
     original_affine: np.ndarray
-    """(4, 4) of the scan as it came."""
+    """Affine (4, 4) of the original scan."""
     name: str = "the scan"
-    """What messages call it."""
+    """Name in messages."""
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -71,7 +71,7 @@ class PreparedScan:
 
     @property
     def volume(self) -> Tensor:
-        """What a network reads: (C, D, H, W) float32 on the CPU, normalised."""
+        """Normalised voxels, which a network reads: (C, D, H, W) float32 on the CPU."""
         return self.normalised(torch.device("cpu"))
 
     def normalised(self, device: torch.device) -> Tensor:
@@ -79,7 +79,7 @@ class PreparedScan:
         return normalise(torch.from_numpy(self.stored).to(device), torch.from_numpy(self.normalisation).to(device))
 
     def otsu_threshold(self, channel: int) -> float:
-        """Otsu's threshold of one channel, in stored units."""
+        """Compute Otsu's threshold of one channel, in stored units."""
         return Histogram.of(self.stored[channel]).otsu_threshold()
 
 
@@ -98,11 +98,11 @@ def read_files(paths: Sequence[Path]) -> Scan:
 def prepare(scan: Scan, header: Mapping[str, Any], memory: int | None = None) -> PreparedScan:
     """Resample a scan to the spacing of a network's training data, and find what normalises it as they were.
 
-    The same as `anatomask prepare` does, and so what `anatomask evaluate` predicts from.
+    The result is that of `anatomask prepare`, from which `anatomask evaluate` predicts.
 
     Args:
-        scan: as it came.
-        header: of the weights; its `spacing` (mm) and `fingerprint` are used.
+        scan: scan as read from files.
+        header: header of the weights; its `spacing` (mm) and `fingerprint` are used.
         memory: bytes that it may take at its peak. Default: what the machine has free.
 
     Raises:

@@ -18,9 +18,9 @@ from anatomask.data.preprocess import LARGEST
 from anatomask.data.survey import FEW_VALUES, CaseFacts, ChannelFacts, ClassFacts, LabelFacts
 
 ENOUGH = 10
-"""Number of cases from which on one can be called unlike the others."""
+"""Number of cases needed to call one of them unlike the others."""
 ENOUGH_ALIKE = 30
-"""Number of cases from which on each finds others that look like it."""
+"""Number of cases needed for each to find others that look like it."""
 NEIGHBOURS = 256
 """Number of cases, spread over the data set, that each is compared with."""
 SIDES = ("mirrored left to right", "turned front to back", "upside down")

@@ -20,37 +20,37 @@ from anatomask.sweeps.graph import Stage
 from anatomask.sweeps.space import Point
 
 NEEDED = "needed"
-"""The run that a stage reads, until it is known where it lies."""
+"""Placeholder of the run that a stage reads, until its folder is known."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """All that a trial needs besides its point. Paths are absolute: trials run elsewhere."""
+    """Everything that a trial needs besides its point. Paths are absolute: trials run elsewhere."""
 
     folder: Path
     """Folder of the sweep."""
     config: SweepConfig
     splits: Mapping[str, str]
-    """Which cases of each data set are scored."""
+    """Split of each data set whose cases are scored."""
     digests: Mapping[str, str]
     """Digest of each prepared folder."""
 
     @property
     def inputs(self) -> dict[str, str]:
-        """A digest of the content of each input of the sweep, by the field that names it."""
+        """Return a digest of the content of each input of the sweep, by the field that names it."""
         finetuned = " ".join(self.digests[data] for data in self.config.finetune_data)
         return {"pretrain_data": self.digests[self.config.pretrain_data], "finetune_data": finetuned}
 
     @property
     def store(self) -> Store:
-        """Where the runs of all sweeps lie."""
+        """Return the folder of the runs of all sweeps."""
         return Store(self.folder.parent)
 
     def stages(self, point: Point) -> dict[str, Stage]:
         """Return the stages of a trial by the names of their links, each after those that it needs.
 
         Raises:
-            UserError: the space sets a field wrongly, which the message names.
+            UserError: the space sets a field wrongly; the message names it.
         """
         first = self._stage("pretrain", self.pretraining(point))
         start, found = first, {"pretrain": first}
@@ -65,12 +65,18 @@ class Chain:
         return found
 
     def pretraining(self, point: Point) -> PretrainConfig:
-        """Return the settings of a pretraining. Raises UserError naming the field that the space sets wrongly."""
+        """Return the settings of a pretraining.
+
+        Raises:
+            UserError: the space sets a field wrongly; the message names it.
+        """
         config = replace(self.config.pretrain, data=self.config.pretrain_data, cluster=self.config.cluster)
         return overlay_dotted(config, point, f"--space {self.config.space}")
 
     def evaluation(self, data: str) -> EvaluateConfig:
-        """Return the settings of scoring. Beside other trials, a case takes one CPU: it need not wait for several."""
+        """Return the settings of scoring. A case takes one CPU, so that it need not wait for several beside other
+        trials.
+        """
         threads = 1 if self.config.concurrent > 1 else self.config.cluster.threads
         return EvaluateConfig(
             run=NEEDED,

@@ -29,12 +29,12 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """The name of its run in the store: the verb and the first digits of its key."""
+        """Return the name of its run in the store: the verb and the first digits of its key."""
         return f"{self.verb}-{self.key[:DIGITS]}"
 
     @property
     def key(self) -> str:
-        """The key of its run; see `run_key`."""
+        """Return the key of its run; see `run_key`."""
         inputs = {"data": self.digest, **{name: stage.key for name, stage in self.needs.items()}, **plugin_digests()}
         return run_key(self.verb, plain(self.config), inputs)
 
