@@ -30,7 +30,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class MethodConfig(Settings, ABC):
-    """Settings of a pretraining method, and what follows from them. See docs/extending.md for an example."""
+    """Settings of a pretraining method, and what follows from them. See docs/methods.md for an example."""
 
     name: ClassVar[str]
     """Name in `--method`, in `config.yaml` and in the weights' header."""

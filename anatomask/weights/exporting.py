@@ -7,7 +7,7 @@ Those programs choose by a file's ending what they look for in it, so endings ma
                          with freshly drawn ones, which are listed in the file.
                  .pt     of a pretrained encoder, for `load_stunet_ssl_weights` of the published AnatoMask code
     stunet       .model  `state_dict`, STU-Net's names: the form of its released weights (nnU-Net version 1)
-    monai        .pt     a plain state dict of `anatomask.nn.backbones.stunet.STUNet`
+    monai        .pt     a plain state dict of the network
     safetensors          the same under the names of our checkpoints, with the header
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from anatomask.errors import UserError
 from anatomask.files import replacing
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.weights.files import (
     beyond_encoder,
     encoder_prefix,
@@ -76,6 +77,11 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
     """
     kind = weights.header.get("kind")
     network = network_of(weights.header)
+    if format in ("nnunet", "stunet") and not isinstance(network, STUNetConfig):
+        raise UserError(
+            f"--format {format} is for STU-Net, these weights are of the network {network.name}: choose --format monai "
+            "or safetensors, whose tensors have the names of docs/backbones.md"
+        )
     channels = in_channels or network.in_channels
     if kind == "pretraining":
         tensors, prefix = encoder_tensors(weights, channels), encoder_prefix(weights.header).removesuffix("encoder.")

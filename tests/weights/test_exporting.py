@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
+from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.weights.exporting import ENDINGS, export_weights, write_export
 from anatomask.weights.files import describe_architecture, initialise
@@ -256,3 +257,14 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space left"):
         write(path, finetuned(SIZES[1]), "nnunet")
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["w.pth"]
+
+
+def test_other_networks_leave_as_plain_tensors_and_not_under_the_names_of_an_stunet(tmp_path: Path) -> None:
+    network = ResEncConfig(widths=(4, 8, 8), blocks=(1, 1, 2))
+    tensors = network.segmenter(2).state_dict()
+    weights = Weights(tensors, {"kind": "segmentation", "architecture": describe_architecture(network, 2)})
+    assert same(export_weights(weights, "monai", ".pt").content, tensors)
+    assert same(export_weights(weights, "safetensors", ".safetensors").content, tensors)
+    for format, ending in (("nnunet", ".pth"), ("stunet", ".model")):
+        with pytest.raises(UserError, match=f"--format {format} is for STU-Net.*choose --format monai"):
+            export_weights(weights, format, ending)  # type: ignore[arg-type]
