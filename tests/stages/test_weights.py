@@ -164,7 +164,7 @@ def test_what_cannot_be_is_refused_by_name(
 @pytest.mark.parametrize(
     ("header", "named"),
     [
-        ("{}", "architecture None"),
+        ("{}", "describes no architecture"),
         ("[1]", "it holds no fields"),
         ("{", "is damaged"),
         (None, "has no header"),
