@@ -55,6 +55,7 @@ def read_file(config: ImportWeightsConfig) -> Weights:
     }
     if foreign.kind == "pretraining":
         header["method"] = {"name": config.method}
+        header["stages"] = foreign.stages
     return Weights(_called(foreign), header)
 
 

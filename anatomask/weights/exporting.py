@@ -23,7 +23,8 @@ from torch import Tensor
 
 from anatomask.errors import UserError
 from anatomask.files import replacing
-from anatomask.nn.backbones.stunet import STUNetConfig
+from anatomask.nn.backbones.names import Form
+from anatomask.nn.backbones.stunet import AUTOENCODER, PUBLISHED_STUNET, STUNetConfig
 from anatomask.weights.files import (
     beyond_encoder,
     encoder_prefix,
@@ -32,7 +33,7 @@ from anatomask.weights.files import (
     repeat_stem,
     trained_stages,
 )
-from anatomask.weights.foreign import AUTOENCODER, FRESH, PUBLISHED_STUNET, Form
+from anatomask.weights.foreign import FRESH
 from anatomask.weights.matching import load_matching
 from anatomask.weights.tensor_files import Weights, write_described
 

@@ -1,15 +1,14 @@
 """Weights that others have published: what their tensors are called, and how they are read without running anything.
 
-Three forms are known. Checkpoints of the published AnatoMask and SparK-3D code (`network_weights`, names below
-`module.sparse_encoder.sp_cnn`), STU-Net's supervised weights and those of its nnU-Net trainers (`state_dict` or
-`network_weights`), and a plain state dict under our own names.
+Each backbone says in its `forms` which files it knows. Tensors are looked for in the file itself, in `network_weights`
+(nnU-Net's version 2, the published AnatoMask and SparK-3D code) and in `state_dict` (nnU-Net's version 1).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anatomask.errors import UserError
-from anatomask.nn.backbones.stunet import STAGE_STRIDES, STUNet, STUNetConfig, STUNetEncoder
+from anatomask.errors import Note, UserError
+from anatomask.nn.backbones import backbone_config, backbone_names
+from anatomask.nn.backbones.base import BackboneConfig
+from anatomask.nn.backbones.names import Form
+from anatomask.nn.backbones.stunet import AUTOENCODER
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.norms import NormScope
 from anatomask.weights.matching import describe_faults, find_faults, is_named
@@ -32,74 +34,19 @@ STUNET_KEYS = ("network_weights", "state_dict")
 
 
 @dataclass(frozen=True)
-class Form:
-    """How somebody calls the tensors of an STU-Net."""
-
-    title: str
-    encoder: str
-    """What the names of the encoder begin with."""
-    renames: tuple[tuple[str, str], ...]
-    """Beginnings of names, theirs and ours; `{}` is a number. The first that fits holds."""
-    unread: str = "$."
-    """Pattern of the names that their own network does not read."""
-
-    def ours(self, name: str) -> str | None:
-        """Our name for theirs; None if there is none."""
-        return _rename(name, self.renames)
-
-    def theirs(self, name: str) -> str | None:
-        """Their name for ours; None if there is none."""
-        return _rename(name, [(ours, theirs) for theirs, ours in self.renames])
-
-
-AUTOENCODER = Form(
-    "AnatoMask or SparK-3D checkpoint",
-    "sparse_encoder.sp_cnn.conv_blocks_context.",
-    (
-        ("sparse_encoder.sp_cnn.conv_blocks_context.{}.{}.conv3.", "encoder.stages.{}.{}.shortcut."),
-        ("sparse_encoder.sp_cnn.conv_blocks_context.", "encoder.stages."),
-        ("dense_decoder.dec.{}.up_sample.", "decoder.levels.{}.upsample."),
-        ("dense_decoder.dec.{}.conv.0.", "decoder.levels.{}.conv1."),
-        ("dense_decoder.dec.{}.conv.1.", "decoder.levels.{}.norm1."),
-        ("dense_decoder.dec.{}.conv.3.", "decoder.levels.{}.conv2."),
-        ("dense_decoder.dec.{}.conv.4.", "decoder.levels.{}.norm2."),
-        ("dense_decoder.proj.", "decoder.head."),
-        ("densify_norms.{}.", "densify.{}.norm."),
-        ("densify_projs.{}.", "densify.{}.projection."),
-        ("mask_tokens.{}", "densify.{}.token"),
-    ),
-    unread=r"(densify_norms|densify_projs|mask_tokens)\.4(\.|$)",  # full resolution
-)
-PUBLISHED_STUNET = Form(
-    "STU-Net's weights",
-    "conv_blocks_context.",
-    (
-        ("conv_blocks_context.{}.{}.conv3.", "encoder.stages.{}.{}.shortcut."),
-        ("conv_blocks_context.", "encoder.stages."),
-        ("upsample_layers.{}.conv.", "upsample.{}."),
-        ("conv_blocks_localization.{}.{}.conv3.", "decoder.{}.{}.shortcut."),
-        ("conv_blocks_localization.", "decoder."),
-        ("seg_outputs.", "heads."),
-    ),
-)
-OWN_NAMES = Form("state dict of anatomask.nn.backbones.stunet.STUNet", "encoder.stages.", (("", ""),))
-FORMS = (AUTOENCODER, PUBLISHED_STUNET, OWN_NAMES)
-PUBLISHED_STAGES = STUNetConfig().pretrained_stages(patch=16)
-"""Number of encoder stages in the weights of a published pretraining."""
-
-
-@dataclass(frozen=True)
 class ForeignWeights:
     """What was read of somebody else's file."""
 
     form: Form
     kind: str
-    """segmentation: a whole network; pretraining: an encoder of five stages, perhaps with its decoder."""
-    network: STUNetConfig
+    """segmentation: a whole network; pretraining: an encoder, perhaps with the decoder of its pretraining."""
+    network: BackboneConfig
+    stages: int | None
+    """Stages of a pretrained encoder; None for a whole network."""
     classes: int | None
     """Of a whole network, without the background."""
     tensors: dict[str, Tensor]
-    """By our names: of an `STUNet`, or of a `MaskedAutoencoder`."""
+    """By our names: of a `Segmenter`, of an encoder, or of a `MaskedAutoencoder`."""
     missing: tuple[str, ...]
     """Ours that the file does not give, as far as it describes the network; allowed by the user."""
     left_out: tuple[tuple[str, str], ...]
@@ -119,7 +66,9 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
     content = _load(Path(path))
     held = next((content[key] for key in STUNET_KEYS if isinstance(content.get(key), Mapping)), content)
     given = {str(name): value for name, value in held.items()}
-    form = _form_of(given, path)
+    backbone, form = _form_of(given, path)
+    if form.note:
+        warnings.warn(Note(f"{path}: {form.note}"), stacklevel=2)
     fresh = [name for name in given if name in content[FRESH]] if isinstance(content.get(FRESH), list) else []
     left_out: dict[str, str] = {}
     faults: dict[str, str] = {}
@@ -135,25 +84,28 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
             faults[name] = "no plain tensor"
         elif native is None:
             faults[name] = "unknown"
+        elif form.aliases and native in tensors and _equal(tensors[native], value):
+            continue  # one of the second names that this form has for it
         elif native in tensors:
             faults[name] = f"{called[native]} once more"
         else:
             tensors[native], called[native] = value, name
             if value.is_floating_point() and not value.isfinite().all():
                 faults[name] = "not finite"
-    kind, network, classes, own = _match_network(form, tensors, path)
+    network, stages, classes, own = _match_network(backbone, form, tensors, path)
     for native, fault in find_faults(own, tensors).items():
         faults[called.get(native) or form.theirs(native) or native] = fault
     refused = {name: fault for name, fault in faults.items() if not _is_allowed(name, form, allow_missing)}
     if refused:
         raise UserError(
-            f"{path} ({form.title}) does not fit an STU-Net: {describe_faults(refused)}. "
+            f"{path} ({form.title}) does not fit the network {network.name}: {describe_faults(refused)}. "
             "To go without them, name them in --allow-missing"
         )
     left_out |= {name: fault for name, fault in faults.items() if name in given}
     kept = {native: tensor.clone() for native, tensor in tensors.items() if called[native] not in faults}
     missing = tuple(sorted(own.keys() - kept.keys()))
-    return ForeignWeights(form, kind, network, classes, kept, missing, tuple(sorted(left_out.items())))
+    kind = "segmentation" if stages is None else "pretraining"
+    return ForeignWeights(form, kind, network, stages, classes, kept, missing, tuple(sorted(left_out.items())))
 
 
 def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sample") -> MaskedAutoencoder:
@@ -216,25 +168,25 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are alike in type, shape and values."""
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
 def _strip(name: str) -> str:
     """A tensor's name without what parallel and compiled modules put before it."""
     return re.sub(r"^((module|_orig_mod)\.)+", "", name)
 
 
-def _rename(name: str, renames: Sequence[tuple[str, str]]) -> str | None:
-    for old, new in renames:
-        match = re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name)
-        if match:
-            return new.format(*match.groups()) + name[match.end() :]
-    return None
-
-
-def _form_of(names: Mapping[str, Any], path: str | Path) -> Form:
-    for form in FORMS:
+def _form_of(names: Mapping[str, Any], path: str | Path) -> tuple[type[BackboneConfig], Form]:
+    """Find the backbone and the form that a file is of."""
+    backbones = [backbone_config(name) for name in backbone_names()]
+    known = [(backbone, form) for backbone in backbones for form in backbone.forms]
+    for backbone, form in known:
         if any(_strip(name).startswith(form.encoder) for name in names):
-            return form
-    begins = ", ".join(f"{form.encoder}*" for form in FORMS)
-    raise UserError(f"{path} holds no tensor named {begins}: not an STU-Net; give weights of one")
+            return backbone, form
+    begins = ", ".join(f"{form.encoder}*" for _, form in known)
+    raise UserError(f"{path} holds no tensor named {begins}: of no network that is known here; give weights of one")
 
 
 def _is_allowed(name: str, form: Form, allow_missing: Sequence[str]) -> bool:
@@ -243,53 +195,32 @@ def _is_allowed(name: str, form: Form, allow_missing: Sequence[str]) -> bool:
 
 
 def _match_network(
-    form: Form, tensors: Mapping[str, Tensor], path: str | Path
-) -> tuple[str, STUNetConfig, int | None, Mapping[str, Tensor]]:
-    """Kind, size, classes and empty state of the network that the tensors (by our names) are of."""
-    pretrained = tuple(f"encoder.stages.{stage}." for stage in range(PUBLISHED_STAGES))
-    if form is not AUTOENCODER and not all(name.startswith(pretrained) for name in tensors):
-        network = _infer_network(tensors, len(STAGE_STRIDES), path)
-        head = tensors.get(f"heads.{len(STAGE_STRIDES) - 2}.weight")
-        classes = None if head is None or head.dim() == 0 else head.shape[0] - 1
-        if classes is not None and classes < 1:
-            raise UserError(f"{path}: heads of {classes + 1} output(s) have no class besides the background")
-        with torch.device("meta"):
-            return "segmentation", network, classes, STUNet(network, classes or 1).state_dict()
-    network = _infer_network(tensors, PUBLISHED_STAGES, path)
+    backbone: type[BackboneConfig], form: Form, tensors: Mapping[str, Tensor], path: str | Path
+) -> tuple[BackboneConfig, int | None, int | None, Mapping[str, Tensor]]:
+    """Find the network that tensors (by our names) are of, its encoder's stages, classes and empty state."""
+    try:
+        network, stages, classes = backbone.of_tensors(form, tensors)
+    except KeyError as error:
+        raise UserError(f"{path} lacks the tensor {error.args[0]}: not complete; get it again") from error
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{path}: {error}") from error
+    if classes is not None and classes < 1:
+        raise UserError(f"{path}: heads of {classes + 1} output(s) have no class besides the background")
     width = tensors.get(_DECODER_WIDTH)
     with torch.device("meta"):
+        if stages is None:
+            return network, None, classes, network.segmenter(classes or 1).state_dict()
         if form is AUTOENCODER and width is not None:
-            return "pretraining", network, None, _autoencoder(network, width, path).state_dict()
-        encoder = STUNetEncoder(network, PUBLISHED_STAGES).state_dict()
-    return "pretraining", network, None, {f"encoder.{name}": tensor for name, tensor in encoder.items()}
+            return network, stages, None, _autoencoder(network, width, path).state_dict()
+        encoder = network.encoder(stages).state_dict()
+    return network, stages, None, {f"encoder.{name}": tensor for name, tensor in encoder.items()}
 
 
 def _autoencoder(
-    network: STUNetConfig, upsample: Tensor, path: str | Path, norm_scope: NormScope = "sample"
+    network: BackboneConfig, upsample: Tensor, path: str | Path, norm_scope: NormScope = "sample"
 ) -> MaskedAutoencoder:
     """The network with the decoder whose first transposed convolution has the weight `upsample`."""
     try:
         return MaskedAutoencoder(network, "hierarchical", upsample.shape[0], norm_scope)
-    except (ValueError, IndexError) as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _infer_network(tensors: Mapping[str, Tensor], stages: int, path: str | Path) -> STUNetConfig:
-    """Channels, widths and depth from the shapes of an encoder of `stages` stages. UserError if it is no STU-Net's."""
-    blocks = {(int(m[1]), int(m[2])) for name in tensors if (m := re.match(r"encoder\.stages\.(\d+)\.(\d+)\.", name))}
-    depths = {max((b for s, b in blocks if s == stage), default=-1) + 1 for stage in range(stages)}
-    try:
-        stems = [tensors[f"encoder.stages.{stage}.0.conv1.weight"] for stage in range(stages)]
-        widths = [stem.shape[0] for stem in stems]
-        channels = stems[0].shape[1]
-        if len(depths) != 1:
-            raise UserError(f"{path}: stages of different depth ({sorted(depths)}) are no STU-Net")
-        regular = STUNetConfig(in_channels=channels, base=widths[0], depth=depths.pop())
-        if list(regular.stage_widths[:stages]) == widths:
-            return regular
-        a, b, c, d, e, f = [*widths, widths[-1]][: len(STAGE_STRIDES)]
-        return dataclasses.replace(regular, widths=(a, b, c, d, e, f))
-    except KeyError as error:
-        raise UserError(f"{path} lacks the tensor {error.args[0]}: not a complete STU-Net; get it again") from error
     except (ValueError, IndexError) as error:
         raise UserError(f"{path}: {error}") from error

@@ -199,7 +199,7 @@ KINDS = [
     reading(
         "an import of another network",
         torch_file({"state_dict": {"conv.weight": torch.zeros(1)}}),
-        "w.pth holds no tensor named.*not an STU-Net",
+        "w.pth holds no tensor named.*of no network that is known here",
         IMPORT,
     ),
     reading(

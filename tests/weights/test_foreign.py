@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from anatomask.errors import UserError
-from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
+from anatomask.errors import Note, UserError
+from anatomask.nn.backbones.resenc import ResEncConfig
+from anatomask.nn.backbones.stunet import AUTOENCODER, PUBLISHED_STUNET, STUNet, STUNetConfig
+from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.weights.files import import_anatomask_checkpoint
-from anatomask.weights.foreign import AUTOENCODER, PUBLISHED_STUNET, read_foreign_weights
+from anatomask.weights.foreign import read_foreign_weights
 
 TINY = STUNetConfig(base=2)
 SIZES = [TINY, STUNetConfig(2, 4, 2), STUNetConfig(base=2, widths=(2, 4, 4, 8, 8, 8))]
@@ -114,7 +116,7 @@ def test_the_golden_checkpoint_is_read_by_both_ways(golden: Path) -> None:
     path = golden / "b1_depth1_checkpoint.pt"
     foreign = read_foreign_weights(path)
     assert same(foreign.tensors, import_anatomask_checkpoint(path).state_dict())
-    assert foreign.network.stage_widths == (8, 16, 32, 64, 64, 64)
+    assert foreign.network.size()["widths"] == (8, 16, 32, 64, 64, 64)
     published = torch.load(path, weights_only=True)["network_weights"]
     assert len(foreign.tensors) + len(foreign.left_out) == len(published)
 
@@ -225,7 +227,7 @@ def test_an_allowed_tensor_is_left_out_and_only_it(tmp_path: Path) -> None:
 def test_a_file_without_an_encoder_is_refused(tmp_path: Path) -> None:
     for content in ({"network_weights": {"a": torch.zeros(1)}}, {"epoch": 3}, {}):
         torch.save(content, tmp_path / "c.pt")
-        with pytest.raises(UserError, match="not an STU-Net"):
+        with pytest.raises(UserError, match="of no network that is known here"):
             read_foreign_weights(tmp_path / "c.pt")
     for other in ([torch.zeros(1)], torch.zeros(1), {1: torch.zeros(1)}):
         torch.save(other, tmp_path / "c.pt")
@@ -293,3 +295,68 @@ def test_truncated_missing_and_other_files_are_refused(tmp_path: Path) -> None:
         read_foreign_weights(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         read_foreign_weights(tmp_path / "nowhere.pt")
+
+
+RESENC = ResEncConfig(2, (4, 8, 8), (1, 1, 2))
+FIRST = "encoder.stages.0.blocks.0.conv1.conv.weight"
+
+
+def nnunet_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As `ResidualEncoderUNet` names them: layers again as `all_modules`, the encoder again within the decoder."""
+    named = dict(state)
+    for name, tensor in state.items():
+        for layer, index in ((".conv.", "0"), (".norm.", "1")):
+            if layer in name:
+                named[name.replace(layer, f".all_modules.{index}.")] = tensor
+    return named | {f"decoder.{name}": tensor for name, tensor in named.items() if name.startswith("encoder.")}
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_checkpoints_of_nnunets_residual_encoder_are_read(tmp_path: Path, prefix: str) -> None:
+    state = RESENC.segmenter(3).state_dict()
+    given = {prefix + name: tensor for name, tensor in nnunet_state(state).items()}
+    assert len(given) > 3 * len(state)
+    foreign = read_foreign_weights(save_stunet(tmp_path / "checkpoint_final.pth", given))
+    assert (foreign.kind, foreign.network, foreign.stages, foreign.classes) == ("segmentation", RESENC, None, 3)
+    assert same(foreign.tensors, state) and foreign.missing == () and foreign.left_out == ()
+
+
+def test_an_encoder_alone_of_nnunets_is_a_pretrained_one(tmp_path: Path) -> None:
+    state = {name: tensor for name, tensor in RESENC.segmenter(3).state_dict().items() if name.startswith("encoder.")}
+    foreign = read_foreign_weights(save_stunet(tmp_path / "c.pth", dict(state)))
+    assert (foreign.kind, foreign.network, foreign.stages) == ("pretraining", RESENC, 3)
+    assert same(foreign.tensors, state)
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("conv1.conv.weight once more", {f"decoder.{FIRST}": torch.zeros(4, 4, 3, 3, 3)}),
+        ("decoder.transpconvs.0.weight is of shape", {"decoder.transpconvs.0.weight": torch.zeros(8, 8, 1, 2, 2)}),
+        ("encoder.stages.1.blocks.0.conv2.norm.bias is missing", {"encoder.stages.1.blocks.0.conv2.norm.bias": None}),
+        ("lacks the tensor encoder.stem.convs.0.conv.weight", {"encoder.stem.convs.0.conv.weight": None}),
+        (
+            "lacks the tensor encoder.stages.3.blocks.0.conv1",
+            {FIRST.replace("0", "9", 1): torch.zeros(1)},
+        ),
+    ],
+)
+def test_forged_residual_encoders_are_refused_by_name(tmp_path: Path, message: str, changes: dict[str, Any]) -> None:
+    right = RESENC.segmenter(3).state_dict()
+    with pytest.raises(UserError) as refusal:
+        read_foreign_weights(save_stunet(tmp_path / "c.pth", _forge(right, changes)))
+    assert message in str(refusal.value)
+
+
+def test_monais_swin_unetr_is_read_with_a_note_on_its_versions(tmp_path: Path) -> None:
+    pytest.importorskip("einops")
+    from monai.networks.nets import SwinUNETR as Network
+
+    theirs = Network(1, 4, feature_size=12).state_dict()
+    torch.save(theirs, tmp_path / "swin.pt")
+    with pytest.warns(Note, match="before 1.5"):
+        foreign = read_foreign_weights(tmp_path / "swin.pt")
+    assert (foreign.kind, foreign.network, foreign.classes) == ("segmentation", SwinUNETRConfig(feature_size=12), 3)
+    assert same({name.removeprefix("encoder."): tensor for name, tensor in foreign.tensors.items()}, theirs)
+    torch.save(foreign.tensors, tmp_path / "own.pt")
+    assert same(read_foreign_weights(tmp_path / "own.pt").tensors, foreign.tensors)

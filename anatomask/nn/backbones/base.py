@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from anatomask.nn.backbones.names import Form
 from anatomask.nn.backbones.operations import DENSE, Operations
 from anatomask.settings import Settings
 
@@ -25,6 +26,9 @@ class BackboneConfig(Settings, ABC):
     """Beginnings, up to a dot, of the names of the tensors that belong to the classes of one data set."""
     convolutional: ClassVar[bool] = False
     """Whether the encoder is a `ConvolutionalEncoder` of stages in a chain, which can be cut short."""
+
+    forms: ClassVar[tuple[Form, ...]] = ()
+    """Kinds of files of others that hold its weights, which `import-weights` reads. Default: none."""
 
     in_channels: int = 1
     """Image channels: 1 for CT, 2 for PET/CT."""
@@ -53,6 +57,20 @@ class BackboneConfig(Settings, ABC):
     @abstractmethod
     def fresh(self, stages: int) -> tuple[str, ...]:
         """List the beginnings of the segmentation network's names that an encoder of `stages` stages leaves fresh."""
+
+    @classmethod
+    def of_tensors(cls, form: Form, tensors: Mapping[str, Tensor]) -> tuple[BackboneConfig, int | None, int | None]:
+        """Infer the size from the shapes of tensors, whose names in a file of `form` have become ours.
+
+        Returns:
+            The size; the stages of the encoder where they are a pretrained one, None where they are a whole network;
+            the classes of its heads without the background, None where it has none.
+
+        Raises:
+            KeyError: a tensor is missing, its name.
+            ValueError: they are not of this backbone. IndexError: the same of a shape.
+        """
+        raise ValueError(f"the size of {cls.name} cannot be inferred")
 
     def size(self) -> dict[str, Any]:
         """Return the fields that two networks must share for weights to fit, apart from the image channels."""
@@ -84,6 +102,11 @@ class BackboneConfig(Settings, ABC):
         stride = max(self.strides)
         d, h, w = (-(-edge // stride) * stride for edge in size)
         return (d, h, w) if max(d, h, w) > stride else (2 * stride, 2 * stride, 2 * stride)
+
+
+def classes_of(head: Tensor | None) -> int | None:
+    """Count the classes of a head's weight (classes + 1, …); None where there is none."""
+    return None if head is None or head.dim() == 0 else head.shape[0] - 1
 
 
 class Encoder(nn.Module, ABC):

@@ -6,16 +6,29 @@ to many: its blocks list their layers again as `all_modules`, its decoder holds 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder, Segmenter
+from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder, Segmenter, classes_of
+from anatomask.nn.backbones.names import Form
 from anatomask.nn.backbones.operations import DENSE, NEGATIVE_SLOPE, Operations
 from anatomask.nn.recompute import Recomputable
+
+NNUNET = Form(
+    "nnU-Net's residual encoder U-Net",
+    "encoder.stages.0.blocks.",
+    (("", ""),),
+    aliases=(
+        (r"^decoder\.encoder\.", "encoder."),
+        (r"\.all_modules\.0\.", ".conv."),
+        (r"\.all_modules\.1\.", ".norm."),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,7 @@ class ResEncConfig(BackboneConfig):
     stem = ("encoder.stem.convs.0.conv.weight",)
     heads = ("decoder.seg_layers",)
     convolutional = True
+    forms = (NNUNET,)
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
     """Widths of the stages, from the input on."""
@@ -59,6 +73,21 @@ class ResEncConfig(BackboneConfig):
     def segmenter(self, classes: int) -> ResEncUNet:
         """Build the segmentation network."""
         return ResEncUNet(self, classes)
+
+    @classmethod
+    def of_tensors(cls, form: Form, tensors: Mapping[str, Tensor]) -> tuple[ResEncConfig, int | None, int | None]:
+        """Infer channels, widths and blocks; without a decoder, it is a pretrained encoder of all its stages."""
+        places = [re.match(r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.", name) for name in tensors]
+        found = {(int(place[1]), int(place[2])) for place in places if place}
+        stages = 1 + max(stage for stage, _ in found)
+        widths = tuple(
+            tensors[f"encoder.stages.{stage}.blocks.0.conv1.conv.weight"].shape[0] for stage in range(stages)
+        )
+        blocks = tuple(1 + max(block for at, block in found if at == stage) for stage in range(stages))
+        network = cls(tensors[cls.stem[0]].shape[1], widths, blocks)
+        if not any(name.startswith("decoder.") for name in tensors):
+            return network, stages, None
+        return network, None, classes_of(tensors.get(f"decoder.seg_layers.{stages - 2}.weight"))
 
     def fresh(self, stages: int) -> tuple[str, ...]:
         """List the stages that are left, and the decoder."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import mul
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder, Segmenter
+from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder, Segmenter, classes_of
+from anatomask.nn.backbones.names import Form
 from anatomask.nn.backbones.operations import DENSE, Operations
 from anatomask.nn.recompute import Recomputable
 
@@ -20,6 +22,39 @@ STAGE_STRIDES = (1, 2, 2, 2, 2, 1)
 """Stride of each stage relative to the one before."""
 STRIDES = tuple(accumulate(STAGE_STRIDES, mul))
 """Stride of each stage relative to the input: 1, 2, 4, 8, 16, 16."""
+
+
+AUTOENCODER = Form(
+    "AnatoMask or SparK-3D checkpoint",
+    "sparse_encoder.sp_cnn.conv_blocks_context.",
+    (
+        ("sparse_encoder.sp_cnn.conv_blocks_context.{}.{}.conv3.", "encoder.stages.{}.{}.shortcut."),
+        ("sparse_encoder.sp_cnn.conv_blocks_context.", "encoder.stages."),
+        ("dense_decoder.dec.{}.up_sample.", "decoder.levels.{}.upsample."),
+        ("dense_decoder.dec.{}.conv.0.", "decoder.levels.{}.conv1."),
+        ("dense_decoder.dec.{}.conv.1.", "decoder.levels.{}.norm1."),
+        ("dense_decoder.dec.{}.conv.3.", "decoder.levels.{}.conv2."),
+        ("dense_decoder.dec.{}.conv.4.", "decoder.levels.{}.norm2."),
+        ("dense_decoder.proj.", "decoder.head."),
+        ("densify_norms.{}.", "densify.{}.norm."),
+        ("densify_projs.{}.", "densify.{}.projection."),
+        ("mask_tokens.{}", "densify.{}.token"),
+    ),
+    unread=r"(densify_norms|densify_projs|mask_tokens)\.4(\.|$)",  # full resolution
+)
+PUBLISHED_STUNET = Form(
+    "STU-Net's weights",
+    "conv_blocks_context.",
+    (
+        ("conv_blocks_context.{}.{}.conv3.", "encoder.stages.{}.{}.shortcut."),
+        ("conv_blocks_context.", "encoder.stages."),
+        ("upsample_layers.{}.conv.", "upsample.{}."),
+        ("conv_blocks_localization.{}.{}.conv3.", "decoder.{}.{}.shortcut."),
+        ("conv_blocks_localization.", "decoder."),
+        ("seg_outputs.", "heads."),
+    ),
+)
+OWN_NAMES = Form("state dict of anatomask.nn.backbones.stunet.STUNet", "encoder.stages.0.0.", (("", ""),))
 
 
 @dataclass(frozen=True)
@@ -30,6 +65,7 @@ class STUNetConfig(BackboneConfig):
     stem = ("encoder.stages.0.0.conv1.weight", "encoder.stages.0.0.shortcut.weight")
     heads = ("heads",)
     convolutional = True
+    forms = (AUTOENCODER, PUBLISHED_STUNET, OWN_NAMES)
 
     base: int = 32
     """Width of the first stage; stages are base x (1, 2, 4, 8, 16, 16) wide."""
@@ -76,6 +112,27 @@ class STUNetConfig(BackboneConfig):
         """List the stages that are left, and the decoder."""
         left = range(stages, len(STAGE_STRIDES))
         return (*(f"encoder.stages.{stage}" for stage in left), "upsample", "decoder", "heads")
+
+    @classmethod
+    def of_tensors(cls, form: Form, tensors: Mapping[str, Tensor]) -> tuple[STUNetConfig, int | None, int | None]:
+        """Infer channels, widths and depth; a published pretraining has the five stages of patches of 16 voxels."""
+        stages = cls().pretrained_stages(patch=16)
+        whole = form is not AUTOENCODER and not all(
+            re.match(rf"encoder\.stages\.[0-{stages - 1}]\.", n) for n in tensors
+        )
+        count = len(STAGE_STRIDES) if whole else stages
+        places = [re.match(r"encoder\.stages\.(\d+)\.(\d+)\.", name) for name in tensors]
+        blocks = {(int(place[1]), int(place[2])) for place in places if place}
+        depths = {max((b for s, b in blocks if s == stage), default=-1) + 1 for stage in range(count)}
+        stems = [tensors[f"encoder.stages.{stage}.0.conv1.weight"] for stage in range(count)]
+        widths = [stem.shape[0] for stem in stems]
+        if len(depths) != 1:
+            raise ValueError(f"stages of different depth ({sorted(depths)}) are no STU-Net")
+        network = STUNetConfig(in_channels=stems[0].shape[1], base=widths[0], depth=depths.pop())
+        if list(network.stage_widths[:count]) != widths:
+            a, b, c, d, e, f = [*widths, widths[-1]][: len(STAGE_STRIDES)]
+            network = replace(network, widths=(a, b, c, d, e, f))
+        return network, None if whole else stages, classes_of(tensors.get(f"heads.{len(STAGE_STRIDES) - 2}.weight"))
 
     def size(self) -> dict[str, Any]:
         """Return widths, which base and widths both may give, and depth."""

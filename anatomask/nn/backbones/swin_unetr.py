@@ -10,8 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from anatomask.nn.backbones.base import BackboneConfig, Encoder, Segmenter
+from anatomask.nn.backbones.base import BackboneConfig, Encoder, Segmenter, classes_of
+from anatomask.nn.backbones.names import Form
 from anatomask.nn.recompute import Recomputable
+
+MONAI = Form(
+    "MONAI's SwinUNETR",
+    "swinViT.",
+    (
+        ("swinViT.", "encoder.swinViT."),
+        ("encoder{}.", "encoder.encoder{}."),
+        ("decoder{}.", "decoder{}."),
+        ("out.", "out."),
+    ),
+    note="MONAI before 1.5 merged patches otherwise (its issue 8285): weights of that time compute something else here",
+)
+OWN_NAMES = Form("state dict of anatomask.nn.backbones.swin_unetr.SwinUNETR", "encoder.swinViT.", (("", ""),))
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,7 @@ class SwinUNETRConfig(BackboneConfig):
         "encoder.encoder1.layer.conv3.conv.weight",
     )
     heads = ("out",)
+    forms = (MONAI, OWN_NAMES)
 
     feature_size: int = 48
     """Width of the embedding and of the finest map, a multiple of 12; the published network has 48."""
@@ -54,6 +69,13 @@ class SwinUNETRConfig(BackboneConfig):
     def segmenter(self, classes: int) -> SwinUNETR:
         """Build the segmentation network."""
         return SwinUNETR(self, classes)
+
+    @classmethod
+    def of_tensors(cls, form: Form, tensors: Mapping[str, Tensor]) -> tuple[SwinUNETRConfig, int | None, int | None]:
+        """Infer channels and feature size of a whole network."""
+        embedding = tensors[cls.stem[0]]
+        network = cls(in_channels=embedding.shape[1], feature_size=embedding.shape[0])
+        return network, None, classes_of(tensors.get("out.conv.conv.weight"))
 
     def fresh(self, stages: int) -> tuple[str, ...]:
         """List the decoder."""
