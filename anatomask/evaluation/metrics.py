@@ -6,6 +6,7 @@ A class that is absent from the ground truth is left out (NaN); one that is pres
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -90,9 +91,11 @@ def _dice(predicted: np.ndarray, true: np.ndarray) -> float:
 def _surface_dice(predicted: np.ndarray, true: np.ndarray, spacing: list[float], tolerance: float) -> float:
     from monai.metrics import compute_surface_dice  # takes seconds
 
-    nsd = compute_surface_dice(
-        _batch(predicted), _batch(true), [tolerance], include_background=True, spacing=spacing, use_subvoxels=True
-    )
+    with warnings.catch_warnings():  # of MONAI 1.6, about an argument that it gives to a function of its own
+        warnings.filterwarnings("ignore", "(?s).*always_return_as_numpy", FutureWarning)
+        nsd = compute_surface_dice(
+            _batch(predicted), _batch(true), [tolerance], include_background=True, spacing=spacing, use_subvoxels=True
+        )
     return float(nsd)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -157,3 +158,11 @@ def test_a_class_far_from_its_prediction_scores_zero() -> None:
 def test_grids_must_agree() -> None:
     with pytest.raises(ValueError, match="different grids"):
         score_classes(np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 5), np.uint8), (1, 1, 1), {1: 1.0})
+
+
+def test_scoring_warns_the_user_of_nothing() -> None:
+    """Not of what MONAI calls within itself either."""
+    truth = random_labels(np.random.default_rng(0), (9, 8, 7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score_classes(np.roll(truth, 1, 0), truth, (1.0, 1.0, 1.0), {1: 2.0, 2: 2.0})
