@@ -43,6 +43,31 @@ def with_extensions(registry: str, own: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def find_class(kind: str, name: str, registry: str, own: Mapping[str, str], base: type) -> Any:
+    """Find the settings class of an extension point by its name, and import its file.
+
+    Args:
+        kind: what a message calls it: method, network.
+        name: the name that is looked for.
+        registry: name of the registry, which extensions assign.
+        own: that of this package: the dotted path of each class.
+        base: class of which it has to be a subclass, with `name` as its attribute of that name.
+
+    Raises:
+        UserError: there is none of that name, or the registry names something else.
+    """
+    known = with_extensions(registry, own)
+    if name not in known:
+        raise UserError(f"{kind} {name}: no such {kind}; there are {', '.join(known)}, and --plugin FILE.py adds more")
+    found = known[name]
+    if isinstance(found, str):
+        module, _, attribute = found.rpartition(".")
+        found = getattr(importlib.import_module(module), attribute)
+    if not (isinstance(found, type) and issubclass(found, base) and getattr(found, "name", None) == name):
+        raise UserError(f"{kind} {name}: {registry} must name a subclass of {base.__name__} whose name is {name}")
+    return found
+
+
 def plugin_files() -> list[Path]:
     """List the files of the user's own that were loaded, in order."""
     return [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(PREFIX)]

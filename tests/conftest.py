@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -109,6 +110,19 @@ def forget_plugins() -> Iterator[Callable[[], None]]:
 
     yield forget
     forget()
+
+
+@pytest.fixture
+def plugin_of(tmp_path: Path, forget_plugins: Callable[[], None]) -> Callable[[str], Path]:
+    """Writes the Python blocks of a page in `docs/` into a file, which `--plugin` may name."""
+
+    def write(page: str) -> Path:
+        text = (REPOSITORY / "docs" / page).read_text()
+        path = tmp_path / "example.py"
+        path.write_text("\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)))
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

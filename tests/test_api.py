@@ -20,7 +20,6 @@ import torch
 
 import anatomask
 from anatomask import api
-from anatomask.config import plain
 from anatomask.data.datasets.base import RawCase, nifti_image, nifti_label
 from anatomask.data.fingerprint import Fingerprint, case_histograms
 from anatomask.data.index import write_index
@@ -37,6 +36,7 @@ from anatomask.evaluation.settings import InferenceConfig
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.base import MethodConfig
 from anatomask.methods.byol import BYOLConfig
+from anatomask.nested import plain
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.weights.files import describe_architecture, read_weights, write_weights
 

@@ -11,12 +11,13 @@ import yaml
 
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
-from anatomask.config import FinetuneConfig, PretrainConfig, plain
+from anatomask.config import FinetuneConfig, PretrainConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.base import MethodConfig
 from anatomask.methods.byol import BYOLConfig
+from anatomask.nested import plain
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig

@@ -10,8 +10,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 
 from anatomask.cli.arguments import parse
-from anatomask.config import overlay
 from anatomask.errors import UserError
+from anatomask.nested import overlay
 from anatomask.recipes import RECIPES
 from anatomask.settings import Settings
 

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import tyro
 
-from anatomask.config import FinetuneConfig, SweepConfig, overlay, with_method, with_network
+from anatomask.config import FinetuneConfig, SweepConfig, with_method, with_network
 from anatomask.errors import UserError
 from anatomask.files import refuse_pipe
 from anatomask.methods import method_names
+from anatomask.nested import overlay
 from anatomask.nn.backbones import backbone_names
 from anatomask.parsing import from_yaml
 from anatomask.plugins import load_module

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from anatomask.errors import UserError
 from anatomask.methods.base import MethodConfig
-from anatomask.plugins import with_extensions
+from anatomask.plugins import find_class, with_extensions
 
 METHODS = {
     "anatomask": "anatomask.methods.anatomask.AnatoMaskConfig",
@@ -23,17 +22,7 @@ def method_config(name: str) -> type[MethodConfig]:
     Raises:
         UserError: there is none of that name.
     """
-    methods = with_extensions("METHODS", METHODS)
-    if name not in methods:
-        raise UserError(
-            f"method {name}: no such method; there are {', '.join(methods)}, and --plugin FILE.py adds more"
-        )
-    found = methods[name]
-    if isinstance(found, str):
-        module, _, settings = found.rpartition(".")
-        found = getattr(import_module(module), settings)
-    if not (isinstance(found, type) and issubclass(found, MethodConfig) and found.name == name):
-        raise UserError(f"method {name}: METHODS must name a subclass of MethodConfig whose name is {name}")
+    found: type[MethodConfig] = find_class("method", name, "METHODS", METHODS, MethodConfig)
     return found
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anatomask.config import FinetuneConfig, plain
+from anatomask.config import FinetuneConfig
 from anatomask.data.addresses import public_address
 from anatomask.data.index import data_digest
 from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
@@ -21,6 +21,7 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.predictor import Predictor
 from anatomask.evaluation.validation import validation_dice
+from anatomask.nested import plain
 from anatomask.nn.backbones.base import Segmenter
 from anatomask.runs.folder import run_folder
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job

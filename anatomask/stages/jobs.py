@@ -12,9 +12,10 @@ import torch
 
 from anatomask.cluster import running, training_resources
 from anatomask.cluster_settings import ClusterConfig
-from anatomask.config import FinetuneConfig, PretrainConfig, plain
+from anatomask.config import FinetuneConfig, PretrainConfig
 from anatomask.errors import UserError
 from anatomask.files import exclusive_lock
+from anatomask.nested import plain
 from anatomask.plugins import plugin_digests
 from anatomask.ray_watch import RayGone
 from anatomask.runs.folder import open_run

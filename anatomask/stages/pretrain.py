@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from anatomask.config import PretrainConfig, plain
+from anatomask.config import PretrainConfig
 from anatomask.data.addresses import public_address
 from anatomask.data.index import data_digest
 from anatomask.data.samples import SampleSequence, random_origin, worker_share
@@ -19,6 +19,7 @@ from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.methods.base import Method
+from anatomask.nested import plain
 from anatomask.runs.folder import run_folder
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.training.cost import Loss, StepCost, less_memory, step_cost

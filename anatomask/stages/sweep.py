@@ -33,12 +33,13 @@ from ray import tune
 from rich.console import Console
 
 from anatomask.cluster import DRIVERS, TrainingResources, divide, local_total, running, trial_resources
-from anatomask.config import SweepConfig, plain
+from anatomask.config import SweepConfig
 from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
 from anatomask.files import write_text
+from anatomask.nested import plain
 from anatomask.plugins import plugin_digests
 from anatomask.reports.sweeps import SweepRow, paper_ablation, sweep_csv, sweep_table
 from anatomask.runs.folder import open_run

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anatomask.config import EvaluateConfig, PretrainConfig, SweepConfig, overlay_dotted, plain
+from anatomask.config import EvaluateConfig, PretrainConfig, SweepConfig
 from anatomask.data.addresses import folder_name
 from anatomask.data.index import data_digest
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.names import file_name
+from anatomask.nested import overlay_dotted, plain
 from anatomask.runs.folder import run_folder
 from anatomask.runs.store import Store
 from anatomask.sweeps.graph import Stage

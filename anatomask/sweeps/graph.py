@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from anatomask.config import plain
+from anatomask.nested import plain
 from anatomask.plugins import plugin_digests
 from anatomask.runs.identity import run_key
 

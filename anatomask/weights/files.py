@@ -18,7 +18,6 @@ from anatomask.files import file_digest, write_text
 from anatomask.nn.backbones import UNNAMED, backbone_config, backbone_names
 from anatomask.nn.backbones.base import BackboneConfig, Segmenter
 from anatomask.runs.checkpoint_index import read_index
-from anatomask.weights.foreign import import_anatomask_checkpoint as import_anatomask_checkpoint
 from anatomask.weights.matching import is_named
 from anatomask.weights.matching import load_matching as load_matching
 from anatomask.weights.tensor_files import (

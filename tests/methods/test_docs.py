@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,14 +25,10 @@ from anatomask.training.update import Update
 
 CPU = torch.device("cpu")
 
-GUIDE = Path(__file__).parents[2] / "docs" / "methods.md"
-
 
 @pytest.fixture
-def plugin(tmp_path: Path, forget_plugins: Callable[[], None]) -> Path:
-    path = tmp_path / "denoising.py"
-    path.write_text("\n".join(re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)))
-    return path
+def plugin(plugin_of: Callable[[str], Path]) -> Path:
+    return plugin_of("methods.md")
 
 
 def test_the_example_learns_on_a_real_scan(plugin: Path, head_scan: PreparedDataset) -> None:
@@ -94,4 +89,4 @@ def test_it_is_trained_and_finetuned_from(
     plugin.write_text(plugin.read_text() + "# changed\n")
     capsys.readouterr()
     assert main(command) == 1
-    assert "--plugin denoising.py" in capsys.readouterr().err.replace("\n", " ")
+    assert "--plugin example.py" in capsys.readouterr().err.replace("\n", " ")

@@ -161,7 +161,7 @@ def test_hidden_voxels_are_not_read(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_published_implementation_agrees(golden: Any, backend: str) -> None:
-    from anatomask.weights.files import import_anatomask_checkpoint
+    from anatomask.weights.foreign import import_anatomask_checkpoint
 
     numbers = np.load(golden / "b1_depth1.npz")
     model = import_anatomask_checkpoint(golden / "b1_depth1_checkpoint.pt").eval()

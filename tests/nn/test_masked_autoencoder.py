@@ -12,7 +12,7 @@ from torch import Tensor
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder, normalise_patches, patch_statistics
 from anatomask.nn.sparse import expand_active, masked_instance_norm
-from anatomask.weights.files import import_anatomask_checkpoint
+from anatomask.weights.foreign import import_anatomask_checkpoint
 
 TOLERANCE = 1e-4
 GRADIENTS = {

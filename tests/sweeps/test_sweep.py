@@ -19,21 +19,25 @@ from optuna.trial import TrialState
 
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
-from anatomask.cluster import divide
+from anatomask.cluster import TrainingResources, divide
 from anatomask.cluster_settings import ClusterConfig
-from anatomask.config import PretrainConfig, overlay_dotted, plain
+from anatomask.config import PretrainConfig
 from anatomask.data.index import write_index
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.files import exclusive_lock
+from anatomask.nested import overlay_dotted, plain
 from anatomask.plugins import plugin_files
 from anatomask.recipes import RECIPES
 from anatomask.reports.sweeps import paper_ablation
-from anatomask.stages.sweep import Work, check
+from anatomask.stages.sweep import Work, check, run_trial
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.graph import unique
 from anatomask.sweeps.space import Search, Space, Table, grid, load_space, space_names
 from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, latest_trials, open_study, trials_left
+from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.ray_train import TrainingJob
+from tests.bad_input.world import RESOURCES, train_here, without_ray
 
 REPOSITORY = Path(__file__).parents[2]
 RATIOS = grid({"method.mask_ratio": (0.6, 0.8, 0.9)})
@@ -333,6 +337,42 @@ def test_the_papers_path_starts_from_the_network_of_the_first_data_set(
         stages = build_chain(parse("sweep", [*argv, "--start-from", start], RECIPES).config).stages({})
         assert stages["finetune-second"].needs["init"] is stages[expected]
         assert stages["evaluate-second"].needs["run"] is stages["finetune-second"]
+
+
+def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
+    labelled: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials in this process, without Ray; "two", the case that is scored, is a copy of "one"."""
+    for path in [path for path in Path(labelled.path).rglob("one*") if path.is_file()]:
+        shutil.copy(path, path.with_name(path.name.replace("one", "two")))
+    trained: list[str] = []
+
+    def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> None:
+        if Checkpoints(job.run).step() < job.total_steps:
+            trained.append(job.run.name)
+        train_here(job, resources, max_failures)
+
+    without_ray(monkeypatch, fit)
+    monkeypatch.setattr("anatomask.stages.sweep.fit", fit)
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path / "runs")]
+    argv += ["--pretrain.splits", "train", "--pretrain.method.decoder-width", "16"]
+    for stage in ("pretrain", "finetune"):
+        argv += [f"--{stage}.network.base", "2", f"--{stage}.loader.patch-size", "32", "32", "32"]
+        argv += [f"--{stage}.training.epochs", "1", f"--{stage}.training.steps-per-epoch", "1"]
+        argv += [f"--{stage}.optimiser.warmup-epochs", "0", f"--{stage}.training.batch-size", "1"]
+    points = [{"method.mask_ratio": ratio} for ratio in (0.6, 0.8, 0.6)]
+    found = []
+    for name in ("one", "other"):
+        chain = build_chain(parse("sweep", [*argv, "--name", name], RECIPES).config)
+        found.append([run_trial(chain, RESOURCES, f"00{k}", point) for k, point in enumerate(points)])
+        links = sorted(path.name for path in (chain.folder / "002").iterdir())
+        data = Path(labelled.path).name
+        assert links == [f"evaluate-{data}", f"finetune-{data}", "pretrain"]
+        assert (chain.folder / "002/pretrain").resolve() == (chain.folder / "000/pretrain").resolve()
+        assert check(chain, RATIOS).done == 4  # of the rows 0.6, 0.8 and 0.9
+    assert found[0] == found[1] and found[0][0] == found[0][2]
+    assert sorted(name.partition("-")[0] for name in trained) == ["finetune", "finetune", "pretrain", "pretrain"]
+    assert len({path.name for path in (tmp_path / "runs/store").glob("[!.]*")} - set(trained)) == 2  # the evaluations
 
 
 def test_two_processes_never_work_on_one_sweep(

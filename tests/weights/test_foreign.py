@@ -18,8 +18,7 @@ from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import AUTOENCODER, PUBLISHED_STUNET, STUNet, STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
-from anatomask.weights.files import import_anatomask_checkpoint
-from anatomask.weights.foreign import read_foreign_weights
+from anatomask.weights.foreign import import_anatomask_checkpoint, read_foreign_weights
 
 TINY = STUNetConfig(base=2)
 SIZES = [TINY, STUNetConfig(2, 4, 2), STUNetConfig(base=2, widths=(2, 4, 4, 8, 8, 8))]

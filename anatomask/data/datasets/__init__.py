@@ -101,10 +101,11 @@ def _refuse_foreign(dataset: str, options: ReaderConfig) -> None:
     Raises:
         UserError: the reader ignores an option that is set.
     """
+    known = readers()
     for field in fields(options):
-        foreign = field.name not in readers()[dataset].options | {"cases"}
+        foreign = field.name not in known[dataset].options | {"cases"}
         if foreign and getattr(options, field.name) != field.default:
-            heeding = ", ".join(name for name, reader in readers().items() if field.name in reader.options)
+            heeding = ", ".join(name for name, reader in known.items() if field.name in reader.options)
             flag = f"--reader.{field.name.replace('_', '-')}"
             raise UserError(f"{flag} does not apply to {dataset}, only to {heeding}; leave it out")
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
-from anatomask.errors import UserError
 from anatomask.nn.backbones.base import BackboneConfig
-from anatomask.plugins import with_extensions
+from anatomask.plugins import find_class, with_extensions
 
 BACKBONES = {
     "stunet": "anatomask.nn.backbones.stunet.STUNetConfig",
@@ -26,17 +24,7 @@ def backbone_config(name: str) -> type[BackboneConfig]:
     Raises:
         UserError: there is none of that name.
     """
-    backbones = with_extensions("BACKBONES", BACKBONES)
-    if name not in backbones:
-        raise UserError(
-            f"network {name}: no such network; there are {', '.join(backbones)}, and --plugin FILE.py adds more"
-        )
-    found = backbones[name]
-    if isinstance(found, str):
-        module, _, settings = found.rpartition(".")
-        found = getattr(import_module(module), settings)
-    if not (isinstance(found, type) and issubclass(found, BackboneConfig) and found.name == name):
-        raise UserError(f"network {name}: BACKBONES must name a subclass of BackboneConfig whose name is {name}")
+    found: type[BackboneConfig] = find_class("network", name, "BACKBONES", BACKBONES, BackboneConfig)
     return found
 
 

@@ -18,7 +18,7 @@ from anatomask.plugins import load_module
 DOCS = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text()
 
 
-def test_the_example_of_a_new_reader(real_data: Path, tmp_path: Path, forget_plugins: Callable[[], None]) -> None:
+def test_the_example_of_a_new_reader(real_data: Path, tmp_path: Path, plugin_of: Callable[[str], Path]) -> None:
     flare = real_data / "flare22"
     image = flare / "images" / "FLARE22_Tr_0001_0000.nii.gz"
     organs, affine = read_nifti(flare / "labels" / "FLARE22_Tr_0001.nii.gz")
@@ -29,10 +29,7 @@ def test_the_example_of_a_new_reader(real_data: Path, tmp_path: Path, forget_plu
     nib.save(nib.Nifti1Image(kidneys, affine), folder / "segmentation.nii.gz")
     assert read_dataset(folder.parent).reader == "folder"
 
-    program = "\n".join(re.findall(r"^```python\n(.*?)^```$", DOCS, flags=re.DOTALL | re.MULTILINE))
-    plugin = tmp_path / "kits23.py"
-    plugin.write_text(program)
-    load_module(plugin, "--plugin")
+    load_module(plugin_of("datasets.md"), "--plugin")
 
     raw = read_dataset(folder.parent)
     assert (raw.reader, [case.case for case in raw.cases]) == ("kits23", ["case_00000"])

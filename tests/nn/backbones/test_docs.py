@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,14 +26,11 @@ from anatomask.training.update import Update
 from anatomask.weights.files import read_weights, write_weights
 
 CPU = torch.device("cpu")
-GUIDE = Path(__file__).parents[3] / "docs" / "backbones.md"
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, forget_plugins: Callable[[], None]) -> Path:
-    path = tmp_path / "two_stages.py"
-    path.write_text("\n".join(re.findall(r"^```python\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)))
-    return path
+def plugin(plugin_of: Callable[[str], Path]) -> Path:
+    return plugin_of("backbones.md")
 
 
 def test_the_example_learns_on_a_real_scan_and_predicts(plugin: Path, head: PreparedDataset, tmp_path: Path) -> None:
