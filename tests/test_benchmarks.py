@@ -29,11 +29,12 @@ LOADER = ("bytes_read_over_crop", "first_batch_s", "peak_memory_gib", "memory_gr
         ("space", ("mib_per_scan", "bytes_per_voxel")),
         ("precision", PRECISION),
         ("training", TRAINING),
+        ("checksums", ("checking_over_loading", "gb_per_s", "weights_s")),
     ],
 )
 def test_quick_run_ends_with_its_figures(program: str, keys: tuple[str, ...], request: pytest.FixtureRequest) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{program}.py"), "--quick"]
-    if program in ("loader", "space", "precision", "training"):
+    if program in ("loader", "space", "precision", "training", "checksums"):
         command += ["--scans", str(request.getfixturevalue("real_data"))]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-2000:]
