@@ -13,7 +13,7 @@ METHODS = {
     "anatomask": "anatomask.methods.anatomask.AnatoMaskConfig",
     "byol": "anatomask.methods.byol.BYOLConfig",
 }
-"""Where the settings of each method are. Its file is imported when the method is asked for."""
+"""Address of the settings of each method, whose file is imported on first use."""
 
 
 def method_config(name: str) -> type[MethodConfig]:
@@ -35,7 +35,7 @@ def method_of(header: Mapping[str, Any]) -> MethodConfig:
     """Read the settings of the method that the header of pretrained weights describes.
 
     Raises:
-        UserError: it describes none that is known here.
+        UserError: the header describes no method that is known here.
     """
     described = {name: value for name, value in (header.get("method") or {}).items() if name not in ("name", "label")}
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in described.items()}

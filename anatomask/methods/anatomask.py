@@ -46,10 +46,10 @@ class AnatoMaskConfig(MethodConfig):
     encoder = "student.encoder."
 
     mask_ratio: float = 0.6
-    """γ, the share of patches that is hidden."""
+    """Share γ of the patches that is hidden."""
     patch: Literal[8, 16, 32] = 16
-    """Edge of a patch in voxels, what is hidden as one: 24 mm in the paper, 16 voxels of 1.5 mm. The pretrained encoder
-    has the stages whose stride is at most this: four for 8, five for 16 and 32."""
+    """Edge in voxels of a patch, which is hidden as a whole: 24 mm in the paper, 16 voxels of 1.5 mm. The pretrained
+    encoder has the stages whose stride is at most this: four for 8, five for 16 and 32."""
     among: Among = "all"
     """Patches that may be hidden and are scored. all: every one; body: those with enough voxels of body, which is above
     -500 HU in CT and above Otsu's threshold elsewhere; foreground: those with enough voxels of -175 to 250 HU, the
@@ -57,19 +57,21 @@ class AnatoMaskConfig(MethodConfig):
     body_share: float = 0.25
     """Share of a patch's voxels that must be body or foreground for it to be hidden. Read unless among is all."""
     masking: Literal["anatomask", "random"] = "anatomask"
-    """anatomask: hide what the teacher reconstructs worst; random: SparK."""
+    """Choice of the hidden patches. anatomask: some are those that the teacher reconstructs worst (r0, rT), the others
+    are random; random: all are, as in SparK."""
     r0: float = 0.0
-    """Share of the hidden patches that are hard ones when training begins."""
+    """Share of the hidden patches that are hard ones at the start of training."""
     rT: float = 0.5
-    """The same share when training ends (r0 > rT: hard to easy, Table 2)."""
+    """Share of the hidden patches that are hard ones at the end of training (r0 > rT: hard to easy, Table 2)."""
     significance: Literal["highest", "lowest"] = "highest"
-    """Whether the patches of highest or of lowest teacher loss count as hard (Table 2)."""
+    """Teacher loss of the patches that count as hard: the highest, or the lowest (Table 2)."""
     guidance: Literal["normalised", "raw"] = "normalised"
     """Target of the teacher's loss: patch-normalised voxels, or raw ones as in the published code."""
     count: Literal["text", "algorithm1"] = "text"
     """Number of hard patches: floor(r γ n) as in the text and code, or ceil(r n) as in Algorithm 1."""
     teacher: Literal["ema", "frozen"] = "ema"
-    """ema: follows the student; frozen: stays as initialised (Table 2, no self-distillation)."""
+    """Weights of the teacher. ema: they follow the student's; frozen: they stay as initialised (Table 2, no
+    self-distillation)."""
     decoder: Literal["hierarchical", "simple"] = "hierarchical"
     """Reconstruction decoder (Table 1)."""
     decoder_width: int | None = None
@@ -79,13 +81,14 @@ class AnatoMaskConfig(MethodConfig):
     """Statistics of the encoder's InstanceNorm: each sample's own, or pooled over the batch as in the published code
     (over all workers' samples where norms are synchronised)."""
     sparse_backend: BackendName = "auto"
-    """How the sparse encoder computes; the results are the same. auto: the fastest, written to the run's config."""
+    """Backend that computes the sparse encoder; the results are the same. auto: the fastest, which is written to the
+    run's config."""
     teacher_precision: Literal["training", "bf16", "fp16"] = "training"
     """Arithmetic of the teacher's pass, which needs no gradient: half precision, or that of the training."""
     ema_decay: float = 0.999
     """EMA decay of the teacher at the first step."""
     ema_decay_final: float = 0.9999
-    """EMA decay that is reached after the first quarter of training and kept."""
+    """EMA decay from the end of the first quarter of training on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,7 +166,7 @@ class AnatoMaskConfig(MethodConfig):
 
 
 def ema_decay(progress: float, config: AnatoMaskConfig) -> float:
-    """EMA decay at `progress` = t/T: linear over the first quarter of training, then constant."""
+    """Compute the EMA decay at `progress` = t/T: linear over the first quarter of training, then constant."""
     ramp = min(max(4 * progress, 0.0), 1.0)
     return config.ema_decay + ramp * (config.ema_decay_final - config.ema_decay)
 
@@ -223,10 +226,10 @@ class AnatoMask(MaskedMethod):
         return MaskedBatch(volume, torch.empty(samples, 2, patches), among, patches)
 
     def training_step(self, batch: MaskedBatch, progress: float) -> StepResult:
-        """One step of Algorithm 1 at `progress` = t/T.
+        """Compute one step of Algorithm 1 at `progress` = t/T.
 
-        Scalars: r_t and hard_share (the share of masked patches that are hard ones); teacher_loss when the teacher
-        was asked, which it is not while no patch is hard; ema_decay when the teacher follows.
+        Scalars: r_t and hard_share (the share of masked patches that are hard ones); teacher_loss where the teacher
+        computes, which it does not while no patch is hard; ema_decay where the teacher follows.
         """
         config, noise, among = self.config, batch.noise, batch.among
         visible = self._visible(noise.shape[2], batch.fewest if among is not None else None)
@@ -309,7 +312,7 @@ class AnatoMask(MaskedMethod):
         )
 
     def _visible(self, patches: int, fewest: int | None) -> Visible:
-        """Number of visible patches per sample, of which at least `fewest` may be hidden (None: all may).
+        """Bound the number of visible patches per sample, of which at least `fewest` may be hidden (None: all may).
 
         Where samples differ, the bound is rounded up to an eighth of the grid: few shapes then recur, for which
         compilers and allocators are prepared.
@@ -345,5 +348,5 @@ class AnatoMask(MaskedMethod):
 
 
 def _on_device(value: float | Tensor, like: Tensor) -> Tensor:
-    """A detached scalar beside `like`; a float is filled in there, not copied."""
+    """Return a detached scalar on the device of `like`; a float is filled in there, not copied."""
     return value.detach() if isinstance(value, Tensor) else torch.full((), value, device=like.device)

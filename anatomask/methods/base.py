@@ -1,4 +1,4 @@
-"""What a pretraining method is: its settings, what it draws of a scan, and one training step."""
+"""Pretraining methods: their settings, what they draw of a scan, and one training step."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one training step returns."""
+    """Result of one training step."""
 
     loss: Tensor
-    """The scalar to be minimised, a mean over the samples."""
+    """Scalar to be minimised, a mean over the samples."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
     """Detached scalars on the device, for the logs."""
 
@@ -37,9 +37,9 @@ class MethodConfig(Settings, ABC):
     encoder: ClassVar[str]
     """Prefix of the encoder's tensors in a checkpoint, such as `student.encoder.`."""
     splits_batches: ClassVar[bool] = True
-    """Whether a worker may compute its samples in several parts (`training.accumulate`)."""
+    """True if a worker may compute its samples in several parts (`training.accumulate`)."""
     optimiser: ClassVar[Mapping[str, object]] = {}
-    """Fields of the optimiser's settings that the authors use, where `--method` chooses the method."""
+    """Fields of the optimiser's settings as the authors chose them: defaults where `--method` names the method."""
 
     @abstractmethod
     def label(self) -> str:
@@ -58,7 +58,7 @@ class MethodConfig(Settings, ABC):
         """Build the networks, with fresh weights."""
 
     def check_network(self, network: BackboneConfig) -> None:
-        """Raise ValueError unless the method pretrains `network`: what has an encoder of stages in a chain."""
+        """Raise ValueError unless the method pretrains `network`. Default: the encoder must be convolutional."""
         if not network.convolutional:
             raise ValueError(
                 f"network {network.name} cannot be pretrained by {self.label()}, which needs a chain of convolutions: "
@@ -66,16 +66,16 @@ class MethodConfig(Settings, ABC):
             )
 
     def check_crop(self, size: Sequence[int]) -> None:
-        """Raise ValueError unless the method works on crops of `size` voxels. All do where it is not overridden."""
+        """Raise ValueError unless the method works on crops of `size` voxels. Default: it works on all."""
 
     def check_data(self, dataset: PreparedDataset) -> None:
-        """Raise UserError unless a data set has what the method needs. All have where it is not overridden."""
+        """Raise UserError unless a data set has what the method needs. Default: every data set has."""
 
     def resolved(self) -> Self:
-        """Return the settings with what they leave open decided, once for a run.
+        """Return the settings with every `auto` decided, once for a run.
 
         Raises:
-            UserError: what they ask for is not installed.
+            UserError: a part that the settings name is not installed.
         """
         return self
 
@@ -112,17 +112,17 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def dummy_batch(self, samples: int, size: Sequence[int]) -> Any:
-        """Return a batch of samples with crops of `size` voxels that hold nothing, to find out what a step costs."""
+        """Return a batch with crops of `size` voxels and arbitrary values, to find out what a step costs."""
 
     @abstractmethod
     def training_step(self, batch: Any, progress: float) -> StepResult:
         """Compute the loss of a batch at `progress` = t/T."""
 
     def after_step(self, progress: float) -> None:
-        """Follow an update of the weights (EMA). Nothing where it is not overridden."""
+        """Act on an update of the weights, for example by an EMA. Default: do nothing."""
 
     def views(self, batch: Any) -> Mapping[str, Tensor]:
-        """Return what the networks see of the first sample, by name (C, D, H, W), for pictures."""
+        """Return, by name, what the networks see of the first sample (C, D, H, W), for pictures."""
         return {}
 
     def forward(self, batch: Any, progress: float) -> StepResult:

@@ -22,7 +22,7 @@ from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.norms import BatchNorm1d
 
 Views = tuple[Tensor, Tensor]
-"""Two views of each sample, (B, C, D, H, W) each."""
+"""Pairs of views of the samples, (B, C, D, H, W) each."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class BYOLConfig(MethodConfig):
     ema_decay: float = 0.99
     """EMA decay of the target's parameters, which follow the online network's after each update."""
     change: float = 2.0
-    """How many times as likely noise, blur, brightness, contrast and gamma are as in finetuning."""
+    """Factor by which noise, blur, brightness, contrast and gamma are likelier than in finetuning."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,17 +69,17 @@ class BYOLConfig(MethodConfig):
 
 
 def head(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
-    """Linear – BatchNorm – ReLU – Linear: projector and predictor."""
+    """Build Linear – BatchNorm – ReLU – Linear: the projector or the predictor."""
     return nn.Sequential(nn.Linear(in_width, hidden), BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out_width))
 
 
 def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
-    """2 - 2·cosine of each row of two (B, width): (B,), equation 2 of the paper."""
+    """Compute 2 - 2·cosine of each row of two (B, width): (B,), equation 2 of the paper."""
     return 2 - 2 * functional.cosine_similarity(prediction, projection, dim=-1)
 
 
 class Branch(nn.Module):
-    """An encoder, the mean over the voxels of its deepest map, and a projector."""
+    """Encoder, mean over the voxels of its deepest map, and projector."""
 
     def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Branch(nn.Module):
         self.projector = projector
 
     def forward(self, volume: Tensor) -> Tensor:
-        """(B, C, D, H, W) to projections (B, width)."""
+        """Map (B, C, D, H, W) to projections (B, width)."""
         return self.projector(self.encoder(volume)[-1].mean((2, 3, 4)))
 
 
@@ -116,12 +116,12 @@ class BYOL(Method):
         return two_views(sample, self.augmentation, self.memory_format)
 
     def dummy_batch(self, samples: int, size: Sequence[int]) -> Views:
-        """Return views that hold nothing."""
+        """Return views with arbitrary values."""
         first, second = torch.empty(2, samples, self.in_channels, *size)
         return first, second
 
     def training_step(self, batch: Views, progress: float) -> StepResult:
-        """Predict each view's target projection from the other view; both views go through as one batch."""
+        """Predict each view's target projection from the other view; both views are computed as one batch."""
         views = torch.cat(batch)
         first, second = self.predictor(self.online(views)).chunk(2)
         with torch.no_grad():
@@ -131,7 +131,7 @@ class BYOL(Method):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Let the target's parameters follow; its running statistics are its own."""
+        """Move the target's parameters towards the online network's; its running statistics are its own."""
         weight = 1 - self.config.ema_decay
         torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), weight)
 

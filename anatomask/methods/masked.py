@@ -1,4 +1,4 @@
-"""What masked methods have in common: patches that are hidden, and looking at what is made of them."""
+"""Common parts of masked methods: the draw of a crop and its masks, and the examination of a scan."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anatomask.data.shards import PreparedDataset
 
 CROPS_TRIED = 16
-"""Crops of a case that are drawn until one holds body."""
+"""Number of crops of a case that are drawn at most until one holds body."""
 
 
 def check_patches(size: Sequence[int], patch: int, mask_ratio: float) -> None:
@@ -42,9 +42,10 @@ def check_patches(size: Sequence[int], patch: int, mask_ratio: float) -> None:
 
 @dataclass(frozen=True)
 class MaskedDraw:
-    """Draws a `stored_crop`, `flip` (3,) bool and mask `noise` (2, patches).
+    """Draw of a `stored_crop`, `flip` (3,) bool and mask `noise` (2, patches).
 
-    Where masks are drawn among some patches alone, `among` (patches,) bool says which, and `candidates` their number.
+    Where masks are drawn among some patches alone, `among` (patches,) bool marks these, and `candidates` is their
+    number.
     """
 
     loader: LoaderConfig
@@ -59,7 +60,7 @@ class MaskedDraw:
         """Draw one label-free random crop of `case`.
 
         Raises:
-            UserError: no crop that is drawn holds body.
+            UserError: none of `CROPS_TRIED` crops holds body.
         """
         size = self.loader.patch_size
         sample: Sample = {}
@@ -92,20 +93,20 @@ class MaskedDraw:
 
 
 def mirrored(patches: np.ndarray, grid: Sequence[int], axes: np.ndarray) -> np.ndarray:
-    """Mirror a value per patch (n,) of a `grid` along the axes that are true in (3,) `axes`."""
+    """Mirror one value per patch (n,) of a `grid` along the axes that are True in (3,) `axes`."""
     return np.ascontiguousarray(np.flip(patches.reshape(grid), tuple(np.flatnonzero(axes).tolist()))).ravel()
 
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Samples on the device."""
+    """Batch of samples on the device."""
 
     volume: Tensor
-    """(B, C, D, H, W) float, normalised."""
+    """Voxels (B, C, D, H, W), normalised."""
     noise: Tensor
-    """(B, 2, n) uniform numbers, drawn with each sample: one row per mask of n patches."""
+    """Uniform numbers (B, 2, n), drawn with each sample: one row per mask of n patches."""
     among: Tensor | None = None
-    """(B, n) bool, the patches that may be hidden. None: all."""
+    """Patches that may be hidden, (B, n) bool. None: all."""
     fewest: int = 0
     """Lower bound, known to the host, of the number of patches of a sample that may be hidden. Read with `among`."""
 
@@ -117,13 +118,13 @@ class Picture:
     volume: Tensor
     """The input."""
     random_mask: Tensor
-    """bool, True = hidden."""
+    """Random mask, bool, True = hidden."""
     reconstruction: Tensor
-    """Under that mask, in the input's intensities; visible patches are the input's own."""
+    """Reconstruction under that mask, in the input's intensities; visible patches are the input's own."""
     patch_loss: Tensor
-    """Mean over the random masks in which a patch was hidden; NaN where it never was."""
+    """Mean loss over the random masks in which a patch was hidden; NaN where it never was."""
     self_mask: Tensor
-    """bool, True = hidden: the mask that this loss leads to."""
+    """Mask to which this loss leads, bool, True = hidden."""
 
     @property
     def patch(self) -> int:
@@ -133,23 +134,23 @@ class Picture:
 
 @dataclass(frozen=True)
 class Examination:
-    """What a method makes of one volume of n patches under M fixed random masks."""
+    """Results of a method for one volume of n patches under M fixed random masks."""
 
     random_masks: Tensor
-    """(M, n) bool, True = hidden."""
+    """Random masks (M, n) bool, True = hidden."""
     student_loss: Tensor
-    """(M, n) loss of each patch, in eval mode; NaN where visible."""
+    """Student's loss of each patch (M, n), in eval mode; NaN where visible."""
     teacher_loss: Tensor | None
-    """(M, n) the same of the teacher, where there is one."""
+    """Teacher's loss of each patch (M, n), where there is a teacher."""
     self_masks: Tensor
-    """(M, n) bool: the mask that follows from each random one where hardness counts most."""
+    """Mask (M, n) bool that follows from each random one where hardness counts most."""
     hard: Tensor
-    """(M, n) bool: the patches in it that are there because they are hard."""
+    """Patches (M, n) bool of this mask that are hidden because they are hard."""
     picture: Picture
 
 
 class MaskedMethod(Method):
-    """A method that hides patches. Its training is watched by masks, patch losses and reconstructions."""
+    """Method that hides patches. Its training is watched by masks, patch losses and reconstructions."""
 
     @abstractmethod
     def examine(self, volume: Tensor, noise: Tensor, among: Tensor | None = None) -> Examination:
@@ -163,7 +164,7 @@ class MaskedMethod(Method):
 
 
 def self_mask_of(method: MaskedMethod, draw: MaskedDraw, scan: PreparedScan, masks: int, seed: int) -> Picture:
-    """Look at a whole scan as a method's training does: what it reconstructs, finds hard, and would hide.
+    """Examine a whole scan: what a trained method reconstructs, finds hard, and would hide.
 
     Args:
         method: with its trained weights, on the CPU.

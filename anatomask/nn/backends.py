@@ -1,4 +1,4 @@
-"""Sparse backends by name, and which one wins."""
+"""Sparse backends by name, and the choice of the faster one."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from anatomask.nn.sparse import SparseMap, Visible, encode_dense
 from anatomask.nn.submanifold import encode_spconv
 
 SparseEncode = Callable[[ConvolutionalEncoder, Tensor, Tensor, Pool, Visible | None], Sequence[SparseMap]]
-"""A backend: (encoder, volume (B, C, D, H, W), active (B, d, h, w), pool, visible) to one map per stage.
+"""Type of a backend: (encoder, volume (B, C, D, H, W), active (B, d, h, w), pool, visible) to one map per stage.
 
 All give the same maps from the same weights; they differ in what they compute. `visible` bounds the number of active
 patches of a sample, where it is known.
 """
 
 BACKENDS: dict[str, SparseEncode] = {"dense": encode_dense, "blocks": encode_blocks, "spconv": encode_spconv}
-"""A new one is a function of its own file and a line here."""
+"""Backends by name. A new one is a function in a file of its own and a line here."""
 
 BackendName = Literal["auto", "dense", "blocks", "spconv"]
-"""What a configuration may ask for."""
+"""Names that a configuration may give."""
 
 LARGEST_SHARE_FOR_BLOCKS = 0.9
-"""Share of visible patches up to which `blocks` is the faster one: see docs/results/speed.md."""
+"""Share of visible patches up to which `blocks` is faster than `dense`: see docs/results/speed.md."""
 
 
 def choose_backend(mask_ratio: float) -> Literal["dense", "blocks"]:
-    """The backend that wins when a share `mask_ratio` of the patches is hidden.
+    """Choose the faster backend for a share `mask_ratio` of hidden patches.
 
-    It depends on nothing else, so that the same run computes the same on every start.
+    The choice depends on nothing else, so that the same run computes the same on every start.
     """
     return "blocks" if 1 - mask_ratio <= LARGEST_SHARE_FOR_BLOCKS else "dense"

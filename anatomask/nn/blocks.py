@@ -1,8 +1,8 @@
 """The backend `blocks`: active blocks, gathered with a halo, as batches of ordinary dense convolutions.
 
 Each block is convolved on its own, with what its active neighbours hold along its faces, edges and corners, and zeros
-where they are hidden: the same numbers as masking a dense convolution, at the cost of the active share. Gradients go
-the same way backwards (gather with a halo, convolve), so nothing is ever added up by scattering.
+where they are hidden. This gives the same numbers as masking a dense convolution, at the cost of the active share.
+Gradients go the same way backwards (gather with a halo, convolve), so nothing is ever added up by scattering.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _LARGEST_GATHERED = 2
 def encode_blocks(
     encoder: ConvolutionalEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
 ) -> list[RowMap]:
-    """Only active blocks are computed."""
+    """Encode the active blocks alone by dense convolutions."""
     return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), pool, convolve)
 
 
 def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int) -> Tensor:
-    """A 3x3x3 convolution of stride 1 or 2 on rows of blocks of `edge` voxels, without its bias."""
+    """Compute a 3x3x3 convolution of stride 1 or 2 on rows of blocks of `edge` voxels, without its bias."""
     weight, stride = convolution.weight, convolution.stride[0]
     x, weight = autocast_tensors(x, weight)
     out = edge // stride
@@ -45,13 +45,13 @@ def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int)
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution of blocks; `read` gathers what it reads, `spread` what its gradient reads (none: the same)."""
+    """Convolution of blocks: `read` gathers its input, `spread` its output's gradient (None: `read` gathers both)."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, read: Tensor, spread: Tensor | None, edge: int, stride: int
     ) -> Tensor:
-        """Rows (B, K·(edge·stride)³, C) to rows (B, K·edge³, C')."""
+        """Map rows (B, K·(edge·stride)³, C) to rows (B, K·edge³, C')."""
         ctx.save_for_backward(x, weight, read, spread)
         ctx.edge, ctx.stride = edge, stride
         return _correlate(x, weight, read, edge, stride)
@@ -73,12 +73,12 @@ class _Convolution(torch.autograd.Function):
 
 
 def _gather(x: Tensor, table: Tensor) -> Tensor:
-    """The rows that `table` names, of (B, R, C): (len(table), C). Its largest number means a row of zeros."""
+    """Gather the rows of (B, R, C) that `table` names, (len(table), C); the number B·R means a row of zeros."""
     return functional.pad(x.flatten(0, 1), (0, 0, 0, 1)).index_select(0, table)
 
 
 def _windows(x: Tensor, table: Tensor, size: int) -> Tensor:
-    """Blocks with their halo, as a batch for dense convolutions: (B·K, C, size, size, size), channels last."""
+    """Gather blocks with their halo as a batch for dense convolutions, (B·K, C, size, size, size), channels last."""
     return _gather(x, table).view(-1, size, size, size, x.shape[2]).permute(0, 4, 1, 2, 3)
 
 
@@ -96,7 +96,7 @@ def _correlate(x: Tensor, weight: Tensor, read: Tensor, edge: int, stride: int) 
 
 
 def _transpose(grad: Tensor, weight: Tensor, spread: Tensor, edge: int) -> Tensor:
-    """The gradient of a convolution of stride 2 with respect to its input."""
+    """Compute the gradient of a convolution of stride 2 with respect to its input."""
     windows = _windows(grad, spread, edge + 1)
     into = functional.conv_transpose3d(windows, weight, stride=2, padding=1)
     into = into[:, :, : 2 * edge, : 2 * edge, : 2 * edge]

@@ -27,7 +27,7 @@ class UpsamplingLevel(Recomputable, nn.Module):
         self.norm2 = BatchNorm3d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, D, H, W) to (B, channels, 2D, 2H, 2W)."""
+        """Map (B, in_channels, D, H, W) to (B, channels, 2D, 2H, 2W)."""
         x, first, second = self.recomputed(self._compute, x)
         self.norm1.track(first)
         self.norm2.track(second)
@@ -40,10 +40,10 @@ class UpsamplingLevel(Recomputable, nn.Module):
 
 
 class HierarchicalDecoder(nn.Module):
-    """Levels of halving widths, to each of which the encoder's map of that scale is added: four from stride 16."""
+    """Levels of halving widths; the encoder's map of the same scale is added to each. Four levels from stride 16."""
 
     def __init__(self, width: int, out_channels: int, stride: int = 16) -> None:
-        """`width` is that of the deepest level, which reads the encoder's map of `stride`."""
+        """Build the levels; the deepest, of `width` channels, reads the encoder's map of `stride`."""
         super().__init__()
         _check_width(width, stride)
         levels = stride.bit_length() - 1
@@ -53,7 +53,7 @@ class HierarchicalDecoder(nn.Module):
         self.apply(_initialise)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, width >> i, D/(stride >> i), ...), deepest first, to (B, out_channels, D, H, W)."""
+        """Map maps (B, width >> i, D/(stride >> i), ...), deepest first, to (B, out_channels, D, H, W)."""
         deepest, *others = maps
         x = self.levels[0](deepest)
         for level, skip in zip(self.levels[1:], others, strict=True):
@@ -68,7 +68,7 @@ class SimpleLevel(Recomputable, nn.Sequential):
         super().__init__(Upsampling3d(in_channels, channels, stride), BatchNorm3d(channels), nn.ReLU6(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, D, H, W) to (B, channels, stride·D, stride·H, stride·W)."""
+        """Map (B, in_channels, D, H, W) to (B, channels, stride·D, stride·H, stride·W)."""
         x, running = self.recomputed(self._compute, x)
         cast(BatchNorm3d, self[1]).track(running)
         return x
@@ -79,10 +79,10 @@ class SimpleLevel(Recomputable, nn.Sequential):
 
 
 class SimpleDecoder(nn.Module):
-    """Two levels on the deepest map alone: the first makes the resolution four times as fine, the second the rest."""
+    """Two levels on the deepest map alone: the first upsamples four times, the second by the rest of the stride."""
 
     def __init__(self, width: int, out_channels: int, stride: int = 16) -> None:
-        """`width` is that of the map that is read, the encoder's of `stride`."""
+        """Build the levels; the first reads the encoder's map of `stride`, of `width` channels."""
         super().__init__()
         _check_width(width, stride)
         self.widths = (width,)
@@ -94,7 +94,7 @@ class SimpleDecoder(nn.Module):
         self.apply(_initialise)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """One map (B, width, D/stride, H/stride, W/stride) to (B, out_channels, D, H, W)."""
+        """Map one map (B, width, D/stride, H/stride, W/stride) to (B, out_channels, D, H, W)."""
         (x,) = maps
         for level in self.levels:
             x = level(x)
@@ -108,7 +108,7 @@ def _check_width(width: int, stride: int) -> None:
 
 
 def _initialise(module: nn.Module) -> None:
-    """The published initialisation: convolutions normal with std 0.02, transposed ones Kaiming fan-out."""
+    """Draw weights as published: convolutions normal with std 0.02, transposed ones Kaiming fan-out."""
     if isinstance(module, nn.Conv3d):
         nn.init.normal_(module.weight, std=0.02)
     elif isinstance(module, nn.ConvTranspose3d):

@@ -14,14 +14,14 @@ from torch import Tensor, distributed
 
 
 def workers() -> int:
-    """How many workers train together; 1 where nothing is distributed."""
+    """Return the number of workers that train together; 1 where nothing is distributed."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
 
 
 def all_reduce(x: Tensor) -> Tensor:
-    """The sum of every worker's `x`, which has the same shape and type on all of them. `x` itself on a single one."""
+    """Sum `x`, of one shape and type, over all workers; return `x` itself where there is one worker."""
     return x if workers() == 1 else _AllReduce.apply(x)
 
 

@@ -1,6 +1,6 @@
-"""The masked autoencoder: sparse encoder, densify, light decoder, loss on hidden patches.
+"""Masked autoencoder: sparse encoder, densification, light decoder, loss on hidden patches.
 
-The architecture of SparK (Tian et al., ICLR 2023) in 3D, as AnatoMask's published code uses it.
+Its architecture is that of SparK (Tian et al., ICLR 2023) in 3D, as AnatoMask's published code uses it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from anatomask.nn.submanifold import require_spconv
 
 _TARGET_EPS = 1e-6
 _VOXELS = (3, 5, 7)
-"""The dimensions inside a patch of what `_split` returns."""
+"""Dimensions inside a patch in what `_split` returns."""
 
 
 def _split(volume: Tensor, patch: int) -> Tensor:
-    """(B, C, D, H, W) seen as patches: (B, C, d, patch, h, patch, w, patch)."""
+    """Reshape (B, C, D, H, W) into patches (B, C, d, patch, h, patch, w, patch)."""
     batch, channels, *sides = volume.shape
     d, h, w = (side // patch for side in sides)
     return volume.reshape(batch, channels, d, patch, h, patch, w, patch)
 
 
 def patch_statistics(volume: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (of the unbiased variance + 1e-6) of each patch and channel.
+    """Compute the mean and the standard deviation (of the unbiased variance + 1e-6) of each patch and channel.
 
     Args:
         volume: (B, C, D, H, W).
@@ -48,7 +48,7 @@ def patch_statistics(volume: Tensor, patch: int) -> tuple[Tensor, Tensor]:
 
 
 def normalise_patches(volume: Tensor, patch: int) -> Tensor:
-    """The reconstruction target: each patch of (B, C, D, H, W) to mean 0 and variance 1, channel by channel."""
+    """Normalise each patch of (B, C, D, H, W) to mean 0 and variance 1 per channel: the reconstruction's target."""
     patches = _split(volume, patch)
     variance, mean = torch.var_mean(patches, _VOXELS, keepdim=True)
     return ((patches - mean) * (variance + _TARGET_EPS).rsqrt()).reshape_as(volume)
@@ -56,14 +56,14 @@ def normalise_patches(volume: Tensor, patch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskedReconstruction:
-    """What the autoencoder answers. Losses are computed when they are asked for."""
+    """Output of the autoencoder. Each loss is computed when it is first read."""
 
     volume: Tensor
     """The input (B, C, D, H, W)."""
     active: Tensor
-    """Its visible patches (B, d, h, w)."""
+    """Visible patches of the input (B, d, h, w) bool."""
     reconstruction: Tensor
-    """(B, C, D, H, W), in patch-normalised space."""
+    """Reconstruction (B, C, D, H, W), in patch-normalised space."""
 
     @property
     def patch(self) -> int:
@@ -77,7 +77,7 @@ class MaskedReconstruction:
 
     @cached_property
     def patch_loss_raw(self) -> Tensor:
-        """The same against the voxels as they are, the published code's guidance (B, d*h*w), 0 where visible."""
+        """Mean squared error against the raw voxels, the published code's guidance (B, d*h*w), 0 where visible."""
         return self._loss_against(widened(self.volume))
 
     @cached_property
@@ -87,10 +87,10 @@ class MaskedReconstruction:
 
     @cached_property
     def mean_sample_loss(self) -> Tensor:
-        """Mean over the samples of each one's mean over its hidden patches, a scalar.
+        """Mean over the samples of their mean losses over hidden patches, a scalar.
 
-        Where samples have differing numbers of hidden patches, this is the mean that does not depend on how a batch is
-        divided among workers.
+        Where samples differ in the number of hidden patches, this mean does not depend on how a batch is divided among
+        workers.
         """
         return (self.patch_loss.sum(1) / (~self.active).flatten(1).sum(1).clamp_min(1)).mean()
 
@@ -101,7 +101,7 @@ class MaskedReconstruction:
 
 
 class Densify(nn.Module):
-    """Fills the hidden positions of one scale with a learned token and brings it to the decoder's width."""
+    """Layer that fills the hidden positions of one scale with a learned token and projects to the decoder's width."""
 
     def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
         super().__init__()
@@ -113,12 +113,12 @@ class Densify(nn.Module):
             self.projection = nn.Conv3d(in_channels, channels, kernel, padding=kernel // 2)
 
     def forward(self, encoded: SparseMap) -> Tensor:
-        """One of the encoder's maps to (B, channels, D, H, W)."""
+        """Map one of the encoder's maps to (B, channels, D, H, W)."""
         return self.projection(encoded.densify(self.norm, self.token))
 
 
 class MaskedAutoencoder(Synchronisable, nn.Module):
-    """Reconstructs hidden patches from visible ones.
+    """Network that reconstructs hidden patches from visible ones.
 
     Where `synchronised`, norms of scope `batch` pool the samples of all workers, in eval mode too.
     """
@@ -131,9 +131,17 @@ class MaskedAutoencoder(Synchronisable, nn.Module):
         norm_scope: NormScope = "sample",
         patch: int = 16,
     ) -> None:
-        """`decoder_width` is that of the decoder's deepest level; none: that of the encoder's deepest stage.
+        """Build the network, with fresh weights.
 
-        `patch` is the edge of a hidden patch in voxels. It decides how many stages the encoder has.
+        Args:
+            network: size of the encoder.
+            decoder: kind of the reconstruction decoder.
+            decoder_width: width of the decoder's deepest level. Default: that of the encoder's deepest stage.
+            norm_scope: scope of the encoder's InstanceNorm.
+            patch: edge of a hidden patch in voxels; it decides how many stages the encoder has.
+
+        Raises:
+            ValueError: the decoder is unknown, or the encoder cannot be computed on visible patches alone.
         """
         super().__init__()
         if decoder not in DECODERS:
@@ -158,8 +166,8 @@ class MaskedAutoencoder(Synchronisable, nn.Module):
         """Choose how the sparse encoder computes (`dense`, `blocks`, `spconv`); weights and results stay the same.
 
         Raises:
-            ValueError: there is none of that name.
-            ModuleNotFoundError: it is not installed; the message names the remedy.
+            ValueError: no backend has that name.
+            ModuleNotFoundError: the backend is not installed; the message names the remedy.
         """
         if name not in BACKENDS:
             raise ValueError(f"sparse backend must be one of {', '.join(BACKENDS)}, not {name}")
@@ -168,7 +176,7 @@ class MaskedAutoencoder(Synchronisable, nn.Module):
         self.sparse_backend = name
 
     def encode(self, volume: Tensor, active: Tensor) -> list[Tensor]:
-        """Encode the active patches: a map per stage, of the encoder's strides, zero outside those patches.
+        """Encode the active patches into one map per stage, at the encoder's strides; hidden voxels are zero.
 
         Args:
             volume: (B, C, D, H, W) float, normalised; sides are multiples of the patch.

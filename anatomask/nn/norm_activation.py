@@ -1,4 +1,4 @@
-"""InstanceNorm, a skip connection and leaky ReLU as one node of the graph, on maps whose channels lie last."""
+"""InstanceNorm, a skip connection and leaky ReLU as one node of the autograd graph, on channels-last maps."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def norm_activation(
     used: Tensor | None = None,
     pool: Pool = "sample",
 ) -> Tensor:
-    """InstanceNorm of `x` (B, K, V, C) over K parts of V voxels, plus `skip`, then leaky ReLU.
+    """Compute InstanceNorm of `x` (B, K, V, C) over K parts of V voxels, add `skip`, then apply leaky ReLU.
 
     Args:
-        x: what a convolution made, without its bias.
+        x: output of a convolution, without its bias.
         norm: affine parameters and eps.
-        cancelled: that bias, which the norm would take away: its gradient is exactly zero.
-        skip: of the shape of `x`.
-        slope: below zero; 1 is no activation.
-        used: (B, K, 1, 1) bool, the parts that count; the others are left undefined. None: all do.
-        pool: what has its statistics in common.
+        cancelled: that bias, which the norm cancels, so that its gradient is exactly zero. None: the layer has no bias.
+        skip: tensor of the shape of `x`. None: nothing is added.
+        slope: slope of the leaky ReLU below zero; 1 means no activation.
+        used: (B, K, 1, 1) bool, the parts that count; the others are left undefined. None: all count.
+        pool: samples over which statistics are pooled.
     """
     return _NormActivation.apply(x, norm.weight, norm.bias, cancelled, skip, used, norm.eps, slope, pool)
 
 
 class _NormActivation(torch.autograd.Function):
-    """Keeps what its backward pass needs only."""
+    """Autograd function that keeps only what its backward pass needs."""
 
     @staticmethod
     def forward(

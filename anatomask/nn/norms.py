@@ -1,4 +1,4 @@
-"""Whose samples norms count; BatchNorm that counts every worker's, on any device."""
+"""Samples over which norms take their statistics; BatchNorm over the samples of all workers, on any device."""
 
 from __future__ import annotations
 
@@ -11,46 +11,47 @@ from torch.nn import functional
 from anatomask.nn.distributed import all_reduce, workers
 
 RunningStatistics = tuple[Tensor, Tensor] | None
-"""What a batch makes of the running mean and variance, (C,) each; None outside training."""
+"""Running mean and variance (C,) after a batch; None outside training."""
 
 
 NormScope = Literal["sample", "batch"]
-"""Whether InstanceNorm's statistics are each sample's own, or pooled over the batch as in the published code."""
+"""Samples over which InstanceNorm takes its statistics: each one alone, or the batch, as in the published code."""
 
 Pool = Literal["sample", "batch", "workers"]
-"""The same while training: a batch is one worker's samples, or those of all workers."""
+"""Samples over which statistics are taken in training: each one alone, a worker's batch, or those of all workers."""
 
 
 def pooled(total: Tensor, pool: Pool) -> Tensor:
-    """This worker's sum, or that of all workers where they are pooled."""
+    """Return this worker's sum, or the sum of all workers where `pool` is `workers`."""
     return all_reduce(total) if pool == "workers" else total
 
 
 def widened(x: Tensor) -> Tensor:
-    """In float32 at least: statistics in half precision would be useless."""
+    """Convert to float32 at least: statistics in half precision would be useless."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Synchronisable:
-    """A part of a network whose statistics can be over what all workers hold together.
+    """Part of a network whose statistics can be those of the samples of all workers.
 
-    Then every worker has to compute at the same time.
+    All workers then have to compute it at the same time.
     """
 
     synchronised = False
 
 
 def synchronise_norms(module: nn.Module, on: bool = True) -> None:
-    """Have every part of `module` that can take its statistics over all workers do so."""
+    """Let every part of `module` that can take its statistics over all workers do so, or not."""
     for part in module.modules():
         if isinstance(part, Synchronisable):
             part.synchronised = on
 
 
 class SynchronisableBatchNorm(Synchronisable, nn.modules.batchnorm._BatchNorm):
-    """torch's, except for two things. A batch that is not finite leaves the running statistics as they were.
+    """torch's BatchNorm, with two differences.
 
-    And where `synchronised`, those of training are over the samples of all workers, who may have unequal numbers.
+    A batch that is not finite leaves the running statistics as they were. Where `synchronised`, the statistics of
+    training are over the samples of all workers, who may have unequal numbers.
     """
 
     momentum: float
@@ -59,13 +60,13 @@ class SynchronisableBatchNorm(Synchronisable, nn.modules.batchnorm._BatchNorm):
     num_batches_tracked: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, …) to the same shape."""
+        """Normalise (B, C, …); the shape stays."""
         y, running = self.normalise(x)
         self.track(running)
         return y
 
     def normalise(self, x: Tensor) -> tuple[Tensor, RunningStatistics]:
-        """The forward pass without its side effect: it may be computed twice, and `track` told once."""
+        """Compute the forward pass without its side effect, so that it may run twice and `track` once."""
         if not self.training:
             return super().forward(x), None
         if self.synchronised and workers() > 1:
@@ -76,7 +77,7 @@ class SynchronisableBatchNorm(Synchronisable, nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def track(self, running: RunningStatistics) -> None:
-        """Take over the running statistics that `normalise` gave, if they are finite."""
+        """Take over the running statistics that `normalise` returned, if they are finite."""
         if running is None:
             return
         mean, variance = running
@@ -103,8 +104,8 @@ class SynchronisableBatchNorm(Synchronisable, nn.modules.batchnorm._BatchNorm):
 
 
 class BatchNorm1d(SynchronisableBatchNorm, nn.BatchNorm1d):
-    """Of (B, C)."""
+    """BatchNorm of (B, C)."""
 
 
 class BatchNorm3d(SynchronisableBatchNorm, nn.BatchNorm3d):
-    """Of (B, C, D, H, W)."""
+    """BatchNorm of (B, C, D, H, W)."""

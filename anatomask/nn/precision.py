@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def autocast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the precision in which convolutions compute here: autocast's where it is on."""
+    """Cast tensors to the precision in which convolutions compute here: autocast's, where it is on."""
     device = tensors[0].device.type
     if tensors[0].is_meta or not torch.is_autocast_enabled(device):
         return tensors

@@ -11,19 +11,19 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Recomputable:
-    """A part of a network that can keep its inputs alone, and compute the rest again when gradients are wanted."""
+    """Part of a network that can keep its inputs alone, and compute its activations again for the gradients."""
 
     recompute = False
 
     def recomputed(self, compute: Callable[..., Any], *inputs: Any) -> Any:
-        """`compute(*inputs)`. It may run twice, so it changes nothing and draws no random numbers."""
+        """Return `compute(*inputs)`. It may run twice, so it changes nothing and draws no random numbers."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=False)
         return compute(*inputs)
 
 
 def recompute_activations(module: nn.Module, on: bool = True) -> None:
-    """Have every recomputable part of `module` keep its inputs alone. Results and gradients stay the same."""
+    """Let every recomputable part of `module` keep its inputs alone, or not; results and gradients stay the same."""
     for part in module.modules():
         if isinstance(part, Recomputable):
             part.recompute = on

@@ -1,8 +1,8 @@
-"""Active voxels as rows: what the sparse backends compute on.
+"""Active voxels as rows, on which the sparse backends compute.
 
 A batch's active blocks are gathered into rows (B, K·e³, C): K blocks per sample in raster order, each of e³ voxels in
 raster order, where e = patch / stride is the edge of a block at the resolution in question. Every sample has the same
-number of rows: where one has fewer active blocks than another, the last slots are unused and hold anything.
+number of rows: where one has fewer active blocks than another, its last slots are unused and hold arbitrary values.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from anatomask.nn.norms import Pool
 from anatomask.nn.sparse import Visible
 
 TAPS = (-1, 2, 1)
-"""Where a kernel of edge 3 reads, relative to its centre: a range."""
+"""Range (start, stop, step) of the offsets from its centre that a kernel of edge 3 reads."""
 
 Convolve = Callable[[Tensor, nn.Conv3d, "ActiveBlocks", int], Tensor]
-"""(rows (B, K·e³, C), 3x3x3 convolution, blocks, e) to rows of the convolution's resolution.
+"""Function from (rows (B, K·e³, C), 3x3x3 convolution, blocks, e) to rows at the output's resolution.
 
-It leaves the bias out: an InstanceNorm follows, which takes it away again.
+It leaves the bias out, because the InstanceNorm that follows cancels it.
 """
 
 
 @dataclass(frozen=True)
 class ActiveBlocks:
-    """Which blocks of a batch are active, and the tables that find their voxels."""
+    """Active blocks of a batch, and the tables that locate their voxels."""
 
     batch: int
     grid: tuple[int, int, int]
     """Patches along D, H, W."""
     active: Tensor
-    """(B, d, h, w) bool."""
+    """Visible patches (B, d, h, w) bool."""
     patches: Tensor
-    """(B, K): the patch in each slot, an index into the sample's grid in raster order."""
+    """Patch in each slot (B, K), an index into the sample's grid in raster order."""
     used: Tensor | None
-    """(B, K, 1, 1) bool: whether a slot is in use; None: all are."""
+    """Slots that are in use, (B, K, 1, 1) bool. None: all are."""
     neighbours: Tensor
-    """(B·K, 27): the slot of each of a block's 3x3x3 neighbours, B·K where that is hidden or outside."""
+    """Slot of each of a block's 3x3x3 neighbours (B·K, 27); B·K where the neighbour is hidden or outside."""
     _tables: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, active: Tensor, visible: Visible | None = None) -> ActiveBlocks:
         """Find the blocks of `active` (B, d, h, w) bool.
 
-        `visible` bounds the number of active patches of a sample. Where it is None, the device is asked, which waits
-        for it.
+        `visible` bounds the number of active patches of a sample. Where it is None, they are counted, which waits for
+        the device.
         """
         batch, d, h, w = active.shape
         flat = active.flatten(1)
@@ -73,20 +73,20 @@ class ActiveBlocks:
 
     @property
     def slots(self) -> int:
-        """K."""
+        """Number K of slots per sample."""
         return self.patches.shape[1]
 
     def edge(self, rows: Tensor) -> int:
-        """Edge e of a block at the resolution of rows (B, K·e³, C)."""
+        """Return the edge e of a block at the resolution of rows (B, K·e³, C)."""
         return round((rows.shape[1] / self.slots) ** (1 / 3))
 
     def table(self, edge: int, *axes: tuple[int, int, int]) -> Tensor:
-        """Rows of the voxels at given places relative to every block, for `index_select`.
+        """Return the row numbers of the voxels at given places relative to every block, for `index_select`.
 
         Args:
             edge: e.
-            axes: ranges (start, stop, step), summed up: coordinates along each of D, H, W relative to the block's first
-                voxel. They may lie outside it, by one block at most.
+            axes: ranges (start, stop, step), whose sums are the coordinates along each of D, H and W relative to the
+                block's first voxel. These may lie outside the block, by one block at most.
 
         Returns:
             (B·K · number³,) int32; B·K·e³ (a row of zeros) for voxels that are not active.
@@ -104,7 +104,7 @@ class ActiveBlocks:
         return self._tables[edge, axes]
 
     def coordinates(self, edge: int) -> Tensor:
-        """Sample, D, H and W of every row at the resolution of blocks of `edge` voxels: (B·K·e³, 4) int32."""
+        """Return sample, D, H and W of every row, for blocks of `edge` voxels: (B·K·e³, 4) int32."""
         _, h, w = self.grid
         device = self.patches.device
         sample = torch.arange(self.batch, device=device)[:, None].expand_as(self.patches)
@@ -115,7 +115,7 @@ class ActiveBlocks:
         return (block.view(-1, 1, 4) * scale + voxel).view(-1, 4).int().contiguous()
 
     def rows(self, volume: Tensor) -> Tensor:
-        """The active voxels of (B, C, D, H, W): (B, K·patch³, C). Hidden ones are not read."""
+        """Gather the active voxels of (B, C, D, H, W) into rows (B, K·patch³, C); hidden voxels are not read."""
         d, h, w = self.grid
         patch = volume.shape[2] // d
         patches = volume.view(self.batch, -1, d, patch, h, patch, w, patch).permute(0, 2, 4, 6, 3, 5, 7, 1)
@@ -123,7 +123,7 @@ class ActiveBlocks:
         return chosen.view(self.batch, -1, volume.shape[1])
 
     def scatter(self, rows: Tensor, fill: Tensor) -> Tensor:
-        """Rows (B, K·e³, C) back into a volume (B, C, d·e, h·e, w·e), whose other voxels are `fill` (C,)."""
+        """Write rows (B, K·e³, C) into a volume (B, C, d·e, h·e, w·e), whose other voxels are `fill` (C,)."""
         (d, h, w), channels = self.grid, rows.shape[2]
         blocks = rows.reshape(self.batch * self.slots, -1, channels)
         canvas = blocks.new_empty(self.batch * d * h * w, blocks.shape[1], channels)
@@ -140,9 +140,9 @@ class ActiveBlocks:
 
 
 def _outer(axis: Tensor, base: int) -> Tensor:
-    """Numbers of voxels whose coordinates along D, H, W are `axis`, in the raster order of a cube of edge `base`.
+    """Number the voxels with coordinates `axis` along D, H and W in the raster order of a cube of edge `base`.
 
-    `axis` is (w,), or (o, t) for o places with t taps each: then (o, o, o, t, t, t).
+    `axis` is (w,), for a result (w, w, w), or (o, t) for o places of t taps each, for (o, o, o, t, t, t).
     """
     if axis.dim() == 1:
         return (axis[:, None, None] * base + axis[:, None]) * base + axis
@@ -159,7 +159,7 @@ def norm_rows(
     skip: Tensor | None = None,
     slope: float = NEGATIVE_SLOPE,
 ) -> Tensor:
-    """`norm_activation` of rows (B, K·e³, C), over the active voxels."""
+    """Apply `norm_activation` to rows (B, K·e³, C), over the active voxels."""
     per_block = (blocks.batch, blocks.slots, -1, rows.shape[2])
     skip = None if skip is None else skip.view(per_block)
     y = norm_activation(rows.view(per_block), norm, cancelled, skip, slope, blocks.used, pool)
@@ -171,23 +171,23 @@ class RowMap:
     """One of the encoder's maps, as rows."""
 
     values: Tensor
-    """(B, K·e³, C)."""
+    """Rows (B, K·e³, C)."""
     blocks: ActiveBlocks
     pool: Pool
 
     def dense(self) -> Tensor:
-        """(B, C, D, H, W), zero where hidden."""
+        """Return (B, C, D, H, W), zero where hidden."""
         return self.blocks.scatter(self.values, self.values.new_zeros(self.values.shape[2]))
 
     def densify(self, norm: nn.InstanceNorm3d, token: Tensor) -> Tensor:
-        """(B, C, D, H, W), normalised over the active voxels; hidden ones are `token` (1, C, 1, 1, 1)."""
+        """Return (B, C, D, H, W), normalised over the active voxels; hidden voxels hold `token` (1, C, 1, 1, 1)."""
         rows = norm_rows(self.values, norm, self.blocks, self.pool, slope=1)
         return self.blocks.scatter(rows, token.flatten())
 
 
 @dataclass(frozen=True)
 class RowOperations(Operations):
-    """Rows (B, K·e³, C) of the active voxels alone."""
+    """Operations on rows (B, K·e³, C) of the active voxels alone."""
 
     blocks: ActiveBlocks
     pool_of_norms: Pool
@@ -196,7 +196,7 @@ class RowOperations(Operations):
     def convolve(
         self, x: Tensor, convolution: nn.Conv3d, norm: nn.InstanceNorm3d, skip: Tensor | None = None
     ) -> Tensor:
-        """Convolve by the backend's own way, and take the statistics of active voxels."""
+        """Convolve by the backend's own function, normalise over the active voxels, add `skip` and activate."""
         rows = self.convolve_rows(x, convolution, self.blocks, self.blocks.edge(x))
         return norm_rows(rows, norm, self.blocks, self.pool_of_norms, convolution.bias, skip)
 
@@ -211,11 +211,11 @@ class RowOperations(Operations):
         return self._pairs(x).mean((2, 4, 6)).reshape(x.shape[0], -1, x.shape[2])
 
     def normalise(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
-        """Take the statistics of active voxels."""
+        """Normalise over the active voxels."""
         return norm_rows(x, norm, self.blocks, self.pool_of_norms, slope=1)
 
     def _pairs(self, x: Tensor) -> Tensor:
-        """(B·K, e/2, 2, e/2, 2, e/2, 2, C)."""
+        """View rows as (B·K, e/2, 2, e/2, 2, e/2, 2, C)."""
         half = self.blocks.edge(x) // 2
         return x.reshape(-1, half, 2, half, 2, half, 2, x.shape[2])
 
@@ -223,6 +223,6 @@ class RowOperations(Operations):
 def encode_rows(
     encoder: ConvolutionalEncoder, volume: Tensor, blocks: ActiveBlocks, pool: Pool, convolve: Convolve
 ) -> list[RowMap]:
-    """The encoder on active voxels alone; `convolve` does the 3x3x3 convolutions, the rest is the same for all."""
+    """Encode the active voxels alone; `convolve` computes the 3x3x3 convolutions."""
     maps = encoder(blocks.rows(volume), RowOperations(blocks, pool, convolve))
     return [RowMap(encoded, blocks, pool) for encoded in maps]

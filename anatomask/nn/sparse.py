@@ -1,6 +1,6 @@
 """Sparse (submanifold) encoding, and its reference backend: hidden patches are neither read nor counted.
 
-The mask is an argument throughout, so models share nothing.
+The mask is passed as an argument everywhere, so models share no state.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ class Visible:
     most: int
     """Upper bound of the number of visible patches in a sample."""
     same: bool = True
-    """Whether every sample has exactly that many."""
+    """True if every sample has exactly `most` visible patches."""
 
 
 class SparseMap(Protocol):
-    """One of the encoder's maps, in whatever form a backend holds it."""
+    """One map of the encoder, in the form that its backend uses."""
 
     @property
     def values(self) -> Tensor:
-        """The numbers that are held."""
+        """Numbers that the map stores, in the backend's own shape."""
 
     def dense(self) -> Tensor:
-        """(B, C, D, H, W), zero where hidden."""
+        """Return (B, C, D, H, W), zero where hidden."""
 
     def densify(self, norm: nn.InstanceNorm3d, token: Tensor) -> Tensor:
-        """(B, C, D, H, W), normalised over the active voxels; hidden ones are `token` (1, C, 1, 1, 1)."""
+        """Return (B, C, D, H, W), normalised over the active voxels; hidden voxels hold `token` (1, C, 1, 1, 1)."""
 
 
 def check_active(volume: Tensor, active: Tensor, patch: int) -> None:
@@ -50,7 +50,7 @@ def check_active(volume: Tensor, active: Tensor, patch: int) -> None:
         patch: edge of a patch in voxels.
 
     Raises:
-        ValueError: the sides of `volume` are no multiples of `patch`, or `active` has another shape or type.
+        ValueError: the sides of `volume` are not multiples of `patch`, or `active` has another shape or type.
     """
     grid = tuple(size // patch for size in volume.shape[2:])
     if volume.dim() != 5 or any(size % patch for size in volume.shape[2:]):
@@ -64,7 +64,7 @@ def check_active(volume: Tensor, active: Tensor, patch: int) -> None:
 
 
 def expand_active(active: Tensor, factor: int) -> Tensor:
-    """The patch grid (B, d, h, w) at `factor` times its resolution: bool (B, 1, d*factor, h*factor, w*factor)."""
+    """Repeat each patch of the grid (B, d, h, w) `factor` times along each axis: bool (B, 1, d*factor, ...)."""
     batch, *grid = active.shape
     d, h, w = grid
     blocks = active[:, :, None, :, None, :, None].expand(batch, d, factor, h, factor, w, factor)
@@ -72,13 +72,13 @@ def expand_active(active: Tensor, factor: int) -> Tensor:
 
 
 def masked_instance_norm(x: Tensor, mask: Tensor, norm: nn.InstanceNorm3d, pool: Pool) -> Tensor:
-    """InstanceNorm whose mean and (biased) variance are those of the active positions; the rest is left undefined.
+    """Compute InstanceNorm with the mean and (biased) variance of active voxels; hidden ones are undefined.
 
     Args:
-        x: (B, C, D, H, W); whatever it holds at hidden positions is not used.
+        x: (B, C, D, H, W); its values at hidden positions are not used.
         mask: (B, 1, D, H, W), 1 where active, else 0.
         norm: affine parameters and eps.
-        pool: what has its statistics in common.
+        pool: samples over which statistics are pooled.
     """
     x = widened(x)
     mask = mask.to(x.dtype)
@@ -93,16 +93,16 @@ def masked_instance_norm(x: Tensor, mask: Tensor, norm: nn.InstanceNorm3d, pool:
 
 @dataclass(frozen=True)
 class MaskedOperations(Operations):
-    """Whole maps (B, C, D, H, W) whose hidden voxels are zero, so that a convolution reads nothing there."""
+    """Operations on whole maps (B, C, D, H, W) whose hidden voxels are zero, so that convolutions ignore them."""
 
     active: Tensor
-    """(B, d, h, w) bool."""
+    """Visible patches (B, d, h, w) bool."""
     dtype: torch.dtype
     pool_of_norms: Pool
     _masks: dict[int, Tensor] = field(default_factory=dict)
 
     def mask(self, x: Tensor) -> Tensor:
-        """(B, 1, D, H, W) at the resolution of `x`: 1 where active, else 0."""
+        """Return (B, 1, D, H, W) at the resolution of `x`: 1 where active, else 0."""
         factor = x.shape[2] // self.active.shape[1]
         if factor not in self._masks:
             self._masks[factor] = expand_active(self.active, factor).to(self.dtype)
@@ -111,7 +111,7 @@ class MaskedOperations(Operations):
     def convolve(
         self, x: Tensor, convolution: nn.Conv3d, norm: nn.InstanceNorm3d, skip: Tensor | None = None
     ) -> Tensor:
-        """Convolve, take the statistics of active voxels, and make hidden ones zero again."""
+        """Convolve, normalise over the active voxels, add `skip` and activate; hidden voxels become zero again."""
         y = convolution(x)
         mask = self.mask(y)
         y = masked_instance_norm(y, mask, norm, self.pool_of_norms)
@@ -126,31 +126,31 @@ class MaskedOperations(Operations):
         return functional.avg_pool3d(x, 2)
 
     def normalise(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
-        """Take the statistics of active voxels; hidden ones are left undefined."""
+        """Normalise over the active voxels; hidden voxels are left undefined."""
         return masked_instance_norm(x, self.mask(x), norm, self.pool_of_norms)
 
 
 @dataclass(frozen=True)
 class MaskedMap:
-    """A map whose hidden voxels are there, and zero."""
+    """Whole map whose hidden voxels are zero."""
 
     values: Tensor
     mask: Tensor
     pool: Pool
 
     def dense(self) -> Tensor:
-        """As it is."""
+        """Return `values`."""
         return self.values
 
     def densify(self, norm: nn.InstanceNorm3d, token: Tensor) -> Tensor:
-        """Normalised over the active voxels; hidden ones are `token`."""
+        """Return `values`, normalised over the active voxels; hidden voxels hold `token`."""
         return torch.where(self.mask, masked_instance_norm(self.values, self.mask, norm, self.pool), token)
 
 
 def encode_dense(
     encoder: ConvolutionalEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
 ) -> list[MaskedMap]:
-    """Encode by ordinary convolutions whose results are masked: the reference backend."""
+    """Encode by ordinary convolutions whose results are masked."""
     patch = volume.shape[2] // active.shape[1]
     x = volume.masked_fill(~expand_active(active, patch), 0)  # a product would let hidden NaNs through
     maps = encoder(x, MaskedOperations(active, volume.dtype, pool))

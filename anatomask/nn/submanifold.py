@@ -1,6 +1,6 @@
 """The backend `spconv`: spconv's submanifold convolutions, from the extra `anatomask[spconv]`.
 
-Always in float32: spconv knows no bfloat16, and half precision overflows without loss scaling.
+It computes in float32 always: spconv knows no bfloat16, and half precision overflows without loss scaling.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from anatomask.nn.sparse import Visible
 def encode_spconv(
     encoder: ConvolutionalEncoder, volume: Tensor, active: Tensor, pool: Pool, visible: Visible | None
 ) -> list[RowMap]:
-    """Only active voxels are computed."""
+    """Encode the active voxels alone by spconv's convolutions."""
     return encode_rows(encoder, volume, ActiveBlocks.of(active, visible), pool, convolve)
 
 
 def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int) -> Tensor:
-    """A 3x3x3 convolution of stride 1 or 2 on rows of blocks of `edge` voxels, without its bias."""
+    """Compute a 3x3x3 convolution of stride 1 or 2 on rows of blocks of `edge` voxels, without its bias."""
     spconv, stride = require_spconv(), convolution.stride[0]
     features = _unused_zeroed(x.float(), blocks)
     weight = convolution.weight.float().permute(0, 2, 3, 4, 1).contiguous()
@@ -46,12 +46,12 @@ def convolve(x: Tensor, convolution: nn.Conv3d, blocks: ActiveBlocks, edge: int)
 
 
 def require_spconv() -> SimpleNamespace:
-    """The parts of spconv that are used.
+    """Import the parts of spconv that are used.
 
-    On a machine without CUDA its backward asks for a CUDA stream: it is given none.
+    Without CUDA, spconv's backward pass still asks for a CUDA stream, and is given none.
 
     Raises:
-        ModuleNotFoundError: it is not installed; the message names the remedy.
+        ModuleNotFoundError: spconv is not installed; the message names the remedy.
     """
     try:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch, about how spconv calls it
@@ -66,16 +66,17 @@ def require_spconv() -> SimpleNamespace:
 
 
 def _unused_zeroed(x: Tensor, blocks: ActiveBlocks) -> Tensor:
-    """Rows in unused slots hold anything; spconv would hand it to their neighbours."""
+    """Set rows in unused slots to zero: they hold arbitrary values, which spconv would pass to their neighbours."""
     if blocks.used is None:
         return x
     return torch.where(blocks.used, x.view(blocks.batch, blocks.slots, -1, x.shape[2]), 0).view_as(x)
 
 
 def _strided_pairs(blocks: ActiveBlocks, edge: int) -> tuple[Tensor, Tensor]:
-    """For each tap of a convolution of stride 2, which row it reads for which output row: (2, 27, rows), and how many.
+    """List, for each tap of a convolution of stride 2, which row it reads for which output row: (2, 27, rows).
 
-    spconv's own pairs reach every voxel that a tap touches; submanifold outputs are those of active patches alone.
+    The second result counts them, (27,). spconv's own pairs reach every voxel that a tap touches, where submanifold
+    outputs are those of active patches alone.
     """
     table = blocks.table(edge, (0, edge, 2), TAPS).view(-1, 27).t()
     present = table < blocks.batch * blocks.slots * edge**3

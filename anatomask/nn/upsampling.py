@@ -1,4 +1,4 @@
-"""Transposed convolutions, whose gradients cuDNN computes very slowly where they have many channels."""
+"""Transposed convolutions with fast gradients: cuDNN's are very slow where there are many channels."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.nn import functional
 from anatomask.nn.precision import autocast_tensors
 
 _MOST_CHANNELS_FOR_CUDNN = 128
-"""Above, cuDNN 9 has no tensor-core kernel for the gradients: see docs/results/speed.md."""
+"""Number of channels above which cuDNN 9 has no tensor-core kernel for the gradients: see docs/results/speed.md."""
 
 
 class Upsampling3d(nn.ConvTranspose3d):
-    """A transposed convolution to `stride` times the resolution, whose kernel is twice the stride."""
+    """Transposed convolution to `stride` times the resolution, whose kernel is twice the stride."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__(in_channels, out_channels, 2 * stride, stride=stride, padding=stride // 2)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(B, in_channels, D, H, W) to (B, out_channels, D·stride, H·stride, W·stride)."""
+        """Map (B, in_channels, D, H, W) to (B, out_channels, D·stride, H·stride, W·stride)."""
         if not x.is_cuda or self.in_channels <= _MOST_CHANNELS_FOR_CUDNN:
             return super().forward(x, output_size)
         assert self.bias is not None
@@ -31,7 +31,7 @@ class Upsampling3d(nn.ConvTranspose3d):
 
 
 def upsample(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """The same as a function, whose gradients are ordinary convolutions of edge 2.
+    """Compute `Upsampling3d` by a function whose gradients are ordinary convolutions of edge 2.
 
     Every output voxel reads two input voxels along each axis. So, with the output's gradient cut into blocks of stride³
     voxels that become channels, the gradients are those of a convolution of edge 2 and stride 1.

@@ -13,9 +13,9 @@ BACKBONES = {
     "resenc": "anatomask.nn.backbones.resenc.ResEncConfig",
     "swin_unetr": "anatomask.nn.backbones.swin_unetr.SwinUNETRConfig",
 }
-"""Where the settings of each backbone are. Its file is imported when the backbone is asked for."""
+"""Address of the settings of each backbone, whose file is imported on first use."""
 UNNAMED = "stunet"
-"""Name of the backbone in settings and headers of older versions, which knew this one and did not say it."""
+"""Name of the backbone in settings and headers of older versions, which knew no other and did not write it."""
 
 
 def backbone_config(name: str) -> type[BackboneConfig]:
@@ -34,7 +34,7 @@ def backbone_names() -> list[str]:
 
 
 def without_usual_name(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings as older versions wrote them: a `network` has no name where it is the one of `UNNAMED`."""
+    """Return nested settings as older versions wrote them: a `network` that is `UNNAMED` has no name."""
     plain: dict[str, Any] = {}
     for section, value in settings.items():
         if isinstance(value, Mapping):

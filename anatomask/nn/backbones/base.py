@@ -1,4 +1,4 @@
-"""What a backbone is: its size, its encoder, and the segmentation network that holds this encoder."""
+"""Backbones: their size, their encoder, and the segmentation network that holds this encoder."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class BackboneConfig(Settings, ABC):
     stem: ClassVar[tuple[str, ...]]
     """Names of the segmentation network's tensors that read the image: (width, in_channels, ...) each."""
     heads: ClassVar[tuple[str, ...]]
-    """Beginnings, up to a dot, of the names of the tensors that belong to the classes of one data set."""
+    """Prefixes, up to a dot, of the names of the tensors that belong to the classes of one data set."""
     convolutional: ClassVar[bool] = False
-    """Whether the encoder is a `ConvolutionalEncoder` of stages in a chain, which can be cut short."""
+    """True if the encoder is a `ConvolutionalEncoder`: a chain of stages that can be cut short."""
 
     forms: ClassVar[tuple[Form, ...]] = ()
-    """Kinds of files of others that hold its weights, which `import-weights` reads. Default: none."""
+    """Kinds of other programs' files that hold its weights, which `import-weights` reads. Default: none."""
 
     in_channels: int = 1
-    """Image channels: 1 for CT, 2 for PET/CT."""
+    """Number of image channels: 1 for CT, 2 for PET/CT."""
 
     @property
     @abstractmethod
@@ -44,31 +44,32 @@ class BackboneConfig(Settings, ABC):
 
     @abstractmethod
     def encoder(self, stages: int | None = None) -> Encoder:
-        """Build the encoder, with fresh weights; `stages` counts those that are built. Default: all."""
+        """Build the encoder, with fresh weights. `stages` is the number of stages that are built. Default: all."""
 
     @abstractmethod
     def segmenter(self, classes: int) -> Segmenter:
         """Build the segmentation network, with fresh weights.
 
-        Its `encoder` has the names of the encoder alone. `classes` counts the structures; the background is one output
-        more.
+        Its `encoder` has the same tensor names as `encoder()`. `classes` counts the structures; the background is one
+        output more.
         """
 
     @abstractmethod
     def fresh(self, stages: int) -> tuple[str, ...]:
-        """List the beginnings of the segmentation network's names that an encoder of `stages` stages leaves fresh."""
+        """List the prefixes of the segmentation network's names that an encoder of `stages` stages leaves fresh."""
 
     @classmethod
     def of_tensors(cls, form: Form, tensors: Mapping[str, Tensor]) -> tuple[BackboneConfig, int | None, int | None]:
         """Infer the size from the shapes of tensors, whose names in a file of `form` have become ours.
 
         Returns:
-            The size; the stages of the encoder where they are a pretrained one, None where they are a whole network;
-            the classes of its heads without the background, None where it has none.
+            The size; the number of stages if the tensors are a pretrained encoder, None if they are a whole network;
+            the number of classes of its heads without the background, None if it has no heads.
 
         Raises:
-            KeyError: a tensor is missing, its name.
-            ValueError: they are not of this backbone. IndexError: the same of a shape.
+            KeyError: a tensor is missing, by its name.
+            ValueError: the tensors are not of this backbone.
+            IndexError: a tensor has too few dimensions.
         """
         raise ValueError(f"the size of {cls.name} cannot be inferred")
 
@@ -87,55 +88,55 @@ class BackboneConfig(Settings, ABC):
         """Check that an encoder of `stages` stages (default: all) takes crops of `size` voxels.
 
         Raises:
-            ValueError: a side is no multiple of the largest stride, or the coarsest map is a single voxel, over which
-                no variance can be taken.
+            ValueError: a side is not a multiple of the largest stride, or the coarsest map is a single voxel, which has
+                no variance.
         """
         stride = max(self.strides[:stages])
         if any(edge % stride for edge in size) or all(edge <= stride for edge in size):
             raise ValueError(
                 f"loader.patch_size {tuple(size)} must be three multiples of {stride}, not all of them {stride}, for "
-                f"the network {self.name}: {self.fitting_crop(size)} is"
+                f"the network {self.name}: choose {self.fitting_crop(size)}"
             )
 
     def fitting_crop(self, size: Sequence[int]) -> tuple[int, int, int]:
-        """Return the smallest crop from `size` voxels on that the segmentation network takes."""
+        """Round a crop of `size` voxels up to the smallest that the segmentation network takes."""
         stride = max(self.strides)
         d, h, w = (-(-edge // stride) * stride for edge in size)
         return (d, h, w) if max(d, h, w) > stride else (2 * stride, 2 * stride, 2 * stride)
 
 
 def classes_of(head: Tensor | None) -> int | None:
-    """Count the classes of a head's weight (classes + 1, …); None where there is none."""
+    """Count the classes of a head's weight (classes + 1, …); return None where there is no head."""
     return None if head is None or head.dim() == 0 else head.shape[0] - 1
 
 
 class Encoder(nn.Module, ABC):
-    """The part of a backbone that pretraining trains."""
+    """Part of a backbone that pretraining trains."""
 
     widths: tuple[int, ...]
-    """Channels of each map."""
+    """Number of channels of each map."""
     strides: tuple[int, ...]
     """Stride of each map relative to the input."""
 
     @abstractmethod
     def forward(self, volume: Tensor) -> list[Tensor]:
-        """(B, C, D, H, W) to one map (B, width, D/stride, H/stride, W/stride) per stage, highest resolution first."""
+        """Encode (B, C, D, H, W) into one map (B, width, D/stride, ...) per stage, highest resolution first."""
 
     @abstractmethod
     def parts(self) -> Sequence[nn.Module]:
-        """Return parts that together hold every parameter, from the input on: each may learn slower than the next."""
+        """List the parts that together hold every parameter, from the input on; earlier ones may learn slower."""
 
 
 class ConvolutionalEncoder(Encoder):
-    """An encoder made of `Operations` alone, so that sparse backends compute it on visible patches."""
+    """Encoder made of `Operations` alone, so that sparse backends compute it on visible patches."""
 
     @abstractmethod
     def forward(self, volume: Tensor, operations: Operations = DENSE) -> list[Tensor]:
-        """As `Encoder.forward`; volume and maps are in the form of `operations`, whose default is (B, C, D, H, W)."""
+        """Encode as `Encoder.forward` does, with volume and maps in the form of `operations`."""
 
 
 class Segmenter(nn.Module, ABC):
-    """A segmentation network."""
+    """Segmentation network."""
 
     config: BackboneConfig
     classes: int
@@ -144,15 +145,15 @@ class Segmenter(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, volume: Tensor) -> list[Tensor]:
-        """Logits of every level that is supervised, highest resolution first.
+        """Predict the logits of every level that is supervised, highest resolution first.
 
         Args:
-            volume: (B, C, D, H, W), normalised; sides are as `BackboneConfig.check_crop` wants them.
+            volume: (B, C, D, H, W), normalised; sides that `BackboneConfig.check_crop` accepts.
 
         Returns:
             Maps (B, classes + 1, D/s, H/s, W/s), the first with s = 1; channel 0 is the background.
         """
 
     def without_loss(self) -> Sequence[nn.Module]:
-        """Return what only the coarsest of several levels reads, whose loss has weight 0. Default: nothing."""
+        """List the modules that only the coarsest level reads, whose loss has weight 0. Default: none."""
         return ()

@@ -1,4 +1,4 @@
-"""How somebody else calls the tensors of a backbone."""
+"""Names that other programs give to the tensors of a backbone."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Form:
-    """The names in one kind of file."""
+    """Tensor names in one kind of file."""
 
     title: str
     """Name of the kind, in messages."""
     encoder: str
-    """Beginning of the names of some of the encoder's tensors, by which a file is recognised."""
+    """Prefix of some of the encoder's tensors, by which a file is recognised."""
     renames: tuple[tuple[str, str], ...]
-    """Beginnings of names, theirs and ours; `{}` is a number. The first that fits holds."""
+    """Pairs of prefixes, theirs and ours; `{}` stands for a number. The first that fits is used."""
     unread: str = "$."
-    """Pattern of the names that their own network does not read."""
+    """Pattern of the names that the other program's own network does not read."""
     aliases: tuple[tuple[str, str], ...] = ()
-    """Patterns of second names of tensors, and what makes the first name of them."""
+    """Pairs of a pattern of second names of tensors, and the replacement that gives the first name."""
     note: str = ""
-    """Warning with which such a file is read."""
+    """Warning that is given when such a file is read. Default: no warning."""
 
     def ours(self, name: str) -> str | None:
         """Return our name for theirs; None if there is none."""

@@ -1,4 +1,4 @@
-"""How the layers of a convolutional encoder are computed: an argument of its forward pass, so backends can choose."""
+"""Operations of a convolutional encoder: an argument of its forward pass, so that backends can replace them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ NEGATIVE_SLOPE = 0.01
 
 
 class Operations(ABC):
-    """The layers that convolutional encoders are made of, on maps in a form of the backend's own."""
+    """Operations that convolutional encoders are made of, on maps in the backend's own form."""
 
     @abstractmethod
     def convolve(
         self, x: Tensor, convolution: nn.Conv3d, norm: nn.InstanceNorm3d, skip: Tensor | None = None
     ) -> Tensor:
-        """Compute a 3x3x3 convolution of stride 1 or 2, InstanceNorm, plus `skip`, then leaky ReLU."""
+        """Compute a 3x3x3 convolution of stride 1 or 2 and InstanceNorm, add `skip`, then apply leaky ReLU."""
 
     @abstractmethod
     def project(self, x: Tensor, convolution: nn.Conv3d) -> Tensor:
@@ -28,7 +28,7 @@ class Operations(ABC):
 
     @abstractmethod
     def pool(self, x: Tensor) -> Tensor:
-        """Compute the mean of each 2x2x2 voxels."""
+        """Average each cube of 2x2x2 voxels."""
 
     @abstractmethod
     def normalise(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
@@ -36,12 +36,12 @@ class Operations(ABC):
 
 
 class DenseOperations(Operations):
-    """Whole maps (B, C, D, H, W), nothing of which is hidden."""
+    """Operations on whole maps (B, C, D, H, W), nothing of which is hidden."""
 
     def convolve(
         self, x: Tensor, convolution: nn.Conv3d, norm: nn.InstanceNorm3d, skip: Tensor | None = None
     ) -> Tensor:
-        """Compute the convolution without its bias, which the norm would take away, and the rest in one go."""
+        """Convolve without the bias, which the norm cancels, and compute the rest in one operation."""
         y = functional.conv3d(x, convolution.weight, None, convolution.stride, convolution.padding)
         rows = norm_activation(
             _rows(y), norm, convolution.bias, None if skip is None else _rows(skip), slope=NEGATIVE_SLOPE
@@ -53,7 +53,7 @@ class DenseOperations(Operations):
         return convolution(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Average 2x2x2 voxels."""
+        """Average each cube of 2x2x2 voxels."""
         return functional.avg_pool3d(x, 2)
 
     def normalise(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
@@ -65,5 +65,5 @@ DENSE = DenseOperations()
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(B, C, D, H, W) seen as (B, 1, D·H·W, C)."""
+    """View (B, C, D, H, W) as (B, 1, D·H·W, C)."""
     return x.permute(0, 2, 3, 4, 1).flatten(1, 3)[:, None]

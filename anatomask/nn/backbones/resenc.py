@@ -44,7 +44,7 @@ class ResEncConfig(BackboneConfig):
     widths: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
     """Widths of the stages, from the input on."""
     blocks: tuple[int, ...] = (1, 3, 4, 6, 6, 6)
-    """Residual blocks of each stage."""
+    """Number of residual blocks of each stage."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +52,7 @@ class ResEncConfig(BackboneConfig):
         self.require_range(1, 65_536, "widths")
         if not 2 <= len(self.widths) <= 8 or len(self.blocks) != len(self.widths):
             raise ValueError(
-                f"widths and blocks must name 2 to 8 stages, both as many, not {self.widths} and {self.blocks}"
+                f"widths and blocks must have one entry for each of 2 to 8 stages, not {self.widths} and {self.blocks}"
             )
 
     @property
@@ -61,7 +61,7 @@ class ResEncConfig(BackboneConfig):
         return tuple(2**stage for stage in range(len(self.widths)))
 
     def label(self) -> str:
-        """Return the published name of the size, or what it is made of."""
+        """Return the published name of the size, or its widths and blocks."""
         if self.size() == ResEncConfig().size():
             return "ResEnc-L"
         return f"ResEnc (widths {', '.join(map(str, self.widths))}, blocks {', '.join(map(str, self.blocks))})"
@@ -90,12 +90,12 @@ class ResEncConfig(BackboneConfig):
         return network, None, classes_of(tensors.get(f"decoder.seg_layers.{stages - 2}.weight"))
 
     def fresh(self, stages: int) -> tuple[str, ...]:
-        """List the stages that are left, and the decoder."""
+        """List the stages that are not pretrained, and the decoder."""
         return (*(f"encoder.stages.{stage}" for stage in range(stages, len(self.widths))), "decoder")
 
 
 class ConvNorm(nn.Module):
-    """The layers conv – InstanceNorm, which a residual block computes."""
+    """Layers conv – InstanceNorm, which a residual block computes."""
 
     def __init__(self, in_channels: int, channels: int, kernel: int = 3, stride: int = 1, bias: bool = True) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class ConvBlock(Recomputable, ConvNorm):
     """conv3 – InstanceNorm – leaky ReLU."""
 
     def forward(self, x: Tensor, operations: Operations = DENSE) -> Tensor:
-        """(B, in_channels, D, H, W) to (B, channels, D, H, W), or the same in another form of `operations`."""
+        """Map (B, in_channels, D, H, W) to (B, channels, D, H, W), in the form of `operations`."""
         return self.recomputed(self._compute, x, operations)
 
     def _compute(self, x: Tensor, operations: Operations) -> Tensor:
@@ -122,7 +122,7 @@ class ConvBlocks(nn.Module):
         self.convs = nn.ModuleList([ConvBlock(in_channels, channels)])
 
     def forward(self, x: Tensor, operations: Operations = DENSE) -> Tensor:
-        """As `ConvBlock`."""
+        """Compute the `ConvBlock`."""
         return self.convs[0](x, operations)
 
 
@@ -142,7 +142,7 @@ class ResidualBlock(Recomputable, nn.Module):
         self.skip = nn.ModuleDict() if projection is None else nn.ModuleDict({str(stride - 1): projection})
 
     def forward(self, x: Tensor, operations: Operations = DENSE) -> Tensor:
-        """(B, in_channels, D, H, W) to (B, channels, D/stride, ...), or the same in another form of `operations`."""
+        """Map (B, in_channels, D, H, W) to (B, channels, D/stride, ...), in the form of `operations`."""
         return self.recomputed(self._compute, x, operations)
 
     def _compute(self, x: Tensor, operations: Operations) -> Tensor:
@@ -163,14 +163,14 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList([first, *(ResidualBlock(channels, channels) for _ in range(blocks - 1))])
 
     def forward(self, x: Tensor, operations: Operations = DENSE) -> Tensor:
-        """As `ResidualBlock`."""
+        """Compute the blocks one after another."""
         for block in self.blocks:
             x = block(x, operations)
         return x
 
 
 class ResEncEncoder(ConvolutionalEncoder):
-    """The stem and the first stages."""
+    """Stem and first stages."""
 
     def __init__(self, config: ResEncConfig, stages: int) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class ResEncEncoder(ConvolutionalEncoder):
         self.apply(initialise)
 
     def forward(self, volume: Tensor, operations: Operations = DENSE) -> list[Tensor]:
-        """(B, C, D, H, W) to one map per stage, highest resolution first."""
+        """Encode (B, C, D, H, W) into one map per stage, highest resolution first."""
         maps: list[Tensor] = []
         x = self.stem(volume, operations)
         for stage in self.stages:
@@ -204,7 +204,7 @@ class ResEncEncoder(ConvolutionalEncoder):
 
 
 class Decoder(nn.Module):
-    """Per level: transposed convolution, the skip beside it, one convolution, and a head; coarsest level first."""
+    """Decoder levels, coarsest first: transposed convolution, concatenated skip, one convolution, and a head."""
 
     def __init__(self, widths: Sequence[int], classes: int) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class Decoder(nn.Module):
         self.apply(initialise)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The encoder's maps to logits of every level, highest resolution first."""
+        """Map the encoder's maps to the logits of every level, highest resolution first."""
         *skips, x = maps
         logits: list[Tensor] = []
         for skip, upsample, stage, head in zip(
@@ -227,7 +227,7 @@ class Decoder(nn.Module):
 
 
 class ResEncUNet(Segmenter):
-    """The segmentation network."""
+    """Residual encoder U-Net for segmentation."""
 
     def __init__(self, config: ResEncConfig, classes: int) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class ResEncUNet(Segmenter):
         self.decoder = Decoder(config.widths, classes)
 
     def forward(self, volume: Tensor) -> list[Tensor]:
-        """Logits at the strides of all stages but the last; sides are multiples of the largest stride."""
+        """Predict logits at the strides of all stages but the last; sides are multiples of the largest stride."""
         return self.decoder(self.encoder(volume))
 
     def without_loss(self) -> Sequence[nn.Module]:

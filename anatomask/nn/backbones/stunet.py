@@ -70,9 +70,9 @@ class STUNetConfig(BackboneConfig):
     base: int = 32
     """Width of the first stage; stages are base x (1, 2, 4, 8, 16, 16) wide."""
     depth: int = 1
-    """Residual blocks per stage."""
+    """Number of residual blocks per stage."""
     widths: tuple[int, int, int, int, int, int] | None = None
-    """Widths of the six stages, where they are not those that follow from base."""
+    """Widths of the six stages. Default: those that follow from base."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +88,7 @@ class STUNetConfig(BackboneConfig):
         return self.widths or tuple(self.base * factor for factor in (1, 2, 4, 8, 16, 16))
 
     def label(self) -> str:
-        """What tables call a network of this size: a published size by its letter, STU-Net-B."""
+        """Return the name in tables: STU-Net-B for a published size, else widths and depth."""
         for letter, size in SIZES.items():
             if (size.stage_widths, size.depth) == (self.stage_widths, self.depth):
                 return f"STU-Net-{letter.upper()}"
@@ -109,7 +109,7 @@ class STUNetConfig(BackboneConfig):
         return STUNet(self, classes)
 
     def fresh(self, stages: int) -> tuple[str, ...]:
-        """List the stages that are left, and the decoder."""
+        """List the stages that are not pretrained, and the decoder."""
         left = range(stages, len(STAGE_STRIDES))
         return (*(f"encoder.stages.{stage}" for stage in left), "upsample", "decoder", "heads")
 
@@ -135,7 +135,7 @@ class STUNetConfig(BackboneConfig):
         return network, None if whole else stages, classes_of(tensors.get(f"heads.{len(STAGE_STRIDES) - 2}.weight"))
 
     def size(self) -> dict[str, Any]:
-        """Return widths, which base and widths both may give, and depth."""
+        """Return the widths, which follow from base or are given, and the depth."""
         return {"widths": self.stage_widths, "depth": self.depth}
 
     def pretrained_stages(self, patch: int) -> int:
@@ -153,7 +153,7 @@ SIZES = {
     "l": STUNetConfig(base=64, depth=2),
     "h": STUNetConfig(base=96, depth=3),
 }
-"""The published sizes."""
+"""Published sizes, by their letter."""
 
 
 class ResidualBlock(Recomputable, nn.Module):
@@ -168,7 +168,7 @@ class ResidualBlock(Recomputable, nn.Module):
         self.shortcut = nn.Conv3d(in_channels, channels, 1, stride=stride) if projection else None
 
     def forward(self, x: Tensor, operations: Operations = DENSE) -> Tensor:
-        """(B, in_channels, D, H, W) to (B, channels, D/stride, ...), or the same in another form of `operations`."""
+        """Map (B, in_channels, D, H, W) to (B, channels, D/stride, ...), in the form of `operations`."""
         return self.recomputed(self._compute, x, operations)
 
     def _compute(self, x: Tensor, operations: Operations) -> Tensor:
@@ -178,13 +178,13 @@ class ResidualBlock(Recomputable, nn.Module):
 
 
 def _stage(in_channels: int, channels: int, depth: int, stride: int = 1) -> nn.Sequential:
-    """`depth` residual blocks, the first of which changes width and resolution."""
+    """Build `depth` residual blocks, the first of which changes width and resolution."""
     first = ResidualBlock(in_channels, channels, stride, projection=True)
     return nn.Sequential(first, *(ResidualBlock(channels, channels) for _ in range(depth - 1)))
 
 
 class STUNetEncoder(ConvolutionalEncoder):
-    """The contracting path: `stages` = 6 for segmentation, `pretrained_stages` for pretraining."""
+    """Contracting path: `stages` = 6 for segmentation, `pretrained_stages` for pretraining."""
 
     def __init__(self, config: STUNetConfig, stages: int = len(STAGE_STRIDES)) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class STUNetEncoder(ConvolutionalEncoder):
         )
 
     def forward(self, volume: Tensor, operations: Operations = DENSE) -> list[Tensor]:
-        """(B, C, D, H, W) to one map per stage, highest resolution first. Sides are multiples of 16."""
+        """Encode (B, C, D, H, W), sides multiples of 16, into one map per stage, highest resolution first."""
         maps: list[Tensor] = []
         x = volume
         for stage in self.stages:
@@ -214,10 +214,10 @@ class STUNetEncoder(ConvolutionalEncoder):
 
 
 class STUNet(Segmenter):
-    """The segmentation network. Its `encoder` has the names of the pretrained one, so stages 1 to 5 match by name."""
+    """Segmentation network. Its `encoder` has the names of the pretrained one, so stages 1 to 5 match by name."""
 
     def __init__(self, config: STUNetConfig, classes: int) -> None:
-        """`classes` counts the structures; the background is one output more."""
+        """Build the network; `classes` counts the structures, and the background is one output more."""
         super().__init__()
         if classes < 1:
             raise ValueError(f"classes must be at least 1, not {classes}")
@@ -231,7 +231,7 @@ class STUNet(Segmenter):
         self.heads = nn.ModuleList(nn.Conv3d(widths[level], classes + 1, 1) for level in levels)
 
     def forward(self, volume: Tensor) -> list[Tensor]:
-        """Logits at strides 1, 2, 4, 8 and 16 of (B, C, D, H, W), whose sides are multiples of 16 from 32 on."""
+        """Predict logits at strides 1, 2, 4, 8, 16 of (B, C, D, H, W), sides multiples of 16 and not all 16."""
         *skips, x = self.encoder(volume)
         logits: list[Tensor] = []
         for index, (convolution, stage, head) in enumerate(zip(self.upsample, self.decoder, self.heads, strict=True)):

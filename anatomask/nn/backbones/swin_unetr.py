@@ -1,4 +1,4 @@
-"""Swin UNETR (Hatamizadeh et al., arXiv 2201.01266): MONAI's, taken apart into encoder and decoder."""
+"""Swin UNETR (Hatamizadeh et al., arXiv 2201.01266): MONAI's network, divided into encoder and decoder."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ class SwinUNETRConfig(BackboneConfig):
 
 
 class SwinEncoder(Recomputable, Encoder):
-    """The Swin transformer, and the convolutions between its maps and the decoder."""
+    """Swin transformer, and the convolutions between its maps and the decoder."""
 
     def __init__(self, network: Any, width: int) -> None:
-        """Take the parts of MONAI's `SwinUNETR` of that feature size, under its names."""
+        """Take over the parts of MONAI's `SwinUNETR` of feature size `width`, under MONAI's names."""
         super().__init__()
         self.widths = (width, width, 2 * width, 4 * width, 8 * width, 16 * width)
         self.strides = (1, 2, 4, 8, 16, 32)
@@ -98,7 +98,7 @@ class SwinEncoder(Recomputable, Encoder):
         self.encoder10: nn.Module = network.encoder10
 
     def forward(self, volume: Tensor) -> list[Tensor]:
-        """(B, C, D, H, W), sides multiples of 32, to maps at strides 1, 2, 4, 8, 16, 32."""
+        """Encode (B, C, D, H, W), sides multiples of 32, into maps at strides 1, 2, 4, 8, 16, 32."""
         first, second, third, fourth, fifth = self.recomputed(self.swinViT, volume)
         return [
             self.encoder1(volume),
@@ -110,12 +110,12 @@ class SwinEncoder(Recomputable, Encoder):
         ]
 
     def parts(self) -> Sequence[nn.Module]:
-        """Return the encoder as one part: what reads the image is not below what reads the transformer's maps."""
+        """Return the encoder as one part: its layers are not a chain from the image on."""
         return [self]
 
 
 class _NumbersOnCPU(TorchFunctionMode):
-    """Has MONAI's drop-path rates computed on the CPU, for it reads them, which the meta device cannot answer."""
+    """Mode that computes MONAI's drop-path rates on the CPU, for MONAI reads them, which the meta device refuses."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -125,7 +125,7 @@ class _NumbersOnCPU(TorchFunctionMode):
 
 
 class SwinUNETR(Segmenter):
-    """The segmentation network, which answers at full resolution alone."""
+    """Segmentation network, which predicts at full resolution alone."""
 
     def __init__(self, config: SwinUNETRConfig, classes: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class SwinUNETR(Segmenter):
         self.out = network.out
 
     def forward(self, volume: Tensor) -> list[Tensor]:
-        """Logits at full resolution of (B, C, D, H, W), whose sides are multiples of 32."""
+        """Predict logits at full resolution of (B, C, D, H, W), whose sides are multiples of 32."""
         full, first, second, third, fourth, deepest = self.encoder(volume)
         x = self.decoder5(deepest, fourth)
         x = self.decoder4(x, third)
