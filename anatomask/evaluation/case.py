@@ -1,4 +1,4 @@
-"""One case, predicted and scored on the grid of its source file, and both written."""
+"""Prediction and scores of one case, on the grid of its source file, and both files."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from anatomask.weights.tensor_files import Weights
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the evaluations of all cases of a run share, apart from the weights."""
+    """Common parts of the evaluations of all cases of a run, apart from the weights."""
 
     run: str
     """Name of the run."""
     folder: Storage
-    """Folder of the run."""
+    """Folder that receives predictions and scores."""
     dataset: PreparedDataset
     inference: InferenceConfig
 
     def finish(self, weights: Weights, case: str, device: torch.device) -> None:
-        """Predict and score one case and write both; the scores come last and say that the case is finished.
+        """Predict and score one case and write both; the scores are written last and mark the case as finished.
 
         Raises:
             UserError: as `evaluate_case`, or the weights do not fit their header.
@@ -46,18 +46,19 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What evaluating one case gives."""
+    """Result of evaluating one case."""
 
     prediction: nib.Nifti1Image
-    """uint8 label map on the source's grid and affine."""
+    """Label map (uint8) on the source's grid and affine."""
     rows: list[CaseScore]
-    """One per class of the data set, by class id."""
+    """Scores, one per class of the data set, by class id."""
 
 
 def evaluate_case(predictor: Predictor, dataset: PreparedDataset, case: str, run: str) -> CaseResult:
     """Predict a case and score it with the data set's NSD tolerances; `run` is the name in the rows.
 
-    Raises UserError when the case has no usable ground truth, or the network's output is not finite.
+    Raises:
+        UserError: the case has no usable ground truth, or the network's output is not finite.
     """
     truth = _ground_truth(dataset, case)  # first: inference takes minutes, a broken label shows at once
     prediction = predictor.label_map(prepared_scan(dataset, case))

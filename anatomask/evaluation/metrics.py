@@ -25,19 +25,20 @@ class ClassScore:
     dsc: float
     nsd: float
     voxels: int
-    """Voxels of the ground truth."""
+    """Number of voxels of the ground truth."""
 
 
 def score_classes(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: Mapping[int, float]
 ) -> dict[int, ClassScore]:
-    """DSC and NSD of every class in `tolerance`.
+    """Compute DSC and NSD of every class in `tolerance`.
 
     `prediction` and `truth` are label maps (D, H, W) on one grid of `spacing` mm; `tolerance` gives each class's NSD
     tolerance in mm. The surface is measured as in DeepMind's `surface-distance`, which TotalSegmentator and FLARE22
     use: elements between voxels, weighted by area (Nikolov et al., arXiv 1809.04430).
 
-    Raises ValueError when the shapes differ.
+    Raises:
+        ValueError: the shapes differ.
     """
     # Rounding to 0.1 µm: a tolerance of two voxels must not fail by the last bit of an affine.
     voxel = [round(float(size), 4) for size in spacing]
@@ -54,7 +55,7 @@ def score_classes(
 
 
 def dice_scores(prediction: np.ndarray, truth: np.ndarray, classes: Iterable[int]) -> dict[int, float]:
-    """DSC alone of every class in `classes`; label maps (D, H, W). NaN where a class is absent from `truth`."""
+    """Compute DSC alone of every class in `classes`; label maps (D, H, W). NaN where `truth` lacks a class."""
     boxes = _class_boxes(prediction, truth, classes)
     return {
         class_id: math.nan if box is None else _dice(prediction[box] == class_id, truth[box] == class_id)
@@ -63,7 +64,7 @@ def dice_scores(prediction: np.ndarray, truth: np.ndarray, classes: Iterable[int
 
 
 def _class_boxes(prediction: np.ndarray, truth: np.ndarray, classes: Iterable[int]) -> dict[int, Box | None]:
-    """Bounding box of each class in either map; None where the class is absent from the ground truth.
+    """Find the bounding box of each class in either map; None where the class is absent from the ground truth.
 
     Two passes over the grid serve all classes, and what follows works on a class's own box.
     """

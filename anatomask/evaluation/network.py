@@ -1,4 +1,4 @@
-"""A finetuned network as its weights describe it, and the check that a data set is what it was made for."""
+"""Finetuned networks as their weights describe them, and the check that a data set is what they were made for."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from anatomask.weights.tensor_files import Weights
 
 
 def build_network(weights: Weights) -> Segmenter:
-    """The segmentation network that the weights describe.
+    """Build the segmentation network that weights describe.
 
-    Raises UserError naming the tensors that do not fit.
+    Raises:
+        UserError: tensors do not fit; the message names them.
     """
     check_tensors(weights)  # first, for a header may describe a network that no memory holds
     network = network_of(weights.header).segmenter(weights.header["architecture"]["classes"])
@@ -30,14 +31,22 @@ def build_network(weights: Weights) -> Segmenter:
 
 
 def check_tensors(weights: Weights) -> None:
-    """Raise UserError naming the tensors that are not those of the network that the header describes."""
+    """Check that the tensors are those of the network that the header describes.
+
+    Raises:
+        UserError: tensors do not fit; the message names them.
+    """
     with torch.device("meta"):
         network = network_of(weights.header).segmenter(weights.header["architecture"]["classes"])
     load_matching(network, weights.tensors)
 
 
 def read_network(folder: Path) -> Weights:
-    """Read the weights of a finetuned network from a folder. UserError where it holds none, or as `check_network`."""
+    """Read the weights of a finetuned network from a folder.
+
+    Raises:
+        UserError: the folder holds no weights, or as `check_network`.
+    """
     weights = read_weights(folder)
     check_network(weights, folder)
     return weights
@@ -47,8 +56,8 @@ def check_network(weights: Weights, source: object) -> None:
     """Check that weights are a finetuned network that can predict scans.
 
     Raises:
-        UserError: they are of another kind, the header lacks what a prediction needs, or tensors do not fit it or hold
-            what is not finite; the message names `source`.
+        UserError: the weights are of another kind, the header lacks what a prediction needs, or tensors do not fit it
+            or hold values that are not finite; the message names `source`.
     """
     require_segmentation(weights, source)
     network_of(weights.header)
@@ -73,9 +82,10 @@ def require_segmentation(weights: Weights, source: object) -> None:
 
 
 def match_dataset(header: Mapping[str, Any], dataset: PreparedDataset, source: str) -> PreparedDataset:
-    """The data set, normalised as the network's training data were.
+    """Return the data set with the normalisation of the network's training data.
 
-    Raises UserError when channels, spacing, classes or normalisation schemes are not those of the weights `source`.
+    Raises:
+        UserError: channels, spacing, classes or normalisation schemes are not those of the weights `source`.
     """
     fingerprint = Fingerprint.from_dict(header["fingerprint"])
     class_names = {int(class_id): name for class_id, name in header["class_names"].items()}

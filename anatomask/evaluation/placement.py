@@ -1,4 +1,4 @@
-"""Where the cases of an evaluation are predicted: the memory that a case takes, and the CPUs or GPU of a task."""
+"""Placement of an evaluation's tasks: the memory that a case takes, and the CPUs or GPU of a task."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from anatomask.errors import UserError
 from anatomask.evaluation.windows import logits_bytes
 
 CPUS_PER_CASE = 4
-"""Most CPU threads of a task: more hardly speed up a window, and further cores take further cases."""
+"""Number of CPU threads that a task takes at most: more hardly speed up a window; other cores take other cases."""
 TASK_BYTES = 2**30
-"""Memory of a task besides a case's arrays: Python, PyTorch, MONAI and the activations of a window."""
+"""Bytes that a task takes besides a case's arrays: Python, PyTorch, MONAI and the activations of a window."""
 
 
 class Need(NamedTuple):
-    """The memory that a task reserves, and the case that decides it."""
+    """Memory that a task reserves, and the case that decides it."""
 
     memory: int
     """Bytes of main memory."""
@@ -25,17 +25,17 @@ class Need(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """What a task takes of the node on which it runs."""
+    """Share of a node that a task takes."""
 
     threads: int
-    """CPU threads."""
+    """Number of CPU threads."""
     gpu: bool
 
 
 def case_bytes(
     shape: Sequence[int], original_shape: Sequence[int], channels: int, classes: int, patch_size: Sequence[int]
 ) -> int:
-    """Bytes of main memory that a task needs to predict and score one case.
+    """Estimate the bytes of main memory that a task needs to predict and score one case.
 
     Per voxel of the prepared grid: logits, the sum of the windows' weights (4 bytes), and each channel as stored and
     as float32 (6); per voxel of the source's: three scores and as many label maps while classes are compared (15).
@@ -53,7 +53,7 @@ def case_bytes(
 
 
 def largest_need(dataset: PreparedDataset, cases: Sequence[str], patch_size: Sequence[int]) -> Need:
-    """Find the case that needs most memory; every task reserves as much."""
+    """Find the case that needs most memory; every task reserves as much as it."""
     classes = len(dataset.class_names)
 
     def needed(case: str) -> int:
@@ -72,11 +72,11 @@ def place(
         nodes: resources of each node as Ray names them: `CPU`, `GPU`, and `memory` in bytes.
         cases: number of cases, a task each.
         need: memory that each task reserves.
-        threads: of a task. Default: a task's share of the CPUs, at most `CPUS_PER_CASE`.
+        threads: CPU threads of a task. Default: a task's share of the CPUs, at most `CPUS_PER_CASE`.
         gpu: whether tasks take a GPU. Default: where there is one.
 
     Raises:
-        UserError: no node has as much: Ray would wait for ever.
+        UserError: no node has as much, so that Ray would wait for ever.
     """
     cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
     gpu = gpus > 0 if gpu is None else gpu

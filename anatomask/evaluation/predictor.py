@@ -1,4 +1,4 @@
-"""A finetuned network as a function of scans: windows slide over a volume, the label map lies on the scan's grid."""
+"""Prediction by a finetuned network: windows slide over a volume, and the label map lies on the scan's grid."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from anatomask.evaluation.windows import logits_bytes
 from anatomask.weights.tensor_files import Weights
 
 GPU_SHARE = 0.25
-"""Of a GPU's free memory, what the logits of a whole case may take there."""
+"""Share of a GPU's free memory that the logits of a whole case may take there."""
 
 
 class Predictor:
-    """A segmentation network, and how its windows slide over a scan. Calls no Ray and keeps nothing between scans."""
+    """Segmentation network whose windows slide over a scan. It calls no Ray and keeps nothing between scans."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Predictor:
         """Take a network as it is; `of` builds the one that weights describe.
 
         Args:
-            network: on `device`; it is called as a segmentation network is, in eval mode.
+            network: a segmentation network on `device`; it is called in eval mode.
             patch_size: voxels of a window; a smaller scan is padded as training crops are.
             classes: number of classes without the background.
             mirror_axes: axes (0 R, 1 A, 2 S) over all of whose mirrorings the logits are averaged.
@@ -74,11 +74,11 @@ class Predictor:
 
         Args:
             volume: (C, D, H, W) at the network's spacing, RAS axes, normalised.
-            name: what messages call it.
+            name: name of the scan in messages.
 
         Returns:
-            (classes + 1, D, H, W) float32; channel 0 is the background. On `device`, or on the CPU where it would fill
-            too much of a GPU.
+            (classes + 1, D, H, W) float32, on `device`, or on the CPU where they would fill too much of a GPU; channel
+            0 is the background.
 
         Raises:
             UserError: a logit is not finite.
@@ -129,12 +129,12 @@ class Predictor:
 
 
 def mirror_axes(header: Mapping[str, Any], inference: InferenceConfig) -> list[int]:
-    """The axes to mirror in inference: those of the training, or none where the settings say so."""
+    """Return the axes to mirror in inference: those of the training, or none where the settings say so."""
     return list(header["mirror_axes"]) if inference.mirror else []
 
 
 def _stitching_device(needed: int, device: torch.device) -> torch.device:
-    """Where windows are put together: on the device, or on the CPU when that takes over a quarter of its free memory.
+    """Choose where windows are put together: on the device, or on the CPU where that fills too much of it.
 
     The rest is for the network's own activations, and for what resampling takes.
     """
@@ -144,7 +144,7 @@ def _stitching_device(needed: int, device: torch.device) -> torch.device:
 
 
 def _mirrored(network: nn.Module, axes: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """Windows (B, C, d, h, w) to logits (B, classes + 1, d, h, w), averaged over all mirrorings of `axes`."""
+    """Return a function from windows (B, C, d, h, w) to logits averaged over all mirrorings of `axes`."""
     mirrorings = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
     def predict(windows: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True)
 class CaseScore:
-    """One class of one case."""
+    """Scores of one class in one case."""
 
     run: str
     dataset: str
@@ -35,11 +35,11 @@ class CaseScore:
     dsc: float
     nsd: float
     voxels: int
-    """Voxels of the ground truth; 0 where the class is absent and both scores are NaN."""
+    """Number of voxels of the ground truth; 0 where the class is absent and both scores are NaN."""
 
 
 def evaluation_files(run: Path) -> list[Path]:
-    """List what an evaluation wrote into a run's folder; a prediction is known by its scores.
+    """List what an evaluation wrote into a run's folder; a prediction counts if its scores exist.
 
     The evaluation's identity is last: without it, there was no evaluation, and the files are somebody else's.
     """
@@ -52,7 +52,7 @@ def evaluation_files(run: Path) -> list[Path]:
 
 
 def to_csv(scores: Iterable[CaseScore]) -> str:
-    """The text of `cases.csv`."""
+    """Format scores as the text of `cases.csv`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([field.name for field in fields(CaseScore)])
@@ -64,7 +64,8 @@ def to_csv(scores: Iterable[CaseScore]) -> str:
 def from_csv(text: str, source: str, remedy: str = "evaluate the run again with --overwrite") -> list[CaseScore]:
     """Read what `to_csv` wrote; `source` names the file in messages, which end with `remedy`.
 
-    Raises UserError when a column is missing, a value does not parse or is no score, or a class of a case stands twice.
+    Raises:
+        UserError: a column is missing, a value does not parse or is no score, or a class of a case occurs twice.
     """
     table = csv.DictReader(io.StringIO(text))
     try:
@@ -106,7 +107,7 @@ def _check_scores(scores: Sequence[CaseScore]) -> None:
 
 
 def case_means(scores: Iterable[CaseScore], metric: str) -> dict[str, float]:
-    """Each case's score: the mean of `metric` ("dsc" or "nsd") over the classes present in its ground truth."""
+    """Compute each case's mean of `metric` ("dsc" or "nsd") over the classes present in its ground truth."""
     values: dict[str, list[float]] = {}
     for score in scores:
         value = float(getattr(score, metric))
@@ -116,7 +117,7 @@ def case_means(scores: Iterable[CaseScore], metric: str) -> dict[str, float]:
 
 
 def mean_sd(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation (n - 1); None where there are too few values."""
+    """Compute mean and sample standard deviation (n - 1); None where there are too few values."""
     return {
         "mean": float(np.mean(values)) if values else None,
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -124,7 +125,7 @@ def mean_sd(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
-    """The figures of `summary.json`: cases, `dsc` and `nsd` as mean and SD over cases, and the same per class."""
+    """Compute the figures of `summary.json`: number of cases, DSC and NSD over cases, and the same per class."""
     classes = {score.class_name: None for score in sorted(scores, key=lambda score: score.class_id)}
     per_class = {name: _present(score for score in scores if score.class_name == name) for name in classes}
     return {
@@ -143,9 +144,10 @@ def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
 
 
 def check_summary(summary: Any, source: str) -> Mapping[str, Any]:
-    """The parsed `summary.json`, once it has what a report needs.
+    """Return the parsed `summary.json` if it has what a report needs.
 
-    Raises UserError naming `source` and the field that is missing.
+    Raises:
+        UserError: a field is missing or invalid; the message names it and `source`.
     """
     for name in ("run", "method", "initialisation", "dataset", "cases", "dsc", "nsd", "data"):
         if not isinstance(summary, Mapping) or name not in summary:

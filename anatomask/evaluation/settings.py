@@ -9,14 +9,14 @@ from anatomask.settings import Settings
 
 @dataclass(frozen=True)
 class InferenceConfig(Settings):
-    """How the windows slide."""
+    """Settings of the sliding windows."""
 
     overlap: float = 0.5
     """Share by which neighbouring windows overlap."""
     mirror: bool = True
-    """Average over all mirrorings of the axes along which the training crops were mirrored."""
+    """True: average over all mirrorings of the axes along which the training crops were mirrored."""
     batch: int = 2
-    """Windows per forward pass."""
+    """Number of windows per forward pass."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

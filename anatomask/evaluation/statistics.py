@@ -1,4 +1,4 @@
-"""Statistics of a comparison of two arms: interval, test and verdict for the mean paired difference; learning curves.
+"""Statistics of two arms: interval, test and verdict for their mean paired difference; learning curves.
 
 The scores of an arm are an array `(S, P)`: finetuning seeds × patients, the same patients in every row. Arms are
 paired: row s of both arms has the same seed and the same training cases. Scores are fractions, as in `cases.csv`.
@@ -26,13 +26,13 @@ resamples exist."""
 
 @dataclass(frozen=True)
 class Interval:
-    """The mean paired difference with its confidence interval."""
+    """Mean paired difference with its confidence interval."""
 
     mean: float
     low: float
     high: float
     method: Literal["bootstrap-t", "t"]
-    """What the width comes from; see `difference_interval`."""
+    """Method that the width comes from; see `difference_interval`."""
     seeds: int
     patients: int
     over_seeds: bool
@@ -42,7 +42,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Band:
-    """The mean learning curve of several seeds; all arrays `(N,)`."""
+    """Mean learning curve of several seeds; all arrays `(N,)`."""
 
     updates: np.ndarray
     mean: np.ndarray

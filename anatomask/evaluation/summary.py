@@ -1,4 +1,4 @@
-"""The summary of an evaluation: what `summary.json` holds."""
+"""Summary of an evaluation: the content of `summary.json`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def summary_of(
     scores: Sequence[CaseScore],
     failures: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Make the fields of `summary.json`.
+    """Compose the fields of `summary.json`.
 
     Args:
         run: name of the run.
         split: name of the split whose cases were evaluated.
         checkpoint: `best` or `last`.
-        header: of the run's weights.
+        header: header of the run's weights.
         dataset: holds the cases.
-        scores: of all classes of all cases that were evaluated.
-        failures: the reason by case for each that was not.
+        scores: scores of all classes of all cases that were evaluated.
+        failures: reason by case, for each case that was not.
     """
     initialisation = header["initialisation"]
     return {

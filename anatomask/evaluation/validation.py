@@ -1,4 +1,4 @@
-"""Scores that watch a training: fast, on the prepared grid."""
+"""Scores that are computed during a training: fast, on the prepared grid."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from anatomask.evaluation.predictor import Predictor
 
 
 def validation_dice(predictor: Predictor, dataset: PreparedDataset, cases: Iterable[str]) -> dict[int, float]:
-    """Mean DSC of each class over `cases`, on the prepared grid: what a training run watches.
+    """Compute the mean DSC of each class over `cases`, on the prepared grid.
 
-    NaN for a class that no case holds.
+    It is NaN for a class that no case holds.
 
     Raises:
         UserError: a case has no label, or as `Predictor.logits`.

@@ -1,4 +1,4 @@
-"""How many windows a scan takes, and the memory of what they predict."""
+"""Number of windows that cover a scan, and the memory of its logits."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ def window_count(shape: Sequence[int], patch_size: Sequence[int], overlap: float
 
 
 def logits_bytes(shape: Sequence[int], classes: int) -> int:
-    """Memory of the logits (classes + 1, D, H, W), float32, of a volume of `shape` voxels."""
+    """Compute the bytes of the logits (classes + 1, D, H, W), float32, of a volume of `shape` voxels."""
     return 4 * (classes + 1) * math.prod(shape)

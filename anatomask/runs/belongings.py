@@ -1,4 +1,4 @@
-"""What belongs to a run: the marker by which its folder is known, and the files that `--overwrite` removes."""
+"""Files of a run: the marker by which its folder is known, and what `--overwrite` removes."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def claim_folder(folder: Path) -> None:
     """Make `folder` a run's folder, if it is none yet.
 
     Raises:
-        UserError: it holds files of something else.
-        OSError: it cannot be written.
+        UserError: the folder holds files of something else.
+        OSError: the folder cannot be written.
     """
     if not is_run(folder) and folder.exists() and any(not TEMPORARY.fullmatch(path.name) for path in folder.iterdir()):
         raise UserError(f"{folder} holds files and is not a run's folder: choose another --name")
@@ -54,7 +54,7 @@ def claim_folder(folder: Path) -> None:
 
 
 def is_run(folder: Path) -> bool:
-    """Tell whether a folder is a run's: by its marker, or by the files of older versions, which wrote no marker."""
+    """Return whether a folder is a run's: by its marker, or by the files of older versions, which wrote no marker."""
     if (folder / MARKER).is_file():
         return True
     if not (folder / CONFIG).is_file():
@@ -70,8 +70,8 @@ def is_run(folder: Path) -> bool:
 def remove_run(folder: Path) -> list[str]:
     """Remove what the program wrote into the folder of a run or a sweep; the marker stays.
 
-    The index of the checkpoints is first and the settings are last: a run that is half removed begins anew, and is
-    still the run that it was.
+    The index of the checkpoints is removed first and the settings last, so a run that is half removed begins anew and
+    still has its settings.
 
     Returns:
         The files of others, which stay, relative to `folder`.

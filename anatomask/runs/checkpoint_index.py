@@ -1,4 +1,4 @@
-"""The index of a run's checkpoints: which is the last, and which the best."""
+"""Index of a run's checkpoints: which is the last, and which the best."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ STEP = re.compile(r"step_\d+")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """Read the index in the folder `checkpoints` of a run; empty where there is none.
+    """Read the index in the folder `checkpoints` of a run; return nothing where there is none.
 
     Returns:
-        Names of the folders of the `last` and, once one was scored, the `best` checkpoint, the `step` of the last, and
-        the `best_score`.
+        Fields `last` and, once a checkpoint was scored, `best` (names of folders), `step` (of the last), `best_score`.
 
     Raises:
-        UserError: it is damaged, or names something that is not a checkpoint in this folder.
+        UserError: the index is damaged, or names something that is not a checkpoint in this folder.
     """
     path = folder / INDEX
     if not path.exists():

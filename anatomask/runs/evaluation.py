@@ -1,4 +1,4 @@
-"""The evaluation in a run's folder: what makes two the same, and which cases are finished."""
+"""Evaluation in a run's folder: what makes two the same, and which cases are finished."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ EVALUATION = Writer(
 def evaluation_identity(
     dataset: PreparedDataset, split: str, checkpoint: str, weights: Path, inference: InferenceConfig
 ) -> dict[str, Any]:
-    """Say what makes two evaluations the same: cases evaluated under another identity are never counted in.
+    """Return what makes two evaluations the same: scores of another identity are never counted in.
 
     Args:
         dataset: holds the cases.
         split: name of the split that is evaluated.
         checkpoint: `best` or `last`.
-        weights: folder of that checkpoint.
-        inference: how windows slide; how many go through the network at once changes nothing.
+        weights: folder of this checkpoint.
+        inference: settings of the sliding windows, of which `batch` changes nothing.
     """
     return {
         "data": public_address(dataset.path),
@@ -52,11 +52,11 @@ def evaluation_identity(
 
 
 def claim_evaluation(folder: Storage, identity: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Take the folder of a run for an evaluation; `overwrite` removes what an earlier one wrote.
+    """Take the folder of a run for an evaluation; `overwrite` removes what an earlier evaluation wrote.
 
     Raises:
-        UserError: another evaluation lies there, whose differing fields are named, and `overwrite` is not set; or
-            files that no evaluation wrote.
+        UserError: the folder holds another evaluation, whose differing fields are named, and `overwrite` is not set; or
+            it holds files that no evaluation wrote.
     """
     if overwrite and folder.exists(IDENTITY_FILE):
         for path in evaluation_files(Path(folder.root)):
@@ -68,12 +68,16 @@ def claim_evaluation(folder: Storage, identity: Mapping[str, Any], *, overwrite:
 
 
 def finished_cases(folder: Storage, cases: Sequence[str]) -> set[str]:
-    """Those of `cases` that have scores in the folder of a run."""
+    """Return those of `cases` that have scores in the folder of a run."""
     return set(folder.names(PREDICTIONS, ".csv")) & set(cases)
 
 
 def read_scores(folder: Storage, case: str) -> list[CaseScore]:
-    """Read the scores of a finished case. UserError where they are damaged."""
+    """Read the scores of a finished case.
+
+    Raises:
+        UserError: they are damaged.
+    """
     path = f"{PREDICTIONS}/{case}.csv"
     text = folder.read(path).decode(errors="replace")
     return from_csv(text, folder.show(path), "delete that file to evaluate the case again, or --overwrite all")

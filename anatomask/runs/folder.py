@@ -1,4 +1,4 @@
-"""A run's folder: its name, its configuration, and what machine and versions made it."""
+"""Folder of a run: its name, its configuration, and the machine and versions that made it."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def open_run(
     inputs: Mapping[str, str] | None = None,
     resources: Mapping[str, Any] | None = None,
 ) -> None:
-    """Begin a run, or go on with it when it has the same settings and inputs.
+    """Begin a run, or continue it when it has the same settings and inputs.
 
-    Writes `config.yaml` (complete), `environment.json` (versions, hardware and `resources`), `inputs.json`: a digest of
-    what each input held, and the marker by which the folder is known as a run's. What has changed in the environment
-    since the run was last opened is noted in its journal: the same numbers are promised for the same versions, workers
-    and threads alone.
+    `config.yaml` (complete), `environment.json` (versions, hardware and `resources`), `inputs.json` (a digest of each
+    input) and the marker by which the folder is known as a run's are written. The journal notes what has changed in the
+    environment since the run was last opened, for the same numbers are promised only for the same versions, workers and
+    threads.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         settings: the complete configuration.
         overwrite: remove what an earlier run wrote there. The files of others stay, and the journal names them.
         inputs: a digest of what each input holds, by the field of the settings that names it. The same content
@@ -58,8 +58,8 @@ def open_run(
         resources: what the training takes of the cluster.
 
     Raises:
-        UserError: the folder holds another run, whose differing fields or inputs are named, a damaged one, or something
-            else than a run.
+        UserError: the folder holds another run, whose differing fields or inputs are named, a damaged run, or something
+            that is not a run.
         OSError: the folder cannot be written.
     """
     claim_folder(folder)
@@ -85,7 +85,11 @@ def open_run(
 
 
 def _read(path: Path, parse: Callable[[bytes], Any]) -> Mapping[str, Any]:
-    """Read a file of a run that holds fields; there are none where it is missing. UserError where it is damaged."""
+    """Read a file of a run that holds fields; return none where it is missing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not path.exists():
         return {}
     try:
@@ -98,7 +102,7 @@ def _read(path: Path, parse: Callable[[bytes], Any]) -> Mapping[str, Any]:
 
 
 def _other_content(name: str, before: Any, now: Any) -> str:
-    """Say that an input holds something else than it did."""
+    """Describe an input that has other content than before."""
     flag = f"--{name.replace('_', '-')} {short_text(now)}" if now else f"--{name}"
     return f"{flag} is not {short_text(before)}, or that has changed," if before != now else f"{flag} changed"
 
@@ -109,7 +113,7 @@ def _field(name: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit and hardware of this process."""
+    """Collect versions, commit and hardware of this process."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -128,7 +132,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this file lies in, if it is one; a dirty tree is marked."""
+    """Read the commit of the checkout in which this file lies, if it is one; a dirty tree is marked."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,4 +1,4 @@
-"""What identifies a run: its settings and the content of its inputs, never the paths of either."""
+"""Identity of a run: its settings and the content of its inputs, never the paths of either."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from anatomask.nn.backbones import without_usual_name
 
 WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every", "training.on_non_finite")
 ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", *WATCHED)
-"""Fields that say where, under what name, how far and how watched a run goes, not what it computes."""
+"""Fields that decide where, under what name, how far and how watched a run goes, not what it computes."""
 
 RESULTS = {"pretrain": 1, "finetune": 1, "evaluate": 1}
-"""Number of each verb, which is raised when equal settings and inputs come to give other results."""
+"""Number of each verb, which is raised when equal settings and inputs begin to give other results."""
 
 
 def identity(settings: Mapping[str, Any], inputs: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the settings that decide what a run computes, without `inputs`, the fields that name what it reads."""
+    """Return the settings that decide what a run computes, without the fields `inputs`, which name what it reads."""
     return _without(without_usual_name(settings), (*ELSEWHERE, *inputs))
 
 
@@ -26,7 +26,7 @@ def run_key(verb: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -
     """Return the key of a run, 64 hexadecimal digits: equal keys compute equal results.
 
     Args:
-        verb: what is run.
+        verb: verb of the command line, such as `pretrain`.
         settings: the complete configuration.
         inputs: a digest of what each input holds, by the field of the settings that names it.
     """

@@ -1,4 +1,4 @@
-"""The store of runs: each lies in a folder named by its key, so that none is made twice, whoever asks for it.
+"""Store of runs: each lies in a folder named by its key, so that none is made twice, whoever needs it.
 
 runs/store/pretrain-0123456789abcdef/     a run, as `anatomask pretrain` leaves it
 runs/mask-ratio/000-mask_ratio=0.6/pretrain -> ../../store/pretrain-0123456789abcdef
@@ -21,7 +21,7 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Store:
-    """The folder `store` among runs. Several processes, on several machines, may use it at the same time."""
+    """Folder `store` among runs. Several processes, on several machines, may use it at the same time."""
 
     runs: Path
 
@@ -31,7 +31,7 @@ class Store:
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[Path]:
-        """Keep a run to this process inside the block, and return its folder; wait while another process has it."""
+        """Keep a run to this process inside the block, and yield its folder; wait while another process has it."""
         run = self.path(name)
         while True:
             with exclusive_lock(run.with_name(f".{name}.lock")) as mine:
@@ -41,10 +41,10 @@ class Store:
             time.sleep(POLL_SECONDS)
 
     def link(self, alias: Path, name: str) -> None:
-        """Let the readable `alias` lead to a run, by a relative symbolic link, which replaces an earlier one.
+        """Let the path `alias` lead to a run, by a relative symbolic link, which replaces an earlier one.
 
         Raises:
-            UserError: something else than a link is there.
+            UserError: `alias` exists and is not a link.
         """
         run = self.path(name)
         target = os.path.relpath(run, alias.parent)

@@ -1,4 +1,4 @@
-"""Weights out: our tensors in the files that nnU-Net's STU-Net trainers, the published scripts and MONAI read.
+"""Export of weights to the files that nnU-Net's STU-Net trainers, the published scripts and MONAI read.
 
 Those programs choose by a file's ending what they look for in it, so endings matter here:
 
@@ -45,36 +45,37 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
     "monai": (".pt", ".pth"),
     "safetensors": (".safetensors",),
 }
-"""What files of each format may end in; the first is the usual one."""
+"""Endings that files of each format may have; the first is the usual one."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What would be written, and what not."""
+    """Content of a file to be written, and what it leaves out."""
 
     content: dict[str, Any]
-    """What a PyTorch file holds; tensors alone for safetensors."""
+    """Content of a PyTorch file; tensors alone for safetensors."""
     header: dict[str, Any]
-    """Of our own format."""
+    """Header of our own format."""
     exported: int
-    """Tensors of the run."""
+    """Number of tensors that come from the run."""
     fresh: tuple[str, ...]
-    """Their names of the tensors that were drawn to complete a network."""
+    """Names, in the other program, of the tensors that were drawn to complete a network."""
     left_out: tuple[str, ...]
-    """Our names of the tensors that stay behind."""
+    """Names, in our checkpoint, of the tensors that are not exported."""
 
 
 def export_weights(weights: Weights, format: ExportFormat, ending: str, in_channels: int | None = None) -> Export:
-    """Bring weights into a format: the whole network of a finetuning run, the student's encoder of a pretraining run.
+    """Convert weights to a format: the network of a finetuning run, or the encoder of a pretraining run.
 
     Args:
         weights: as they were read from a checkpoint.
-        format: who shall read them.
-        ending: of the file, one of `ENDINGS`.
-        in_channels: of the stem, whose weights are repeated, unscaled; none: as they are.
+        format: format of the file.
+        ending: ending of the file, one of `ENDINGS`.
+        in_channels: input channels of the stem, whose weights are repeated, unscaled. Default: as many as they have.
 
     Raises:
-        UserError: they are of no kind that is known, or the stem cannot be repeated to `in_channels`.
+        UserError: the weights are of no known kind, or of a network that the format does not hold, or the stem cannot
+            be repeated to `in_channels`.
     """
     kind = weights.header.get("kind")
     network = network_of(weights.header)
@@ -123,7 +124,11 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
 
 
 def write_export(path: Path, format: ExportFormat, export: Export) -> None:
-    """Write an export in one step. OSError as any write."""
+    """Write an export atomically.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "safetensors":
         write_described(path, export.content, export.header)
@@ -146,7 +151,7 @@ def _renamed(tensors: Mapping[str, Tensor], form: Form) -> dict[str, Tensor]:
 
 
 def _untrained(weights: Weights) -> dict[str, Tensor]:
-    """What a pretrained encoder lacks of a segmentation network but the heads, as finetuning would draw it."""
+    """Draw what a pretrained encoder lacks of a segmentation network, except the heads, as finetuning would."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = network_of(weights.header).segmenter(classes=1)

@@ -1,6 +1,6 @@
 """Weights and their self-describing header: write them, read them, and start a network from them.
 
-Ours are safetensors and JSON; `foreign_weights.py` reads those of others.
+Our files are safetensors and JSON; `anatomask.weights.foreign` reads those of others.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ HEADER = "model.json"
 
 
 Transfer = Literal["whole", "encoder", "permuted"]
-"""What a network takes over of weights: all that fits, the encoder, or the encoder with shuffled entries."""
+"""Part of the weights that a network takes over: all that fits, the encoder, or the encoder with shuffled entries."""
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write `model.safetensors` and `model.json` into `folder`, each atomically.
 
-    The header also travels inside the safetensors file, which is what `read_weights` believes: so there is no moment
-    at which a kill leaves weights that are described by another header. `model.json` is its readable copy.
+    `read_weights` reads the header inside the safetensors file, so a kill can at no moment leave weights that are
+    described by another header. `model.json` is its readable copy.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_described(folder / TENSORS, tensors, header)
@@ -49,17 +49,25 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[s
 
 
 def read_weights(folder: Path, remedy: str = COPY_OR_TRAIN) -> Weights:
-    """What `write_weights` wrote, on the CPU. Warns and raises as `read_described`."""
+    """Read what `write_weights` wrote, onto the CPU.
+
+    Raises:
+        UserError: as `read_described`, which may also warn.
+    """
     return read_described(Path(folder) / TENSORS, remedy)
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """The header of weights without their tensors. UserError as `read_weights`."""
+    """Read the header of weights without their tensors.
+
+    Raises:
+        UserError: as `read_weights`.
+    """
     return read_description(Path(folder) / TENSORS)
 
 
 def weights_digest(folder: Path) -> str:
-    """Digest of the weights in a folder, header included."""
+    """Compute the digest of the weights in a folder, header included."""
     return file_digest(folder / TENSORS)
 
 
@@ -76,10 +84,10 @@ def read_source(source: str | Path, which: str = "last") -> Weights:
 
 
 def find_weights(path: str | Path, which: str = "last") -> Path:
-    """The folder of weights that `path` means: itself, or the `last` or `best` checkpoint of the run at `path`.
+    """Find the folder of weights that `path` means: itself, or a run's `last` or `best` checkpoint.
 
     Raises:
-        UserError: there is nothing of the kind, or the run's index is damaged.
+        UserError: there are no such weights, or the run's index is damaged.
     """
     folder = Path(path).absolute()  # it is opened by workers, which run elsewhere
     if (folder / TENSORS).is_file():
@@ -102,13 +110,17 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
 
 
 def describe_architecture(network: BackboneConfig, classes: int | None = None) -> dict[str, Any]:
-    """The header's `architecture`; `classes` (without the background) for a segmentation network."""
+    """Return the header's `architecture`; `classes` (without the background) for a segmentation network."""
     described = {"name": network.name, **dataclasses.asdict(network)}
     return described if classes is None else {**described, "classes": classes}
 
 
 def network_of(header: Mapping[str, Any]) -> BackboneConfig:
-    """The network that a header describes. UserError if it describes none that is known here."""
+    """Read the size of the network that a header describes.
+
+    Raises:
+        UserError: the header describes no network that is known here.
+    """
     described = dict(header.get("architecture") or {})
     if not described:
         raise UserError("the header describes no architecture: give weights that anatomask wrote")
@@ -128,7 +140,7 @@ def network_of(header: Mapping[str, Any]) -> BackboneConfig:
 
 
 def trained_stages(header: Mapping[str, Any]) -> int:
-    """Number of encoder stages that the weights of a header hold: what pretraining trained, or all of a network."""
+    """Count the encoder stages that weights hold: those that pretraining trained, or all of a network."""
     network = network_of(header)
     if header.get("kind") == "segmentation":
         return len(network.strides)
@@ -137,28 +149,28 @@ def trained_stages(header: Mapping[str, Any]) -> int:
 
 
 def encoder_prefix(header: Mapping[str, Any]) -> str:
-    """Prefix of the encoder's tensors; headers of older versions do not say it."""
+    """Return the prefix of the encoder's tensors; headers of older versions do not hold it."""
     return "encoder." if header.get("kind") == "segmentation" else str(header.get("encoder", "student.encoder."))
 
 
 def method_label(header: Mapping[str, Any]) -> str:
-    """What tables call the pretraining of these weights; headers of older versions have it for its name."""
+    """Return what tables call the pretraining of these weights; older headers have the name alone."""
     method = header["method"]
     return str(method.get("label", method["name"]))
 
 
 def beyond_encoder(header: Mapping[str, Any]) -> tuple[str, ...]:
-    """List the beginnings of the names of a segmentation network's tensors that the encoder of weights lacks."""
+    """List the prefixes of a segmentation network's names that the encoder of weights lacks."""
     return network_of(header).fresh(trained_stages(header))
 
 
 def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
-    """Take the encoder out of weights, under a segmentation network's names.
+    """Take the encoder out of weights, under the names of a segmentation network.
 
-    That of a pretraining checkpoint lacks the last stages.
+    The encoder of a pretraining checkpoint may lack the last stages.
 
     Raises:
-        UserError: there is none, or its stem cannot be repeated to `in_channels`.
+        UserError: the weights hold no encoder, or its stem cannot be repeated to `in_channels`.
     """
     prefix = encoder_prefix(weights.header)
     encoder = {
@@ -172,9 +184,9 @@ def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
 
 
 def permuted(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Shuffle the entries of each tensor: what is left of weights are their sizes, for a control.
+    """Shuffle the entries of each tensor, for a control: only the sizes and the distribution of the weights remain.
 
-    Whole numbers are indices (of relative positions), which stay.
+    Whole numbers stay as they are, for they are indices (of relative positions).
     """
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -186,7 +198,7 @@ def permuted(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 def split_init(init: str) -> tuple[Transfer, str]:
-    """Split `encoder:RUN` or `permuted:RUN` into what is taken of the weights and where they are. RUN alone: whole."""
+    """Split `encoder:RUN`, `permuted:RUN` or RUN (whole) into what is taken of the weights and where they are."""
     for part in ("encoder", "permuted"):
         if init.startswith(f"{part}:"):
             return part, init.removeprefix(f"{part}:")
@@ -194,7 +206,12 @@ def split_init(init: str) -> tuple[Transfer, str]:
 
 
 def repeat_stem(tensors: Mapping[str, Tensor], network: BackboneConfig, in_channels: int) -> dict[str, Tensor]:
-    """Adapt the stem of `network` to more input channels: the weights that read the image are repeated, unscaled."""
+    """Repeat the weights that read the image, unscaled, until `network` has `in_channels` channels.
+
+    Raises:
+        UserError: a weight of the stem is missing or no convolution's, or `in_channels` is not a multiple of its
+            channels.
+    """
     adapted = dict(tensors)
     for name in network.stem:
         if name not in tensors:
@@ -212,7 +229,7 @@ def repeat_stem(tensors: Mapping[str, Tensor], network: BackboneConfig, in_chann
 
 
 def size_in_words(network: BackboneConfig) -> str:
-    """Say what two networks must share for weights to fit, as in `widths (8, 16), depth 1`."""
+    """Format what two networks must share for weights to fit, as in `widths (8, 16), depth 1`."""
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in network.size().items())
 
 
@@ -232,16 +249,16 @@ def require_same_size(header: Mapping[str, Any], mine: BackboneConfig) -> None:
 
 
 def initialise(network: Segmenter, weights: Weights, transfer: Transfer = "whole", seed: int = 0) -> list[str]:
-    """Start a segmentation network from a pretrained encoder, or from another one's weights but the output heads.
+    """Start a segmentation network from a pretrained encoder, or from another network's weights except its heads.
 
-    What the header calls `missing` was so when the weights were imported, by the user's leave.
+    Tensors that the header lists as `missing` were so when the weights were imported, which the user allowed.
 
     Args:
         network: its parameters are overwritten in place.
-        weights: of a pretraining run, or of a segmentation network.
-        transfer: whole: all that fits; encoder: of a segmentation network the encoder alone; permuted: the encoder
-            with the entries of each tensor shuffled.
-        seed: decides how they are shuffled.
+        weights: those of a pretraining run, or of a segmentation network.
+        transfer: what is taken over. whole: all that fits; encoder: of a segmentation network the encoder alone;
+            permuted: the encoder with the entries of each tensor shuffled.
+        seed: seed of the shuffling.
 
     Returns:
         The names of the tensors that were not transferred.

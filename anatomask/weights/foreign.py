@@ -1,7 +1,8 @@
-"""Weights that others have published: what their tensors are called, and how they are read without running anything.
+"""Weights that others have published: the names of their tensors, and reading them without running any code.
 
-Each backbone says in its `forms` which files it knows. Tensors are looked for in the file itself, in `network_weights`
-(nnU-Net's version 2, the published AnatoMask and SparK-3D code) and in `state_dict` (nnU-Net's version 1).
+The `forms` of each backbone describe the files that it knows. Tensors are looked for in the file itself, in
+`network_weights` (nnU-Net's version 2, the published AnatoMask and SparK-3D code) and in `state_dict` (nnU-Net's
+version 1).
 """
 
 from __future__ import annotations
@@ -28,29 +29,30 @@ from anatomask.nn.norms import NormScope
 from anatomask.weights.matching import describe_faults, find_faults, is_named
 
 FRESH = "fresh"
-"""Beside an exported pretrained encoder's tensors: the names of those that were drawn only to complete the network."""
+"""Key of the names of those tensors in an exported encoder that were drawn only to complete the network."""
 STUNET_KEYS = ("network_weights", "state_dict")
-"""Where the tensors are in what nnU-Net's version 2 writes, and version 1."""
+"""Keys of the tensors in what nnU-Net's version 2 writes, and version 1."""
 
 
 @dataclass(frozen=True)
 class ForeignWeights:
-    """What was read of somebody else's file."""
+    """Content of another program's file of weights."""
 
     form: Form
     kind: str
-    """segmentation: a whole network; pretraining: an encoder, perhaps with the decoder of its pretraining."""
+    """Kind of the weights. segmentation: a whole network; pretraining: an encoder, perhaps with the decoder of its
+    pretraining."""
     network: BackboneConfig
     stages: int | None
-    """Stages of a pretrained encoder; None for a whole network."""
+    """Number of stages of a pretrained encoder; None for a whole network."""
     classes: int | None
-    """Of a whole network, without the background."""
+    """Number of classes of a whole network, without the background; None without heads."""
     tensors: dict[str, Tensor]
-    """By our names: of a `Segmenter`, of an encoder, or of a `MaskedAutoencoder`."""
+    """Tensors by our names: of a `Segmenter`, of an encoder, or of a `MaskedAutoencoder`."""
     missing: tuple[str, ...]
-    """Ours that the file does not give, as far as it describes the network; allowed by the user."""
+    """Names (ours) of tensors that the file lacks, as far as it describes the network; the user allowed them."""
     left_out: tuple[tuple[str, str], ...]
-    """Names in the file that were not transferred, and why."""
+    """Names in the file of tensors that were not transferred, and why."""
 
 
 def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) -> ForeignWeights:
@@ -61,7 +63,7 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
         allow_missing: names (the file's or ours), prefixes that end at a dot, or patterns that need not match.
 
     Raises:
-        UserError: the file cannot be read safely, is of no known form, or holds tensors that do not fit, by name.
+        UserError: the file cannot be read safely, is of no known form, or holds tensors (named) that do not fit.
     """
     content = _load(Path(path))
     held = next((content[key] for key in STUNET_KEYS if isinstance(content.get(key), Mapping)), content)
@@ -109,7 +111,7 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
 
 
 def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sample") -> MaskedAutoencoder:
-    """A pretraining network from a checkpoint in the published AnatoMask (SparK-3D) format; sizes are inferred.
+    """Read a pretraining network from a checkpoint of the published AnatoMask (SparK-3D) code; infer its size.
 
     Args:
         path: the `.pt` file; `network_weights` inside, with or without the prefix `module.`.
@@ -131,17 +133,17 @@ def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sampl
 
 _DECODER_WIDTH = "decoder.levels.0.upsample.weight"
 _MAKE_NUMBER: Any = np.float64(0).__reduce__()[0]
-"""What a pickle calls to make a numpy number of its type and its bytes."""
+"""Function that a pickle calls to make a numpy number of its type and its bytes."""
 _PLAIN_NUMBERS: list[Any] = [
     *((_MAKE_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # in numpy 1, in numpy 2
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "?efd"},
 ]
-"""What nnU-Net's checkpoints hold beside tensors (scores as numpy numbers): values that cannot run anything."""
+"""Types that nnU-Net's checkpoints hold beside tensors (scores as numpy numbers); they cannot run code."""
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The dictionary in a PyTorch file, read without running anything that it contains."""
+    """Load the dictionary in a PyTorch file without running anything that it contains."""
     try:
         with torch.serialization.safe_globals(_PLAIN_NUMBERS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -164,17 +166,17 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether `value` is an ordinary tensor, with all its numbers in memory."""
+    """Return whether `value` is an ordinary tensor, with all its numbers in memory."""
     return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are alike in type, shape and values."""
+    """Return whether two tensors are alike in type, shape and values."""
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _strip(name: str) -> str:
-    """A tensor's name without what parallel and compiled modules put before it."""
+    """Remove from a tensor's name what parallel and compiled modules put before it."""
     return re.sub(r"^((module|_orig_mod)\.)+", "", name)
 
 
@@ -197,7 +199,7 @@ def _is_allowed(name: str, form: Form, allow_missing: Sequence[str]) -> bool:
 def _match_network(
     backbone: type[BackboneConfig], form: Form, tensors: Mapping[str, Tensor], path: str | Path
 ) -> tuple[BackboneConfig, int | None, int | None, Mapping[str, Tensor]]:
-    """Find the network that tensors (by our names) are of, its encoder's stages, classes and empty state."""
+    """Find the network of tensors (by our names), its encoder's stages, its classes and its empty state."""
     try:
         network, stages, classes = backbone.of_tensors(form, tensors)
     except KeyError as error:
@@ -219,7 +221,7 @@ def _match_network(
 def _autoencoder(
     network: BackboneConfig, upsample: Tensor, path: str | Path, norm_scope: NormScope = "sample"
 ) -> MaskedAutoencoder:
-    """The network with the decoder whose first transposed convolution has the weight `upsample`."""
+    """Build the network with the decoder whose first transposed convolution has the weight `upsample`."""
     try:
         return MaskedAutoencoder(network, "hierarchical", upsample.shape[0], norm_scope)
     except (ValueError, IndexError) as error:

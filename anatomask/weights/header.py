@@ -1,4 +1,4 @@
-"""The header of weights, which anyone may have written: the types of its fields, and which fields a use needs."""
+"""Header of weights, which anyone may have written: the types of its fields, and which fields a use needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ClassId = Annotated[str, Field(pattern=r"^[0-9]{1,5}$")]
 
 
 class _Fields(BaseModel):
-    """Fields that are checked where they are given; others are not looked at."""
+    """Fields that are checked where they are given; unknown ones are ignored."""
 
     model_config = ConfigDict(strict=True)
 
@@ -82,10 +82,10 @@ class _Header(_Fields):
 
 
 def parse_header(text: str) -> dict[str, Any]:
-    """Parse the header that lies in a file of weights.
+    """Parse the header in a file of weights.
 
     Raises:
-        ValueError: it is not JSON, or a field that is known here is of another type or out of range.
+        ValueError: the text is not JSON, or a field that is known here is of another type or out of range.
     """
     header = from_json(text)
     if not isinstance(header, dict):
@@ -100,10 +100,10 @@ def parse_header(text: str) -> dict[str, Any]:
 
 
 def require_fields(header: Mapping[str, Any], source: object, *names: str) -> None:
-    """Check that a header gives these fields, sections by dotted names.
+    """Check that a header gives the fields `names`; a dotted name is that of a field in a section.
 
     Raises:
-        UserError: naming the weights `source` and a field that is missing.
+        UserError: a field is missing; the message names it and the weights' `source`.
     """
     for name in names:
         value: Any = header

@@ -1,4 +1,4 @@
-"""Which tensors fit a network, by name and shape; what does not is refused unless it was named."""
+"""Matching of tensors and networks by name and shape: what does not fit is refused, unless it is allowed by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anatomask.errors import UserError
 
 
 def find_faults(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """What keeps `tensors` from being those of the state `own`: the fault of each name, nothing where they fit."""
+    """Find what keeps `tensors` from being those of the state `own`: a fault by name, nothing where all fit."""
     faults = {name: "missing" for name in own if name not in tensors}
     faults |= {name: "unknown" for name in tensors if name not in own}
     for name in own.keys() & tensors.keys():
@@ -25,20 +25,20 @@ def find_faults(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dic
 
 
 def is_named(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of `patterns` means `name`: itself, a prefix of it that ends at a dot, or a pattern (`heads.*`)."""
+    """Return whether one of `patterns` means `name`: itself, its prefix up to a dot, or a wildcard (`heads.*`)."""
     return any(name == p or name.startswith(f"{p}.") or fnmatch.fnmatchcase(name, p) for p in patterns)
 
 
 def describe_faults(faults: Mapping[str, str]) -> str:
-    """The first four of `faults` in one line, and how many there are besides."""
+    """Format the first four faults in one line, and count the others."""
     some = "; ".join(f"{name} is {fault}" for name, fault in sorted(faults.items())[:4])
     return some + (f" and {len(faults) - 4} more" if len(faults) > 4 else "")
 
 
 def count_loaded(module: nn.Module, fresh: Sequence[str]) -> dict[str, int]:
-    """How much of `module` was loaded when what `fresh` names was not: `tensors` and `parameters` (single numbers).
+    """Count what was loaded into `module`, except what `fresh` names: `tensors` and `parameters` (single numbers).
 
-    `of_tensors` and `of_parameters` are how many it has.
+    `of_tensors` and `of_parameters` count what it has.
     """
     sizes = {name: tensor.numel() for name, tensor in module.state_dict().items()}
     loaded = [size for name, size in sizes.items() if name not in set(fresh)]
@@ -59,10 +59,10 @@ def load_matching(module: nn.Module, tensors: Mapping[str, Tensor], allow_missin
         allow_missing: names, prefixes that end at a dot, or patterns (`heads.*`) that need not match.
 
     Returns:
-        What was not transferred although allowed, sorted.
+        The names of the tensors that were not transferred, which was allowed; sorted.
 
     Raises:
-        UserError: naming the tensors that are missing, unknown or of another shape.
+        UserError: tensors are missing, unknown or of another shape; the message names them.
     """
     own = module.state_dict()
     faults = find_faults(own, tensors)

@@ -22,28 +22,28 @@ from anatomask.files import replacing
 from anatomask.parsing import from_json
 
 KEY = "anatomask"
-"""The only entry of a file's metadata: safetensors writes several in an order that changes from process to process."""
+"""Only entry of a file's metadata: safetensors writes several in an order that changes from process to process."""
 OLDER_KEY = "header"
-"""The entry that an older version, which knew no checksums, wrote."""
+"""Entry that an older version wrote, which knew no checksums."""
 COPY_OR_TRAIN = "copy or train it again"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, and what they are."""
+    """Tensors by name, and the header that describes them."""
 
     tensors: dict[str, Tensor]
     header: dict[str, Any]
 
 
 def write_described(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write one safetensors file in one step, readable to whom the process's umask lets read.
+    """Write one safetensors file atomically, with the permissions that the process's umask gives.
 
-    The bytes depend on names, types, shapes and values of the tensors and on the header, on nothing else: neither on
-    their order nor on memory formats.
+    The bytes depend on the names, types, shapes and values of the tensors and on the header alone: neither on their
+    order nor on memory formats.
 
     Raises:
-        OSError: as any write does (safetensors has an exception of its own for a full disk).
+        OSError: the file cannot be written (safetensors has an exception of its own for a full disk).
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = header_text(header)
@@ -65,12 +65,12 @@ def read_described(
 ) -> Weights:
     """Read what `write_described` wrote, onto the CPU, and compare it with its checksum.
 
-    `parse` reads the header, and raises ValueError where it is not as it should be. None: that of weights.
+    `parse` reads the header and raises ValueError where it is invalid. Default: the parser of weights' headers.
 
-    Warns with a `Note` where an older version wrote the file, without a checksum.
+    A `Note` warns where an older version wrote the file, without a checksum.
 
     Raises:
-        UserError: it is missing, damaged or not ours; the message ends with `remedy` where it is damaged.
+        UserError: the file is missing, damaged or not ours; the message ends with `remedy` where it is damaged.
     """
     text, digest = _description(path, remedy)
     try:
@@ -90,17 +90,21 @@ def read_described(
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Read the header alone, which the checksum covers only together with the tensors. Raises as `read_described`."""
+    """Read the header alone, which the checksum covers only together with the tensors.
+
+    Raises:
+        UserError: as `read_described`.
+    """
     return _parsed(path, _description(path, COPY_OR_TRAIN)[0], None)
 
 
 def header_text(header: Mapping[str, Any]) -> str:
-    """The header as JSON, in an order of its own."""
+    """Format the header as JSON with sorted keys."""
     return json.dumps(header, indent=1, sort_keys=True)
 
 
 def _description(path: Path, remedy: str) -> tuple[str, str | None]:
-    """The header's text, empty where there is none, and the checksum; None for a file of an older version."""
+    """Read the header's text (empty if there is none) and the checksum (None in a file of an older version)."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the folder of a checkpoint (model.safetensors and model.json)")
     try:
@@ -131,7 +135,7 @@ def _parsed(path: Path, text: str, parse: Callable[[str], dict[str, Any]] | None
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """The checksum (XXH3, 64 bits) of contiguous tensors on the CPU and of their header."""
+    """Compute the checksum (XXH3, 64 bits) of contiguous tensors on the CPU and of their header."""
     digest = xxh3_64(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
