@@ -25,7 +25,7 @@ from anatomask.evaluation.metrics import score_classes
 from anatomask.evaluation.results import CASES_FILE, IDENTITY_FILE, PREDICTIONS, from_csv
 from anatomask.files import write_text
 from anatomask.runs.folder import environment
-from anatomask.training.recorder import METRICS
+from anatomask.training.journal import METRICS
 from anatomask.weights.files import find_weights, read_weights, write_weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]

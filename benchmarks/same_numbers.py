@@ -22,7 +22,7 @@ from typing import Any
 
 from measure import machine, report
 
-from anatomask.training.recorder import METRICS
+from anatomask.training.journal import METRICS
 from anatomask.weights.files import find_weights, read_weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]

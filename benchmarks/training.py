@@ -36,9 +36,9 @@ from anatomask.data.storage import Storage
 from anatomask.data.stream import SampleReader
 from anatomask.recipes import RECIPES
 from anatomask.stages.pretrain import build_job
-from anatomask.training import ray_train
+from anatomask.training import ray_train, worker
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.recorder import METRICS
+from anatomask.training.journal import METRICS
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.update import Update
 
@@ -101,7 +101,7 @@ def measured(config: PretrainConfig, loads: int) -> dict[str, Any]:
     for variant in (WITH_LOADING, SAME_BATCH, LOADING):
         (job.run / variant).mkdir(parents=True)
     resources = training_resources(config.cluster)
-    with patch.object(ray_train, "run_worker", in_turn(loads)):
+    with patch.object(ray_train, "start_worker", in_turn(loads)):
         ray_train.fit(job, resources, max_failures=0)
     training, same_batch = (recorded(job.run / variant, config.training) for variant in (WITH_LOADING, SAME_BATCH))
     stopped = statistics.mean(training["checkpoint_seconds"])
@@ -147,19 +147,19 @@ def batches_per_second(arrivals: Path) -> float:
 
 
 def in_turn(loads: int) -> Callable[[dict[str, Any]], None]:
-    """Replace `run_worker`: run it three times, the last time for `loads` updates."""
+    """Replace `start_worker`: run it three times, the last time for `loads` updates."""
 
     def run(config: dict[str, Any], variant: str, **changed: int) -> None:
         job = config["job"]
         training = replace(job.training, **changed)
-        ray_train.run_worker({**config, "job": replace(job, run=job.run / variant, training=training)})
+        worker.run_worker(replace(job, run=job.run / variant, training=training), config["resources"])
 
     def run_in_turn(config: dict[str, Any]) -> None:
-        with patch.object(ray_train, "Checkpoints", TimedCheckpoints):
+        with patch.object(worker, "Checkpoints", TimedCheckpoints):
             run(config, WITH_LOADING)
-        with patch.object(ray_train, "stream_batches", same_batch):
+        with patch.object(worker, "stream_batches", same_batch):
             run(config, SAME_BATCH)
-        with patch.object(ray_train, "train", only_load):
+        with patch.object(worker, "train", only_load):
             run(config, LOADING, steps_per_epoch=loads)
 
     return run_in_turn

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +19,8 @@ from anatomask.data.storage import Root, Storage
 SAMPLES_PER_TASK = 32
 SAMPLES_PER_EXECUTION = 2**17
 """Number of samples per Ray Data execution. A start takes seconds: half a millisecond per task, plus the readers'."""
+
+Batch: TypeAlias = dict[str, np.ndarray]
 
 BUFFER_BYTES = 512 * 2**20
 """Bytes that a worker reads ahead at most: without a limit, a short run would be read completely at its start."""
@@ -33,7 +38,7 @@ class SampleReader:
         self.sequence = sequence
         self.draw = draw
 
-    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, rows: Batch) -> Batch:
         """Read the samples whose numbers are in column `sample`, stacked column by column."""
         drawn = [self.draw(self.dataset, self.sequence.case(k), self.sequence.rng(k)) for k in rows["sample"].tolist()]
         return {"sample": rows["sample"], **{name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}}
@@ -50,7 +55,7 @@ def stream_batches(
     readers: int,
     reader_cpus: float,
     begin: Callable[[], None] | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[Batch]:
     """Yield batches of `batch_size` samples, in the order of `samples`, read ahead by `readers` processes.
 
     Each process calls `begin` first. One Ray Data execution covers many epochs: its start costs seconds, so no epoch
@@ -76,3 +81,20 @@ def stream_batches(
             zero_copy_batch=True,
         )
         yield from rows.iter_batches(batch_size=batch_size, prefetch_batches=read_ahead, drop_last=True)
+
+
+def begun(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Read the first batch at once, in a thread, so that the readers start while the networks are built.
+
+    Returns:
+        The same batches. What reading the first one raises is raised where it is asked for.
+    """
+    thread = ThreadPoolExecutor(1, "first-batch")
+    first = thread.submit(lambda: list(itertools.islice(batches, 1)))
+    thread.shutdown(wait=False)
+
+    def all_of_them() -> Iterator[Batch]:
+        yield from first.result()
+        yield from batches
+
+    return all_of_them()

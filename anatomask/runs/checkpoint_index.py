@@ -34,6 +34,11 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged ({error}); begin the run anew with --overwrite") from error
 
 
+def last_step(run: Path) -> int:
+    """Return the update of the last checkpoint of a run; 0 where there is none. Raises UserError as `read_index`."""
+    return int(read_index(run / "checkpoints").get("step", 0))
+
+
 def _checked(index: Any) -> dict[str, Any]:
     if not isinstance(index, Mapping):
         raise ValueError(f"it holds {shown(index)} and no fields")

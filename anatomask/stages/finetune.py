@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from anatomask.config import FinetuneConfig
 from anatomask.data.addresses import public_address
@@ -19,19 +17,15 @@ from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.evaluation.predictor import Predictor
-from anatomask.evaluation.validation import validation_dice
+from anatomask.evaluation.validation import Validation
 from anatomask.nested import plain
 from anatomask.nn.backbones.base import Segmenter
 from anatomask.runs.folder import run_folder
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.pretrain import check_channels
-from anatomask.training.cost import Loss, StepCost, less_memory, step_cost
 from anatomask.training.estimate import cost_rows, device_of
-from anatomask.training.finetuning import FinetuningTask, prepare_gradients
-from anatomask.training.losses import segmentation_loss
-from anatomask.training.parallel import memory_format
-from anatomask.training.ray_train import TrainingJob
+from anatomask.training.job import TrainingJob
+from anatomask.training.tasks import finetuning_task
 from anatomask.weights.files import (
     Transfer,
     describe_architecture,
@@ -88,11 +82,11 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         sequence=SampleSequence(train_cases, config.seed),
         draw=FinetuningDraw(config.loader, tuple(header["mirror_axes"])),
         build_task=partial(
-            FinetuningTask,
+            finetuning_task,
             config.network,
             header,
             start,
-            partial(validate, dataset=dataset, cases=val_cases, config=config),
+            Validation(dataset.storage, val_cases, config.loader.patch_size, config.inference),
             config.seed,
             frozen=config.optimiser.freeze == config.training.epochs,
         ),
@@ -178,20 +172,10 @@ def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[t
     return chosen, tuple(val)
 
 
-def validate(
-    network: nn.Module, device: torch.device, *, dataset: PreparedDataset, cases: Sequence[str], config: FinetuneConfig
-) -> Mapping[str, float]:
-    """Mean DSC of each class that the validation cases hold, without mirroring."""
-    classes = len(dataset.class_names)
-    predictor = Predictor(network, config.loader.patch_size, classes, inference=config.inference, device=device)
-    dice = validation_dice(predictor, dataset, cases)
-    return {dataset.class_names[number]: value for number, value in dice.items() if not math.isnan(value)}
-
-
 def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
     """Finetune, or go on with it."""
     job = build_job(config)
-    require_memory_here(config, lambda: cost_of(config, *dummy_update(config)))
+    require_memory_here(config)
     run_job(job, config.cluster, "finetune", overwrite=overwrite)
     print(f"Finetuned weights: {job.run}\nScore them: anatomask evaluate --run {job.run}")
     return 0
@@ -199,14 +183,17 @@ def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
 
 def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
+    from anatomask.stages import costs
+    from anatomask.training.cost import less_memory
+
     job = build_job(config)
     if config.plan.tflops is None:  # else it is for other devices than this machine's
         refuse_wrong_gradients_here(job, config.cluster)
     dataset = PreparedDataset.open(config.data)
     train_cases, val_cases = select_labelled(dataset, config)
     workers = config.cluster.workers
-    network, loss = dummy_update(config)
-    cost = cost_of(config, network, loss)
+    network, loss = costs.finetuning_update(config)
+    cost = costs.worker_cost(config, network, loss)
     options = less_memory(network, loss, config.training, workers, config.optimiser.moments)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return [
@@ -221,23 +208,3 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
         ("parameters", f"{parameters / 1e6:.2f} M"),
         *cost_rows(cost, options, job.total_steps, workers, config.training.precision, device_of(config.plan)),
     ]
-
-
-def dummy_update(config: FinetuneConfig) -> tuple[Segmenter, Loss]:
-    """The network on the meta device, and its loss of samples that hold nothing: what `step_cost` counts."""
-    with torch.device("meta"):
-        network = config.network.segmenter(len(PreparedDataset.open(config.data).class_names))
-    prepare_gradients(network, frozen=config.optimiser.freeze == config.training.epochs)
-    return network, partial(any_loss, config=config)
-
-
-def cost_of(config: FinetuneConfig, network: Segmenter, loss: Loss) -> StepCost:
-    """The cost of one worker's update."""
-    return step_cost(network, loss, config.training, config.cluster.workers, config.optimiser.moments)
-
-
-def any_loss(network: nn.Module, samples: int, config: FinetuneConfig) -> Tensor:
-    """The loss of so many samples that hold nothing."""
-    volume = torch.empty(samples, config.network.in_channels, *config.loader.patch_size)
-    label = torch.empty(samples, 1, *config.loader.patch_size, dtype=torch.uint8)
-    return segmentation_loss(network(volume.contiguous(memory_format=memory_format(config.training))), label)

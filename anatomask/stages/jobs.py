@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,14 +19,16 @@ from anatomask.files import exclusive_lock
 from anatomask.nested import plain
 from anatomask.plugins import plugin_digests
 from anatomask.ray_watch import RayGone
+from anatomask.runs.checkpoint_index import last_step
 from anatomask.runs.folder import open_run
 from anatomask.terminal.progress import NewLines, following
-from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.cost import StepCost
-from anatomask.training.journal import JOURNAL, note
+from anatomask.training.job import TrainingJob, refuse_wrong_gradients
+from anatomask.training.journal import JOURNAL, METRICS, note
 from anatomask.training.memory import require_memory
-from anatomask.training.ray_train import TrainingJob, fit, refuse_wrong_gradients
-from anatomask.training.recorder import METRICS
+from anatomask.training.ray_train import fit
+
+if TYPE_CHECKING:
+    from anatomask.training.cost import StepCost
 
 
 def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overwrite: bool) -> None:
@@ -46,7 +49,7 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
             inputs={**job.inputs, **plugin_digests()},
             resources=asdict(resources),
         )
-        start = Checkpoints(job.run).step()
+        start = last_step(job.run)
         if job.origin and not start:
             note(job.run, job.origin)
         with following(job.run / METRICS, journal, job.total_steps, description, start):
@@ -82,15 +85,25 @@ def refuse_wrong_gradients_here(job: TrainingJob, cluster: ClusterConfig) -> Non
         refuse_wrong_gradients(job, torch.device("cpu"))
 
 
-def require_memory_here(config: PretrainConfig | FinetuneConfig, cost: Callable[[], StepCost]) -> None:
-    """Raise UserError where an update, whose `cost` takes seconds to find, is far beyond the memory of this machine.
+def require_memory_here(config: PretrainConfig | FinetuneConfig) -> None:
+    """Raise UserError where an update is far beyond the memory of this machine.
 
     On a cluster, what its nodes have is not known before they are asked.
     """
     cluster = config.cluster
     if cluster.address == "local":
         gpu = torch.cuda.is_available() if cluster.gpu is None else cluster.gpu
+        cost = partial(_update_cost, config)
         require_memory(config.training, config.loader, config.network.in_channels, cluster.workers, gpu, cost)
+
+
+def _update_cost(config: PretrainConfig | FinetuneConfig) -> StepCost:
+    """Count what an update takes, which takes seconds."""
+    from anatomask.stages import costs
+
+    if isinstance(config, PretrainConfig):
+        return costs.worker_cost(config, *costs.pretraining_update(config))
+    return costs.worker_cost(config, *costs.finetuning_update(config))
 
 
 def all_settings() -> dict[str, Any]:

@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
-from torch import Tensor
-
 from anatomask.config import PretrainConfig
 from anatomask.data.addresses import public_address
 from anatomask.data.index import data_digest
@@ -18,16 +15,13 @@ from anatomask.data.samples import SampleSequence, random_origin, worker_share
 from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.methods.base import Method
 from anatomask.nested import plain
 from anatomask.runs.folder import run_folder
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
-from anatomask.training.cost import Loss, StepCost, less_memory, step_cost
 from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
-from anatomask.training.parallel import memory_format
-from anatomask.training.pretraining import PretrainingTask
-from anatomask.training.ray_train import TrainingJob
+from anatomask.training.job import TrainingJob
+from anatomask.training.tasks import pretraining_task
 from anatomask.weights.files import describe_architecture
 
 
@@ -64,7 +58,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         sequence=SampleSequence(cases, config.seed),
         draw=method.draw(config.loader),
         build_task=partial(
-            PretrainingTask, method, config.network, config.loader, header, dataset.path, fixed, config.seed
+            pretraining_task, method, config.network, config.loader, header, dataset.path, fixed, config.seed
         ),
         loader=config.loader,
         training=config.training,
@@ -102,7 +96,7 @@ def check_channels(dataset: PreparedDataset, in_channels: int) -> None:
 def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     """Pretrain, or go on with it."""
     job = build_job(config)
-    require_memory_here(config, lambda: cost_of(config, *dummy_update(config)))
+    require_memory_here(config)
     run_job(job, config.cluster, "pretrain", overwrite=overwrite)
     print(f"Pretrained weights: {job.run}\nLook at them: tensorboard --logdir {job.run.parent}")
     return 0
@@ -110,12 +104,15 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
 
 def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     """What would be done, for `--dry-run`."""
+    from anatomask.stages import costs
+    from anatomask.training.cost import less_memory
+
     job = build_job(config)
     if config.plan.tflops is None:  # else it is for other devices than this machine's
         refuse_wrong_gradients_here(job, config.cluster)
     workers = config.cluster.workers
-    method, loss = dummy_update(config)
-    cost = cost_of(config, method, loss)
+    method, loss = costs.pretraining_update(config)
+    cost = costs.worker_cost(config, method, loss)
     options = less_memory(method, loss, config.training, workers, config.optimiser.moments)
     parameters = sum(parameter.numel() for parameter in method.trainable().parameters())
     encoder = sum(p.numel() for name, p in method.named_parameters() if name.startswith(config.method.encoder))
@@ -155,24 +152,6 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
             device,
         ),
     ]
-
-
-def dummy_update(config: PretrainConfig) -> tuple[Method, Loss]:
-    """The method on the meta device, and its loss of samples that hold nothing: what `step_cost` counts."""
-    with torch.device("meta"):
-        method = config.method.resolved().countable().build(config.network)
-    method.memory_format = memory_format(config.training)
-    return method, partial(last_loss, config=config)
-
-
-def cost_of(config: PretrainConfig, method: Method, loss: Loss) -> StepCost:
-    """The cost of one worker's update."""
-    return step_cost(method, loss, config.training, config.cluster.workers, config.optimiser.moments)
-
-
-def last_loss(method: Method, samples: int, config: PretrainConfig) -> Tensor:
-    """The loss of so many samples that hold nothing, at the end of a training: by then the teacher is asked."""
-    return method(method.dummy_batch(samples, config.loader.patch_size), 1.0).loss
 
 
 def read_some(job: TrainingJob, dataset: PreparedDataset, cases: int, count: int) -> Reading:

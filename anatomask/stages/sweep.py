@@ -42,6 +42,7 @@ from anatomask.files import write_text
 from anatomask.nested import plain
 from anatomask.plugins import plugin_digests
 from anatomask.reports.sweeps import SweepRow, paper_ablation, sweep_csv, sweep_table
+from anatomask.runs.checkpoint_index import last_step
 from anatomask.runs.folder import open_run
 from anatomask.stages import evaluate, finetune, pretrain
 from anatomask.stages.jobs import all_settings, kept_from_others
@@ -61,10 +62,8 @@ from anatomask.sweeps.study import (
 )
 from anatomask.terminal.printing import remark
 from anatomask.terminal.progress import NewLines, last_row, polling, progress_bar
-from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.journal import JOURNAL
+from anatomask.training.journal import JOURNAL, METRICS
 from anatomask.training.ray_train import fit
-from anatomask.training.recorder import METRICS
 
 TUNE_LOG = "tune.log"
 
@@ -96,7 +95,7 @@ def check(chain: Chain, space: Space) -> Work:
             jobs[one.name] = pretrain.build_job(one.config)
         elif one.verb == "finetune":
             jobs[one.name] = finetune.build_job(replace(one.config, init=finetune.SCRATCH))
-    done = sum(Checkpoints(chain.store.path(name)).step() >= job.total_steps for name, job in jobs.items())
+    done = sum(last_step(chain.store.path(name)) >= job.total_steps for name, job in jobs.items())
     updates = sum(jobs[stage.name].total_steps for stage in trials[0].values() if stage.name in jobs)
     return Work(len(jobs), done, updates)
 

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
 from sqlalchemy.exc import DatabaseError
 
-from anatomask.errors import UserError
+from anatomask.errors import UserError, first_line
 from anatomask.names import file_name
 from anatomask.sweeps.space import Space, Table, point_name
 
@@ -51,7 +51,7 @@ def open_study(folder: Path, space: Space) -> optuna.Study:
             storage=storage, study_name=folder.name, direction="maximize", load_if_exists=True, sampler=TPESampler()
         )
     except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
-        raise UserError(f"{path} is damaged ({_first_line(error)}); put it back, or --overwrite the sweep") from error
+        raise UserError(f"{path} is damaged ({first_line(error)}); put it back, or --overwrite the sweep") from error
     if isinstance(space, Table):
         rows = {name: dict(row) for name, row in space.rows.items()}
         if study.user_attrs.get(ROWS, rows) != rows:
@@ -65,10 +65,6 @@ def open_study(folder: Path, space: Space) -> optuna.Study:
         if trial.state == TrialState.FAIL:
             study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, FIRST: first_number(trial)})
     return study
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def latest_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from anatomask.files import add_filename
 
 JOURNAL = "log.txt"
+METRICS = "metrics.jsonl"
+"""Name of the file of a run's scalars, which lies beside the journal."""
 
 
 def note(run: Path, text: str) -> None:

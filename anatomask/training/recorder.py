@@ -19,8 +19,8 @@ from torch.utils.tensorboard.summary import hparams
 from anatomask.errors import UserError
 from anatomask.files import add_filename, replacing, write_text
 from anatomask.parsing import from_json
+from anatomask.training.journal import METRICS
 
-METRICS = "metrics.jsonl"
 DPI = 110
 EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\.(.+)")
 """Pattern of the file names of TensorBoard's writer: the second of their start, the host, the process."""

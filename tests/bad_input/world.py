@@ -25,9 +25,10 @@ from anatomask.data.stream import SampleReader
 from anatomask.errors import UserError
 from anatomask.evaluation.case import Evaluation
 from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.job import TrainingJob
 from anatomask.training.parallel import Workers
-from anatomask.training.ray_train import TrainingJob, run_share
 from anatomask.training.state import TrainingState
+from anatomask.training.worker import run_share
 from anatomask.weights.files import Weights
 from tests.bad_input.kinds import EVALUATE, GO_ON, SAME_FINETUNING, SAME_PRETRAINING
 
@@ -105,7 +106,7 @@ def train_here(job: TrainingJob, resources: TrainingResources, max_failures: int
     """Do what `anatomask.training.ray_train.fit` does, in this process."""
     if Checkpoints(job.run).step() < job.total_steps:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("anatomask.training.ray_train.stream_batches", batches_here)
+            patch.setattr("anatomask.training.worker.stream_batches", batches_here)
             run_share(job, resources, Workers(), torch.device("cpu"))
 
 

@@ -10,6 +10,9 @@ from anatomask.cli.main import VERBS
 HEAVY = ("ray", "monai", "scipy", "nibabel", "matplotlib", "pandas", "pyarrow", "torch.distributed.tensor")
 """Packages that take a large part of a second to import each, and that no settings need."""
 
+ONLY_WORKERS = ("monai", "matplotlib", "tensorboard", "optuna", "sympy", "torch.distributed.tensor")
+"""Packages that networks, losses and records need, and neither the driver of a training nor Ray's controller."""
+
 
 def imported(code: str) -> set[str]:
     """Modules that a new process has imported after `code`."""
@@ -30,3 +33,9 @@ def test_help_of_a_verb_imports_nothing_heavy(verb: str) -> None:
 def test_the_usage_imports_next_to_nothing() -> None:
     modules = imported("from anatomask.cli.main import main; main(['--help'])")
     assert "anatomask.config" not in modules and not modules & {*HEAVY, "torch", "numpy"}
+
+
+@pytest.mark.parametrize("module", ["stages.pretrain", "stages.finetune", "training.ray_train"])
+def test_the_driver_of_a_training_imports_nothing_of_its_workers(module: str) -> None:
+    modules = imported(f"import anatomask.{module}")
+    assert "torch" in modules and not modules & set(ONLY_WORKERS)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from threading import Event
+
 import numpy as np
 import pytest
 
 from anatomask.data import stream
 from anatomask.data.samples import LoaderConfig, SampleSequence, worker_samples
 from anatomask.data.shards import PreparedDataset
-from anatomask.data.stream import stream_batches
+from anatomask.data.stream import Batch, begun, stream_batches
+from anatomask.errors import UserError
 from anatomask.methods.masked import MaskedDraw
 
 BATCH = 6
@@ -31,3 +35,30 @@ def test_samples_come_in_order_over_several_executions(
         expected = draw(head, "one", sequence.rng(int(batch["sample"][2])))
         for name, value in expected.items():
             np.testing.assert_array_equal(batch[name][2], value)
+
+
+def test_the_first_batch_is_read_before_it_is_asked_for() -> None:
+    asked = Event()
+
+    def batches() -> Iterator[Batch]:
+        asked.set()
+        yield {"sample": np.array([0])}
+        yield {"sample": np.array([1])}
+
+    stream = begun(batches())
+    assert asked.wait(30)
+    assert [int(batch["sample"][0]) for batch in stream] == [0, 1]
+
+
+def test_an_empty_stream_stays_empty() -> None:
+    assert list(begun(iter(()))) == []
+
+
+def test_what_the_first_batch_raises_comes_when_it_is_asked_for() -> None:
+    def damaged() -> Iterator[Batch]:
+        raise UserError("shard 1 is damaged")
+        yield {}
+
+    stream = begun(damaged())
+    with pytest.raises(UserError, match="shard 1"):
+        next(stream)

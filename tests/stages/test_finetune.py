@@ -19,7 +19,7 @@ from anatomask.nn.backbones import backbone_config
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig, STUNetEncoder
 from anatomask.stages.finetune import build_job, plan
 from anatomask.training.finetuning import FinetuningTask
-from anatomask.training.ray_train import TrainingJob
+from anatomask.training.job import TrainingJob
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.weights.files import describe_architecture, read_weights, write_weights

@@ -36,7 +36,7 @@ from anatomask.sweeps.graph import unique
 from anatomask.sweeps.space import Search, Space, Table, grid, load_space, space_names
 from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, latest_trials, open_study, trials_left
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.ray_train import TrainingJob
+from anatomask.training.job import TrainingJob
 from tests.bad_input.world import RESOURCES, train_here, without_ray
 
 REPOSITORY = Path(__file__).parents[2]

@@ -16,8 +16,9 @@ from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
+from anatomask.training.job import TrainingJob
 from anatomask.training.journal import JOURNAL
-from anatomask.training.ray_train import TrainingJob, fit
+from anatomask.training.ray_train import fit
 from tests.outages import Network
 from tests.training.witness import BATCH, job, surviving_samples
 

@@ -13,7 +13,8 @@ from anatomask.data.samples import LoaderConfig
 from anatomask.errors import UserError
 from anatomask.ray_watch import RayGone
 from anatomask.training.parallel import Workers
-from anatomask.training.ray_train import fit, run_share
+from anatomask.training.ray_train import fit
+from anatomask.training.worker import run_share
 from tests.training.witness import job
 
 

@@ -20,7 +20,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Root
 from anatomask.nn.norms import BatchNorm3d
 from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.ray_train import TrainingJob
+from anatomask.training.job import TrainingJob
 from anatomask.training.recorder import Recorder
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.task import Task

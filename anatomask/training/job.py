@@ -1,0 +1,78 @@
+"""A training as its settings and addresses: what the driver sends to the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from anatomask.data.samples import Draw, LoaderConfig, SampleSequence
+from anatomask.data.storage import Root
+from anatomask.errors import UserError
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
+
+if TYPE_CHECKING:  # the driver needs no network
+    from anatomask.training.task import Task
+
+
+@dataclass(frozen=True, repr=False)
+class TrainingJob:
+    """Everything that a worker needs. It is sent to the workers, so it holds settings and no tensors."""
+
+    run: Path
+    """Folder of the run, on storage that all nodes share."""
+    data: Root
+    """Folder that `prepare` wrote."""
+    sequence: SampleSequence
+    draw: Draw
+    build_task: Callable[[torch.device], Task]
+    loader: LoaderConfig
+    training: TrainingConfig
+    optimiser: OptimiserConfig
+    seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The run's configuration, for TensorBoard's table of hyperparameters."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of all kinds of runs, which are the columns of that table."""
+    origin: str = ""
+    """Sentence on what the training starts from, for the run's journal."""
+    largest_stride: int = 16
+    """Stride of the encoder's coarsest map."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the inputs of the run, by the name that a message gives them."""
+
+    def __repr__(self) -> str:
+        """Return a text without the data's address, which may hold credentials: Ray's dashboard shows it."""
+        return f"TrainingJob({str(self.run)!r})"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates per epoch."""
+        return self.training.updates_per_epoch(len(self.sequence.cases))
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.training.epochs * self.steps_per_epoch
+
+    def cases(self, step: int) -> list[str]:
+        """Return the cases of the batch of update `step` (1 is the first)."""
+        size = self.training.batch_size
+        return [self.sequence.case(k) for k in range((step - 1) * size, step * size)]
+
+
+def refuse_wrong_gradients(job: TrainingJob, device: torch.device) -> None:
+    """Refuse settings for which torch 2.13 computes wrong gradients: see docs/results/precision.md.
+
+    Raises:
+        UserError: the settings are among them.
+    """
+    first, stride = job.loader.patch_size[0], job.largest_stride
+    if device.type == "cpu" and job.training.precision == "bf16" and first <= 2 * stride:  # two voxels at that stride
+        raise UserError(
+            f"--training.precision bf16: PyTorch's gradients on CPUs are wrong for crops of {first} voxels along the "
+            f"first axis; choose --loader.patch-size {3 * stride} … or --training.precision fp32"
+        )
