@@ -55,10 +55,9 @@ def test_an_empty_stream_stays_empty() -> None:
 
 
 def test_what_the_first_batch_raises_comes_when_it_is_asked_for() -> None:
-    def damaged() -> Iterator[Batch]:
-        raise UserError("shard 1 is damaged")
-        yield {}
+    def damaged(number: int) -> Batch:
+        raise UserError(f"shard {number} is damaged")
 
-    stream = begun(damaged())
+    stream = begun(map(damaged, [1]))
     with pytest.raises(UserError, match="shard 1"):
         next(stream)
