@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from anatomask.nn.norms import NormScope
 from anatomask.nn.rows import ActiveBlocks
 from anatomask.nn.sparse import Visible, expand_active
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "anatomask"
 SPARSE = [name for name in BACKENDS if name != "dense"]
 RESENC = ResEncConfig(2, (4, 8, 8, 8, 16, 16), (1, 2, 1, 1, 1, 1))
 """In its skips are: nothing, pooling, a projection, both."""
@@ -172,6 +174,20 @@ def test_published_implementation_agrees(golden: Any, backend: str) -> None:
         results = [model(volume, active).reconstruction, *model.encode(volume, active)]
     for name, mine in zip(names, results, strict=True):
         assert np.abs(mine.numpy() - numbers[name]).max() / np.abs(numbers[name]).max() < 1e-4, name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_published_encoder_agrees(backend: str) -> None:
+    """Its first four stages lie in the repository, so that every clone checks them."""
+    numbers = np.load(GOLDEN / "encoder.npz")
+    encoder = STUNetConfig(base=8, depth=1).encoder(4).eval()
+    encoder.load_state_dict({name: torch.from_numpy(w) for name, w in np.load(GOLDEN / "encoder_weights.npz").items()})
+    volume, active = torch.from_numpy(numbers["input"]), torch.from_numpy(numbers["active"])[:, 0]
+    with torch.no_grad():
+        maps = BACKENDS[backend](encoder, volume, active, "sample", None)
+    for stage, (encoded, step) in enumerate(zip(maps, (8, 4, 2, 1), strict=True)):
+        mine, theirs = encoded.dense()[..., ::step, ::step, ::step].numpy(), numbers[f"encoder_stage{stage}_eval"]
+        assert np.abs(mine - theirs).max() / np.abs(theirs).max() < 1e-4, f"stage {stage}"
 
 
 @pytest.mark.parametrize("backend", SPARSE)
