@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -57,6 +62,31 @@ def test_packages_are_those_on_disk(pyproject: dict[str, Any]) -> None:
     assert settings["package-dir"] == {"anatomask.tune_spaces": "tune_spaces"}
 
 
+def test_the_wheel_is_one_package_with_its_spaces(tmp_path: Path) -> None:
+    """It is built of what git tracks, and its sweeps are found from it, not from this checkout."""
+    source, wheels, installed = tmp_path / "source", tmp_path / "wheels", tmp_path / "installed"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in tracked.rstrip("\0").split("\0"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*pip, str(wheels), str(source)], check=True, cwd=tmp_path)
+    (wheel,) = wheels.iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+    assert {path.name.split("-")[0] for path in installed.iterdir()} == {"anatomask"}
+    script = "import anatomask; from anatomask.sweeps.space import load_space; load_space('table3_mask_ratio')"
+    found = subprocess.run(
+        [sys.executable, "-c", f"{script}; print(anatomask.__file__)"],
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(found.stdout.strip()).is_relative_to(installed)
+
+
 def test_data_files_are_packaged(pyproject: dict[str, Any]) -> None:
     patterns = pyproject["tool"]["setuptools"]["package-data"]["*"]
     files = [path for path in (ROOT / "anatomask").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
@@ -87,6 +117,4 @@ def test_the_citation_names_the_paper() -> None:
 
 
 def test_no_file_of_pipelines_shadows_the_standard_library() -> None:
-    import sys
-
     assert not {path.stem for path in (ROOT / "pipelines").glob("*.py")} & (sys.stdlib_module_names - {"__init__"})
