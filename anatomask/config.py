@@ -30,6 +30,9 @@ from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.weights.exporting import ExportFormat
 
+SCRATCH = "scratch"
+"""Value of `FinetuneConfig.init` that starts from random weights."""
+
 
 @dataclass(frozen=True)
 class PrepareConfig(Settings):
@@ -144,7 +147,7 @@ class FinetuneConfig(Settings):
 
     data: str
     """Folder that `prepare` wrote."""
-    init: str = "scratch"
+    init: str = SCRATCH
     """Initial weights: scratch, or the folder RUN of a run or of weights. Controls: encoder:RUN takes only the encoder
     of a finetuned network; permuted:RUN takes the encoder with the entries of each tensor shuffled."""
     runs: str = "runs"

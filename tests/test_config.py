@@ -24,6 +24,7 @@ from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.recipes import RECIPES
 from anatomask.training.schedule import SCHEDULES
 from anatomask.training.settings import TrainingConfig
+from anatomask.weights.files import describe_architecture, write_weights
 
 
 def settings(*argv: str, verb: str = "pretrain") -> Any:
@@ -184,12 +185,31 @@ def test_a_network_is_chosen_by_its_name_with_a_crop_that_it_takes(tmp_path: Pat
         assert stage.network == ResEncConfig() and stage.loader.patch_size == (64, 64, 64)
 
 
+@pytest.mark.parametrize("part", ["", "encoder:", "permuted:"])
+def test_a_finetuning_has_the_network_of_its_weights_unless_another_is_named(part: str, tmp_path: Path) -> None:
+    network = ResEncConfig(2, (4, 8, 8), (1, 1, 2))
+    write_weights(tmp_path / "weights", {}, {"architecture": describe_architecture(network)})
+    argv = ("--recipe", "tiny", "--data", "x", "--init", f"{part}{tmp_path / 'weights'}")
+    assert settings(*argv, verb="finetune").network == network
+    assert settings(*argv, "--network.in-channels", "1", verb="finetune").network == replace(network, in_channels=1)
+    assert settings(*argv, "--network", "stunet", verb="finetune").network == STUNetConfig()
+    file = tmp_path / "config.yaml"
+    file.write_text(f"init: {part}{tmp_path / 'weights'}\nnetwork: {{in_channels: 3}}")
+    config = settings("--recipe", "tiny", "--data", "x", "--config", str(file), verb="finetune")
+    assert config.network == replace(network, in_channels=3) and config.loader.patch_size == (48, 48, 48)
+
+
+def test_weights_that_are_not_there_are_refused_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere is neither a run with checkpoints nor a folder"):
+        settings("--data", "x", "--init", str(tmp_path / "nowhere"), verb="finetune")
+
+
 @pytest.mark.parametrize("name", ["resenc", "swin_unetr"])
 def test_a_crop_that_the_network_does_not_take_is_refused(name: str) -> None:
     argv = ("--network", name, "--data", "x", "--loader.patch-size", "48", "48", "48")
     with pytest.raises(SystemExit):
         settings(*argv, verb="finetune")
-    with pytest.raises(ValueError, match=r"three multiples of 32, .* the network resenc: \(64, 64, 64\) is"):
+    with pytest.raises(ValueError, match=r"three multiples of 32, .* the network resenc: choose \(64, 64, 64\)"):
         FinetuneConfig(data="x", network=ResEncConfig(), loader=LoaderConfig(patch_size=(48, 48, 48)))
     # five stages, whose strides end at 16, are pretrained when patches of 16 voxels are hidden
     PretrainConfig(data="x", network=ResEncConfig(), loader=LoaderConfig(patch_size=(48, 48, 48)))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from anatomask.config import FinetuneConfig, SweepConfig, with_method, with_network
+from anatomask.config import SCRATCH, FinetuneConfig, SweepConfig, with_method, with_network
 from anatomask.errors import UserError
 from anatomask.files import refuse_pipe
 from anatomask.methods import method_names
@@ -45,6 +45,8 @@ class Invocation:
 def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Mapping[str, Any]]]) -> Invocation:
     """Build the settings of `verb` from a recipe, a schedule, a YAML file, then dotted flags: the later override.
 
+    The network of a finetuning is that of its initial weights, where nothing else chooses one.
+
     Raises:
         UserError: a recipe, method or schedule is unknown or does not fit the epochs, or a YAML file has a field that
             does not exist or a value out of range.
@@ -69,6 +71,8 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
         raise UserError(f"--recipe {own.recipe}: no such recipe; there are {', '.join(recipes)}")
     default = recipes[own.recipe or DEFAULT_RECIPE]()[verb]
     from_file = {} if own.config is None else read_yaml(own.config)
+    if verb == "finetune":
+        default = with_weights(default, initial_weights(from_file, rest))
     if verb in EPOCHS and own.schedule is not None:
         default = scheduled(default, own.schedule, epochs_of(verb, overlay(default, from_file, own.config), rest))
     default = overlay(default, from_file, own.config)
@@ -124,6 +128,29 @@ def epochs_of(verb: str, default: Any, argv: Sequence[str]) -> int:
     given, _ = flag.parse_known_args(argv)
     finetuning = default.finetune if isinstance(default, SweepConfig) else default
     return int(finetuning.training.epochs if given.epochs is None else given.epochs)
+
+
+def initial_weights(from_file: Mapping[str, Any], argv: Sequence[str]) -> str:
+    """Return what a finetuning starts from: the flag `--init` in `argv`, else the file's field, else "scratch"."""
+    flag = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="anatomask finetune")
+    flag.add_argument("--init", default=from_file.get("init", SCRATCH))
+    given, _ = flag.parse_known_args(argv)
+    return str(given.init)
+
+
+def with_weights(config: FinetuneConfig, init: str) -> FinetuneConfig:
+    """Give a finetuning the network of its initial weights, and a crop that this network takes.
+
+    Raises:
+        UserError: there are no such weights, or their header describes no network that is known here.
+    """
+    if not init or init == SCRATCH:
+        return config
+    from anatomask.weights.files import find_weights, network_of, read_header, split_init  # they need torch's tensors
+
+    network = network_of(read_header(find_weights(split_init(init)[1])))
+    loader = dataclasses.replace(config.loader, patch_size=network.fitting_crop(config.loader.patch_size))
+    return dataclasses.replace(config, network=network, loader=loader)
 
 
 def read_yaml(path: str) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from anatomask.config import FinetuneConfig
+from anatomask.config import SCRATCH, FinetuneConfig
 from anatomask.data.addresses import public_address
 from anatomask.data.index import data_digest
 from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
@@ -40,8 +40,6 @@ from anatomask.weights.files import (
 )
 from anatomask.weights.header import require_fields
 from anatomask.weights.matching import count_loaded
-
-SCRATCH = "scratch"
 
 
 def build_job(config: FinetuneConfig) -> TrainingJob:

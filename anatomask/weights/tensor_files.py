@@ -71,6 +71,7 @@ def read_described(
 
     Raises:
         UserError: the file is missing, damaged or not ours; the message ends with `remedy` where it is damaged.
+        OSError: the file may not be read.
     """
     text, digest = _description(path, remedy)
     try:
@@ -107,6 +108,7 @@ def _description(path: Path, remedy: str) -> tuple[str, str | None]:
     """Read the header's text (empty if there is none) and the checksum (None in a file of an older version)."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: give the folder of a checkpoint (model.safetensors and model.json)")
+    path.open("rb").close()  # safe_open would say that a file which may not be read is missing
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

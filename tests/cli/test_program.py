@@ -62,7 +62,7 @@ def test_what_an_error_lacks_is_not_missed(error: OSError, message: str, capfd: 
         (["phantom", "--cases", "1", "--out", "/proc/x"], "/proc/x"),
         (["phantom", "--cases", "1", "--out", "x" * 300], "the name is too long"),
         (["pretrain", "--data", "x" * 300], "the name is too long"),
-        (["finetune", "--data", "x", "--init", "y" * 300], "x/dataset.json is missing"),
+        (["finetune", "--data", "x", "--init", "y" * 300], "the name is too long; choose a shorter one"),
         (["evaluate", "--run", "x" * 300], "the name is too long"),
         (["report", "--runs", "x" * 300], "the name is too long"),
         (["prepare", "--source", "x" * 300, "--out", "y"], "xxx"),
