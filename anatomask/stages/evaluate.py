@@ -33,7 +33,7 @@ from anatomask.evaluation.summary import summary_of
 from anatomask.evaluation.windows import logits_bytes, window_count
 from anatomask.reports.tables import verdict
 from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, finished_cases, read_scores
-from anatomask.terminal.progress import outages_told, progress_bar
+from anatomask.terminal.progress import outages_told, progress_shown
 from anatomask.weights.files import find_weights
 from anatomask.weights.header import require_fields
 from anatomask.weights.tensor_files import Weights
@@ -142,7 +142,7 @@ def evaluate_cases(
 
 def _completed(tasks: dict[ray.ObjectRef, str]) -> Iterator[tuple[str, str | None]]:
     """Each case as its task ends, with the reason if it failed; shows progress and the time left."""
-    with progress_bar() as progress:
+    with progress_shown() as progress:
         bar = progress.add_task("predicting and scoring", total=len(tasks), detail="cases")
         pending = list(tasks)
         while pending:

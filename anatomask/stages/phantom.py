@@ -6,13 +6,13 @@ from rich.console import Console
 
 from anatomask.data.phantom import write_phantom
 from anatomask.data.settings import PhantomConfig
-from anatomask.terminal.progress import progress_bar
+from anatomask.terminal.progress import progress_shown
 
 
 def stage(config: PhantomConfig, *, overwrite: bool) -> int:
     """Write all cases; those that an earlier run completed stay."""
     scans = write_phantom(config, overwrite=overwrite)
-    with progress_bar() as progress:
+    with progress_shown() as progress:
         bar = progress.add_task("writing phantoms", total=config.cases, detail="scans")
         for _ in scans:
             progress.advance(bar)

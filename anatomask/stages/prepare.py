@@ -51,7 +51,7 @@ from anatomask.errors import UserError
 from anatomask.names import some
 from anatomask.stages.mapping import mapped, mapped_within_memory
 from anatomask.terminal.printing import remark
-from anatomask.terminal.progress import outages_told, progress_bar
+from anatomask.terminal.progress import outages_told, progress_shown
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
         remark(f"--overwrite leaves what anatomask did not write: {some(left)}")
     finished = finished_cases(task.root)
     pending = [raw for raw in task.raw.cases if raw.case not in finished]
-    with running(config.cluster), outages_told(task.root), progress_bar() as progress:
+    with running(config.cluster), outages_told(task.root), progress_shown() as progress:
         # Closed before Ray is: its Data threads would otherwise start another Ray behind our back.
         with closing(_prepare(progress, task, pending)) as stream:
             outcomes = [_checked(outcome) for outcome in stream]

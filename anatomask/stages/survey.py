@@ -27,7 +27,7 @@ from anatomask.reports.contact_sheet import Tile
 from anatomask.reports.survey_pictures import chosen_cases, draw_sheet, tile_of
 from anatomask.reports.survey_tables import CASES, CLASSES, FACTS, SHEET, case_count, channels, show_survey
 from anatomask.stages.mapping import mapped_within_memory
-from anatomask.terminal.progress import progress_bar
+from anatomask.terminal.progress import progress_shown
 
 REMEDY = "choose another --output"
 
@@ -49,7 +49,7 @@ def stage(config: SurveyConfig, *, overwrite: bool = False) -> int:
     """Look at every case, write and print what was found. A survey is always made anew."""
     raw = _look(config)
     out = _output(config)
-    with running(config.cluster), progress_bar() as progress:
+    with running(config.cluster), progress_shown() as progress:
         cases = _facts(progress, raw)
         found = suspicions(raw, cases)
         if not images_of(cases):

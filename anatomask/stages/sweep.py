@@ -61,7 +61,7 @@ from anatomask.sweeps.study import (
     trials_left,
 )
 from anatomask.terminal.printing import remark
-from anatomask.terminal.progress import NewLines, last_row, polling, progress_bar
+from anatomask.terminal.progress import NewLines, last_row, polling, progress_shown
 from anatomask.training.journal import JOURNAL, METRICS
 from anatomask.training.ray_train import fit
 
@@ -269,7 +269,7 @@ def following_trials(chain: Chain, trials: int, updates: int) -> Iterator[None]:
         scored = len(list(chain.folder.glob(f"[0-9]*/*/{SUMMARY_FILE}")))
         progress.update(bar, completed=updates_made(chain.folder), detail=f"{scored}/{networks} scored")
 
-    with progress_bar() as progress:
+    with progress_shown() as progress:
         bar = progress.add_task("sweep", total=trials * updates, detail="")
         with polling(show):
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +11,16 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from anatomask.data.storage import Storage
@@ -40,6 +50,61 @@ def progress_bar(console: Console | None = None) -> Progress:
         console=console or Console(stderr=True),
         speed_estimate_period=ESTIMATE_SECONDS,
     )
+
+
+@contextmanager
+def progress_shown(console: Console | None = None) -> Iterator[Progress]:
+    """Show the tasks that are added within the block: as bars in a terminal, as plain lines elsewhere."""
+    console = console or Console(stderr=True)
+    progress = progress_bar(console)
+    if is_live(console):
+        with progress:
+            yield progress
+        return
+    lines = TaskLines(progress, console)
+    try:
+        with polling(lines.show):
+            yield progress
+    finally:
+        lines.show(at_the_end=True)
+
+
+def is_live(console: Console) -> bool:
+    """Return whether the console can redraw what it shows."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def pause_after(seconds: float) -> float:
+    """Return the seconds between plain lines after `seconds` of work."""
+    return min(max(seconds / 100, SHORTEST_PAUSE), LONGEST_PAUSE)
+
+
+class TaskLines:
+    """Plain lines about the tasks of a progress: one at its start, one at its end, and some in between."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self.progress = progress
+        self.console = console
+        self.began = time.monotonic()
+        self.told: dict[TaskID, tuple[float, float]] = {}
+        """Number of completed steps and time of the last line, by task."""
+
+    def show(self, *, at_the_end: bool = False) -> None:
+        """Print what is due: what is new, what has ended, and what was not told for a while."""
+        now = time.monotonic()
+        for task in self.progress.tasks:
+            completed, when = self.told.get(task.id, (-1.0, -math.inf))
+            due = task.finished or at_the_end or now - when >= pause_after(now - self.began)
+            if task.completed != completed and due:
+                self.told[task.id] = task.completed, now
+                self.console.print(line_of(task), markup=False, highlight=False, soft_wrap=True)
+
+
+def line_of(task: Task) -> str:
+    """Format a task as a line: what it does, how far it is, and the time left."""
+    detail = f" {task.fields['detail']}" if task.fields.get("detail") else ""
+    left = f"  {duration(task.time_remaining)} left" if task.time_remaining and not task.finished else ""
+    return f"{task.description} {task.completed:.0f}/{task.total or 0:.0f}{detail}{left}"
 
 
 @contextmanager
@@ -99,7 +164,7 @@ def following(
         progress.update(bar, completed=row["step"], description=description)
         return row
 
-    shown = in_terminal if console.is_terminal and not console.is_dumb_terminal else in_lines
+    shown = in_terminal if is_live(console) else in_lines
     with shown(console, progress, journal, new_row):
         yield
 
@@ -138,8 +203,8 @@ def in_lines(
         for line in journal.read():
             write(line)
         row, now = new_row(), time.monotonic()
-        pause = min(max((now - began) / 100, SHORTEST_PAUSE), LONGEST_PAUSE)
-        if row is None or row["step"] == step or not (step is None or at_the_end or now - told >= pause):
+        due = step is None or at_the_end or now - told >= pause_after(now - began)
+        if row is None or row["step"] == step or not due:
             return
         told, step = now, row["step"]
         left = [f"{duration(task.time_remaining)} left"] if task.time_remaining else []

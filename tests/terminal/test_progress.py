@@ -140,6 +140,41 @@ def test_without_a_terminal_lines_come_now_and_then(
     assert not any("\x1b" in line for line in training.console.file.getvalue())  # type: ignore[attr-defined]
 
 
+def test_tasks_are_told_in_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    console = Console(file=io.StringIO(), force_terminal=False, width=80)
+    polls: list[Callable[[], None]] = []
+
+    @contextmanager
+    def by_hand(show: Callable[[], None]) -> Iterator[None]:
+        polls.append(show)
+        yield
+
+    monkeypatch.setattr(progress, "polling", by_hand)
+    with progress.progress_shown(console) as shown:
+        shown.get_time = lambda: clock[0]
+        writing = shown.add_task("resampling [and] writing", total=50, detail="scans")
+        for _ in range(50):
+            polls[0]()
+            clock[0] += 3
+            shown.advance(writing)
+        polls[0]()
+        shown.add_task("taking the fingerprint", total=2, detail="")
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    numbers = [int(re.search(r" (\d+)/50 scans", line)[1]) for line in lines[:-1]]  # type: ignore[index]
+    assert numbers == [*range(0, 50, 4), 50]  # 12 seconds apart, and the last
+    assert lines[0] == "resampling [and] writing 0/50 scans" and lines[3].endswith("  2 min left")
+    assert lines[-2:] == ["resampling [and] writing 50/50 scans", "taking the fingerprint 0/2"]
+
+
+def test_what_ends_within_a_moment_is_told_once(clock: list[float]) -> None:
+    console = Console(file=io.StringIO(), force_terminal=False, width=80)
+    with pytest.raises(KeyboardInterrupt), progress.progress_shown(console) as shown:
+        shown.add_task("writing phantoms", total=2, completed=1, detail="scans")
+        raise KeyboardInterrupt
+    assert isinstance(console.file, io.StringIO) and console.file.getvalue() == "writing phantoms 1/2 scans\n"
+
+
 def test_the_time_left_is_that_of_the_updates_left(tmp_path: Path) -> None:
     now = [0.0]
     bar = progress.progress_bar(Console(file=io.StringIO()))
