@@ -312,6 +312,20 @@ class SweepConfig(Settings):
             check_training(config.training, config.optimiser, self.cluster, self.seed)
 
 
+NAMED_INPUTS = {
+    "prepare": ("source",),
+    "survey": ("source",),
+    "pretrain": ("data",),
+    "finetune": ("data",),
+    "evaluate": ("run", "data"),
+    "report": ("runs",),
+    "export-weights": ("run",),
+    "import-weights": ("file",),
+    "sweep": ("pretrain_data", "finetune_data"),
+}
+"""Fields of each verb that name what must exist already."""
+
+
 def with_method(config: Any, name: str) -> Any:
     """Choose the pretraining method of a `PretrainConfig`, or of a sweep's, with the optimiser of its authors.
 

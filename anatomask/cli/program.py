@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from anatomask.cli.arguments import parse
+from anatomask.config import NAMED_INPUTS
+from anatomask.data.addresses import is_address
 from anatomask.errors import Note, Stopped, UserError, is_out_of_memory
 from anatomask.recipes import RECIPES
 from anatomask.terminal.printing import message_text, never_fail_to_print
@@ -60,6 +62,7 @@ def run(verb: str, load: Callable[[], Stage], argv: Sequence[str] | None = None)
     try:
         with notes_shown(console, verb):
             invocation = parse(verb, sys.argv[1:] if argv is None else argv, RECIPES)
+            require_inputs(verb, invocation.config)
             module = load()
             if invocation.dry_run:
                 show_plan(verb, module.plan(invocation.config))
@@ -78,6 +81,23 @@ def run(verb: str, load: Callable[[], Stage], argv: Sequence[str] | None = None)
     except (KeyboardInterrupt, Stopped) as stop:
         console.print(f"anatomask {verb}: stopped. The same command goes on where it was.")
         return stop.exit_code if isinstance(stop, Stopped) else 130
+
+
+def require_inputs(verb: str, config: Any) -> None:
+    """Check that the files and folders exist that the settings name, before the stage is loaded.
+
+    Raises:
+        UserError: one does not.
+        OSError: the path is too long, or leads through what may not be entered.
+    """
+    for field in NAMED_INPUTS.get(verb, ()):
+        value = getattr(config, field)
+        for path in value if isinstance(value, tuple) else (value,):
+            if path and not is_address(path):
+                try:
+                    os.lstat(path)
+                except FileNotFoundError:
+                    raise UserError(f"{path}: there is no such file or folder; check the path") from None
 
 
 @contextmanager

@@ -141,9 +141,11 @@ def _content(storage: Storage, name: str) -> bytes:
     try:
         return storage.read(name)
     except FileNotFoundError:
-        raise UserError(
-            f"{storage.show(name)} is missing; write it with `anatomask prepare --out {storage.show()}`"
-        ) from None
+        if any(map(storage.exists, (*DIGESTED, "splits.json"))):
+            remedy = f"write it with `anatomask prepare --out {storage.show()}`"
+        else:
+            remedy = f"{storage.show()} is no prepared folder: name one that `anatomask prepare --out` wrote"
+        raise UserError(f"{storage.show(name)} is missing; {remedy}") from None
 
 
 def _info(text: bytes) -> DatasetInfo:

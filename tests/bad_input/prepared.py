@@ -159,7 +159,7 @@ KINDS = [
     Kind(
         "a sweep over shards that are missing",
         f"{SWEEP} --finetune-data nowhere",
-        "nowhere/dataset.json is missing.*prepare",
+        "nowhere: there is no such file or folder.*check the path",
     ),
     Kind(
         "a sweep over two data sets of one name",

@@ -31,7 +31,7 @@ KINDS = [
     Kind(
         "a report of a run that is not there",
         "report --runs nowhere",
-        "nowhere/summary.json is missing; run `anatomask evaluate",
+        "nowhere: there is no such file or folder; check the path",
     ),
     Kind(
         "a report of a pretraining", "report --runs runs/pretrained", "summary.json is missing; run `anatomask evaluate"

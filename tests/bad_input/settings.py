@@ -148,7 +148,12 @@ KINDS = [
     Kind("a split that does not exist", f"{NEW_PRETRAINING} --splits nothing", "no split nothing; there are train"),
     Kind("a split named twice", f"{NEW_PRETRAINING} --splits train train", "splits.*train"),
     Kind("a network of other channels", f"{NEW_PRETRAINING} --network.in-channels 2", "set --network.in-channels 1"),
-    Kind("a folder that is not there", f"pretrain {SMALL} --data nowhere", "nowhere/dataset.json is missing.*prepare"),
+    Kind("raw scans for prepared ones", f"pretrain {SMALL} --data scans", "scans is no prepared folder: name one that"),
+    Kind(
+        "a folder that is not there",
+        f"pretrain {SMALL} --data nowhere",
+        "nowhere: there is no such file or folder.*check the path",
+    ),
     Kind("a bare scheme", f"pretrain {SMALL} --data s3://", "s3://"),
     Kind("a scheme that is unknown", f"pretrain {SMALL} --data gopher://x/y", "gopher://x/y cannot be opened"),
     Kind("an address that is none", f"{NEW_PRETRAINING} --cluster.address '!!!'", "address must be local, auto"),

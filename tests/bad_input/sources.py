@@ -81,7 +81,9 @@ def enlarged(affine: np.ndarray) -> np.ndarray:
 
 KINDS = [
     # The folder
-    Kind("a source that is not there", "prepare --source nowhere --out out", "nowhere is not a folder"),
+    Kind(
+        "a source that is not there", "prepare --source nowhere --out out", "nowhere: there is no such file or folder"
+    ),
     Kind(
         "a source that is a file",
         "prepare --source scans/dataset.json --out out",

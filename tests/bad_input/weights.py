@@ -75,7 +75,7 @@ KINDS = [
         f"{NEW_FINETUNING} --init runs/pretrained --network.in-channels 2",
         "set --network.in-channels 1",
     ),
-    Kind("a run that is not there", "evaluate --run nowhere", "nowhere is neither a run with checkpoints"),
+    Kind("a run that is not there", "evaluate --run nowhere", "nowhere: there is no such file or folder"),
     Kind(
         "a pretraining to evaluate",
         "evaluate --run runs/pretrained",
@@ -160,7 +160,12 @@ KINDS = [
     reading(
         "weights of another spacing", entry("spacing", [1, 1, 1]), "spacing: .* was trained with .*prepare the data as"
     ),
-    reading("an export of no run", text("x", ""), "nowhere is neither a run", "export-weights nowhere --format nnunet"),
+    reading(
+        "an export of no run",
+        text("x", ""),
+        "nowhere: there is no such file or folder",
+        "export-weights nowhere --format nnunet",
+    ),
     reading(
         "an export of a wrong ending",
         text("x", ""),
@@ -176,7 +181,7 @@ KINDS = [
     reading(
         "an export of an unknown kind", entry("kind", "magic"), "kind 'magic' cannot be exported, only those of", EXPORT
     ),
-    reading("an import of nothing", text("x", ""), "w.pth does not exist", IMPORT),
+    reading("an import of nothing", text("x", ""), "w.pth: there is no such file or folder", IMPORT),
     reading(
         "an import of a pickle that runs code",
         text("w.pth", pickle.dumps(Foreign())),

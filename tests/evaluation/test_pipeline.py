@@ -147,7 +147,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
     missing = tmp_path / "runs/none"
     for bad, reason in (
         (arguments(run, "--split", "val"), "--split may be test"),
-        (arguments(run, "--data", str(tmp_path / "nowhere")), "nowhere/dataset.json is missing"),
+        (arguments(run, "--data", str(tmp_path / "nowhere")), "nowhere: there is no such file or folder"),
         (arguments(missing), "runs/none"),
         (arguments(run, "--cluster.threads", "9999"), "cluster.threads: no node has 9999 CPUs"),
     ):

@@ -138,14 +138,17 @@ def test_a_tensor_that_was_allowed_to_be_missing_starts_fresh(runs: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["export-weights", "nowhere", "--format", "nnunet"], "nowhere is neither a run"),
+        (["export-weights", "nowhere", "--format", "nnunet"], "nowhere: there is no such file or folder"),
         (["export-weights", "runs/ts-anatomask", "--format", "stunet", "--output", "x.pth"], "ends in .model"),
         (["export-weights", "runs/ts-anatomask", "--format", "monai", "--in-channels", "0"], "in_channels must be"),
         (["export-weights", "runs/ts-anatomask", "--format", "onnx"], "--format"),
         (["export-weights", "runs/ts-anatomask"], "--format"),
         (["export-weights", "--format", "nnunet"], "RUN"),
-        (["import-weights", "nowhere.pt", "--output", "w"], "nowhere.pt does not exist"),
-        (["import-weights", "nowhere.safetensors", "--output", "w"], "nowhere.safetensors does not exist"),
+        (["import-weights", "nowhere.pt", "--output", "w"], "nowhere.pt: there is no such file or folder"),
+        (
+            ["import-weights", "nowhere.safetensors", "--output", "w"],
+            "nowhere.safetensors: there is no such file or folder",
+        ),
         (["import-weights", "nowhere.pt"], "--output"),
         (["import-weights", "--output", "w"], "FILE"),
     ],
