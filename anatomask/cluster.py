@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from ray._private import ray_constants
 
 from anatomask.cluster_settings import ClusterConfig
-from anatomask.errors import UserError
+from anatomask.errors import Note, UserError
 from anatomask.plugins import worker_setup
 from anatomask.ray_watch import connected, probe
 
@@ -67,6 +68,7 @@ def running(config: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    tell_threads(config)
     local = config.address == "local"
     options: dict[str, Any] = {"dashboard_host": "127.0.0.1", "resources": {DRIVERS: 16}} if local else {}
     if config.temporary_folder:
@@ -83,6 +85,14 @@ def running(config: ClusterConfig) -> Iterator[None]:
             raise UserError(f"--cluster.address {config.address}: no Ray cluster answers there") from error
         with connected():
             yield
+
+
+def tell_threads(config: ClusterConfig) -> None:
+    """Warn with a `Note` where OMP_NUM_THREADS is set, which nothing reads: Ray sets it for its workers."""
+    own = os.environ.get("OMP_NUM_THREADS")
+    if own and config.threads is None:
+        text = f"OMP_NUM_THREADS={own} is not read: --cluster.threads sets the threads of a worker"
+        warnings.warn(Note(text), stacklevel=2)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 import ray
 from ray._private import ray_constants
 
-from anatomask.cluster import LONGEST_SOCKET, SOCKET_BYTES, on_loopback, private_folder, running
+from anatomask.cluster import LONGEST_SOCKET, SOCKET_BYTES, on_loopback, private_folder, running, tell_threads
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import UserError
 from tests.sockets import LOOPBACK, descendants, listening
@@ -69,6 +70,19 @@ def test_a_ray_that_runs_is_left_running(ray_session: None) -> None:
     with running(ClusterConfig()):
         pass
     assert ray.is_initialized()
+
+
+@pytest.mark.parametrize(("own", "threads", "told"), [("1", None, True), ("1", 2, False), ("", None, False)])
+def test_threads_that_nobody_reads_are_told(
+    own: str, threads: int | None, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", own)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tell_threads(ClusterConfig(threads=threads))
+    assert [str(one.message) for one in caught] == [
+        "OMP_NUM_THREADS=1 is not read: --cluster.threads sets the threads of a worker"
+    ] * told
 
 
 @pytest.fixture

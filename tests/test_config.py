@@ -185,6 +185,11 @@ def test_a_network_is_chosen_by_its_name_with_a_crop_that_it_takes(tmp_path: Pat
         assert stage.network == ResEncConfig() and stage.loader.patch_size == (64, 64, 64)
 
 
+def test_resume_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UserError, match="the same command goes on"):
+        settings("--data", "x", "--resume")
+
+
 @pytest.mark.parametrize("part", ["", "encoder:", "permuted:"])
 def test_a_finetuning_has_the_network_of_its_weights_unless_another_is_named(part: str, tmp_path: Path) -> None:
     network = ResEncConfig(2, (4, 8, 8), (1, 1, 2))

@@ -65,6 +65,8 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
     if verb in TRAINING_VERBS:
         flags.add_argument(NETWORK_FLAG, dest="network")
     own, rest = flags.parse_known_args(argv)
+    if "--resume" in rest:
+        raise UserError("there is no --resume: the same command goes on where it was stopped; leave --resume out")
     for path in own.plugin:
         load_module(Path(path), "--plugin")
     if own.recipe is not None and own.recipe not in recipes:

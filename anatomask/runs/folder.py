@@ -70,6 +70,8 @@ def open_run(
     known = {_field(name): digest for name, digest in _read(folder / INPUTS, from_json).items()}
     contents = [name for name in inputs if name in known]  # their paths may be others
     remedy = "choose another --name, or --overwrite to begin anew"
+    if _epochs(before) != _epochs(settings):  # the schedules run over all of them
+        remedy = f"other epochs mean other learning rates from the first update on, so it cannot go on: {remedy}"
     require_same(str(folder), "a run", identity(before, contents), identity(settings, contents), remedy)
     if changed := [
         _other_content(name, before.get(name), settings.get(name)) for name in contents if known[name] != inputs[name]
@@ -138,3 +140,8 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _epochs(settings: Mapping[str, Any]) -> Any:
+    training = settings.get("training")
+    return training.get("epochs") if isinstance(training, Mapping) else None

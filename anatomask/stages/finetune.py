@@ -23,6 +23,7 @@ from anatomask.nn.backbones.base import Segmenter
 from anatomask.runs.folder import run_folder
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.pretrain import check_channels
+from anatomask.stages.remarks import labels_besides, large_crops, other_data, tell
 from anatomask.training.estimate import cost_rows, device_of
 from anatomask.training.job import TrainingJob
 from anatomask.training.tasks import finetuning_task
@@ -173,10 +174,23 @@ def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[t
 def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
     """Finetune, or go on with it."""
     job = build_job(config)
+    tell(remarks_on(config))
     require_memory_here(config)
     run_job(job, config.cluster, "finetune", overwrite=overwrite)
     print(f"Finetuned weights: {job.run}\nScore them: anatomask evaluate --run {job.run}")
     return 0
+
+
+def remarks_on(config: FinetuneConfig) -> list[str]:
+    """List what is allowed and may surprise."""
+    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
+    train, val = select_labelled(dataset, config)
+    header = {} if config.init == SCRATCH else read_header(find_weights(split_init(config.init)[1]))
+    return [
+        *large_crops(dataset, train, config.loader.patch_size),
+        *other_data(header, dataset),
+        *labels_besides(train, val, config.train_fraction),
+    ]
 
 
 def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
@@ -196,6 +210,7 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return [
         ("run", str(job.run)),
+        *(("note", text) for text in remarks_on(config)),
         ("from", job.origin),
         (
             "cases",

@@ -163,6 +163,10 @@ def _look(config: PrepareConfig) -> Task:
     wanted = config.preprocess
     spacing = wanted.spacing or raw.spacing or wanted.default_spacing
     spacing = spacing or _median(readable_grids(raw.cases), config.source)
+    if wanted.default_spacing and spacing == raw.spacing != wanted.default_spacing and not wanted.spacing:
+        here, recipe = (" x ".join(f"{mm:g}" for mm in one) for one in (spacing, wanted.default_spacing))
+        text = f"the data set defines {here} mm, so the recipe's {recipe} mm are not used; --preprocess.spacing sets it"
+        raw = replace(raw, remarks=(*raw.remarks, text))
     info = dataset_info(
         raw, config.name or source.resolve().name, spacing, config.preprocess.brick, config.preprocess.codec
     )

@@ -18,6 +18,7 @@ from anatomask.errors import UserError
 from anatomask.nested import plain
 from anatomask.runs.folder import run_folder
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
+from anatomask.stages.remarks import large_crops, tell, watched_test_cases
 from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
 from anatomask.training.job import TrainingJob
@@ -96,10 +97,19 @@ def check_channels(dataset: PreparedDataset, in_channels: int) -> None:
 def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     """Pretrain, or go on with it."""
     job = build_job(config)
+    tell(remarks_on(config))
     require_memory_here(config)
     run_job(job, config.cluster, "pretrain", overwrite=overwrite)
     print(f"Pretrained weights: {job.run}\nLook at them: tensorboard --logdir {job.run.parent}")
     return 0
+
+
+def remarks_on(config: PretrainConfig) -> list[str]:
+    """List what is allowed and may surprise."""
+    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
+    cases = select_cases(dataset, config.splits)
+    fixed = choose_fixed_cases(dataset, cases)
+    return [*large_crops(dataset, cases, config.loader.patch_size), *watched_test_cases(dataset, fixed)]
 
 
 def plan(config: PretrainConfig) -> list[tuple[str, str]]:
@@ -128,6 +138,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     device = device_of(config.plan)
     return [
         ("run", str(job.run)),
+        *(("note", text) for text in remarks_on(config)),
         ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)}) of {public_address(config.data)}"),
         ("planned for", f"{cases} cases like these {len(given)}" if config.plan.cases else f"these {cases} cases"),
         ("shards", f"{cases} files, {stored / 1e9:,.2f} GB"),

@@ -33,6 +33,12 @@ def test_other_settings_are_refused_and_the_field_is_named(tmp_path: Path) -> No
         open_run(tmp_path / "a", SETTINGS | {"method": {"mask_ratio": 0.8}}, overwrite=False)
 
 
+def test_a_longer_training_is_refused_with_the_reason(tmp_path: Path) -> None:
+    open_run(tmp_path / "a", SETTINGS | {"training": {"epochs": 4}}, overwrite=False)
+    with pytest.raises(UserError, match=r"training\.epochs is 4 there, 5 here; other epochs mean other learning rates"):
+        open_run(tmp_path / "a", SETTINGS | {"training": {"epochs": 5}}, overwrite=False)
+
+
 def test_a_run_that_began_before_networks_had_names_goes_on(tmp_path: Path) -> None:
     before, now = (SETTINGS | {"network": {"base": 8, **name}} for name in ({}, {"name": "stunet"}))
     assert run_folder("r", "", "pretrain", "shards", before) == run_folder("r", "", "pretrain", "shards", now)

@@ -1,0 +1,75 @@
+"""Remarks before a training: what is allowed, and may surprise."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from anatomask.data.shards import PreparedDataset
+from anatomask.errors import Note
+from anatomask.names import some
+from anatomask.training.fixed_scans import FixedCases
+
+SPACING_TOLERANCE = 0.05
+"""Relative difference of two voxel sizes up to which they count as the same."""
+
+
+def tell(remarks: Iterable[str]) -> None:
+    """Show each remark once, in a line of its own."""
+    for text in remarks:
+        warnings.warn(Note(text), stacklevel=2)
+
+
+def large_crops(dataset: PreparedDataset, cases: Sequence[str], patch_size: Sequence[int]) -> list[str]:
+    """Remark on crops that are larger, along some axis, than most of the scans, which are then padded."""
+    shapes = [dataset.records[case].shape for case in cases]
+    smaller = sum(any(extent < edge for extent, edge in zip(shape, patch_size, strict=True)) for shape in shapes)
+    if 2 * smaller <= len(shapes):
+        return []
+    typical = " x ".join(str(round(statistics.median(extents))) for extents in zip(*shapes, strict=True))
+    return [
+        f"crops of {' x '.join(map(str, patch_size))} voxels are larger than {smaller} of the {len(shapes)} scans, "
+        f"which are padded (the median scan has {typical}); --loader.patch-size sets the size"
+    ]
+
+
+def watched_test_cases(dataset: PreparedDataset, fixed: FixedCases) -> list[str]:
+    """Remark on test cases by which a pretraining is watched, because there are no others that it does not train on."""
+    tested = set(dataset.splits.get("test", ()))
+    labelled = [case for case in fixed.cases if case in tested and dataset.records[case].labelled]
+    if not (fixed.held_out and labelled):
+        return []
+    return [f"the masks are watched on test cases, whose labels are read but not trained on: {some(labelled)}"]
+
+
+def other_data(header: Mapping[str, Any], dataset: PreparedDataset) -> list[str]:
+    """Remark where initial weights were trained at another voxel size, or on channels of other names or schemes."""
+    found = []
+    spacing = header.get("spacing")
+    if spacing and any(abs(a / b - 1) > SPACING_TOLERANCE for a, b in zip(spacing, dataset.spacing, strict=True)):
+        flag = f"--preprocess.spacing {' '.join(f'{mm:g}' for mm in spacing)}"
+        found.append(
+            f"the weights were trained at {_mm(spacing)}, {dataset.name} has {_mm(dataset.spacing)}: what they know has "
+            f"another size; `prepare {flag}` makes it the same"
+        )
+    theirs = [f"{one['name']} as {one['scheme']}" for one in (header.get("fingerprint") or {}).get("channels", ())]
+    mine = [f"{one.name} as {one.scheme}" for one in dataset.fingerprint.channels]
+    if theirs and theirs != mine:
+        found.append(f"the weights were trained on {', '.join(theirs)}, {dataset.name} has {', '.join(mine)}")
+    return found
+
+
+def labels_besides(train: Sequence[str], val: Sequence[str], fraction: float) -> list[str]:
+    """Remark where few labels are trained on, and further ones choose the checkpoint."""
+    if fraction >= 1 or not val:
+        return []
+    return [
+        f"besides the {len(train)} labelled cases of --train-fraction {fraction:g}, {len(val)} more choose the best "
+        "checkpoint; to use their labels for nothing, `evaluate --checkpoint last`"
+    ]
+
+
+def _mm(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{mm:g}" for mm in spacing) + " mm"
