@@ -51,8 +51,8 @@ def other_data(header: Mapping[str, Any], dataset: PreparedDataset) -> list[str]
     if spacing and any(abs(a / b - 1) > SPACING_TOLERANCE for a, b in zip(spacing, dataset.spacing, strict=True)):
         flag = f"--preprocess.spacing {' '.join(f'{mm:g}' for mm in spacing)}"
         found.append(
-            f"the weights were trained at {_mm(spacing)}, {dataset.name} has {_mm(dataset.spacing)}: what they know has "
-            f"another size; `prepare {flag}` makes it the same"
+            f"the weights were trained at {_mm(spacing)}, {dataset.name} has {_mm(dataset.spacing)}: what they know "
+            f"has another size; `prepare {flag}` makes it the same"
         )
     theirs = [f"{one['name']} as {one['scheme']}" for one in (header.get("fingerprint") or {}).get("channels", ())]
     mine = [f"{one.name} as {one.scheme}" for one in dataset.fingerprint.channels]
