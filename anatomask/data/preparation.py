@@ -24,17 +24,21 @@ from anatomask.data.preprocess import prepare_case
 from anatomask.data.records import CaseRecord, DatasetInfo
 from anatomask.data.settings import Codec, ReaderConfig
 from anatomask.data.shards import PreparedDataset, read_record, write_case
-from anatomask.data.splits import Splits, keep
+from anatomask.data.splits import SplitConfig, Splits, continued, keep
 from anatomask.data.storage import Root, Storage
 from anatomask.errors import UserError, unexpected
 from anatomask.names import component, shown
+from anatomask.parsing import from_json
 
 SETTINGS = "prepare.json"
 VERSION = "format"
 """Key of the settings that holds the version of the layout, `index.FORMAT`, which the folder keeps."""
 SCANS = "scans"
 """Key of the settings that holds a digest of the source's cases."""
-INDEX = ("dataset.json", "cases.jsonl", "fingerprint.json", "splits.json", "skipped.json")
+SINCE = {"split.val_as": "test", "split.folds": None}
+"""Settings that older versions did not record, and what these did."""
+SPLITS, CASES = "splits.json", "cases.jsonl"
+INDEX = ("dataset.json", CASES, "fingerprint.json", SPLITS, "skipped.json")
 FOLDERS = {"cases": r".+\.parquet", "originals": r".+\.nii\.gz"}
 """Folders of a prepared data set -> pattern of the names of the files written there."""
 PREPARATION = Writer("preparation", SETTINGS, (*INDEX, *FOLDERS), ("source", "dataset"), "choose another --out")
@@ -130,7 +134,7 @@ def _same_settings(storage: Storage, before: Mapping[str, Any], now: Mapping[str
     """
     remedy = "choose another --out, or --overwrite"
     fields = [name for name in now if name != SCANS]
-    there, here = ({name: settings.get(name) for name in fields} for settings in (before, now))
+    there, here = ({name: settings.get(name, SINCE.get(name)) for name in fields} for settings in (before, now))
     require_same(storage.show(), "a preparation", there, here, remedy)
     if before.get(SCANS) != now.get(SCANS):
         raise UserError(
@@ -209,6 +213,41 @@ def _some(cases: Sequence[str]) -> str:
     return f"{len(cases)} case{'s' if len(cases) > 1 else ''} ({', '.join(cases[:3])}{', …' if len(cases) > 3 else ''})"
 
 
+def kept_splits(root: Root, planned: Splits, cases: set[str]) -> Splits:
+    """Return the splits of a folder that is prepared again: those that it has, for a written split is never redrawn.
+
+    Cases that are new go where `planned` has them. To edit `splits.json` by hand is thus allowed.
+
+    Args:
+        root: output folder.
+        planned: splits as the settings give them.
+        cases: cases that are written.
+
+    Raises:
+        UserError: the folder's `splits.json` is damaged.
+    """
+    storage = Storage.of(root)
+    if not storage.exists(SPLITS):
+        return keep(planned, cases)
+    remedy = "put it back, or delete it to have the split made anew by the same command"
+    before = storage.read_json(SPLITS, remedy)
+    if not isinstance(before, dict) or not all(
+        isinstance(members, list) and all(isinstance(case, str) for case in members) for members in before.values()
+    ):
+        raise UserError(f"{storage.show(SPLITS)} is damaged (it must map names to lists of cases); {remedy}")
+    return continued(before, _indexed_cases(storage), planned, cases)
+
+
+def _indexed_cases(storage: Storage) -> set[str]:
+    """List the cases in the index of a folder; none where it is damaged, for the index is written anew."""
+    if not storage.exists(CASES):
+        return set()
+    try:
+        return {from_json(line)["case"] for line in storage.read(CASES).splitlines()}
+    except (ValueError, KeyError, TypeError):
+        return set()
+
+
 def unfinished_dataset(
     root: Root, info: DatasetInfo, records: Mapping[str, CaseRecord], splits: Splits
 ) -> PreparedDataset:
@@ -217,8 +256,8 @@ def unfinished_dataset(
 
 
 def fingerprint_cases(dataset: PreparedDataset) -> tuple[str, ...]:
-    """Choose the cases for the fingerprint: the training cases, if there are any, and of these the labelled ones."""
-    cases = dataset.splits["train"] or tuple(dataset.records)
+    """Choose the cases for the fingerprint: those for training, else pretraining, and of these the labelled ones."""
+    cases = dataset.splits.get("train") or dataset.splits.get("unlabeled") or tuple(dataset.records)
     return tuple(case for case in cases if dataset.records[case].class_bricks) or cases
 
 
@@ -279,7 +318,7 @@ def choose_schemes(raw: RawDataset, schemes: Sequence[Scheme]) -> RawDataset:
 
 
 def settings_of(
-    source: str, raw: RawDataset, info: DatasetInfo, split: Any, reader: ReaderConfig | None = None
+    source: str, raw: RawDataset, info: DatasetInfo, split: SplitConfig, reader: ReaderConfig | None = None
 ) -> dict[str, Any]:
     """Collect everything that decides what is written, by the user's field names, and a digest of the cases."""
     cases = sorted((case.case, case.patient, case.label is not None, case.case in raw.held_back) for case in raw.cases)
@@ -295,6 +334,6 @@ def settings_of(
         "preprocess.classes": list(info.class_names.values()),
         "preprocess.brick": info.brick,
         "preprocess.codec": info.codec,
-        **{f"split.{field}": value for field, value in asdict(split).items() if field != "file"},
+        **{f"split.{field}": value for field, value in asdict(split.resolved()).items() if field != "file"},
         **{f"reader.{field}": value for field, value in asdict(reader or ReaderConfig()).items()},
     }

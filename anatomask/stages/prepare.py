@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from anatomask.data.preparation import (
     fingerprint_cases,
     finished_cases,
     histograms_of,
+    kept_splits,
     prepare_and_write,
     records_of,
     settings_of,
@@ -45,7 +46,7 @@ from anatomask.data.preparation import (
 from anatomask.data.preprocess import Grid, median_spacing, readable_grids, target_shape
 from anatomask.data.records import CaseRecord, DatasetInfo
 from anatomask.data.scale import measure
-from anatomask.data.splits import Splits, dataset_splits, keep, read_split_file
+from anatomask.data.splits import Splits, choose_split, dataset_splits, keep, moved_cases
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.names import some
@@ -128,6 +129,7 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
     if left := claim(task.root, task.settings, overwrite):
         remark(f"--overwrite leaves what anatomask did not write: {some(left)}")
     finished = finished_cases(task.root)
+    kept_splits(task.root, task.splits, finished)  # one that is damaged is refused before anything slow
     pending = [raw for raw in task.raw.cases if raw.case not in finished]
     with running(config.cluster), outages_told(task.root), progress_shown() as progress:
         # Closed before Ray is: its Data threads would otherwise start another Ray behind our back.
@@ -136,14 +138,14 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
         records = records_of(task.root, task.raw)
         skipped = sorted((outcome for outcome in outcomes if outcome.reason), key=lambda outcome: outcome.case)
         if records:
-            splits = keep(task.splits, set(records))
-            with closing(_histograms(progress, task, records)) as histograms:
+            splits = kept_splits(task.root, task.splits, set(records))
+            with closing(_histograms(progress, task, records, splits)) as histograms:
                 complete(task.root, task.info, list(records.values()), splits, histograms, outcomes)
     if skipped:
         _show_skipped(skipped)
     if not records:
         raise UserError(f"none of the {len(task.raw.cases)} cases of {config.source} could be prepared")
-    _show_result(config, task, records, outcomes, time.perf_counter() - start)
+    _show_result(task, records, splits, outcomes, time.perf_counter() - start)
     return 1 if skipped else 0
 
 
@@ -154,9 +156,8 @@ def _look(config: PrepareConfig) -> Task:
     """
     source = Path(config.source).absolute()
     root = config.out if is_address(config.out) else str(Path(config.out).absolute())
-    raw = read_dataset(source, config.dataset, config.split.fold, config.reader)
-    if config.split.file:
-        raw = replace(raw, splits=read_split_file(config.split.file, raw))
+    fold = config.split.fold if isinstance(config.split.fold, int) else 0
+    raw = choose_split(read_dataset(source, config.dataset, fold, config.reader), config.split)
     raw = choose_schemes(select_classes(raw, config.preprocess.classes), config.preprocess.normalisation)
     if not is_address(root):
         _apart(source.resolve(), Path(root).resolve(), config)
@@ -196,10 +197,10 @@ def _prepare(progress: Progress, task: Task, pending: Sequence[RawCase]) -> Gene
 
 
 def _histograms(
-    progress: Progress, task: Task, records: dict[str, CaseRecord]
+    progress: Progress, task: Task, records: dict[str, CaseRecord], splits: Splits
 ) -> Generator[list[Histogram], None, None]:
     """The intensities of the cases that count for the fingerprint."""
-    dataset = unfinished_dataset(task.root, task.info, records, task.splits)
+    dataset = unfinished_dataset(task.root, task.info, records, splits)
     cases = fingerprint_cases(dataset)
     needs = max((bytes_for_histograms(records[case]) for case in cases), default=0)
     return mapped(progress, "taking the fingerprint", cases, partial(histograms_of, dataset), needs)
@@ -226,7 +227,7 @@ def _show_skipped(skipped: Iterable[Outcome]) -> None:
 
 
 def _show_result(
-    config: PrepareConfig, task: Task, records: dict[str, CaseRecord], outcomes: Sequence[Outcome], seconds: float
+    task: Task, records: dict[str, CaseRecord], splits: Splits, outcomes: Sequence[Outcome], seconds: float
 ) -> None:
     written = [outcome for outcome in outcomes if not outcome.reason]
     voxels = sum(math.prod(record.shape) * len(record.channels) for record in records.values())
@@ -237,7 +238,13 @@ def _show_result(
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("cases", f"{len(records)} ({len(written)} now), {len(outcomes) - len(written)} skipped")
-    table.add_row("splits", _sizes(keep(task.splits, set(records))))
+    table.add_row("splits", _sizes(splits))
+    if moved := moved_cases(splits, keep(task.splits, set(records))):
+        table.add_row(
+            "note",
+            f"{storage.show('splits.json')} is kept as it is, though these settings would put {some(moved)} into other "
+            "splits; --overwrite makes it anew",
+        )
     table.add_row("spacing", " × ".join(f"{mm:g}" for mm in task.info.spacing) + " mm")
     table.add_row("voxels", f"{voxels / 1e6:.1f} million")
     table.add_row("size", f"{shards / 1e6:.1f} MB in {len(records)} shards{labels}")

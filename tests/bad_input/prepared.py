@@ -183,6 +183,7 @@ KINDS = [
         f"{EVALUATE} --split nothing",
         "no labelled cases in 'nothing'; --split may be",
     ),
+    Kind("a split that prepare finds damaged", GO_ON, "splits.json is damaged.*delete it", text(SPLITS, "[]")),
     Kind("a shard that prepare finds cut off", GO_ON, "cases/anna.parquet is damaged.*delete it and run", cut(SHARD)),
     Kind(
         "a shard that prepare finds flipped",

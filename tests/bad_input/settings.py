@@ -120,6 +120,8 @@ KINDS = [
     Kind("more workers at least than at most", f"{NEW_PRETRAINING} --cluster.min-workers 2", "min_workers must lie"),
     Kind("shares that add up to 2", f"{FRESH} --split.fractions 0.5 0.5 1", "fractions must be three shares"),
     Kind("a share of NaN", f"{FRESH} --split.fractions 0.5 0.9 nan", "fractions must be"),
+    Kind("a single fold", f"{FRESH} --split.folds 1", "folds must be at least 2"),
+    Kind("val beside folds", f"{FRESH} --split.folds 2 --split.fractions 0.7 0.1 0.2", "no val.*set 0.8 0 0.2"),
     Kind("a negative fold", f"{FRESH} --split.fold -1", "fold must be at least 0"),
     Kind("a spacing of 0", f"{FRESH} --preprocess.spacing 0 2 2", "spacing must be"),
     Kind("a spacing of NaN", f"{FRESH} --preprocess.spacing nan 2 2", "spacing must be"),

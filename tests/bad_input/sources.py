@@ -30,6 +30,10 @@ FILE, LABEL_FILE = r"imagesTr/anna_0000\.nii\.gz", r"labelsTr/anna\.nii\.gz"
 MORE = "scans/imagesUnlabeled"
 
 
+ONE = '[{"train": ["anna"], "val": ["bert"]}]'
+PARTIAL = '[{"train": ["anna"], "val": ["bert", "cora"]}, {"train": ["bert"], "val": ["anna"]}]'
+
+
 def set_entry(name: str, value: object) -> Spoil:
     """Set an entry of `dataset.json`."""
     return of_json(DESCRIPTION, lambda content: content | {name: value})
@@ -139,6 +143,13 @@ KINDS = [
         "has 1 folds; --split.fold 1 must be below",
         split('[{"train": ["anna"], "val": ["bert"]}]'),
     ),
+    Kind("shares beside folds", f"{FRESH} --split.fractions 0.5 0 0.5", "fractions has no.*leave it out", split(ONE)),
+    Kind("a seed beside folds", f"{FRESH} --split.seed 1", "seed has no meaning here.*leave it out", split(ONE)),
+    Kind("drawn folds beside folds", f"{FRESH} --split.folds 2", "folds has no meaning.*--split.fold all", split(ONE)),
+    Kind("all folds of which one is partial", f"{FRESH} --split.fold all", "fold 1.*--split.fold 1", split(PARTIAL)),
+    Kind("a fold without folds", f"{FRESH} --split.fold 0", "fold has no meaning here: no splits_final.*--split.file"),
+    Kind("val cases without folds", f"{FRESH} --split.val-as val", "val-as has no meaning here: no splits_final"),
+    Kind("more folds than patients", f"{FRESH} --split.folds 9", "only 5 patients with labels; choose fewer folds"),
     Kind("a split of unknown cases", FRESH, "names case gina", split('[{"train": ["gina"], "val": []}]')),
     Kind(
         "a case in train and test",

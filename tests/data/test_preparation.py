@@ -16,6 +16,7 @@ from anatomask.data.datasets.base import RawDataset
 from anatomask.data.index import FORMAT, FORMAT_WITHOUT_DIGESTS
 from anatomask.data.normalisation import normalise
 from anatomask.data.preparation import (
+    SINCE,
     Outcome,
     choose_schemes,
     claim,
@@ -24,6 +25,7 @@ from anatomask.data.preparation import (
     fingerprint_cases,
     finished_cases,
     histograms_of,
+    kept_splits,
     prepare_and_write,
     records_of,
     settings_of,
@@ -217,6 +219,47 @@ def test_other_scans_are_refused_for_the_split_would_be_drawn_anew(nnunet_source
     (nnunet_source / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
     with pytest.raises(UserError, match="split that comes with them, changed"):
         claim(root, settings(), overwrite=False)
+
+
+def test_settings_of_an_older_version_are_the_same_preparation(nnunet_source: Path, tmp_path: Path) -> None:
+    raw = read_dataset(nnunet_source)
+    info = dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none")
+    settings = settings_of("source", raw, info, SplitConfig())
+    assert (settings["split.seed"], settings["split.fractions"], settings["split.fold"]) == (0, (0.7, 0.1, 0.2), 0)
+    older = {name: value for name, value in settings.items() if name not in SINCE}
+    Storage(tmp_path).write_json("prepare.json", older)
+    claim(str(tmp_path), settings, overwrite=False)
+    with pytest.raises(UserError, match=r"split\.folds is None there, 5 here"):
+        claim(str(tmp_path), settings_of("source", raw, info, SplitConfig(folds=5, fractions=(0.7, 0.0, 0.3))), False)
+
+
+def test_a_split_that_was_written_is_kept(nnunet_source: Path, tmp_path: Path) -> None:
+    raw = read_dataset(nnunet_source)
+    info = dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none")
+    planned = {"train": ("a", "b"), "val": ("c",), "test": ("d",), "unlabeled": ("u",)}
+    assert kept_splits(str(tmp_path / "out"), planned, set("abcd")) == keep(planned, set("abcd"))
+    dataset, _ = prepare(tmp_path / "out", raw, info)
+    path = tmp_path / "out" / "splits.json"
+    edited = {"train": ["a"], "val": [], "test": ["b"], "mine": ["c"], "unlabeled": ["u"], "unlabeled_test": []}
+    path.write_text(json.dumps(edited))  # d is in no split
+    kept = kept_splits(dataset.path, planned, set(dataset.records))
+    assert {name: list(cases) for name, cases in kept.items()} == edited
+    for text in ('{"train": [', '{"train": [1]}', "[]", '{"train": "a"}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"splits\.json is damaged.*delete it to have the split made anew"):
+            kept_splits(dataset.path, planned, set(dataset.records))
+
+
+def test_the_fingerprint_of_a_data_set_without_labels_is_of_the_cases_for_pretraining(
+    nnunet_source: Path, tmp_path: Path
+) -> None:
+    raw = read_dataset(nnunet_source)
+    raw = dataclasses.replace(
+        raw, cases=tuple(dataclasses.replace(case, label=None) for case in raw.cases), held_back=frozenset("d")
+    )
+    dataset, _ = prepare(tmp_path / "out", raw, dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none"))
+    assert dataset.splits["unlabeled"] == fingerprint_cases(dataset) == ("a", "b", "c", "u")
+    assert dataset.splits["unlabeled_test"] == ("d",)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

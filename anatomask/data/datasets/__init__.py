@@ -22,6 +22,7 @@ from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, RawLabel
 from anatomask.data.datasets.refusals import with_refusals
 from anatomask.data.listing import faults
 from anatomask.data.settings import ReaderConfig
+from anatomask.data.splits import keep
 from anatomask.errors import UserError, reason
 from anatomask.files import refuse_pipe
 from anatomask.plugins import with_extensions
@@ -125,11 +126,11 @@ def _listed(raw: RawDataset, path: Path) -> RawDataset:
         raise UserError(f"--reader.cases {path} names no case; write one per line")
     if wanted - known:
         raise UserError(f"--reader.cases {path} names {min(wanted - known)!r}; the cases are like {min(known)!r}")
-    splits = raw.splits and {name: tuple(case for case in raw.splits[name] if case in wanted) for name in raw.splits}
     return replace(
         raw,
         cases=tuple(case for case in raw.cases if case.case in wanted),
-        splits=splits,
+        splits=raw.splits and keep(raw.splits, wanted),
+        folds=tuple(keep(fold, wanted) for fold in raw.folds),
         held_back=raw.held_back & wanted,
     )
 

@@ -79,6 +79,8 @@ class RawDataset:
     """Target voxel size in mm that the data set defines. Default: the median of its scans."""
     splits: Mapping[str, tuple[str, ...]] | None = None
     """Split of the labelled cases that comes with the data. Default: a split drawn by patient."""
+    folds: tuple[Mapping[str, tuple[str, ...]], ...] = ()
+    """All folds of a `splits_final.json`, of which `splits` is one: each has its "train" and its "val" cases."""
     held_back: frozenset[str] = frozenset()
     """Unlabelled cases that the publisher keeps for testing; no training uses them."""
     remarks: tuple[str, ...] = ()

@@ -2,7 +2,8 @@
 
 Images in `imagesUnlabeled/` and `imagesTs/` are cases without labels. Those of `imagesTs/` are held back: they go to
 the split "unlabeled_test", on which no training runs unless it is named. `splits_final.json` beside them takes
-precedence: a fold's "val" cases are those that nnU-Net scores, so they become the test split here, and val is empty.
+precedence: a fold's "val" cases are those that nnU-Net scores, so they become the test split here, and val is empty;
+`--split.val-as val` leaves them there.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     known = Counter(raw.case for raw in labelled + unlabelled)
     if twice := {case for case, count in known.items() if count > 1}:
         raise UserError(f"{source}: case {min(twice)} lies in more than one image folder; rename or delete one of them")
-    splits = given_split(source / SPLITS, fold, {raw.case for raw in labelled})
+    folds = given_folds(source / SPLITS, {raw.case for raw in labelled})
+    splits = chosen_fold(folds, fold, source / SPLITS)
     idle = [] if splits is None else sorted({raw.case for raw in labelled} - set().union(*splits.values()))
     return RawDataset(
         reader="nnunet",
@@ -85,6 +87,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         class_names=classes,
         nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
         splits=splits,
+        folds=folds,
         remarks=(
             *((f"{len(idle)} labelled cases are in no split of {SPLITS}, as {idle[0]}: not used",) if idle else ()),
             *_unnamed_channels(source, names, ending),
@@ -153,33 +156,43 @@ def _images(folder: Path, case: str, channels: Sequence[str], ending: str) -> tu
     return tuple(nifti_image(folder / f"{case}_{c:04d}{ending}") for c in range(len(channels)))
 
 
-def given_split(path: Path, fold: int, labelled: set[str]) -> dict[str, tuple[str, ...]] | None:
-    """Read one fold of a `splits_final.json`, its "val" as test; return None if there is no such file.
+def given_folds(path: Path, labelled: set[str]) -> tuple[dict[str, tuple[str, ...]], ...]:
+    """Read the folds of a `splits_final.json`, each with its "train" and "val"; none if there is no such file.
 
     Raises:
-        UserError: the file is broken, has no such fold, or names a case that is not labelled.
+        UserError: the file is broken, or names a case that is not labelled, or a fold has a case in both.
     """
     if not is_file(path):
-        return None
+        return ()
     folds = read_json(path)
     if not isinstance(folds, list) or not folds:
         raise UserError(f'{path} must hold a list of folds, {{"train": [cases], "val": [cases]}} each; or remove it')
+    read = tuple({name: _members(fold, name, path) for name in ("train", "val")} for fold in folds)
+    for number, fold in enumerate(read):
+        for case in (*fold["train"], *fold["val"]):
+            if case not in labelled:
+                raise UserError(
+                    f"{path} names case {case}, which is not among the labelled cases of the source; "
+                    "correct it, or remove the file to have the split drawn"
+                )
+        if both := set(fold["train"]) & set(fold["val"]):
+            raise UserError(f"{path}: case {min(both)} is in train and in val of fold {number}; leave it in one")
+    return read
+
+
+def chosen_fold(
+    folds: Sequence[Mapping[str, tuple[str, ...]]], fold: int, path: Path
+) -> dict[str, tuple[str, ...]] | None:
+    """Make a split of one fold of `given_folds`, its "val" as test; None if there are no folds.
+
+    Raises:
+        UserError: there is no such fold.
+    """
+    if not folds:
+        return None
     if fold >= len(folds):
         raise UserError(f"{path} has {len(folds)} folds; --split.fold {fold} must be below that")
-    splits = {
-        "train": _members(folds[fold], "train", path),
-        "val": (),
-        "test": _members(folds[fold], "val", path),
-    }
-    for case in (*splits["train"], *splits["test"]):
-        if case not in labelled:
-            raise UserError(
-                f"{path} names case {case}, which is not among the labelled cases of the source; "
-                "correct it, or remove the file to have the split drawn"
-            )
-    if both := set(splits["train"]) & set(splits["test"]):
-        raise UserError(f"{path}: case {min(both)} is in train and in val of fold {fold}; leave it in one")
-    return splits
+    return {"train": folds[fold]["train"], "val": (), "test": folds[fold]["val"]}
 
 
 def _members(fold: Any, name: str, path: Path) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from nibabel import orientations
 
 from anatomask.data.arrays import b2nd_shape, finite, npz_names, npz_shape, read_b2nd, read_npz
 from anatomask.data.datasets.base import DEFAULT_NSD_TOLERANCE, NIFTI, RawCase, RawDataset, RawImage, RawLabel, Reader
-from anatomask.data.datasets.nnunet import SPLITS, entry_of, given_split, read_header, read_json
+from anatomask.data.datasets.nnunet import SPLITS, chosen_fold, entry_of, given_folds, read_header, read_json
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.listing import is_entry, is_file, is_folder
 from anatomask.data.nifti import nifti_grid
@@ -113,6 +113,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     _, channels, classes = read_header(source / HEADER)
     chosen = _choose(source, options.configuration)
     cases = tuple(_case(source, chosen, case, len(channels)) for case in _names(chosen.folder))
+    folds = given_folds(source / SPLITS, {raw.case for raw in cases})
     unplaced = sum(_truth(source, raw.case) is None for raw in cases)
     return RawDataset(
         reader="nnunet_preprocessed",
@@ -122,7 +123,8 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         class_names=classes,
         nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
         spacing=_ras_spacing(cases, chosen),
-        splits=given_split(source / SPLITS, fold, {raw.case for raw in cases}),
+        splits=chosen_fold(folds, fold, source / SPLITS),
+        folds=folds,
         remarks=(
             f"{chosen.name} of {chosen.plans.name}: resampled and normalised by nnU-Net; scores will be on its grid",
             *((f"{unplaced} cases have no {TRUTH}: their axes are taken to point R, A, S",) if unplaced else ()),

@@ -29,7 +29,7 @@ from anatomask.data.datasets.base import (
     is_visible,
 )
 from anatomask.data.datasets.folder import all_ct
-from anatomask.data.datasets.nnunet import SPLITS, given_split, read_header, scheme_of
+from anatomask.data.datasets.nnunet import SPLITS, chosen_fold, given_folds, read_header, scheme_of
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.grids import places_voxels
 from anatomask.data.listing import is_file, is_folder
@@ -52,6 +52,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     described = is_file(source / HEADER)
     channels, classes = read_header(source / HEADER)[1:] if described else (_channels(files), {})
     cases = tuple(_case(path, source, len(channels), described) for path in files)
+    folds = given_folds(source / SPLITS, {raw.case for raw in cases if raw.label is not None})
     schemes = tuple(map(scheme_of, channels)) if described else _schemes(cases, len(channels))
     return RawDataset(
         reader="npz",
@@ -60,7 +61,8 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         schemes=schemes,
         class_names=classes,
         nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
-        splits=given_split(source / SPLITS, fold, {raw.case for raw in cases if raw.label is not None}),
+        splits=chosen_fold(folds, fold, source / SPLITS),
+        folds=folds,
         remarks=()
         if described
         else (f"no {HEADER} names channels and labels: labels, if there are any, are not read",),

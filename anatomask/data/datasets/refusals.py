@@ -7,6 +7,7 @@ from pathlib import Path
 
 from anatomask.data.datasets.base import RawCase, RawDataset, refused_case
 from anatomask.data.listing import faults, is_folder
+from anatomask.data.splits import keep
 from anatomask.errors import UserError
 from anatomask.names import readable
 from anatomask.settings import is_text
@@ -44,13 +45,12 @@ def with_refusals(raw: RawDataset, source: Path) -> RawDataset:
             remarks.append(readable(f"{path.relative_to(source)} is left out: {why}"))
     if len(remarks) > 1:
         remarks = [f"{len(remarks)} entries are neither file nor folder; {remarks[0]}"]
-    splits = raw.splits and {
-        name: tuple(case for case in raw.splits[name] if case not in refused) for name in raw.splits
-    }
+    kept = {one.case for one in raw.cases} - refused
     return replace(
         raw,
         cases=tuple(cases),
-        splits=splits,
+        splits=raw.splits and keep(raw.splits, kept),
+        folds=tuple(keep(fold, kept) for fold in raw.folds),
         held_back=raw.held_back - refused,
         remarks=(*raw.remarks, *remarks),
     )
