@@ -156,10 +156,14 @@ class FinetuneConfig(Settings):
     """Name of the run. Default: derived from the configuration."""
     seed: int = 0
     """Seed of everything that is random."""
+    fold: int | None = None
+    """Fold of the prepared data (docs/datasets.md) that is left out of the training, and that `evaluate` scores.
+    Default: all cases of train are trained on."""
     train_fraction: float = 1.0
     """Share of the labelled training cases that is used; at least one case."""
     val_split: str = "val"
-    """Split whose labelled cases monitor the training and choose the best checkpoint."""
+    """Split whose labelled cases monitor the training and choose the best checkpoint; `fold_K` beside `--fold K` is
+    what nnU-Net watches."""
     val_fraction: float = 0.1
     """Share of the training cases held out to choose the best checkpoint, where the split has no val cases."""
     network: BackboneConfig = field(default_factory=STUNetConfig)
@@ -175,6 +179,7 @@ class FinetuneConfig(Settings):
         check_name(self.name)
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction must lie in (0, 1], not {self.train_fraction}")
+        self.require_range(0, 1000, "fold")
         check_training(self.training, self.optimiser, self.cluster, self.seed)
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction must lie in (0, 1), not {self.val_fraction}")
@@ -189,8 +194,8 @@ class EvaluateConfig(Settings):
     """Folder of a finetuning run."""
     data: str = ""
     """Folder that `prepare` wrote. Default: the one that the run was trained on."""
-    split: str = "test"
-    """Split whose cases are scored."""
+    split: str = ""
+    """Split whose cases are scored. Default: the fold that the run left out, else test."""
     checkpoint: Literal["best", "last"] = "best"
     """Checkpoint whose weights are scored."""
     out: str = ""

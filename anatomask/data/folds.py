@@ -73,6 +73,19 @@ def own_folds(folds: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, tuple[s
     return {"train": tuple(sorted(every)), "val": (), "test": (), **parts}
 
 
+def fold_cases(splits: Mapping[str, Sequence[str]], fold: int, shown: str) -> tuple[str, ...]:
+    """Return the cases of a fold of a prepared data set, which messages call `shown`.
+
+    Raises:
+        UserError: it has no such fold, or no folds at all.
+    """
+    if fold_name(fold) in splits:
+        return tuple(splits[fold_name(fold)])
+    if numbers := fold_numbers(splits):
+        raise UserError(f"--fold {fold}: {shown} has no such fold; there are {', '.join(map(str, numbers))}")
+    raise UserError(f"--fold {fold}: {shown} has no folds; make them with `anatomask prepare --split.folds 5`")
+
+
 def cases_digest(cases: Iterable[str]) -> str:
     """Hash the names of a fold's cases, in any order."""
     return hashlib.sha256(json.dumps(sorted(cases)).encode()).hexdigest()

@@ -158,6 +158,12 @@ def check_summary(summary: Any, source: str) -> Mapping[str, Any]:
         for value in (summary[name]["mean"], summary[name]["sd"]):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise UserError(f"{source}: {name} has {value!r} for a number; evaluate the run again with --overwrite")
+    fold = summary.get("fold")
+    if fold is not None and not (
+        isinstance(fold, Mapping)
+        and all(isinstance(fold.get(name), kind) for name, kind in (("number", int), ("of", int), ("others", str)))
+    ):
+        raise UserError(f"{source}: fold lacks number, of and others; evaluate the run again with --overwrite")
     for name in ("run", "method", "dataset", "data"):
         if not isinstance(summary[name], str):
             raise UserError(f"{source}: {name} must be text, not {summary[name]!r}; evaluate again with --overwrite")

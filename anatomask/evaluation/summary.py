@@ -43,6 +43,7 @@ def summary_of(
         "dataset": dataset.name,
         "data": public_address(dataset.path),
         "split": split,
+        "fold": header.get("fold"),
         "checkpoint": checkpoint,
         **summarise(scores),
         "nsd_tolerance_mm": {name: dataset.nsd_tolerance[c] for c, name in sorted(dataset.class_names.items())},

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.evaluation.results import CASES_FILE, SUMMARY_FILE, case_means, check_summary, from_csv
+from anatomask.evaluation.results import CASES_FILE, SUMMARY_FILE, CaseScore, case_means, check_summary, from_csv
 from anatomask.reports.tables import by_dataset
 
 
@@ -21,6 +21,14 @@ class EvaluatedRun:
     summary: Mapping[str, Any]
     scores: Mapping[str, float]
     """Mean DSC of each case."""
+    by_class: Sequence[CaseScore] = ()
+    """Scores of each class of each case."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """Folder by case, where the cases are of several runs. Default: `folder`."""
+
+    def folder_of(self, case: str) -> Path:
+        """Return the folder with the prediction of a case."""
+        return self.folders.get(case, self.folder)
 
 
 def read_run(folder: str) -> EvaluatedRun:
@@ -42,7 +50,7 @@ def read_run(folder: str) -> EvaluatedRun:
             f"{storage.show(CASES_FILE)} has scores of {len(means)} cases, but {SUMMARY_FILE} counts "
             f"{summary['cases']}; {remedy}"
         )
-    return EvaluatedRun(Path(folder), summary, means)
+    return EvaluatedRun(Path(folder), summary, means, scores)
 
 
 def runs_by_dataset(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:

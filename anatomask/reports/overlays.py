@@ -72,7 +72,7 @@ def _overlay(dataset: PreparedDataset, case: str, runs: Sequence[EvaluatedRun]) 
     right, anterior, _ = nib.affines.voxel_sizes(truth.affine)
     panels = [Panel("Ground truth", "", labels[:, :, index])]
     for run, title in zip(runs, _titles(runs), strict=True):
-        path = run.folder / PREDICTIONS / f"{case}.nii.gz"
+        path = run.folder_of(case) / PREDICTIONS / f"{case}.nii.gz"
         voxels, affine = read_nifti(path)
         if sorted(voxels.shape) != sorted(labels.shape):
             raise UserError(f"{path} has shape {voxels.shape}, the scan {labels.shape}; evaluate the run again")

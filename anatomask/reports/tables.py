@@ -46,6 +46,15 @@ class Row:
     """Names of the classes that were scored."""
     case_names: frozenset[str] = frozenset()
     """Names of the cases that were scored."""
+    folds: tuple[int, ...] = ()
+    """Numbers of the folds whose runs make up this row; empty for a run without a fold."""
+    of_folds: int = 0
+    """Number of folds that there are."""
+
+    @property
+    def missing(self) -> list[int]:
+        """Return the numbers of the folds that no run of this row left out."""
+        return [number for number in range(self.of_folds) if number not in self.folds]
 
     @classmethod
     def from_summary(cls, summary: Mapping[str, Any], cases: Collection[str] = ()) -> Row:
@@ -66,6 +75,8 @@ class Row:
             data=summary.get("data"),
             classes=frozenset(summary.get("classes", ())),
             case_names=frozenset(cases),
+            folds=tuple(summary.get("folds", ())),
+            of_folds=summary["fold"]["of"] if summary.get("folds") else 0,
         )
 
 
@@ -100,7 +111,8 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 NAMES = ("run", "method", "initialisation", "network", "train_fraction", "dataset", "split", "cases", "failed")
 SCORES = ("dsc_mean_fraction", "dsc_sd_fraction", "nsd_mean_fraction", "nsd_sd_fraction")
-"""Columns of the CSV table."""
+FOLDS = "folds"
+"""Columns of the CSV table; the last came later."""
 
 
 def is_csv_table(text: bytes) -> bool:
@@ -112,9 +124,9 @@ def csv_table(rows: Sequence[Row]) -> str:
     """Format everything known of each run as CSV, scores as fractions at full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*NAMES, *SCORES])
+    writer.writerow([*NAMES, *SCORES, FOLDS])
     for row in rows:
-        writer.writerow([*(getattr(row, name) for name in NAMES), *row.dsc, *row.nsd])
+        writer.writerow([*(getattr(row, name) for name in NAMES), *row.dsc, *row.nsd, " ".join(map(str, row.folds))])
     return text.getvalue()
 
 
@@ -129,6 +141,12 @@ def notes(rows: Sequence[Row]) -> list[str]:
             differing.append("networks")
         if differing:
             sentences.append(f"{dataset}: runs differ in {', '.join(differing)}; compare with care.")
+    sentences += [
+        f"{row.run}: fold{'s' if len(row.missing) > 1 else ''} {', '.join(map(str, row.missing))} of {row.of_folds} "
+        f"{'are' if len(row.missing) > 1 else 'is'} missing."
+        for row in rows
+        if row.missing
+    ]
     paper = (published_note(row.method, row.network, row.dataset) for row in rows)
     sentences += dict.fromkeys(note for note in paper if note)
     failed = [f"{row.run} ({row.failed})" for row in rows if row.failed]
@@ -178,8 +196,10 @@ def _incomparable(rows: Sequence[Row]) -> list[str]:
 
 
 def _names(row: Row, rows: Iterable[Row]) -> tuple[str, str, str]:
-    """Format the three text cells, with the share of labels where runs differ in it."""
+    """Format the three text cells, with the share of labels where runs differ in it, and the number of folds."""
     method = row.method
+    if row.folds:
+        method += f", {len(row.folds)} of {row.of_folds} folds" if row.missing else f", {len(row.folds)} folds"
     if row.train_fraction is not None and len({other.train_fraction for other in rows}) > 1:
         method += f", {100 * row.train_fraction:g} % of labels"
     return method, row.initialisation, row.dataset

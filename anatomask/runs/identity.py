@@ -13,13 +13,18 @@ WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every
 ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", *WATCHED)
 """Fields that decide where, under what name, how far and how watched a run goes, not what it computes."""
 
+SINCE = {"fold": None}
+"""Fields that older versions did not have, and the value with which they computed the same: left out, so that the keys
+of older runs hold."""
+
 RESULTS = {"pretrain": 1, "finetune": 1, "evaluate": 1}
 """Number of each verb, which is raised when equal settings and inputs begin to give other results."""
 
 
 def identity(settings: Mapping[str, Any], inputs: Sequence[str] = ()) -> dict[str, Any]:
     """Return the settings that decide what a run computes, without the fields `inputs`, which name what it reads."""
-    return _without(without_usual_name(settings), (*ELSEWHERE, *inputs))
+    usual = [name for name, value in SINCE.items() if settings.get(name) == value]
+    return _without(without_usual_name(settings), (*ELSEWHERE, *usual, *inputs))
 
 
 def run_key(verb: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

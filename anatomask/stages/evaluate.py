@@ -11,8 +11,9 @@ the same command after a kill goes on with the others. In the run's folder, or i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -21,6 +22,7 @@ from rich.console import Console
 from anatomask.cluster import running
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import EvaluateConfig
+from anatomask.data.folds import cases_digest, fold_name
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
@@ -42,7 +44,8 @@ from anatomask.weights.tensor_files import Weights
 def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     """Rows of the dry run."""
     weights, dataset = _open(config)
-    cases = labelled_cases(dataset, config.split)
+    split = scored_split(config, weights.header, dataset)
+    cases = labelled_cases(dataset, split)
     finished = finished_cases(Storage(config.out or config.run), cases)
     patch = weights.header["patch_size"]
     windows = sum(window_count(dataset.records[case].shape, patch, config.inference.overlap) for case in cases)
@@ -52,7 +55,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     return [
         ("run", config.run),
         ("weights", f"{config.checkpoint}, {parameters / 1e6:.2f} M parameters"),
-        ("data", f"{dataset.name} ({dataset.shown}), split {config.split}"),
+        ("data", f"{dataset.name} ({dataset.shown}), split {split}"),
         (
             "cases",
             f"{len(cases)}, of which {len(finished)} are finished",
@@ -74,10 +77,11 @@ def stage(config: EvaluateConfig, *, overwrite: bool = False) -> int:
 def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, str]:
     """Evaluate what is not finished yet, then write and print the tables; why each of the cases that failed did."""
     weights, dataset = _open(config)
-    cases = labelled_cases(dataset, config.split)
+    split = scored_split(config, weights.header, dataset)
+    cases = labelled_cases(dataset, split)
     folder = Storage(Path(config.out or config.run).absolute())
     source = find_weights(config.run, config.checkpoint)
-    identity = evaluation_identity(dataset, config.split, config.checkpoint, source, config.inference)
+    identity = evaluation_identity(dataset, split, config.checkpoint, source, config.inference)
     claim_evaluation(folder, identity, overwrite=overwrite)
     run = Path(config.run).absolute().name
     finished = finished_cases(folder, cases)
@@ -86,7 +90,7 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
     failures = evaluate_cases(evaluation, weights, pending, config.cluster) if pending else {}
     scores = [score for case in cases if case not in failures for score in read_scores(folder, case)]
     if scores:
-        summary = summary_of(run, config.split, config.checkpoint, weights.header, dataset, scores, failures)
+        summary = summary_of(run, split, config.checkpoint, weights.header, dataset, scores, failures)
         folder.write(CASES_FILE, to_csv(scores).encode())
         folder.write_json(SUMMARY_FILE, summary)
         console = Console()
@@ -103,6 +107,28 @@ def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:
         require_fields(weights.header, source, "data")
     dataset = PreparedDataset.open(Storage(config.data or weights.header["data"], config.cluster.max_outage))
     return weights, match_dataset(weights.header, dataset, str(source))
+
+
+def scored_split(config: EvaluateConfig, header: Mapping[str, Any], dataset: PreparedDataset) -> str:
+    """The split to score: the one that is named, else the fold that the run left out of its training, else test.
+
+    Raises:
+        UserError: the data set has no fold of the cases that the run left out.
+    """
+    fold = header.get("fold")
+    if config.split or fold is None:
+        return config.split or "test"
+    try:
+        name = fold_name(fold["number"])
+        same = cases_digest(dataset.splits.get(name, ())) == fold["cases"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{config.run}: its weights do not say which fold they left out; set --split") from error
+    if not same:
+        raise UserError(
+            f"{dataset.shown}: {name} does not hold the cases that {config.run} left out of its training, and others "
+            "may have been trained on; name the split to score by --split"
+        )
+    return name
 
 
 def labelled_cases(dataset: PreparedDataset, split: str) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 
 from anatomask.config import SCRATCH, FinetuneConfig
 from anatomask.data.addresses import public_address
+from anatomask.data.folds import cases_digest, fold_cases, fold_name, fold_numbers
 from anatomask.data.index import data_digest
 from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
 from anatomask.data.shards import PreparedDataset
@@ -21,6 +22,7 @@ from anatomask.evaluation.validation import Validation
 from anatomask.nested import plain
 from anatomask.nn.backbones.base import Segmenter
 from anatomask.runs.folder import run_folder
+from anatomask.runs.identity import run_key
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.pretrain import check_channels
 from anatomask.stages.remarks import labels_besides, large_crops, other_data, tell
@@ -73,6 +75,8 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         "train_cases": len(train_cases),
         "initialisation": initialisation(config, source),
     }
+    if config.fold is not None:
+        header["fold"] = describe_fold(config, dataset, inputs)
     start = partial(start_from, source=source, transfer=transfer, seed=config.seed)
     header["loaded"] = loaded = count(config, header, start if source else None)
     return TrainingJob(
@@ -145,14 +149,16 @@ def loaded_in_words(loaded: Mapping[str, int], source: str) -> str:
 def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Training and validation cases: labelled ones, a seeded share of them for training.
 
-    Smaller shares are contained in larger ones. Where the split has no val cases, a seeded share of the training
+    The cases of `config.fold` are left out, and with it those that are watched. Smaller shares are contained in larger
+    ones. Where the split has no val cases, a seeded share of the training
     cases is held out first, the same for every share.
 
     Raises:
-        UserError: when no labelled training case remains, or none whose label holds a class.
+        UserError: when no labelled training case remains, or none whose label holds a class; or there is no such fold.
     """
-    train = sorted(case for case in dataset.splits["train"] if dataset.records[case].labelled)
     watched = dataset.splits.get(config.val_split)
+    away = set() if config.fold is None else {*fold_cases(dataset.splits, config.fold, dataset.shown), *(watched or ())}
+    train = sorted(case for case in dataset.splits["train"] if dataset.records[case].labelled and case not in away)
     if watched is None and config.val_split != "val":
         raise UserError(f"{dataset.shown} has no split {config.val_split}; there are {', '.join(dataset.splits)}")
     val = sorted(case for case in watched or () if dataset.records[case].labelled)
@@ -169,6 +175,27 @@ def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[t
             "get the labels again, or set --train-fraction 1"
         )
     return chosen, tuple(val)
+
+
+def describe_fold(config: FinetuneConfig, dataset: PreparedDataset, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What the header says of the fold that a run leaves out.
+
+    Returns:
+        its number; of how many; a digest of its cases; and the key that the runs of the other folds share.
+    """
+    assert config.fold is not None
+    return {
+        "number": config.fold,
+        "of": len(fold_numbers(dataset.splits)),
+        "cases": cases_digest(fold_cases(dataset.splits, config.fold, dataset.shown)),
+        "others": run_key("finetune", {**plain(config), "fold": None, "val_split": _val_split_of_any(config)}, inputs),
+    }
+
+
+def _val_split_of_any(config: FinetuneConfig) -> str:
+    """The split that is watched, by a name that the runs of all folds share where each watches its own fold."""
+    own = config.fold is not None and config.val_split == fold_name(config.fold)
+    return "its fold" if own else config.val_split
 
 
 def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
@@ -216,6 +243,7 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
             "cases",
             f"{len(train_cases)} to train, {len(val_cases)} to choose the checkpoint, of {public_address(config.data)}",
         ),
+        *([("fold", f"{config.fold}, of {len(fold_numbers(dataset.splits))}")] if config.fold is not None else []),
         ("classes", ", ".join(dataset.class_names.values())),
         ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
         ("parameters", f"{parameters / 1e6:.2f} M"),

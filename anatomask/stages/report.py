@@ -1,4 +1,7 @@
-"""Put any number of evaluated runs into one table (terminal, Markdown, CSV) and one figure of overlays per data set."""
+"""Put any number of evaluated runs into one table (terminal, Markdown, CSV) and one figure of overlays per data set.
+
+Runs that differ by their fold alone are one row.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from anatomask.config import ReportConfig
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.reports.evaluated_runs import EvaluatedRun, read_run, runs_by_dataset
+from anatomask.reports.folds import pooled
 from anatomask.reports.overlays import draw_overlays, overlay_paths
 from anatomask.reports.tables import Row, csv_table, is_csv_table, markdown_table, notes, terminal_table
 
@@ -19,7 +23,7 @@ TABLE = "table.csv"
 
 def plan(config: ReportConfig) -> list[tuple[str, str]]:
     """Rows of the dry run."""
-    runs = [read_run(folder) for folder in config.runs]
+    runs = pooled([read_run(folder) for folder in config.runs])
     _output(config, runs)
     return [
         *(("run", f"{run.folder}: {run.summary['dataset']}, {run.summary['cases']} cases") for run in runs),
@@ -30,7 +34,7 @@ def plan(config: ReportConfig) -> list[tuple[str, str]]:
 
 def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     """Write and print the table, then draw the figures. A report is always written anew."""
-    runs = [read_run(folder) for folder in config.runs]
+    runs = pooled([read_run(folder) for folder in config.runs])
     rows = [Row.from_summary(run.summary, run.scores.keys()) for run in runs]
     out = _output(config, runs)
     out.write(TABLE, csv_table(rows).encode())  # first: by it, the folder is known as a report's

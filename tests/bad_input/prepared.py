@@ -155,6 +155,13 @@ KINDS = [
         of_json(PRINT, lambda c: c["channels"][0].pop("mean") and None),
         f"fingerprint.json {DAMAGED}",
     ),
+    Kind("a fold of shards without folds", f"{NEW_FINETUNING} --fold 0", "data has no folds; make them with.*folds 5"),
+    Kind(
+        "a fold that the shards lack",
+        f"{NEW_FINETUNING} --fold 2",
+        "--fold 2: .*data has no such fold; there are 0",
+        of_json(SPLITS, lambda splits: splits | {"fold_0": splits["train"][:1]}),
+    ),
     Kind("shards that are a file", f"pretrain {SMALL} --data scans/dataset.json", "scans/dataset.json"),
     Kind(
         "a sweep over shards that are missing",

@@ -56,6 +56,9 @@ KINDS = [
         for name in FIELDS
     ),
     Kind(
+        "a summary whose fold is a word", REPORT, "fold lacks number", of_json(SUMMARY, lambda c: c | {"fold": "one"})
+    ),
+    Kind(
         "a summary whose mean is a word",
         REPORT,
         "summary.json",

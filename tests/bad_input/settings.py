@@ -107,6 +107,7 @@ KINDS = [
     Kind(
         "bf16 of small crops on a CPU", f"{NEW_PRETRAINING} --training.precision bf16", "bf16.*--loader.patch-size 48"
     ),
+    Kind("a negative fold to leave out", f"{NEW_FINETUNING} --fold -1", "fold must be at least 0"),
     Kind("no share of the cases", f"{NEW_FINETUNING} --train-fraction 0", r"train_fraction must lie in \(0, 1\]"),
     Kind("a NaN share of the cases", f"{NEW_FINETUNING} --train-fraction nan", "train_fraction must"),
     Kind("all cases held out", f"{NEW_FINETUNING} --val-fraction 1", r"val_fraction must lie in \(0, 1\)"),

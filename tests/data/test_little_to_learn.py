@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -72,3 +73,24 @@ def test_finetuning_on_labels_that_hold_no_class_is_refused(prepared: Callable[.
         select_labelled(prepared(image, label=label), FinetuneConfig(data="x"))
     label[4, 4, 4] = 1
     assert select_labelled(prepared(image, label=label, root="other"), FinetuneConfig(data="x"))[0] == ("one",)
+
+
+def test_a_fold_is_neither_trained_on_nor_watched_unless_asked(
+    prepared: Callable[..., PreparedDataset],
+) -> None:
+    one = prepared(np.ones((16, 16, 16), np.int16), label=np.ones((16, 16, 16), np.uint8))
+    records = {case: replace(one.records["one"], case=case) for case in "abcdef"}
+    folds = {"fold_0": ("a", "b"), "fold_1": ("c", "d"), "fold_2": ("e", "f")}
+    dataset = PreparedDataset(
+        one.path, one.info, records, {"train": tuple("abcdef"), "val": (), "test": (), **folds}, one.fingerprint
+    )
+    config = FinetuneConfig(data="x", fold=1)
+    train, watched = select_labelled(dataset, config)
+    assert not {"c", "d"} & {*train, *watched} and {*train, *watched} == set("abef") and watched
+    assert select_labelled(dataset, replace(config, val_split="fold_1")) == (tuple("abef"), tuple("cd"))
+    assert select_labelled(dataset, replace(config, val_split="fold_2")) == (tuple("ab"), tuple("ef"))
+    assert sum(map(len, select_labelled(dataset, replace(config, fold=None)))) == 6
+    with pytest.raises(UserError, match=r"--fold 3: .* has no such fold; there are 0, 1, 2"):
+        select_labelled(dataset, replace(config, fold=3))
+    with pytest.raises(UserError, match=r"has no folds; make them with .*--split\.folds 5"):
+        select_labelled(one, config)

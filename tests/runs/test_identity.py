@@ -25,6 +25,12 @@ def test_paths_names_and_machines_are_no_part_of_it() -> None:
     assert run_key("finetune", SETTINGS, dict(reversed(INPUTS.items()))) == key
 
 
+def test_a_field_that_older_versions_had_not_changes_no_key_until_it_is_set() -> None:
+    key = run_key("finetune", SETTINGS, INPUTS)
+    assert run_key("finetune", SETTINGS | {"fold": None}, INPUTS) == key
+    assert run_key("finetune", SETTINGS | {"fold": 0}, INPUTS) != key
+
+
 def test_whatever_changes_results_is() -> None:
     others = [
         run_key("pretrain", SETTINGS, INPUTS),
