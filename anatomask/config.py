@@ -1,4 +1,4 @@
-"""The settings of every verb, composed from the components' own, and the recipes that fill them.
+"""The settings of every verb, composed from the components' own.
 
 The command line, the YAML file and Python build the same frozen dataclasses. Values are checked where they are
 declared (`__post_init__`), so a bad one is refused before anything starts, whichever way it came in.
@@ -6,9 +6,8 @@ declared (`__post_init__`), so a bad one is refused before anything starts, whic
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,13 +15,10 @@ from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.settings import PreparePlanConfig, PreprocessConfig, ReaderConfig
 from anatomask.data.splits import SplitConfig
-from anatomask.errors import UserError
 from anatomask.evaluation.settings import InferenceConfig
-from anatomask.methods import method_config
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.base import MethodConfig
 from anatomask.names import check_name
-from anatomask.nn.backbones import backbone_config
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.settings import Settings
@@ -260,6 +256,16 @@ class ImportWeightsConfig(Settings):
     """Name in tables of the data set that these weights were trained on."""
 
 
+@dataclass(frozen=True)
+class RecipesConfig(Settings):
+    """Settings of showing the recipes: complete configurations for `--recipe`."""
+
+    recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[RECIPE]")]] = ""
+    """Recipe to describe. Default: a table of all."""
+    markdown: bool = False
+    """Print the tables as docs/recipes.md has them."""
+
+
 SET_BY_SWEEP = {
     "pretrain": ("data", "runs", "name", "cluster"),
     "finetune": ("data", "init", "runs", "name", "cluster"),
@@ -329,42 +335,3 @@ NAMED_INPUTS = {
     "sweep": ("pretrain_data", "finetune_data"),
 }
 """Fields of each verb that name what must exist already."""
-
-
-def with_method(config: Any, name: str) -> Any:
-    """Choose the pretraining method of a `PretrainConfig`, or of a sweep's, with the optimiser of its authors.
-
-    If `config` already has the method, its settings are kept.
-
-    Raises:
-        UserError: there is no method of that name.
-    """
-    if isinstance(config, SweepConfig):
-        return dataclasses.replace(config, pretrain=with_method(config.pretrain, name))
-    chosen = method_config(name)
-    if isinstance(config.method, chosen):
-        return config
-    optimiser = dataclasses.replace(config.optimiser, **chosen.optimiser)
-    return dataclasses.replace(config, method=chosen(), optimiser=optimiser)
-
-
-def with_network(config: Any, name: str) -> Any:
-    """Choose the backbone of a `PretrainConfig`, a `FinetuneConfig` or of both of a sweep's.
-
-    The backbone that `config` has already keeps its size. Crops grow to the next size that another one takes.
-
-    Raises:
-        UserError: there is no backbone of that name, or the method of `config` cannot pretrain it.
-    """
-    if isinstance(config, SweepConfig):
-        stages = {stage: with_network(getattr(config, stage), name) for stage in ("pretrain", "finetune")}
-        return dataclasses.replace(config, **stages)
-    chosen = backbone_config(name)
-    if isinstance(config.network, chosen):
-        return config
-    network = chosen()
-    loader = dataclasses.replace(config.loader, patch_size=network.fitting_crop(config.loader.patch_size))
-    try:
-        return dataclasses.replace(config, network=network, loader=loader)
-    except ValueError as error:
-        raise UserError(str(error)) from error

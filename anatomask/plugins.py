@@ -1,7 +1,8 @@
 """Extensions from outside: Python files of the user's own, loaded by path, and packages with an entry point.
 
-An extension is a module that assigns some of these: `METHODS`, the settings of pretraining methods by name; `READERS`,
-readers of raw data by name. A package names its module under the entry point group `anatomask`.
+An extension is a module that assigns some of these, each a mapping by name: `METHODS` and `BACKBONES`, the settings of
+methods and networks; `READERS`, readers of raw data; `RECIPES`, complete configurations. A package names
+its module under the entry point group `anatomask`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -58,6 +58,11 @@ class Settings:
             twice = [one for one, count in Counter(values if isinstance(values, tuple) else ()).items() if count > 1]
             if twice:
                 raise ValueError(f"{name} names {twice[0]} twice")
+
+
+def required_fields(settings: Settings | type[Settings]) -> tuple[str, ...]:
+    """List the names of the fields that have no default."""
+    return tuple(one.name for one in fields(settings) if one.default is MISSING and one.default_factory is MISSING)
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:

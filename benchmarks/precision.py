@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace, folder: Path, precision: Precision, seed:
     torch.set_num_threads(arguments.threads)
     set_arithmetic(precision)
     device, workers = torch.device(arguments.device), Workers()
-    recipe = RECIPES["small"]()["pretrain"]
+    recipe = RECIPES["small"].settings("pretrain")
     training = replace(
         recipe.training,
         precision=precision,

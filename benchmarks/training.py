@@ -74,7 +74,7 @@ def main() -> None:
 
 def configuration(arguments: argparse.Namespace, workers: int, data: Path, runs: str) -> PretrainConfig:
     """Build the settings of a run of the given updates, whose last is its only validation."""
-    recipe = RECIPES[arguments.recipe]()["pretrain"]
+    recipe = RECIPES[arguments.recipe].settings("pretrain")
     return replace(
         recipe,
         data=str(data),
@@ -232,7 +232,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=500 if gpu else 100)
     parser.add_argument("--loads", type=int, default=1000, help="batches that are loaded alone")
     arguments = parser.parse_args()
-    recipe = RECIPES[arguments.recipe]()["pretrain"]
+    recipe = RECIPES[arguments.recipe].settings("pretrain")
     arguments.patch = arguments.patch or recipe.loader.patch_size
     arguments.batch = arguments.batch or recipe.training.batch_size
     arguments.workers = arguments.workers or ([1, 2] if torch.cuda.device_count() != 1 else [1])

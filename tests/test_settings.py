@@ -13,6 +13,7 @@ from anatomask.cli.arguments import parse
 from anatomask.errors import UserError
 from anatomask.nested import overlay
 from anatomask.recipes import RECIPES
+from anatomask.recipes.recipe import VERBS
 from anatomask.settings import Settings
 
 PREPARE = ["prepare", "--source", "x", "--out", "y"]
@@ -28,7 +29,7 @@ def sections(config: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from sections(value, f"{path}.{field.name}")
 
 
-ALL = {path: section for verb, config in RECIPES["tiny"]().items() for path, section in sections(config, verb)}
+ALL = {path: section for verb in VERBS for path, section in sections(RECIPES["tiny"].settings(verb), verb)}
 FIELDS = [(path, field.name) for path, section in ALL.items() for field in dataclasses.fields(section)]
 
 

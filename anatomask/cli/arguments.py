@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
-from anatomask.config import SCRATCH, FinetuneConfig, SweepConfig, with_method, with_network
+from anatomask.config import SCRATCH, FinetuneConfig, SweepConfig
 from anatomask.errors import UserError
 from anatomask.files import refuse_pipe
 from anatomask.methods import method_names
 from anatomask.nested import overlay
 from anatomask.nn.backbones import backbone_names
 from anatomask.parsing import from_yaml
-from anatomask.plugins import load_module
+from anatomask.plugins import load_module, with_extensions
+from anatomask.recipes import Recipe, find_recipe, with_method, with_network
+from anatomask.recipes.tables import listed
+from anatomask.settings import required_fields
 from anatomask.training.schedule import SCHEDULES
 
 DEFAULT_RECIPE = "paper-b"
@@ -42,7 +45,7 @@ class Invocation:
     overwrite: bool
 
 
-def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Mapping[str, Any]]]) -> Invocation:
+def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Recipe]) -> Invocation:
     """Build the settings of `verb` from a recipe, a schedule, a YAML file, then dotted flags: the later override.
 
     The network of a finetuning is that of its initial weights, where nothing else chooses one.
@@ -53,11 +56,13 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
         SystemExit: a flag has such a fault (exit code 2; the message names the field).
     """
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"anatomask {verb}")
-    flags.add_argument("--recipe")
-    flags.add_argument("--config")
-    flags.add_argument("--dry-run", action="store_true")
-    flags.add_argument("--overwrite", action="store_true")
     flags.add_argument("--plugin", action="append", default=[])
+    flags.set_defaults(recipe=None, config=None, dry_run=False, overwrite=False)
+    if verb != "recipes":
+        flags.add_argument("--recipe")
+        flags.add_argument("--config")
+        flags.add_argument("--dry-run", action="store_true")
+        flags.add_argument("--overwrite", action="store_true")
     if verb in EPOCHS:
         flags.add_argument("--schedule")
     if verb in METHOD_FLAG:
@@ -69,27 +74,22 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
         raise UserError("there is no --resume: the same command goes on where it was stopped; leave --resume out")
     for path in own.plugin:
         load_module(Path(path), "--plugin")
-    if own.recipe is not None and own.recipe not in recipes:
-        raise UserError(f"--recipe {own.recipe}: no such recipe; there are {', '.join(recipes)}")
-    default = recipes[own.recipe or DEFAULT_RECIPE]()[verb]
+    recipes = with_extensions("RECIPES", recipes)
+    recipe = find_recipe(own.recipe or DEFAULT_RECIPE, recipes)
+    if verb in TRAINING_VERBS:
+        recipe = recipe.composed(own.network, own.method if verb in METHOD_FLAG else None)
+    default = recipe.settings(verb)
     from_file = {} if own.config is None else read_yaml(own.config)
     if verb == "finetune":
         default = with_weights(default, initial_weights(from_file, rest))
     if verb in EPOCHS and own.schedule is not None:
         default = scheduled(default, own.schedule, epochs_of(verb, overlay(default, from_file, own.config), rest))
     default = overlay(default, from_file, own.config)
-    if verb in METHOD_FLAG and own.method is not None:
-        default = with_method(default, own.method)
+    if verb in METHOD_FLAG and own.method is not None:  # a file may have named another
+        default = with_method(default, recipe.pretraining())
     if verb in TRAINING_VERBS and own.network is not None:
-        default = with_network(default, own.network)
-    methods = f"{METHOD_FLAG[verb]} {{{','.join(method_names())}}}, " if verb in METHOD_FLAG else ""
-    networks = f"{NETWORK_FLAG} {{{','.join(backbone_names())}}}, " if verb in TRAINING_VERBS else ""
-    schedules = f"--schedule {{{','.join(SCHEDULES)}}} (how to finetune), " if verb in EPOCHS else ""
-    description = (
-        f"{type(default).__doc__}\n\nBefore these: --recipe {{{','.join(recipes)}}} (default {DEFAULT_RECIPE}), "
-        f"{methods}{networks}{schedules}--config FILE.yaml, --dry-run (print the plan), --overwrite (begin "
-        "anew), --plugin FILE.py (methods, networks and readers of your own)."
-    )
+        default = with_network(default, recipe.backbone())
+    description = f"{type(default).__doc__}\n\n{help_before(verb, recipes)}"
     config = tyro.cli(
         type(default), default=default, args=list(rest), prog=f"anatomask {verb}", description=description
     )
@@ -99,10 +99,25 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Callable[[], Map
     return Invocation(config, own.dry_run, own.overwrite)
 
 
-def required_fields(config: Any) -> set[str]:
-    """List the names of the fields that have no default."""
-    absent = dataclasses.MISSING
-    return {one.name for one in dataclasses.fields(config) if one.default is absent and one.default_factory is absent}
+def help_before(verb: str, recipes: Mapping[str, Recipe]) -> str:
+    """Describe for `--help`, in lines of 80 columns, the flags that come before the fields of a verb."""
+    flags = {"--plugin FILE.py": "methods, networks, readers and recipes of your own"}
+    if verb != "recipes":
+        flags |= {
+            "--recipe NAME": f"see the list below; default: {DEFAULT_RECIPE}",
+            "--config FILE.yaml": "fields that override the recipe's",
+            "--dry-run": "print the plan",
+            "--overwrite": "begin anew",
+        }
+    if verb in METHOD_FLAG:
+        flags[f"{METHOD_FLAG[verb]} NAME"] = ", ".join(method_names())
+    if verb in TRAINING_VERBS:
+        flags[f"{NETWORK_FLAG} NAME"] = ", ".join(backbone_names())
+    if verb in EPOCHS:
+        flags["--schedule NAME"] = f"how to finetune: {', '.join(SCHEDULES)}"
+    width = max(map(len, flags))
+    lines = [f"  {flag:<{width}}  {what}" for flag, what in flags.items()]
+    return "\n".join(["Before the fields:", *lines, "", listed(recipes)])
 
 
 def scheduled(config: T, name: str, epochs: int) -> T:

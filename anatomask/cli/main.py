@@ -11,6 +11,7 @@ from anatomask import __version__
 from anatomask.terminal.printing import never_fail_to_print, quiet_matplotlib
 
 VERBS = {
+    "recipes": "show the recipes: complete configurations, and what they cost",
     "phantom": "write CT-like volumes for anyone who has no data",
     "survey": "show what is in a folder of raw scans, and which are suspicious",
     "prepare": "turn raw scans into Parquet shards",

@@ -28,10 +28,15 @@ def pretraining_update(config: PretrainConfig) -> tuple[Method, Loss]:
     return method, partial(_last_loss, config=config)
 
 
-def finetuning_update(config: FinetuneConfig) -> tuple[Segmenter, Loss]:
-    """Build the network on the meta device; return it with its loss of samples that hold nothing."""
+def finetuning_update(config: FinetuneConfig, classes: int | None = None) -> tuple[Segmenter, Loss]:
+    """Build the network on the meta device; return it with its loss of samples that hold nothing.
+
+    `classes` counts the structures. Default: those of the data set.
+    """
+    if classes is None:
+        classes = len(PreparedDataset.open(config.data).class_names)
     with torch.device("meta"):
-        network = config.network.segmenter(len(PreparedDataset.open(config.data).class_names))
+        network = config.network.segmenter(classes)
     prepare_gradients(network, frozen=config.optimiser.freeze == config.training.epochs)
     return network, partial(_any_loss, config=config)
 

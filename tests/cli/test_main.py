@@ -30,6 +30,11 @@ def test_help_of_a_verb_imports_nothing_heavy(verb: str) -> None:
     assert "anatomask.config" in modules and not modules & set(HEAVY)
 
 
+def test_the_table_of_recipes_imports_nothing_heavy() -> None:
+    modules = imported("from anatomask.cli.main import main; main(['recipes'])")
+    assert "anatomask.recipes.catalogue" in modules and not modules & set(HEAVY)
+
+
 def test_the_usage_imports_next_to_nothing() -> None:
     modules = imported("from anatomask.cli.main import main; main(['--help'])")
     assert "anatomask.config" not in modules and not modules & {*HEAVY, "torch", "numpy"}

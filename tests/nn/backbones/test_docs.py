@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
-from anatomask.config import FinetuneConfig, with_network
+from anatomask.config import FinetuneConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.predictor import Predictor
 from anatomask.nn.backbones import backbone_config, backbone_names
 from anatomask.plugins import load_module
+from anatomask.recipes import RECIPES
 from anatomask.stages.finetune import build_job
 from anatomask.training.loop import to_device
 from anatomask.training.parallel import Workers
@@ -72,8 +74,6 @@ def test_its_plan(plugin: Path, head: PreparedDataset, capsys: pytest.CaptureFix
 
 
 def test_pretraining_it_is_refused(plugin: Path) -> None:
-    from anatomask.recipes import RECIPES
-
     load_module(plugin, "--plugin")
     with pytest.raises(UserError, match="two_stages cannot be pretrained by AnatoMask"):
-        with_network(RECIPES["tiny"]()["pretrain"], "two_stages")
+        parse("pretrain", ["--recipe", "tiny", "--network", "two_stages", "--data", "x"], RECIPES)

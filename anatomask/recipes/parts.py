@@ -1,0 +1,152 @@
+"""The parts that recipes are composed of: networks by size, methods, scales and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from anatomask.evaluation.settings import InferenceConfig
+from anatomask.nn.backbones.base import BackboneConfig
+from anatomask.nn.backbones.resenc import ResEncConfig
+from anatomask.nn.backbones.stunet import SIZES, STUNetConfig
+from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.training.settings import OptimiserConfig, TrainingConfig
+
+Fields = Mapping[str, Any]
+"""Some fields of a section of the settings, by name."""
+
+NETWORKS: Mapping[str, BackboneConfig] = {
+    "stunet-small": STUNetConfig(base=8),
+    "stunet-b": SIZES["b"],
+    "stunet-l": SIZES["l"],
+    "stunet-h": SIZES["h"],
+    "resenc-small": ResEncConfig(widths=(8, 16, 32, 64, 80, 80), blocks=(1, 1, 1, 1, 1, 1)),
+    "resenc-l": ResEncConfig(),
+    "swin_unetr-small": SwinUNETRConfig(feature_size=12),
+    "swin_unetr-48": SwinUNETRConfig(),
+}
+"""Sizes of the networks: those that are published, and a small one of each network."""
+
+METHODS: Mapping[str, Fields] = {
+    "anatomask": {"name": "anatomask"},
+    "spark": {"name": "anatomask", "masking": "random"},
+    "byol": {"name": "byol"},
+}
+"""What makes each method what it is: fields of the section `method`, its name among them."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Size of the networks; length, batch, arithmetic and optimiser of the trainings."""
+
+    sizes: Mapping[str, str]
+    """Name in `NETWORKS` of each network, by the name that `--network` takes."""
+    pretraining: TrainingConfig
+    optimiser: OptimiserConfig
+    """Optimiser of the pretraining."""
+    finetuning: TrainingConfig
+    finetuning_optimiser: OptimiserConfig
+    methods: Mapping[str, Fields] = field(default_factory=dict)
+    """Fields of the section `method` that follow from this scale, by the name that `--method` takes."""
+    optimisers: Mapping[str, OptimiserConfig] = field(default_factory=dict)
+    """Optimisers of the pretraining that differ from `optimiser`, by name in `NETWORKS`, else in `METHODS`."""
+    pretrainings: Mapping[str, TrainingConfig] = field(default_factory=dict)
+    """Pretrainings that differ from `pretraining`, by name in `METHODS`."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    """How windows slide in `evaluate`."""
+
+
+PAPER = Scale(
+    sizes={"stunet": "stunet-b", "resenc": "resenc-l", "swin_unetr": "swin_unetr-48"},
+    pretraining=TrainingConfig(),
+    optimiser=OptimiserConfig(),
+    finetuning=TrainingConfig(epochs=1000, steps_per_epoch=250, batch_size=2, precision="bf16", checkpoint_every=250),
+    finetuning_optimiser=OptimiserConfig(eps=1e-4, warmup_epochs=0),
+    optimisers={
+        "stunet-h": OptimiserConfig(lr=2e-5, weight_decay=3e-5, warmup_epochs=10),
+        "spark": OptimiserConfig(lr=2e-4),
+    },
+)
+"""As published: 1000 epochs of batch 4, then 1000 epochs of 250 updates of batch 2."""
+
+_SMALL_SIZES = {"stunet": "stunet-small", "resenc": "resenc-small", "swin_unetr": "swin_unetr-small"}
+_SMALL_BYOL = {"hidden": 512, "projection": 64}
+_SMALL_PRETRAINING = TrainingConfig(epochs=14, batch_size=2, checkpoint_every=100, validate_every=2)
+
+SMALL = Scale(
+    sizes=_SMALL_SIZES,
+    pretraining=_SMALL_PRETRAINING,
+    optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=1),
+    finetuning=TrainingConfig(epochs=20, steps_per_epoch=50, batch_size=2, checkpoint_every=100, validate_every=5),
+    finetuning_optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=0),
+    methods={
+        "anatomask": {"decoder_width": 32, "ema_decay": 0.95, "ema_decay_final": 0.99},
+        "byol": _SMALL_BYOL,
+    },
+    pretrainings={"byol": replace(_SMALL_PRETRAINING, epochs=40, batch_size=8, validate_every=5)},
+)
+"""About half an hour per training on two CPU cores."""
+
+TINY = Scale(
+    sizes=_SMALL_SIZES,
+    pretraining=TrainingConfig(epochs=10, steps_per_epoch=10, batch_size=2, checkpoint_every=50, validate_every=5),
+    optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=1),
+    finetuning=TrainingConfig(epochs=12, steps_per_epoch=20, batch_size=2, checkpoint_every=50, validate_every=6),
+    finetuning_optimiser=OptimiserConfig(lr=3e-3, warmup_epochs=0),
+    methods={
+        "anatomask": {"decoder_width": 64, "ema_decay": 0.8, "ema_decay_final": 0.9},
+        "byol": _SMALL_BYOL,
+    },
+    inference=InferenceConfig(mirror=False),
+)
+"""Minutes on two CPU cores."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is segmented: the voxel size at which it is seen, the crop, and what of it is hidden."""
+
+    spacing: tuple[float, float, float]
+    """Voxel size in mm of a data set that defines none."""
+    crop: tuple[int, int, int]
+    """Crop in voxels. A network takes the next size that fits it."""
+    why: str
+    """Reason for the size of a hidden patch in mm."""
+    classes: int
+    """Number of structures for which costs are computed."""
+    foreground: float = 0.33
+    """Share of finetuning crops that are centred on a voxel of a random class."""
+    methods: Mapping[str, Fields] = field(default_factory=dict)
+    """Fields of the section `method` that follow from this target, by the name that `--method` takes."""
+
+
+TRUNK = Target(
+    spacing=(1.5, 1.5, 1.5),
+    crop=(112, 112, 128),
+    why="A hidden patch is 16 voxels wide, 24 mm: smaller than most organs, larger than most vessels.",
+    classes=104,
+)
+"""Organs of the trunk in CT, as in the paper."""
+
+HEAD_AND_NECK = Target(
+    spacing=(4.0, 4.0, 3.0),
+    crop=(64, 64, 64),
+    why=(
+        "A hidden patch is 8 voxels wide, 32x32x24 mm, about the paper's 24 mm: 16 voxels would hide a whole parotid. "
+        "Masks are drawn among patches with body in them, since half of a head-and-neck scan is air."
+    ),
+    classes=5,
+    foreground=0.66,
+    methods={"anatomask": {"patch": 8, "among": "body"}},
+)
+"""Head and neck in CT of low resolution."""
+
+PHANTOMS = Target(
+    spacing=(4.0, 4.0, 4.0),
+    crop=(48, 48, 48),
+    why="A hidden patch is 16 voxels wide, 64 mm at 4 mm: large, but with 27 of them in a crop an update is quick.",
+    classes=4,
+    foreground=0.8,
+)
+"""What `anatomask phantom` writes."""
