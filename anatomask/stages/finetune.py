@@ -204,7 +204,7 @@ def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
     tell(remarks_on(config))
     require_memory_here(config)
     run_job(job, config.cluster, "finetune", overwrite=overwrite)
-    print(f"Finetuned weights: {job.run}\nScore them: anatomask evaluate --run {job.run}")
+    print(f"Finetuned weights: {job.run}\nNext: anatomask evaluate --run {job.run}")
     return 0
 
 

@@ -51,6 +51,7 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.names import some
 from anatomask.stages.mapping import mapped, mapped_within_memory
+from anatomask.stages.suggestions import after_prepare
 from anatomask.terminal.printing import remark
 from anatomask.terminal.progress import outages_told, progress_shown
 
@@ -146,6 +147,9 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
     if not records:
         raise UserError(f"none of the {len(task.raw.cases)} cases of {config.source} could be prepared")
     _show_result(task, records, splits, outcomes, time.perf_counter() - start)
+    shapes = [record.shape for record in records.values()]
+    labelled = any(record.labelled for record in records.values())
+    print(*after_prepare(config.out, task.info.spacing, shapes, labelled), sep="\n")
     return 1 if skipped else 0
 
 

@@ -100,7 +100,11 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     tell(remarks_on(config))
     require_memory_here(config)
     run_job(job, config.cluster, "pretrain", overwrite=overwrite)
-    print(f"Pretrained weights: {job.run}\nLook at them: tensorboard --logdir {job.run.parent}")
+    print(
+        f"Pretrained weights: {job.run}\n"
+        f"Look at the training: tensorboard --logdir {job.run.parent}\n"
+        f"Next: anatomask finetune --init {job.run} --data FOLDER (prepared, with labels)"
+    )
     return 0
 
 

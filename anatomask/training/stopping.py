@@ -41,7 +41,7 @@ def run_until_stopped(work: Callable[[], object], run: Path) -> None:
         if len(received) > 1:
             raise KeyboardInterrupt
         stop_file(run).touch()
-        note(run, f"{received[0].name}: a checkpoint, then the end (a second one ends at once)")
+        note(run, f"{received[0].name}: stopping after a checkpoint (a second one stops at once)")
 
     failure: list[BaseException] = []
 

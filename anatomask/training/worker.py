@@ -95,7 +95,9 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
         )
         recorder.close()
     if writes:
-        note(job.run, f"update {checkpoints.step()} of {job.total_steps}: the end")
+        done = checkpoints.step()
+        came_to = "the end" if done >= job.total_steps else "stopped; the same command goes on"
+        note(job.run, f"update {done} of {job.total_steps}: {came_to}")
         stop_file(job.run).unlink(missing_ok=True)
 
 

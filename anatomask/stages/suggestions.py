@@ -1,0 +1,90 @@
+"""Suggestions at the end of `survey` and `prepare`: a voxel size, a crop, a recipe, and the next command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from anatomask.recipes import RECIPES
+
+ISOTROPIC = 256
+"""Voxels along the edge of the cube of equal sides in mm from which nnU-Net's planner starts."""
+
+
+def recipe_here() -> str:
+    """Return the recipe that this machine can train: the paper's where there is a GPU."""
+    return "paper-b" if torch.cuda.is_available() else "small"
+
+
+def suggest_crop(
+    shapes: Sequence[Sequence[int]], spacing: Sequence[float], voxels: int, stride: int
+) -> tuple[int, int, int]:
+    """Plan a crop of at most `voxels` voxels with the proportions of the median scan, as nnU-Net plans its patch.
+
+    It starts from a cube in mm, cut to the median scan; while it is too large, the axis gets shorter that then still
+    covers most of the median scan.
+
+    Args:
+        shapes: (D, H, W) of each scan at `spacing`.
+        spacing: voxel size in mm.
+        voxels: number of voxels that an update has memory for.
+        stride: what each edge is a multiple of.
+
+    Returns:
+        The edges in voxels.
+    """
+    median = np.median(np.asarray(shapes, float), axis=0)
+    cube = ISOTROPIC * float(np.prod(spacing)) ** (1 / 3) / np.asarray(spacing, float)
+    crop = [stride * math.ceil(edge / stride) for edge in np.minimum(cube, median)]
+    while math.prod(crop) > voxels and max(crop) > stride:
+        left = [(edge - stride) / extent for edge, extent in zip(crop, median, strict=True)]
+        crop[int(np.argmax(left))] -= stride
+    d, h, w = crop
+    return d, h, w
+
+
+def after_survey(source: str, spacing: Sequence[float], shapes: Sequence[Sequence[int]], name: str) -> list[str]:
+    """Suggest how to prepare the scans of `source`, whose median voxel size is `spacing` (mm).
+
+    Args:
+        source: folder of the scans.
+        spacing: of the prepared scans.
+        shapes: of the scans at that spacing.
+        name: of the data set.
+    """
+    size = " ".join(f"{mm:g}" for mm in spacing)
+    return [
+        f"Suggested: {size.replace(' ', ' x ')} mm, {_crop_in_words(spacing, shapes)}",
+        f"Next: anatomask prepare --source {source} --out shards/{name} --preprocess.spacing {size}",
+    ]
+
+
+def after_prepare(out: str, spacing: Sequence[float], shapes: Sequence[Sequence[int]], labelled: bool) -> list[str]:
+    """Suggest how to train on what was prepared in `out`.
+
+    Args:
+        out: the prepared folder.
+        spacing: its voxel size in mm.
+        shapes: of its scans.
+        labelled: whether a scan has labels.
+    """
+    recipe = recipe_here()
+    crop = " ".join(map(str, _crop(recipe, spacing, shapes)))
+    flags = f"--recipe {recipe} --data {out} --loader.patch-size {crop}"
+    finetune = [f"  or: anatomask finetune {flags}"] if labelled else []
+    return [f"Suggested: {_crop_in_words(spacing, shapes)}", f"Next: anatomask pretrain {flags}", *finetune]
+
+
+def _crop(recipe: str, spacing: Sequence[float], shapes: Sequence[Sequence[int]]) -> tuple[int, int, int]:
+    pretraining = RECIPES[recipe]()["pretrain"]
+    return suggest_crop(shapes, spacing, math.prod(pretraining.loader.patch_size), max(pretraining.network.strides))
+
+
+def _crop_in_words(spacing: Sequence[float], shapes: Sequence[Sequence[int]]) -> str:
+    recipe = recipe_here()
+    crop = _crop(recipe, spacing, shapes)
+    millimetres = " x ".join(f"{edge * mm:.0f}" for edge, mm in zip(crop, spacing, strict=True))
+    return f"crops of {' x '.join(map(str, crop))} voxels ({millimetres} mm), recipe {recipe} on this machine"
