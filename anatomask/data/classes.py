@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anatomask.data.datasets.base import RawDataset
 from anatomask.errors import UserError
+
+if TYPE_CHECKING:  # a reader imports this
+    from anatomask.data.datasets.base import RawDataset
 
 ReadLabel = Callable[[Path], tuple[np.ndarray, np.ndarray]]
 

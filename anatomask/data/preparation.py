@@ -35,7 +35,11 @@ VERSION = "format"
 """Key of the settings that holds the version of the layout, `index.FORMAT`, which the folder keeps."""
 SCANS = "scans"
 """Key of the settings that holds a digest of the source's cases."""
-SINCE = {"split.val_as": "test", "split.folds": None}
+SINCE = {
+    "split.val_as": "test",
+    "split.folds": None,
+    **{f"reader.{name}": "" for name in ("image", "label", "label_names", "patient")},
+}
 """Settings that older versions did not record, and what these did."""
 SPLITS, CASES = "splits.json", "cases.jsonl"
 INDEX = ("dataset.json", CASES, "fingerprint.json", SPLITS, "skipped.json")

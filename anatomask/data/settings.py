@@ -22,6 +22,17 @@ class ReaderConfig(Settings):
     """Scans to take where a source mixes modalities: amos22 (ct is the challenge's task 1, all its task 2), dicom."""
     positives_only: bool = False
     """Leave out studies whose label is empty: autopet2."""
+    image: str = ""
+    """Pattern of the scans, as "*_ct.nii.gz" or "images/*.nii.gz"; what * stands for names the case: folder. Default:
+    all NIfTI files that are not label maps beside scans."""
+    label: str = ""
+    """Pattern of the label maps, as "*_seg.nii.gz"; * stands for the same text as in the scan's name: folder. Default:
+    files that are named like label maps (seg, mask, label), where one lies beside a scan of the same grid."""
+    label_names: str = ""
+    """JSON file of the classes, as {"liver": 1, "spleen": 2}: folder. Default: the values of the label maps."""
+    patient: str = ""
+    """Regular expression of the patient in a scan's path, or its first group, as "P[0-9]+": folder. Default: BIDS'
+    sub-XX, else the topmost folder that may name a patient, else the case."""
     configuration: str = "3d_fullres"
     """Configuration of the plans, or folder of preprocessed files: nnunet_preprocessed."""
 

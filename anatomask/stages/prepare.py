@@ -74,6 +74,7 @@ def plan(config: PrepareConfig) -> list[tuple[str, str]]:
     return [
         ("source", f"{config.source} ({task.raw.reader})"),
         ("cases", f"{len(task.raw.cases)}, of which {labelled} have labels"),
+        ("patients", str(len({raw.patient for raw in task.raw.cases}))),
         ("finished", f"{len(finished_cases(task.root) & {raw.case for raw in task.raw.cases})}"),
         ("channels", ", ".join(map(" as ".join, zip(task.raw.channel_names, task.raw.schemes, strict=True)))),
         *(("note", remark) for remark in task.raw.remarks),

@@ -30,6 +30,7 @@ FILE, LABEL_FILE = r"imagesTr/anna_0000\.nii\.gz", r"labelsTr/anna\.nii\.gz"
 MORE = "scans/imagesUnlabeled"
 
 
+FOLDER = f"{FRESH} --dataset folder"
 ONE = '[{"train": ["anna"], "val": ["bert"]}]'
 PARTIAL = '[{"train": ["anna"], "val": ["bert", "cora"]}, {"train": ["bert"], "val": ["anna"]}]'
 
@@ -101,6 +102,22 @@ KINDS = [
     Kind("a layout that is unknown", f"{FRESH} --dataset brats", "--dataset brats is unknown; it may be auto"),
     Kind("a layout that it has not", f"{FRESH} --dataset dicom", "does not have the layout dicom; it looks like nnun"),
     Kind("an option of another layout", f"{FRESH} --reader.modality ct", "--reader.modality does not apply to nnunet"),
+    Kind("a pattern of scans that none has", f"{FOLDER} --reader.image *_mr.nii", "matches none of the NIfTI.*correct"),
+    Kind("a pattern of labels alone", f"{FOLDER} --reader.label *.nii.gz", "needs --reader.image: give the pattern"),
+    Kind(
+        "patterns that do not fit together",
+        f"{FOLDER} --reader.image imagesTr/*_0000.nii.gz --reader.label labelsTr/a*.nii.gz",
+        "must be the same in both, but it is like 'anna' in scans and like 'nna' in labels",
+    ),
+    Kind("a patient that is no expression", f"{FOLDER} --reader.patient (", "is no regular expression.*correct it"),
+    Kind("a patient that no path has", f"{FOLDER} --reader.patient P[0-9]", "finds no patient in .*; correct it"),
+    Kind("names of labels that are missing", f"{FOLDER} --reader.label-names x", "x is no file; give a JSON file"),
+    Kind(
+        "names of labels that are a list",
+        f"{FOLDER} --reader.label-names names.json",
+        "names.json: labels must map names to ids",
+        text("names.json", '["liver"]'),
+    ),
     Kind("a list of cases that is missing", f"{FRESH} --reader.cases no.txt", "--reader.cases no.txt.*text"),
     Kind("a list of cases that is a pipe", f"{FRESH} --reader.cases c", "--reader.cases c", pipe("c")),
     Kind("a list of cases that is empty", f"{FRESH} --reader.cases c", "names no case; write one", text("c", "\n")),

@@ -50,7 +50,7 @@ def read_header(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...], dict[in
     if not isinstance(header, Mapping):
         raise UserError(f"{path} must hold a JSON object with channel_names and labels")
     channels = _channels(entry_of(header, "channel_names", path), path)
-    return header, channels, _classes(entry_of(header, "labels", path), path)
+    return header, channels, classes_of(entry_of(header, "labels", path), path)
 
 
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
@@ -111,7 +111,12 @@ def scheme_of(channel: str) -> Scheme:
     return schemes.get(channel.lower(), "zscore")
 
 
-def _classes(labels: Any, path: Path) -> dict[int, str]:
+def classes_of(labels: Any, path: Path) -> dict[int, str]:
+    """Read the mapping of class names to ids that `path` holds; return id -> name, without background.
+
+    Raises:
+        UserError: it is no such mapping, or an id is not in 0 … 255 or stands twice.
+    """
     if not isinstance(labels, Mapping):
         raise UserError(f'{path}: labels must map names to ids, as in {{"background": 0, "liver": 1}}, not {labels!r}')
     classes: dict[int, str] = {}

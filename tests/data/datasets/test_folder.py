@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from anatomask.data.datasets import read_dataset
+from anatomask.data.datasets import RawDataset, read_dataset
+from anatomask.data.datasets.patterns import named_parts
+from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 
 
@@ -43,6 +46,7 @@ def test_one_scan_that_is_not_in_hu_makes_it_no_ct(tmp_path: Path) -> None:
     raw = read_dataset(tmp_path)
     assert raw.schemes == ("zscore",)
     assert len(raw.cases) == 3
+    assert raw.remarks[0].startswith("1 of 2 inspected scans look like CT and the others do not")
 
 
 def test_two_scans_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -50,3 +54,145 @@ def test_two_scans_of_one_name_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.nii.gz", CT)
     with pytest.raises(UserError, match="both be case 'a'"):
         read_dataset(tmp_path)
+
+
+LABELS = np.zeros((10, 10, 10), np.uint8)
+LABELS[2:5, 2:5, 2:5], LABELS[6:9, 6:9, 6:9] = 1, 2
+
+
+def labels_of(raw: RawDataset) -> dict[str, str | None]:
+    """The name of each case's label."""
+    return {case.case: case.label.path.name if case.label else None for case in raw.cases}
+
+
+@pytest.mark.parametrize(
+    ("scan", "mask"),
+    [
+        ("p1.nii.gz", "p1_seg.nii.gz"),
+        ("p1_ct.nii.gz", "p1_seg.nii.gz"),
+        ("p1_ct.nii.gz", "p1_ct-label.nii"),
+        ("p1_0000.nii.gz", "p1_Mask.nii.gz"),
+        ("p1/ct.nii.gz", "p1/segmentation.nii.gz"),
+        ("images/p1.nii.gz", "labels/p1.nii.gz"),
+        ("imagesTr/p1_0000.nii.gz", "labelsTr/p1.nii.gz"),
+        ("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_dseg.nii.gz"),
+        ("p1/ct.nii.gz", "p1/masks/ct.nii.gz"),
+    ],
+)
+def test_a_mask_beside_a_scan_is_its_label(scan: str, mask: str, tmp_path: Path) -> None:
+    save(tmp_path / scan, CT)
+    save(tmp_path / mask, LABELS.astype(np.float32))
+    save(tmp_path / "other" / "p2.nii.gz", CT)
+    raw = read_dataset(tmp_path, "folder")
+    assert sorted(str(case.images[0].path.relative_to(tmp_path)) for case in raw.cases) == sorted(
+        [scan, "other/p2.nii.gz"]
+    )
+    assert {str(case.label.path.relative_to(tmp_path)) for case in raw.cases if case.label} == {mask}
+    assert raw.class_names == {1: "class 1", 2: "class 2"} and raw.nsd_tolerance == {1: 3.0, 2: 3.0}
+    assert any("named like label maps and are taken as the labels" in remark for remark in raw.remarks)
+
+
+def test_a_mask_that_belongs_to_no_scan_alone_is_left_out_with_a_remark(tmp_path: Path) -> None:
+    for name in ("a", "b_t1", "b_t2", "c", "d", "e"):
+        save(tmp_path / f"{name}.nii.gz", CT)
+    save(tmp_path / "a_liver_mask.nii.gz", LABELS)  # two for one scan
+    save(tmp_path / "a_spleen_mask.nii.gz", LABELS)
+    save(tmp_path / "b_seg.nii.gz", LABELS)  # one for two scans
+    save(tmp_path / "c_seg.nii.gz", LABELS[:5])  # another grid
+    save(tmp_path / "d_mask.nii.gz", LABELS * np.float32(0.5))  # no whole numbers
+    save(tmp_path / "f_seg.nii.gz", MR)  # a scan, whatever its name says
+    (tmp_path / "e_seg.nii.gz").write_bytes(b"broken")  # reading the case will say so
+    raw = read_dataset(tmp_path)
+    assert labels_of(raw) == dict.fromkeys(["a", "b_t1", "b_t2", "c", "d", "f_seg"]) | {"e": "e_seg.nii.gz"}
+    told = " | ".join(raw.remarks)
+    for name, why in (
+        ("a_liver_mask.nii.gz, a_spleen_mask.nii.gz", "2 label maps are beside the scan a.nii.gz"),
+        ("b_seg.nii.gz", "several scans are beside it"),
+        ("c_seg.nii.gz", "no scan of its grid and name is beside it"),
+        ("d_mask.nii.gz", "it holds values other than"),
+    ):
+        assert f"{name} left out: named like a label map, but {why}" in told
+
+
+def test_classes_are_numbered_without_gaps_and_named_by_a_file(tmp_path: Path) -> None:
+    save(tmp_path / "scans" / "a_ct.nii.gz", CT)
+    save(tmp_path / "scans" / "a_seg.nii.gz", LABELS * 3)
+    raw = read_dataset(tmp_path / "scans")
+    assert raw.class_names == {1: "class 3", 2: "class 6"}
+    assert raw.cases[0].label is not None
+    voxels, _ = raw.cases[0].label.read(raw.cases[0].label.path)
+    np.testing.assert_array_equal(voxels, LABELS)
+    names = tmp_path / "names.json"
+    for content in ({"liver": 3, "spleen": 6}, {"labels": {"background": 0, "liver": 3, "spleen": 6}}):
+        names.write_text(json.dumps(content))
+        named = read_dataset(tmp_path / "scans", options=ReaderConfig(label_names=str(names)))
+        assert named.class_names == {1: "liver", 2: "spleen"}
+
+
+def test_patterns_name_scans_labels_and_cases(tmp_path: Path) -> None:
+    for day in ("early", "late"):
+        save(tmp_path / "p1" / day / "scan_ct.nii.gz", CT)
+        save(tmp_path / "p1" / day / "scan_pet.nii.gz", CT)
+    save(tmp_path / "p1" / "late" / "scan_gtv.nii.gz", LABELS)
+    save(tmp_path / "p2" / "scan_gtv.nii.gz", LABELS)
+    raw = read_dataset(tmp_path, options=ReaderConfig(image="*_ct.nii.gz", label="*_gtv.nii.gz"))
+    assert labels_of(raw) == {"p1_early_scan": None, "p1_late_scan": "scan_gtv.nii.gz"}
+    assert raw.remarks[0].startswith("p2/scan_gtv.nii.gz left out: ") and "no scan belongs to it" in raw.remarks[0]
+    assert len(read_dataset(tmp_path, options=ReaderConfig(image="**/*_pet.nii.gz")).cases) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern", "parts"),
+    [
+        ("p1_ct.nii.gz", "*_ct.nii.gz", ("p1",)),
+        ("a/b/p1_ct.nii.gz", "*_ct.nii.gz", ("a", "b", "p1")),
+        ("a/b/p1_ct.nii.gz", "*/*_ct.nii.gz", None),
+        ("images/p1.nii.gz", "images/*.nii.gz", ("p1",)),
+        ("p1/s2/ct.nii", "*/*/ct.nii", ("p1", "s2")),
+        ("p1/s2/ct.nii", "**/ct.nii", ("p1", "s2")),
+        ("ct.nii", "**/ct.nii", ()),
+        ("p1.nii", "p?.nii", ("1",)),
+        ("p1xnii", "p1.nii", None),
+    ],
+)
+def test_what_the_wildcards_stand_for_is_the_name(file: str, pattern: str, parts: tuple[str, ...] | None) -> None:
+    assert named_parts(Path(file), pattern) == parts
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image": "*_mr.nii.gz"}, r"--reader\.image \*_mr\.nii\.gz matches none of the NIfTI files .*; correct it"),
+        ({"label": "*_seg.nii.gz"}, r"needs --reader\.image"),
+        (
+            {"image": "*_ct.nii.gz", "label": "a_s*.nii.gz"},
+            r"must be the same in both.*like 'a' in scans and like 'eg' in labels",
+        ),
+        ({"patient": "("}, r"--reader\.patient \( is no regular expression"),
+        ({"patient": "P[0-9]"}, r"finds no patient in a_ct\.nii\.gz; correct it"),
+        ({"label_names": "nowhere.json"}, r"nowhere\.json is no file"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, str], message: str, tmp_path: Path) -> None:
+    save(tmp_path / "a_ct.nii.gz", CT)
+    save(tmp_path / "a_seg.nii.gz", LABELS)
+    with pytest.raises(UserError, match=message):
+        read_dataset(tmp_path, options=ReaderConfig(**options))  # type: ignore[arg-type]
+
+
+def test_the_patient_is_found_or_named(tmp_path: Path) -> None:
+    for name in ("images/P1_a", "images/P1_b", "images/P2_a", "sub-07/ses-1/sub-07_T1w", "Smith/ct"):
+        save(tmp_path / f"{name}.nii.gz", CT)
+    patients = {case.case: case.patient for case in read_dataset(tmp_path).cases}
+    assert patients == {
+        "Smith_ct": "Smith",
+        "images_P1_a": "images_P1_a",
+        "images_P1_b": "images_P1_b",
+        "images_P2_a": "images_P2_a",
+        "sub-07_ses-1_sub-07_T1w": "sub-07",
+    }
+    for expression in ("P[0-9]", "images/(P[0-9])_"):
+        options = ReaderConfig(image="images/*.nii.gz", patient=expression)
+        assert [case.patient for case in read_dataset(tmp_path, options=options).cases] == ["P1", "P1", "P2"]
+    one = read_dataset(tmp_path, options=ReaderConfig(image="images/P1_*.nii.gz", patient="P[0-9]"))
+    assert any("one patient, P1; --reader.patient names" in remark for remark in one.remarks)
