@@ -79,7 +79,7 @@ def after_prepare(out: str, spacing: Sequence[float], shapes: Sequence[Sequence[
 
 
 def _crop(recipe: str, spacing: Sequence[float], shapes: Sequence[Sequence[int]]) -> tuple[int, int, int]:
-    pretraining = RECIPES[recipe]()["pretrain"]
+    pretraining = RECIPES[recipe].settings("pretrain")
     return suggest_crop(shapes, spacing, math.prod(pretraining.loader.patch_size), max(pretraining.network.strides))
 
 

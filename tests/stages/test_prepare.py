@@ -101,7 +101,7 @@ def test_folders_that_cannot_be(source: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
     for folders, message in (
-        ((tmp_path / "nowhere", tmp_path / "out"), "is not a folder"),
+        ((tmp_path / "nowhere", tmp_path / "out"), "no such file or folder"),
         ((tmp_path / "empty", tmp_path / "out"), "holds no scans"),
         ((source, source / "out"), "lies inside the source"),
         ((source, source), "lies inside the source"),
