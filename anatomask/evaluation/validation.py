@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from anatomask.data.scans import prepared_scan
+from anatomask.data.fingerprint import Scheme
+from anatomask.data.scans import PreparedScan, prepared_scan
 from anatomask.data.shards import PreparedDataset
+from anatomask.data.slices import best_slice
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.settings import InferenceConfig
@@ -22,9 +24,42 @@ if TYPE_CHECKING:
     from anatomask.evaluation.predictor import Predictor
 
 
+PICTURED = 3
+"""Number of validation cases of which a slice is shown."""
+
+
+@dataclass(frozen=True)
+class SegmentedSlice:
+    """Axial slice of a validation case that shows most classes, on the prepared grid."""
+
+    case: str
+    image: np.ndarray
+    """First channel (R, A), as stored."""
+    truth: np.ndarray
+    """Label map (R, A), uint8."""
+    prediction: np.ndarray
+    """Label map (R, A), uint8."""
+    dsc: float
+    """Mean DSC of the case over the classes that it holds; NaN where it holds none."""
+    spacing: tuple[float, float]
+    """Voxel size in mm along R and A."""
+    scheme: Scheme
+    """Normalisation scheme of the channel: what its values are."""
+
+
+@dataclass(frozen=True)
+class Validated:
+    """Result of a validation."""
+
+    dsc: Mapping[str, float]
+    """Mean DSC of each class that the cases hold, by its name."""
+    slices: Sequence[SegmentedSlice] = ()
+    """Slices of the first `PICTURED` cases."""
+
+
 @dataclass(frozen=True)
 class Validation:
-    """Scores of the validation cases, by name of class. A job sends it to the workers, so it holds the data's address.
+    """Scores of the validation cases. A job sends it to the workers, so it holds the data's address.
 
     The windows are not mirrored.
     """
@@ -41,31 +76,35 @@ class Validation:
         """The data set, opened at its first use."""
         return PreparedDataset.open(self.storage)
 
-    def __call__(self, network: nn.Module, device: torch.device) -> Mapping[str, float]:
-        """Compute the mean DSC of each class that the cases hold.
+    def __call__(self, network: nn.Module, device: torch.device) -> Validated:
+        """Segment the cases, and score the result.
 
         Raises:
-            UserError: as `validation_dice`.
+            UserError: as `segmented`.
         """
         from anatomask.evaluation.predictor import Predictor  # MONAI takes a second to import
 
         names = self.dataset.class_names
         predictor = Predictor(network, self.patch_size, len(names), inference=self.inference, device=device)
-        dice = validation_dice(predictor, self.dataset, self.cases)
-        return {names[number]: value for number, value in dice.items() if not math.isnan(value)}
+        scores: dict[int, list[float]] = {number: [] for number in names}
+        slices: list[SegmentedSlice] = []
+        for case, scan, truth, prediction in segmented(predictor, self.dataset, self.cases):
+            found = case_dice(prediction, truth, names)
+            for number, dsc in found.items():
+                scores[number].append(dsc)
+            if len(slices) < PICTURED:
+                slices.append(slice_of(case, scan, truth, prediction, found))
+        return Validated({names[number]: float(np.mean(dsc)) for number, dsc in scores.items() if dsc}, slices)
 
 
-def validation_dice(predictor: Predictor, dataset: PreparedDataset, cases: Iterable[str]) -> dict[int, float]:
-    """Compute the mean DSC of each class over `cases`, on the prepared grid.
-
-    It is NaN for a class that no case holds.
+def segmented(
+    predictor: Predictor, dataset: PreparedDataset, cases: Iterable[str]
+) -> Iterator[tuple[str, PreparedScan, np.ndarray, np.ndarray]]:
+    """Segment cases on the prepared grid: yield each with its scan, its label map (D, H, W) and the predicted one.
 
     Raises:
         UserError: a case has no label, or as `Predictor.logits`.
     """
-    from anatomask.evaluation.metrics import dice_scores
-
-    scores: dict[int, list[float]] = {class_id: [] for class_id in dataset.class_names}
     for case in cases:
         scan = prepared_scan(dataset, case)
         logits = predictor.logits(scan.normalised(predictor.device), scan.name)
@@ -73,7 +112,27 @@ def validation_dice(predictor: Predictor, dataset: PreparedDataset, cases: Itera
         _, truth = dataset.read_volume(case, label=True)
         if truth is None:
             raise UserError(f"case {case} of {dataset.shown} has no label to validate against")
-        for class_id, dsc in dice_scores(prediction, truth, scores).items():
-            if not math.isnan(dsc):
-                scores[class_id].append(dsc)
-    return {class_id: float(np.mean(values)) if values else math.nan for class_id, values in scores.items()}
+        yield case, scan, truth, prediction
+
+
+def case_dice(prediction: np.ndarray, truth: np.ndarray, classes: Iterable[int]) -> dict[int, float]:
+    """Compute the DSC of each class that a case holds."""
+    from anatomask.evaluation.metrics import dice_scores  # MONAI takes a second to import
+
+    return {number: dsc for number, dsc in dice_scores(prediction, truth, classes).items() if not math.isnan(dsc)}
+
+
+def slice_of(
+    case: str, scan: PreparedScan, truth: np.ndarray, prediction: np.ndarray, dice: Mapping[int, float]
+) -> SegmentedSlice:
+    """Cut out the axial slice that shows most classes; label maps are (D, H, W)."""
+    k = best_slice(truth)
+    return SegmentedSlice(
+        case,
+        scan.stored[0, :, :, k].copy(),  # not the whole scan
+        truth[:, :, k].copy(),
+        prediction[:, :, k].copy(),
+        float(np.mean(list(dice.values()))) if dice else math.nan,
+        (scan.spacing[0], scan.spacing[1]),
+        scan.schemes[0],
+    )

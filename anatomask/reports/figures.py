@@ -53,17 +53,8 @@ class OverlayRow:
     """Grey values shown as black and white."""
 
 
-def best_slice(label: np.ndarray) -> int:
-    """Find the axial slice (index along S) of (R, A, S) `label` that shows most classes, each at its fullest."""
-    classes = np.unique(label[label > 0])
-    if not classes.size:
-        return label.shape[2] // 2
-    areas = np.array([(label == class_id).sum(axis=(0, 1)) for class_id in classes], float)
-    return int((areas / areas.max(axis=1, keepdims=True)).sum(axis=0).argmax())
-
-
-def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], caption: str, path: Path) -> None:
-    """Write the figure as PNG: slices as a radiologist sees them, the patient's right on the viewer's left.
+def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], caption: str) -> Figure:
+    """Draw slices as a radiologist sees them, the patient's right on the viewer's left.
 
     Every row has as many panels as the first, under its titles; each class is a translucent area with a solid outline.
     """
@@ -99,6 +90,11 @@ def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], c
         handlelength=1.2,
     )
     figure.text(0.5, 0.5 * LINE_INCHES / total, "\n".join(lines), ha="center", va="bottom", fontsize=7.5, color="0.3")
+    return figure
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 

@@ -11,11 +11,12 @@ from nibabel.processing import resample_from_to
 
 from anatomask.data.nifti import read_nifti
 from anatomask.data.shards import PreparedDataset
+from anatomask.data.slices import best_slice
 from anatomask.errors import UserError
 from anatomask.evaluation.results import PREDICTIONS
 from anatomask.names import file_name
 from anatomask.reports.evaluated_runs import EvaluatedRun
-from anatomask.reports.figures import CT_WINDOW, OverlayRow, Panel, best_slice, overlay_figure
+from anatomask.reports.figures import CT_WINDOW, OverlayRow, Panel, overlay_figure, write_figure
 
 
 def overlay_paths(folder: Path, datasets: Iterable[str]) -> dict[str, Path]:
@@ -41,7 +42,7 @@ def draw_overlays(path: Path, runs: Sequence[EvaluatedRun], cases: int) -> None:
     """
     dataset = PreparedDataset.open(runs[0].summary["data"])
     rows = [_overlay(dataset, case, runs) for case in _choose_cases(runs, cases)]
-    overlay_figure(rows, dataset.class_names, _caption(dataset, rows, _titles(runs)[0]), path)
+    write_figure(overlay_figure(rows, dataset.class_names, _caption(dataset, rows, _titles(runs)[0])), path)
 
 
 def _caption(dataset: PreparedDataset, rows: Sequence[OverlayRow], first: str) -> str:

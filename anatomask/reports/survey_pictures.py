@@ -11,10 +11,10 @@ from anatomask.data.datasets import RawCase, RawDataset
 from anatomask.data.datasets.folder import looks_like_ct
 from anatomask.data.memory import TooLarge
 from anatomask.data.overview import intensities
+from anatomask.data.slices import best_slice
 from anatomask.data.survey import CaseFacts, read_case
 from anatomask.data.suspicions import Suspicion
 from anatomask.reports.contact_sheet import Distribution, Plane, Tile, contact_sheet
-from anatomask.reports.figures import best_slice
 
 WINDOW_HU = (-500.0, 500.0)
 """Range of HU between black and white in a CT's slices."""

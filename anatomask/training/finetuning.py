@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from anatomask.data.augmentation import Augmentation
 from anatomask.data.crops import flip, normalised_crops
+from anatomask.evaluation.validation import Validated
 from anatomask.nn.backbones.base import BackboneConfig, Segmenter
 from anatomask.training.losses import segmentation_loss
+from anatomask.training.pictures import segmentation_figure
 from anatomask.training.recorder import Recorder
 from anatomask.training.task import Task
 
-Validate = Callable[[nn.Module, torch.device], Mapping[str, float]]
+Validate = Callable[[nn.Module, torch.device], Validated]
 
 
 class FinetuningTask(Task):
@@ -32,7 +34,7 @@ class FinetuningTask(Task):
         *,
         frozen: bool = False,
     ) -> None:
-        """Put initial weights into the network by `start`; `validate` returns the validation DSC of each class.
+        """Put initial weights into the network by `start`; `validate` scores the validation cases.
 
         If `frozen`, the encoder never learns, so no gradient of it is computed.
         """
@@ -66,13 +68,17 @@ class FinetuningTask(Task):
         """Do nothing."""
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
-        """Record the DSC of each class on the validation cases; return the mean, which chooses the best checkpoint.
+        """Record the DSC of each class on the validation cases, and slices of some.
 
-        Return None where no validation case holds a class.
+        Return the mean DSC, which chooses the best checkpoint, or None where no validation case holds a class.
         """
         self.network.eval()
-        dice = self.validation(self.network, self.device)
+        validated = self.validation(self.network, self.device)
         self.network.train()
+        if validated.slices:
+            names = {int(number): name for number, name in self.header["class_names"].items()}
+            recorder.figure(step, "segmentations", segmentation_figure(validated.slices, names))
+        dice = validated.dsc
         if not dice:
             return None
         score = sum(dice.values()) / len(dice)

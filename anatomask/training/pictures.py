@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from anatomask.evaluation.validation import SegmentedSlice
 from anatomask.methods.masked import Picture
+from anatomask.reports.figures import CT_WINDOW, OverlayRow, Panel, overlay_figure
 
 HIDDEN = "#9db4c0"
 """Colour of patches that are masked, or that have no value."""
@@ -77,6 +80,17 @@ def views_figure(views: Mapping[str, Tensor], spacing: Sequence[float], case: st
                 axes_of_plane.set_title(title, fontsize=10)
         row[0].set_ylabel(name)
     return figure
+
+
+def segmentation_figure(slices: Sequence[SegmentedSlice], class_names: Mapping[int, str]) -> Figure:
+    """Draw the truth beside the prediction for a slice of each validation case."""
+    rows = []
+    for one in slices:
+        score = "" if math.isnan(one.dsc) else f"DSC {100 * one.dsc:.1f} %"
+        panels = [Panel("Ground truth", "", one.truth), Panel("Prediction", score, one.prediction)]
+        low, high = CT_WINDOW if one.scheme == "ct" else np.percentile(one.image, (1, 99.5))
+        rows.append(OverlayRow(one.case, one.image.astype(float), one.spacing, panels, (float(low), float(high))))
+    return overlay_figure(rows, class_names, "Axial slices that show most classes, on the prepared grid.")
 
 
 def voxels(patches: np.ndarray, patch: int) -> np.ndarray:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from anatomask.errors import UserError
 from anatomask.evaluation.metrics import dice_scores
 from anatomask.evaluation.predictor import Predictor, _mirrored, _stitching_device
 from anatomask.evaluation.settings import InferenceConfig
-from anatomask.evaluation.validation import validation_dice
+from anatomask.evaluation.validation import Validation
 from anatomask.evaluation.windows import logits_bytes, window_count
 
 CPU = torch.device("cpu")
@@ -161,10 +162,11 @@ def test_validation_is_the_mean_over_the_cases_that_hold_a_class(make_dataset: M
             return [logits if float(windows.max()) > 150 else logits[:, [1, 0, 2]]]
 
     dataset = make_dataset({"a": both, "b": missed})
-    predictor = Predictor(Half(), (32, 32, 32), 2, inference=PLAIN)
-    scores = validation_dice(predictor, dataset, ["a", "b"])
-    assert scores == pytest.approx({1: 0.5, 2: 1.0}, abs=0.01)
-    assert math.isnan(validation_dice(predictor, dataset, ["b"])[2])
+    names = dataset.class_names
+    validation = Validation(dataset.storage, ("a", "b"), (32, 32, 32), PLAIN)
+    assert validation(Half(), CPU).dsc == pytest.approx({names[1]: 0.5, names[2]: 1.0}, abs=0.01)
+    alone = replace(validation, cases=("b",))(Half(), CPU)
+    assert alone.dsc.keys() == {names[1]} and [one.case for one in alone.slices] == ["b"]
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.7])

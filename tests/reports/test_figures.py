@@ -6,7 +6,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from anatomask.reports.figures import OverlayRow, Panel, best_slice, class_colours, overlay_figure
+from anatomask.data.slices import best_slice
+from anatomask.reports.figures import OverlayRow, Panel, class_colours, overlay_figure, write_figure
 
 NAMES = {1: "liver", 2: "spleen"}
 
@@ -19,7 +20,7 @@ def body(shape: tuple[int, int]) -> np.ndarray:
 
 def draw(tmp_path: Path, rows: list[OverlayRow], names: dict[int, str] = NAMES) -> np.ndarray:
     path = tmp_path / "new" / "figure.png"
-    overlay_figure(rows, names, "What is shown.", path)
+    write_figure(overlay_figure(rows, names, "What is shown."), path)
     assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
     return matplotlib.image.imread(path)[..., :3]
 

@@ -9,6 +9,9 @@ from anatomask.data.augmentation import Augmentation
 from anatomask.data.normalisation import normalise
 from anatomask.data.samples import FinetuningDraw, LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
+from anatomask.data.slices import best_slice
+from anatomask.evaluation.settings import InferenceConfig
+from anatomask.evaluation.validation import Validated, Validation
 from anatomask.nn.backbones.base import Segmenter
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.training.finetuning import FinetuningTask
@@ -25,7 +28,7 @@ def nothing(network: Segmenter) -> list[str]:
 
 
 def make(seed: int = 0, start: Callable[[Segmenter], list[str]] = nothing) -> FinetuningTask:
-    scores = {"a": 0.5, "b": 1.0}
+    scores = Validated({"a": 0.5, "b": 1.0})
     return FinetuningTask(STUNetConfig(base=2), HEADER, start, lambda network, device: scores, seed, CPU)
 
 
@@ -103,4 +106,19 @@ def test_validation_records_each_class_and_scores_by_their_mean(notes: Notes) ->
     task = make()
     assert task.validate(notes, 1) == 0.75
     assert notes.values == {"val/dice": 0.75, "val_dice/a": 0.5, "val_dice/b": 1.0}
-    assert task.network.training
+    assert task.network.training and not notes.figures
+
+
+def test_validation_shows_a_slice_of_a_real_scan(head: PreparedDataset, notes: Notes) -> None:
+    header = HEADER | {"class_names": {str(number): name for number, name in head.class_names.items()}}
+    validation = Validation(head.storage, ("one",), (64, 32, 48), InferenceConfig(overlap=0.0))
+    task = FinetuningTask(STUNetConfig(base=2), header, nothing, validation, 0, CPU)
+    (shown,) = validation(task.network, CPU).slices
+    image, label = head.read_volume("one", label=True)
+    assert label is not None
+    k = best_slice(label)
+    np.testing.assert_array_equal(shown.truth, label[:, :, k])
+    np.testing.assert_array_equal(shown.image, image[0, :, :, k])
+    assert shown.case == "one" and shown.prediction.shape == shown.truth.shape and 0 <= shown.dsc < 0.2
+    score = task.validate(notes, 1)
+    assert list(notes.figures) == ["segmentations"] and score == notes.values["val/dice"]
