@@ -29,6 +29,18 @@ RGBA = 4
 HISTOGRAM_BINS = 64
 COMPARED_BY = ("val/loss", "val/dice")
 """Scalars by which TensorBoard's table compares runs: of pretrainings, and of finetunings."""
+FIRST_COLUMNS = (
+    "method.name",
+    "method.mask_ratio",
+    "init",
+    "train_fraction",
+    "data",
+    "network.name",
+    "optimiser.lr",
+    "training.epochs",
+    "seed",
+)
+"""Settings with which TensorBoard's table begins, where a run has them."""
 FLUSH_SECONDS = 10
 """Seconds of TensorBoard's data that are lost at most when the process is killed."""
 
@@ -62,6 +74,7 @@ class RunRecorder:
         settings: Mapping[str, Any] | None = None,
         columns: Mapping[str, Any] | None = None,
         charts: Mapping[str, Sequence[str]] | None = None,
+        kind: str = "train",
     ) -> None:
         """Open the files of the run.
 
@@ -70,8 +83,11 @@ class RunRecorder:
             columns: settings of other kinds of runs. The table takes its columns from any one of its runs, so each
                 run lists all of them.
             charts: scalars that TensorBoard draws together, by title.
+            kind: what TensorBoard calls the training's loss, in place of `train`: losses of pretrainings and of
+                finetunings are no numbers for one chart.
         """
         self.run = run
+        self.kind = kind
         metrics = run / METRICS
         rows = _rows(metrics)
         self.reached = max((at for at, _ in rows), default=0)
@@ -83,7 +99,9 @@ class RunRecorder:
         if step == 0 and settings is not None:
             self._hyperparameters(settings, columns or {})
         if step == 0 and charts:
-            self.board.add_custom_scalars({"charts": {title: ["Multiline", tags] for title, tags in charts.items()}})
+            self.board.add_custom_scalars(
+                {"charts": {title: ["Multiline", list(map(self._tag, tags))] for title, tags in charts.items()}}
+            )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record named values of an update."""
@@ -92,7 +110,7 @@ class RunRecorder:
             self.metrics.flush()
         with add_filename(self.run):
             for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+                self.board.add_scalar(self._tag(name), value, step)
 
     def histogram(self, step: int, name: str, values: Tensor) -> None:
         """Record the distribution of the finite ones of `values`, of any shape, for TensorBoard only."""
@@ -125,10 +143,15 @@ class RunRecorder:
             self.metrics.close()
             self.board.close()
 
+    def _tag(self, name: str) -> str:
+        return f"{self.kind}/loss" if name == "train/loss" else name
+
     def _hyperparameters(self, settings: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
         """Write the hyperparameters into the run's own events: `SummaryWriter.add_hparams` would make another run."""
         own = flattened(settings)
-        experiment, _, _ = hparams(flattened(columns) | own, dict.fromkeys(COMPARED_BY, 0.0))
+        every = flattened(columns) | own
+        first = {name: every[name] for name in FIRST_COLUMNS if name in every}
+        experiment, _, _ = hparams(first | every, dict.fromkeys(COMPARED_BY, 0.0))
         _, session, _ = hparams(own, {})
         self._write(experiment, 0)
         self._write(session, 0)

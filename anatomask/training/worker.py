@@ -26,6 +26,9 @@ from anatomask.training.stopping import stop_file
 from anatomask.training.task import Task
 from anatomask.training.update import Update, set_arithmetic
 
+KINDS = {"pretraining": "pretraining", "segmentation": "finetuning"}
+"""Kind of weights in a header -> kind of the training that makes them."""
+
 
 def run_worker(job: TrainingJob, resources: TrainingResources) -> None:
     """Run one worker of a job: restore, stream its share of the batches, train.
@@ -105,7 +108,8 @@ def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) ->
     """Open the run's recorder for rank 0, which also notes where training continues, or a silent one for the others."""
     if workers.rank > 0:
         return SilentRecorder()
-    recorder = RunRecorder(job.run, start, identity(job.settings), identity(job.columns), task.charts)
+    kind = KINDS.get(task.header.get("kind", ""), "train")
+    recorder = RunRecorder(job.run, start, identity(job.settings), identity(job.columns), task.charts, kind)
     again = f"; updates {start + 1} to {recorder.reached} are computed again" if recorder.reached > start else ""
     who = f"{workers.count} worker{'s' if workers.count > 1 else ''}"
     note(job.run, f"update {start} of {job.total_steps}: on with {who}{again}")

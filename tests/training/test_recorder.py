@@ -100,6 +100,23 @@ def test_scalars_that_belong_together_share_a_chart(tmp_path: Path) -> None:
     assert (chart.title, list(chart.multiline.tag)) == ("masks", ["mask/self", "mask/random"])
 
 
+def test_losses_of_pretraining_and_finetuning_lie_apart_on_the_board_alone(tmp_path: Path) -> None:
+    for kind in ("pretraining", "finetuning"):
+        (tmp_path / kind).mkdir()
+        recorder = RunRecorder(tmp_path / kind, 0, charts={"loss": ("train/loss", "val/loss")}, kind=kind)
+        recorder.scalars(1, {"train/loss": 0.5, "train/lr": 0.1})
+        recorder.close()
+        assert json.loads((tmp_path / kind / "metrics.jsonl").read_text()) == {
+            "step": 1,
+            "train/loss": 0.5,
+            "train/lr": 0.1,
+        }
+        assert set(board(tmp_path / kind).Tags()["scalars"]) == {f"{kind}/loss", "train/lr"}
+        (event,) = board(tmp_path / kind).Tensors("custom_scalars__config__")
+        (chart,) = Layout.FromString(event.tensor_proto.string_val[0]).category[0].chart
+        assert list(chart.multiline.tag) == [f"{kind}/loss", "val/loss"]
+
+
 @pytest.mark.parametrize("checkpoint", [0, 3])
 def test_the_settings_are_hyperparameters_of_the_run_itself(checkpoint: int, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
@@ -118,5 +135,6 @@ def test_the_settings_are_hyperparameters_of_the_run_itself(checkpoint: int, tmp
     assert values == {**own, "splits": "a, b"}
     experiment = metadata.parse_experiment_plugin_data(found[metadata.EXPERIMENT_TAG])
     assert {info.name for info in experiment.hparam_infos} == {*own, "splits", "init"}
+    assert [info.name for info in experiment.hparam_infos][:3] == ["init", "train_fraction", "seed"]
     assert [info.name.tag for info in experiment.metric_infos] == ["val/loss", "val/dice"]
     assert [event.step for event in events.Scalars("run", "val/loss")] == [1, 2, 3, 4, 5]
