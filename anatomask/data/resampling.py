@@ -6,7 +6,7 @@ vectors. Multiplying by three such matrices takes a third of the time of a 3-D `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -99,26 +99,38 @@ def resample_label(label: np.ndarray, shape: Sequence[int], separate: int | None
     return result
 
 
-def resample_logits_to_label(logits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Return the class with the largest score after trilinear interpolation, one class at a time.
+def resampled_planes(
+    slabs: Iterable[torch.Tensor], axis: int, shape: Sequence[int], new_shape: Sequence[int]
+) -> Iterator[torch.Tensor]:
+    """Interpolate scores trilinearly plane by plane, from slabs that come one after the other.
 
     Args:
-        logits: (K, D, H, W) scores or probabilities, any device; at most 256 classes.
-        shape: the new (D', H', W').
+        slabs: (K, …) any float type and device: consecutive planes along `axis`, all of a volume of `shape` voxels.
+        axis: 0, 1 or 2.
+        shape: (D, H, W) of all slabs together.
+        new_shape: the new (D', H', W').
 
-    Returns:
-        uint8 (D', H', W') on the same device. Equal scores go to the lower class.
+    Yields:
+        Planes (K, …) float32 of the new volume across `axis`, in order.
     """
-    if len(logits) > 256:
-        raise ValueError(f"at most 256 classes fit into uint8, not {len(logits)}")
-    best = _trilinear(logits[0], shape).clone()
-    result = torch.zeros(tuple(shape), dtype=torch.uint8, device=logits.device)
-    for c, score in enumerate(logits[1:], start=1):
-        resampled = _trilinear(score, shape)
-        wins = resampled > best
-        best = torch.where(wins, resampled, best)
-        result.masked_fill_(wins, c)
-    return result
+    old, new = shape[axis], new_shape[axis]
+    across = [new_shape[other] for other in range(3) if other != axis]
+    sources = [max(0.0, (index + 0.5) * old / new - 0.5) for index in range(new)]
+    begin, index = 0, 0  # of the first plane of the slab, and of the next plane of the new volume
+    before: torch.Tensor | None = None  # the plane before the slab
+    for slab in slabs:
+        planes = slab.unbind(axis + 1)
+        end = begin + len(planes)
+        known = dict(enumerate(planes, begin)) | ({} if before is None else {begin - 1: before})
+        while index < new and min(int(sources[index]) + 1, old - 1) < end:
+            lower, part = int(sources[index]), sources[index] % 1
+            scores = known[lower].float()
+            if part and lower + 1 < old:
+                scores = torch.lerp(scores, known[lower + 1].float(), part)
+            same = list(scores.shape[1:]) == across
+            yield scores if same else F.interpolate(scores[None], across, mode="bilinear")[0]
+            index += 1
+        begin, before = end, planes[-1].to(torch.float32, copy=True)
 
 
 def axis_matrix(old: int, new: int, order: int) -> np.ndarray:
@@ -146,9 +158,3 @@ def _apply(matrices: Sequence[np.ndarray], volume: np.ndarray) -> np.ndarray:
             continue
         result = np.moveaxis(np.tensordot(matrices[axis], result, (1, axis)), 0, axis)
     return np.ascontiguousarray(result)
-
-
-def _trilinear(score: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    if tuple(score.shape) == tuple(shape):
-        return score
-    return F.interpolate(score[None, None].float(), tuple(shape), mode="trilinear", align_corners=False)[0, 0]

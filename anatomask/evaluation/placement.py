@@ -1,4 +1,4 @@
-"""Placement of an evaluation's tasks: the memory that a case takes, and the CPUs or GPU of a task."""
+"""Placement of the tasks that predict: the memory that a case takes, and the CPUs or GPU of a task."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from anatomask.data.memory import bytes_to_prepare
+from anatomask.data.preprocess import Grid
+from anatomask.data.resampling import target_shape
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.windows import logits_bytes
+from anatomask.evaluation.settings import InferenceConfig
+from anatomask.evaluation.windows import WindowGrid
 
 CPUS_PER_CASE = 4
 """Number of CPU threads that a task takes at most: more hardly speed up a window; other cores take other cases."""
 TASK_BYTES = 2**30
-"""Bytes that a task takes besides a case's arrays: Python, PyTorch, MONAI and the activations of a window."""
-
-
-class Need(NamedTuple):
-    """Memory that a task reserves, and the case that decides it."""
-
-    memory: int
-    """Bytes of main memory."""
-    case: str
+"""Bytes that a task takes besides a case's arrays: Python, PyTorch and the activations of a window."""
+SCORE_BYTES = 15
+"""Bytes that scoring takes per voxel of the source's grid: three scores and as many label maps, class by class."""
 
 
 class Placement(NamedTuple):
@@ -30,48 +28,80 @@ class Placement(NamedTuple):
     threads: int
     """Number of CPU threads."""
     gpu: bool
+    room: int
+    """Bytes of main memory that a task can reserve at most."""
 
 
-def case_bytes(
-    shape: Sequence[int], original_shape: Sequence[int], channels: int, classes: int, patch_size: Sequence[int]
+def inference_bytes(
+    shape: Sequence[int],
+    original_shape: Sequence[int],
+    channels: int,
+    classes: int,
+    patch_size: Sequence[int],
+    inference: InferenceConfig,
 ) -> int:
-    """Estimate the bytes of main memory that a task needs to predict and score one case.
+    """Bound the bytes of main memory that predicting one case takes.
 
-    Per voxel of the prepared grid: logits, the sum of the windows' weights (4 bytes), and each channel as stored and
-    as float32 (6); per voxel of the source's: three scores and as many label maps while classes are compared (15).
+    The sums of logits, and those of weights; the logits of a batch of windows, of their mirrorings and of their sum; a
+    resampled plane with its softmax; the scan as stored, normalised and padded; the label map.
 
     Args:
         shape: voxels of the scan at the network's spacing.
         original_shape: voxels of the scan as it came.
-        channels: number of image channels.
+        channels: number of image channels that the network reads, of all runs together.
         classes: number of classes without the background.
         patch_size: voxels of a window; smaller scans are padded to it.
+        inference: how windows slide.
     """
-    padded = [max(extent, window) for extent, window in zip(shape, patch_size, strict=True)]
-    prepared = logits_bytes(padded, classes) + (4 + 6 * channels) * math.prod(padded)
-    return TASK_BYTES + prepared + 15 * math.prod(original_shape)
+    grid = WindowGrid(tuple(shape), tuple(patch_size), inference.overlap)
+    sums = grid.sums_bytes(classes) + 4 * math.prod(grid.sums)
+    windows = 4 * 4 * inference.batch * (classes + 1) * math.prod(patch_size)
+    plane = 4 * 4 * (classes + 1) * math.prod(original_shape) // min(original_shape)
+    return sums + windows + plane + 10 * channels * math.prod(grid.padded) + math.prod(original_shape)
 
 
-def largest_need(dataset: PreparedDataset, cases: Sequence[str], patch_size: Sequence[int]) -> Need:
-    """Find the case that needs most memory; every task reserves as much as it."""
-    classes = len(dataset.class_names)
+def bytes_to_evaluate(
+    dataset: PreparedDataset, case: str, patch_size: Sequence[int], inference: InferenceConfig
+) -> int:
+    """Bound the bytes of main memory that predicting and scoring a prepared case takes."""
+    record, classes = dataset.records[case], len(dataset.class_names)
+    needed = inference_bytes(record.shape, record.original_shape, len(record.channels), classes, patch_size, inference)
+    return TASK_BYTES + needed + SCORE_BYTES * math.prod(record.original_shape)
 
-    def needed(case: str) -> int:
-        record = dataset.records[case]
-        return case_bytes(record.shape, record.original_shape, len(record.channels), classes, patch_size)
 
-    return max(Need(needed(case), case) for case in cases)
+def bytes_to_predict(
+    grid: Grid,
+    spacing: Sequence[float],
+    channels: int,
+    runs: int,
+    classes: int,
+    patch_size: Sequence[int],
+    inference: InferenceConfig,
+) -> int:
+    """Bound the bytes of main memory that a task needs to resample a raw scan and to predict it.
+
+    Args:
+        grid: of the scan as it came, in RAS axes.
+        spacing: of the network, in mm.
+        channels: number of image channels.
+        runs: number of runs that are averaged; each reads the scan normalised in its own way.
+        classes: number of classes without the background.
+        patch_size: voxels of a window.
+        inference: how windows slide.
+    """
+    shape = target_shape(grid.shape, grid.spacing, spacing)
+    before = bytes_to_prepare(grid.shape, shape, channels)
+    return TASK_BYTES + max(before, inference_bytes(shape, grid.shape, channels * runs, classes, patch_size, inference))
 
 
 def place(
-    nodes: Sequence[Mapping[str, float]], cases: int, need: Need, threads: int | None = None, gpu: bool | None = None
+    nodes: Sequence[Mapping[str, float]], cases: int, threads: int | None = None, gpu: bool | None = None
 ) -> Placement:
     """Choose the CPU threads of a task, and whether it takes a GPU.
 
     Args:
         nodes: resources of each node as Ray names them: `CPU`, `GPU`, and `memory` in bytes.
         cases: number of cases, a task each.
-        need: memory that each task reserves.
         threads: CPU threads of a task. Default: a task's share of the CPUs, at most `CPUS_PER_CASE`.
         gpu: whether tasks take a GPU. Default: where there is one.
 
@@ -83,15 +113,19 @@ def place(
     if gpu and not gpus:
         raise UserError("cluster.gpu: the cluster has no GPU; leave the field out or set it to False")
     usable = [node for node in nodes if not gpu or node.get("GPU", 0)]
-    room = max(node.get("memory", 0) for node in usable)
-    if need.memory > room:
-        raise UserError(
-            f"case {need.case} needs {need.memory / 2**30:.1f} GiB of memory to be evaluated, and no node has more "
-            f"than {room / 2**30:.1f} GiB for Ray; use a larger machine, or leave the case out of the split"
-        )
     largest = int(max(node.get("CPU", 0) for node in usable))
     share = cpus // (gpus if gpu else cases)
     threads = threads or max(1, min(CPUS_PER_CASE, share, largest))
     if threads > largest:
         raise UserError(f"cluster.threads: no node has {threads} CPUs, the largest has {largest}")
-    return Placement(threads, gpu)
+    return Placement(threads, gpu, int(max(node.get("memory", 0) for node in usable)))
+
+
+def too_large(needs: Mapping[str, int], room: int) -> dict[str, str]:
+    """Say of the cases that need more memory than a task can reserve how much; `needs` holds their bytes."""
+    return {
+        case: f"it needs {need / 2**30:.1f} GiB of memory to be predicted, and no node has more than "
+        f"{room / 2**30:.1f} GiB for Ray; leave it out, or use a larger machine"
+        for case, need in needs.items()
+        if need > room
+    }

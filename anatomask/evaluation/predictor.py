@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import nibabel as nib
@@ -12,17 +13,17 @@ import torch
 from nibabel import orientations
 from torch import Tensor, nn
 
-from anatomask.data.crops import pad_to
-from anatomask.data.resampling import resample_logits_to_label
+from anatomask.data.resampling import resampled_planes
 from anatomask.data.scans import PreparedScan
 from anatomask.errors import UserError
+from anatomask.evaluation.label_names import label_image
 from anatomask.evaluation.network import build_network
 from anatomask.evaluation.settings import InferenceConfig
-from anatomask.evaluation.windows import logits_bytes
+from anatomask.evaluation.windows import WindowGrid, slide
 from anatomask.weights.tensor_files import Weights
 
 GPU_SHARE = 0.25
-"""Share of a GPU's free memory that the logits of a whole case may take there."""
+"""Share of a GPU's free memory that the sums of windows may take."""
 
 
 class Predictor:
@@ -83,49 +84,99 @@ class Predictor:
         Raises:
             UserError: a logit is not finite.
         """
-        # Importing MONAI takes seconds, which every command would pay that knows this class.
-        from monai.inferers import SlidingWindowInferer
+        grid = self.windows(volume.shape[1:])
+        with evaluating(self.network):
+            planes = [finished.to(torch.float32, copy=True) for finished in self._regions(volume, grid, name)]
+        return torch.cat(planes, grid.axis + 1)
 
-        shape = volume.shape[1:]
-        padded = [max(extent, window) for extent, window in zip(shape, self.patch_size, strict=True)]
-        before = [(outer - extent) // 2 for outer, extent in zip(padded, shape, strict=True)]
-        windowed = pad_to(volume.to(self.device), padded, before)
-        inferer = SlidingWindowInferer(
-            self.patch_size,
-            self.inference.batch,
-            self.inference.overlap,
-            mode="gaussian",
-            sw_device=self.device,
-            device=_stitching_device(logits_bytes(padded, self.classes), self.device),
-        )
-        training = self.network.training
-        self.network.eval()
-        try:
-            with torch.no_grad():
-                logits = inferer(windowed[None], _mirrored(self.network, self.mirror_axes))[0]
-        finally:
-            self.network.train(training)
-        if not all(bool(torch.isfinite(scores).all()) for scores in logits):  # class by class: no mask of all of them
-            raise UserError(
-                f"{name}: the network predicts values that are not finite; its weights or this scan are broken. "
-                "Try the run's other checkpoint, or look at the training loss"
-            )
-        inside = tuple(slice(margin, margin + extent) for margin, extent in zip(before, shape, strict=True))
-        return logits[:, *inside]
+    def labels(self, volume: Tensor, shape: Sequence[int], name: str = "the scan") -> np.ndarray:
+        """Predict a volume's label map, whose logits are never all in memory.
 
-    def label_map(self, scan: PreparedScan) -> nib.Nifti1Image:
-        """Predict a scan: its label map (uint8, 0 background) on the grid and affine on which it came.
+        Args:
+            volume: as of `logits`.
+            shape: voxels (D', H', W') of a grid with the same outer edges, to which the logits are resampled.
+            name: name of the scan in messages.
+
+        Returns:
+            (D', H', W') uint8, 0 for the background.
 
         Raises:
             UserError: as `logits`.
         """
-        logits = self.logits(scan.normalised(self.device), scan.name)
+        found = np.empty(tuple(shape), np.uint8)
+        self._fill(volume, found, None, name)
+        return found
+
+    def label_map(self, scan: PreparedScan, probabilities: np.ndarray | None = None) -> nib.Nifti1Image:
+        """Predict a scan: its label map (uint8, 0 background) on the grid and affine on which it came.
+
+        Args:
+            scan: scan at the network's spacing.
+            probabilities: (classes + 1, D, H, W) float on the grid on which the scan came, which is filled.
+
+        Raises:
+            UserError: as `logits`.
+        """
+        label = np.empty(scan.original_shape, np.uint8)
         to_ras = orientations.io_orientation(scan.original_affine)
-        ras_axis = to_ras[:, 0].astype(int)  # of each axis of the source
-        ras_shape = [scan.original_shape[axis] for axis in np.argsort(ras_axis)]
-        label = resample_logits_to_label(logits, ras_shape).cpu().numpy()
-        from_ras = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), to_ras)
-        return nib.Nifti1Image(orientations.apply_orientation(label, from_ras), scan.original_affine)
+        classes_last = None if probabilities is None else np.moveaxis(probabilities, 0, -1)
+        self._fill(
+            self.normalised(scan),
+            orientations.apply_orientation(label, to_ras),  # a view, as that of the probabilities
+            None if classes_last is None else orientations.apply_orientation(classes_last, to_ras),
+            scan.name,
+        )
+        return label_image(label, scan.original_affine, scan.original_header)
+
+    def windows(self, shape: Sequence[int]) -> WindowGrid:
+        """Lay windows over a volume (D, H, W)."""
+        return WindowGrid(tuple(shape), self.patch_size, self.inference.overlap)
+
+    def normalised(self, scan: PreparedScan) -> Tensor:
+        """Normalise a scan as the network reads it: (C, D, H, W) float32 on `device`."""
+        return scan.normalised(self.device)
+
+    def predict_windows(self, windows: Tensor) -> Tensor:
+        """Turn normalised windows (B, C, d, h, w) into logits (B, classes + 1, d, h, w), averaged over mirrorings."""
+        return _mirrored(self.network, self.mirror_axes)(windows)
+
+    def _regions(self, volume: Tensor, grid: WindowGrid, name: str) -> Iterator[Tensor]:
+        """As `slide`; a logit that is not finite raises UserError."""
+
+        def predict(windows: Tensor) -> Tensor:
+            logits = self.predict_windows(windows)
+            if not bool(torch.isfinite(logits).all()):
+                raise UserError(
+                    f"{name}: the network predicts values that are not finite; its weights or this scan are broken. "
+                    "Try the run's other checkpoint, or look at the training loss"
+                )
+            return logits
+
+        store = _stitching_device(grid.sums_bytes(self.classes), self.device)
+        return slide(volume.to(self.device), grid, predict, self.inference.batch, store)
+
+    def _fill(self, volume: Tensor, label: np.ndarray, probabilities: np.ndarray | None, name: str) -> None:
+        """Write the label map (D', H', W'), and the softmax (D', H', W', classes + 1), plane by plane."""
+        grid = self.windows(volume.shape[1:])
+        with evaluating(self.network):
+            planes = resampled_planes(self._regions(volume, grid, name), grid.axis, grid.shape, label.shape)
+            for index, logits in enumerate(planes):
+                there: tuple[slice | int, ...] = (*[slice(None)] * grid.axis, index)
+                label[there] = logits.argmax(0).to(torch.uint8).cpu().numpy()
+                if probabilities is not None:
+                    probabilities[there] = logits.softmax(0).movedim(0, -1).cpu().numpy()
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode within the block, and compute no gradients."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(training)
 
 
 def mirror_axes(header: Mapping[str, Any], inference: InferenceConfig) -> list[int]:
@@ -152,6 +203,6 @@ def _mirrored(network: nn.Module, axes: Sequence[int]) -> Callable[[Tensor], Ten
         for chosen in mirrorings[1:]:  # the first is none
             dims = [axis + 2 for axis in chosen]
             total = total + network(windows.flip(dims))[0].flip(dims)
-        return total / len(mirrorings)
+        return total / len(mirrorings) if len(mirrorings) > 1 else total
 
     return predict

@@ -82,7 +82,7 @@ class Validation:
         Raises:
             UserError: as `segmented`.
         """
-        from anatomask.evaluation.predictor import Predictor  # MONAI takes a second to import
+        from anatomask.evaluation.predictor import Predictor  # a training's driver need not import it
 
         names = self.dataset.class_names
         predictor = Predictor(network, self.patch_size, len(names), inference=self.inference, device=device)
@@ -107,8 +107,7 @@ def segmented(
     """
     for case in cases:
         scan = prepared_scan(dataset, case)
-        logits = predictor.logits(scan.normalised(predictor.device), scan.name)
-        prediction = logits.argmax(0).to(torch.uint8).cpu().numpy()
+        prediction = predictor.labels(predictor.normalised(scan), scan.stored.shape[1:], scan.name)
         _, truth = dataset.read_volume(case, label=True)
         if truth is None:
             raise UserError(f"case {case} of {dataset.shown} has no label to validate against")

@@ -1,20 +1,148 @@
-"""Number of windows that cover a scan, and the memory of its logits."""
+"""Windows that slide over a volume: where they lie, how they are weighted, and how their logits are put together.
+
+The logits of a whole volume are never in memory. Windows go through the network in the order of their starts along one
+axis, and planes across that axis leave as soon as no later window reaches them. So the sums are as thick as a window.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anatomask.data.crops import pad_to
+
+SIGMA = 0.125
+"""Standard deviation of the Gaussian weights, as a share of the window's edge."""
+LEAST_WEIGHT = 1e-3
+"""Smallest weight of a voxel of a window, where it is 1 in the middle."""
+EXACT_BYTES = 2**31
+"""Bytes of sums in float32 above which they are kept in float16, as nnU-Net keeps all."""
 
 
-def window_count(shape: Sequence[int], patch_size: Sequence[int], overlap: float) -> int:
-    """Count the windows that cover a volume of `shape` voxels."""
-    steps = [max(1, int(window * (1 - overlap))) for window in patch_size]
-    return math.prod(
-        math.ceil(max(extent - window, 0) / step) + 1
-        for extent, window, step in zip(shape, patch_size, steps, strict=True)
-    )
+@dataclass(frozen=True)
+class WindowGrid:
+    """Grid of the windows over a volume."""
+
+    shape: tuple[int, ...]
+    """Voxels of the volume (D, H, W)."""
+    window: tuple[int, ...]
+    """Voxels of a window."""
+    overlap: float
+    """Share by which neighbouring windows overlap."""
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        """Voxels of the volume once it is padded to a window at least."""
+        return tuple(map(max, self.shape, self.window))
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """Voxels of padding in front of the volume."""
+        return tuple((outer - extent) // 2 for outer, extent in zip(self.padded, self.shape, strict=True))
+
+    @property
+    def starts(self) -> tuple[list[int], ...]:
+        """First voxels of the windows, for each axis: evenly spaced, but the last window ends with the volume."""
+        steps = [max(1, int(window * (1 - self.overlap))) for window in self.window]
+        return tuple(
+            [min(i * step, extent - window) for i in range(math.ceil((extent - window) / step) + 1)]
+            for extent, window, step in zip(self.padded, self.window, steps, strict=True)
+        )
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return math.prod(map(len, self.starts))
+
+    @property
+    def axis(self) -> int:
+        """Axis along which planes leave one after the other: that of most windows' lengths."""
+        lengths = [extent / window for extent, window in zip(self.padded, self.window, strict=True)]
+        return lengths.index(max(lengths))
+
+    @property
+    def sums(self) -> tuple[int, ...]:
+        """Voxels for which logits are summed at once: a window's along `axis`, all along the others."""
+        return (*self.padded[: self.axis], self.window[self.axis], *self.padded[self.axis + 1 :])
+
+    def sums_type(self, classes: int) -> torch.dtype:
+        """Choose the type of the sums of `classes` and the background: float32 as long as that takes few bytes."""
+        exact = 4 * (classes + 1) * math.prod(self.sums)
+        return torch.float32 if exact <= EXACT_BYTES else torch.float16
+
+    def sums_bytes(self, classes: int) -> int:
+        """Compute the bytes of the sums of `classes` and the background."""
+        return self.sums_type(classes).itemsize * (classes + 1) * math.prod(self.sums)
 
 
-def logits_bytes(shape: Sequence[int], classes: int) -> int:
-    """Compute the bytes of the logits (classes + 1, D, H, W), float32, of a volume of `shape` voxels."""
-    return 4 * (classes + 1) * math.prod(shape)
+def gaussian(window: Sequence[int], device: torch.device) -> Tensor:
+    """Compute the weights of a window's voxels, (d, h, w): a Gaussian about its middle."""
+    weights = torch.ones((), device=device)
+    for extent in window:
+        offset = torch.arange(extent, dtype=torch.float32, device=device) - (extent - 1) / 2
+        weights = weights[..., None] * torch.exp(offset**2 / (-2 * (SIGMA * extent) ** 2))
+    return weights.clamp(min=LEAST_WEIGHT)
+
+
+def slide(
+    volume: Tensor, grid: WindowGrid, predict: Callable[[Tensor], Tensor], batch: int, store: torch.device
+) -> Iterator[Tensor]:
+    """Predict a volume window by window, and average overlapping windows by their weights.
+
+    Args:
+        volume: (C, D, H, W) as the network reads it, of `grid.shape` voxels; padded by each channel's minimum.
+        grid: where the windows lie.
+        predict: windows (B, C, d, h, w) to logits (B, K, d, h, w).
+        batch: most windows in one call of `predict`.
+        store: device that keeps the sums.
+
+    Yields:
+        Logits (K, D, H, W) of consecutive planes: less than all voxels along `grid.axis`, all along the others. They
+        are on `store`, and valid until the next are asked for.
+    """
+    axis, starts = grid.axis, grid.starts
+    volume = pad_to(volume, grid.padded, grid.before)
+    weights = gaussian(grid.window, volume.device)
+    share = weights.to(store)
+    total = torch.zeros(grid.sums, device=store)
+    sums: Tensor | None = None
+    for row, following in itertools.pairwise([*starts[axis], grid.padded[axis]]):
+        others = [starts[other] if other != axis else [row] for other in range(3)]
+        for corners in _batches(list(itertools.product(*others)), batch):
+            windows = torch.stack([volume[:, *_box(corner, grid.window)] for corner in corners])
+            for corner, logits in zip(corners, predict(windows), strict=True):
+                if sums is None:
+                    shape = (len(logits), *grid.sums)
+                    sums = torch.zeros(shape, dtype=grid.sums_type(len(logits) - 1), device=store)
+                there = _box([0 if other == axis else corner[other] for other in range(3)], grid.window)
+                sums[:, *there] += (logits * weights).to(store)
+                total[there] += share
+        assert sums is not None
+        done = following - row
+        finished = sums.narrow(axis + 1, 0, done).div_(total.narrow(axis, 0, done))
+        inside = [slice(margin, margin + extent) for margin, extent in zip(grid.before, grid.shape, strict=True)]
+        if len(starts[axis]) > 1:
+            inside[axis] = slice(None)  # planes that leave before the last are not padded
+        yield finished[:, *inside]
+        for kept in (total, *sums):
+            _advance(kept, axis, done)
+
+
+def _advance(kept: Tensor, axis: int, planes: int) -> None:
+    """Move (D, H, W) down along an axis by some planes, and fill up with zeros."""
+    left = kept.shape[axis] - planes
+    kept.narrow(axis, 0, left).copy_(kept.narrow(axis, planes, left).clone())
+    kept.narrow(axis, left, planes).zero_()
+
+
+def _box(corner: Sequence[int], window: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(start, start + extent) for start, extent in zip(corner, window, strict=True))
+
+
+def _batches(corners: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[tuple[int, ...]]]:
+    return (corners[start : start + size] for start in range(0, len(corners), size))

@@ -11,12 +11,10 @@ the same command after a kill goes on with the others. In the run's folder, or i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-import torch
 from rich.console import Console
 
 from anatomask.cluster import running
@@ -28,14 +26,15 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.case import Evaluation
 from anatomask.evaluation.network import match_dataset, read_network
-from anatomask.evaluation.placement import largest_need, place
+from anatomask.evaluation.placement import bytes_to_evaluate
 from anatomask.evaluation.predictor import mirror_axes
 from anatomask.evaluation.results import CASES_FILE, PREDICTIONS, SUMMARY_FILE, to_csv
 from anatomask.evaluation.summary import summary_of
-from anatomask.evaluation.windows import logits_bytes, window_count
+from anatomask.evaluation.windows import WindowGrid
 from anatomask.reports.tables import verdict
 from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, finished_cases, read_scores
-from anatomask.terminal.progress import outages_told, progress_shown
+from anatomask.stages.cases import map_cases
+from anatomask.terminal.progress import outages_told
 from anatomask.weights.files import find_weights
 from anatomask.weights.header import require_fields
 from anatomask.weights.tensor_files import Weights
@@ -48,9 +47,10 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     cases = labelled_cases(dataset, split)
     finished = finished_cases(Storage(config.out or config.run), cases)
     patch = weights.header["patch_size"]
-    windows = sum(window_count(dataset.records[case].shape, patch, config.inference.overlap) for case in cases)
+    shapes = [dataset.records[case].shape for case in cases]
+    windows = sum(WindowGrid(shape, tuple(patch), config.inference.overlap).count for shape in shapes)
     passes = 2 ** len(mirror_axes(weights.header, config.inference))
-    logits = max(logits_bytes(dataset.records[case].shape, len(dataset.class_names)) for case in cases)
+    memory = max(bytes_to_evaluate(dataset, case, patch, config.inference) for case in cases)
     parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     return [
         ("run", config.run),
@@ -61,8 +61,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
             f"{len(cases)}, of which {len(finished)} are finished",
         ),
         ("windows", f"{windows} of {' × '.join(map(str, patch))} voxels, {passes} forward passes each"),
-        ("logits of the largest case", f"{logits / 2**30:.2f} GiB"),
-        ("memory that each task reserves", f"{largest_need(dataset, cases, patch).memory / 2**30:.2f} GiB"),
+        ("memory that the largest case reserves", f"{memory / 2**30:.2f} GiB"),
     ]
 
 
@@ -150,45 +149,7 @@ def evaluate_cases(
     evaluation: Evaluation, weights: Weights, cases: Sequence[str], cluster: ClusterConfig
 ) -> dict[str, str]:
     """Evaluate the cases, one Ray task each; returns why each of those that failed did."""
-    failures = {}
+    patch = weights.header["patch_size"]
+    needs = {case: bytes_to_evaluate(evaluation.dataset, case, patch, evaluation.inference) for case in cases}
     with running(cluster), outages_told(evaluation.dataset.storage):
-        need = largest_need(evaluation.dataset, cases, weights.header["patch_size"])
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        threads, gpu = place(nodes, len(cases), need, cluster.threads, cluster.gpu)
-        shared = ray.put(evaluation), ray.put(weights)
-        # DEFAULT: inside a trial of a sweep, tasks would else be confined to the trial's reservation, which has no CPU.
-        task = _evaluate_case.options(
-            num_cpus=threads, num_gpus=int(gpu), memory=need.memory, scheduling_strategy="DEFAULT"
-        )
-        for case, error in _completed({task.remote(*shared, case, threads, gpu): case for case in cases}):
-            if error is not None:
-                failures[case] = error
-    return {case: failures[case] for case in cases if case in failures}
-
-
-def _completed(tasks: dict[ray.ObjectRef, str]) -> Iterator[tuple[str, str | None]]:
-    """Each case as its task ends, with the reason if it failed; shows progress and the time left."""
-    with progress_shown() as progress:
-        bar = progress.add_task("predicting and scoring", total=len(tasks), detail="cases")
-        pending = list(tasks)
-        while pending:
-            (done,), pending = ray.wait(pending, num_returns=1)
-            progress.advance(bar)
-            try:
-                ray.get(done)
-                yield tasks[done], None
-            except ray.exceptions.RayError as error:
-                yield tasks[done], _reason(error)
-
-
-@ray.remote
-def _evaluate_case(evaluation: Evaluation, weights: Weights, case: str, threads: int, gpu: bool) -> None:
-    torch.set_num_threads(threads)
-    evaluation.finish(weights, case, torch.device("cuda" if gpu else "cpu"))
-
-
-def _reason(error: ray.exceptions.RayError) -> str:
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, UserError):
-        return str(cause)
-    return f"{type(cause).__name__}: {cause}"
+        return map_cases("predicting and scoring", evaluation, weights, needs, cluster)

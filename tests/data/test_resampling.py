@@ -11,8 +11,8 @@ from scipy import ndimage
 from anatomask.data.resampling import (
     resample_image,
     resample_label,
-    resample_logits_to_label,
     resampled_affine,
+    resampled_planes,
     separate_axis,
     target_shape,
 )
@@ -113,26 +113,21 @@ def test_neighbouring_classes_are_not_mixed() -> None:
     assert set(np.unique(resample_label(label, (23, 23, 23)))) == {1, 5}
 
 
-@settings(deadline=None, max_examples=30)
-@given(shapes, shapes, seeds)
-def test_logits_are_interpolated_before_the_class_is_chosen(
-    old: tuple[int, ...], new: tuple[int, ...], seed: int
+@settings(deadline=None, max_examples=50)
+@given(shapes, shapes, seeds, st.integers(0, 2), st.sampled_from([torch.float16, torch.float32]))
+def test_planes_from_slabs_are_those_of_the_whole_volume(
+    old: tuple[int, ...], new: tuple[int, ...], seed: int, axis: int, kind: torch.dtype
 ) -> None:
-    logits = np.random.default_rng(seed).normal(size=(4, *old)).astype(np.float32)
-    result = resample_logits_to_label(torch.from_numpy(logits), new)
-    scores = np.stack([zoom(channel, new, 1) for channel in logits])
-    taken = np.take_along_axis(scores, result.numpy()[None].astype(int), 0)[0]
-    assert result.dtype == torch.uint8
-    np.testing.assert_allclose(taken, scores.max(0), atol=1e-4)
-
-
-def test_logits_stay_as_they_are() -> None:
-    logits = torch.randn(3, 4, 4, 4)
-    before = logits.clone()
-    resample_logits_to_label(logits, (4, 4, 4))
-    assert torch.equal(logits, before)
-    with pytest.raises(ValueError, match="256"):
-        resample_logits_to_label(torch.zeros(257, 1, 1, 1), (1, 1, 1))
+    """Interpolated linearly as SciPy does, however the volume is cut into slabs."""
+    rng = np.random.default_rng(seed)
+    scores = torch.from_numpy(rng.normal(size=(3, *old))).to(kind)
+    cuts = sorted(set(rng.integers(1, old[axis], rng.integers(0, old[axis])).tolist())) if old[axis] > 1 else []
+    widths = np.diff([0, *cuts, old[axis]]).tolist()
+    before = scores.clone()
+    planes = list(resampled_planes(scores.split(widths, axis + 1), axis, old, new))
+    whole = np.stack([zoom(channel, new, 1) for channel in scores.numpy()])
+    np.testing.assert_allclose(torch.stack(planes, axis + 1).numpy(), whole, atol=1e-4)
+    assert torch.equal(scores, before)
 
 
 def test_the_same_shape_changes_nothing() -> None:

@@ -7,38 +7,49 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from anatomask.data.preprocess import Grid
+from anatomask.data.resampling import target_shape
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.placement import TASK_BYTES, Need, largest_need, place
+from anatomask.evaluation.placement import TASK_BYTES, bytes_to_evaluate, bytes_to_predict, place, too_large
+from anatomask.evaluation.settings import InferenceConfig
 
 GIB = 2**30
 NODES = [{"CPU": 8.0, "memory": 10.0 * GIB}, {"CPU": 2.0, "GPU": 1.0, "memory": 4.0 * GIB}]
 
 
-def test_the_memory_is_that_of_the_case_that_needs_most(
+def test_a_small_case_needs_its_logits_and_what_scoring_takes(
     make_dataset: Callable[..., PreparedDataset], blobs: Callable[..., np.ndarray]
 ) -> None:
-    dataset = make_dataset({"small": blobs((8, 8, 8)), "large": blobs((40, 30, 20))})
-    memory, case = largest_need(dataset, ["small", "large"], (32, 32, 32))
-    assert case == "large"
-    padded, source = 40 * 32 * 32, 40 * 30 * 20
-    assert memory == TASK_BYTES + padded * (4 * 3 + 4 + 6) + source * 15
+    dataset = make_dataset({"a": blobs((40, 30, 20))})
+    padded, source, window = 40 * 32 * 32, 40 * 30 * 20, 32**3
+    logits = 4 * 3 * window  # as thick as a window, of the 40 voxels
+    needed = TASK_BYTES + (logits + 4 * window) + 4 * 2 * logits + 16 * 3 * 40 * 30 + 10 * padded + (1 + 15) * source
+    assert bytes_to_evaluate(dataset, "a", (32, 32, 32), InferenceConfig()) == needed
 
 
-def test_a_case_that_fits_no_node_is_refused_with_its_need() -> None:
-    assert place(NODES, 2, Need(9 * GIB, "s1"), gpu=False) == (4, False)
-    with pytest.raises(UserError, match=r"case s1 needs 11\.0 GiB of memory .* 10\.0 GiB for Ray"):
-        place(NODES, 2, Need(11 * GIB, "s1"), gpu=False)
-    with pytest.raises(UserError, match=r"case s1 needs 9\.0 GiB .* 4\.0 GiB for Ray"):
-        place(NODES, 2, Need(9 * GIB, "s1"))
+def test_a_whole_trunk_with_105_classes_fits_into_24_gigabytes() -> None:
+    """At STU-Net's window and spacing: Ray keeps 70 % of what the machine has free."""
+    trunk = Grid((512, 512, 900), (1.17, 1.17, 1.0))
+    spacing, window = (1.5, 1.5, 1.5), (112, 112, 128)
+    assert target_shape(trunk.shape, trunk.spacing, spacing) == (399, 399, 600)
+    assert 8 * GIB < bytes_to_predict(trunk, spacing, 1, 1, 104, window, InferenceConfig()) < 14 * GIB
+
+
+def test_a_case_that_fits_no_node_is_named_with_its_need() -> None:
+    assert place(NODES, 2, gpu=False).room == 10 * GIB
+    assert place(NODES, 2).room == 4 * GIB
+    refused = too_large({"s1": 11 * GIB, "s2": 10 * GIB}, 10 * GIB)
+    assert list(refused) == ["s1"]
+    assert "it needs 11.0 GiB of memory to be predicted, and no node has more than 10.0 GiB" in refused["s1"]
 
 
 def test_threads_and_gpu_are_those_asked_for_where_a_node_has_them() -> None:
-    need = Need(GIB, "s1")
-    assert place(NODES, 100, need) == (2, True)
-    assert place(NODES, 100, need, gpu=False) == (1, False)
-    assert place(NODES, 100, need, threads=7, gpu=False) == (7, False)
+    assert place(NODES, 2, gpu=False)[:2] == (4, False)
+    assert place(NODES, 100)[:2] == (2, True)
+    assert place(NODES, 100, gpu=False)[:2] == (1, False)
+    assert place(NODES, 100, threads=7, gpu=False)[:2] == (7, False)
     with pytest.raises(UserError, match=r"cluster\.threads: no node has 9 CPUs, the largest has 8"):
-        place(NODES, 100, need, threads=9, gpu=False)
+        place(NODES, 100, threads=9, gpu=False)
     with pytest.raises(UserError, match=r"cluster\.gpu: the cluster has no GPU"):
-        place(NODES[:1], 1, need, gpu=True)
+        place(NODES[:1], 1, gpu=True)

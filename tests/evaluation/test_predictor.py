@@ -10,8 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data.utils import dense_patch_slices
-from monai.inferers.utils import _get_scan_interval
 from torch import Tensor, nn
 
 from anatomask.data.scans import prepared_scan
@@ -21,7 +19,6 @@ from anatomask.evaluation.metrics import dice_scores
 from anatomask.evaluation.predictor import Predictor, _mirrored, _stitching_device
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.evaluation.validation import Validation
-from anatomask.evaluation.windows import logits_bytes, window_count
 
 CPU = torch.device("cpu")
 PLAIN = InferenceConfig(mirror=False)
@@ -169,14 +166,6 @@ def test_validation_is_the_mean_over_the_cases_that_hold_a_class(make_dataset: M
     assert alone.dsc.keys() == {names[1]} and [one.case for one in alone.slices] == ["b"]
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.7])
-@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 40, 33), (70, 17, 128)])
-def test_the_plan_counts_the_windows_that_are_run(shape: tuple[int, int, int], overlap: float) -> None:
-    padded = tuple(max(n, p) for n, p in zip(shape, PATCH, strict=True))
-    interval = _get_scan_interval(padded, PATCH, 3, (overlap,) * 3)
-    assert window_count(shape, PATCH, overlap) == len(dense_patch_slices(padded, PATCH, interval))
-
-
 @pytest.mark.parametrize(("field", "value"), [("overlap", 1.0), ("overlap", -0.1), ("batch", 0)])
 def test_settings_out_of_range_are_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
@@ -198,7 +187,6 @@ def test_logits_that_would_fill_the_gpu_are_put_together_on_the_cpu(monkeypatch:
     assert _stitching_device(250, gpu) == gpu
     assert _stitching_device(251, gpu) == CPU
     assert _stitching_device(10**9, CPU) == CPU
-    assert logits_bytes((10, 20, 30), 104) == 4 * 105 * 6000
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 PROC = Path("/proc")
 RAYLET = re.compile(r"\S*/raylet ")
-WORKER = re.compile(r"ray::(RayTrainWorker|Map|_evaluate_case)")
+WORKER = re.compile(r"ray::(RayTrainWorker|Map|_one_case)")
 """What trains, reads or prepares, and scores."""
 ACTOR = re.compile(r"ray::(?!IDLE|RuntimeEnvAgent|DashboardAgent)\w")
 """Any of Ray's processes that holds an actor or does a task."""
