@@ -15,9 +15,10 @@ from anatomask.data.crops import pad_to
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.scans import PreparedScan, Scan, prepare, read_files
 from anatomask.errors import UserError
+from anatomask.evaluation.ensemble import require_alike
 from anatomask.evaluation.metrics import ClassScore, score_classes
 from anatomask.evaluation.network import build_network, check_network, require_segmentation
-from anatomask.evaluation.predictor import Predictor
+from anatomask.evaluation.prediction import predict_scan
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.methods import method_of
 from anatomask.methods.masked import MaskedDraw, MaskedMethod, Picture, self_mask_of
@@ -163,31 +164,35 @@ def self_mask(source: Source, scan: PreparedScan, masks: int = 4, seed: int = 0,
 
 
 def predict(
-    run: Source,
+    run: Source | Sequence[Source],
     scan: Scan,
     checkpoint: str = "best",
     inference: InferenceConfig | None = None,
     device: str | torch.device | None = None,
 ) -> nib.Nifti1Image:
-    """Segment a scan, as `anatomask evaluate` does with the same weights.
+    """Segment a scan, as `anatomask predict` and `anatomask evaluate` do with the same weights.
 
     Args:
-        run: of a finetuning: as in `load_encoder`.
+        run: a finetuning, as in `load_encoder`; or several, which are averaged.
         scan: from `read_scan`.
         checkpoint: of a run: `best` (the last where none was chosen), or `last`.
-        inference: how windows slide. Default: the settings of `anatomask evaluate`.
+        inference: how windows slide. Default: the settings of `anatomask predict`.
         device: where the network computes. Default: a GPU where there is one.
 
     Returns:
-        The label map (uint8, 0 background) on the scan's own grid and affine. `nibabel.save` writes it.
+        The label map (uint8, 0 background) on the scan's own grid and affine, with its header and the names of the
+        classes. `nibabel.save` writes it.
 
     Raises:
-        UserError: the weights are not a finetuned network, or as `prepare_scan`.
+        UserError: the weights are not a finetuned network, or cannot be averaged; or as `prepare_scan`.
     """
-    weights = read_source(run, checkpoint)
-    check_network(weights, run)
+    sources = [run] if isinstance(run, str | Path) else list(run)
+    weights = [read_source(source, checkpoint) for source in sources]
+    for one, source in zip(weights, sources, strict=True):
+        check_network(one, source)
+    require_alike(weights, sources)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Predictor.of(weights, inference, chosen).label_map(prepare(scan, weights.header))
+    return predict_scan(weights, prepare(scan, weights[0].header), inference, chosen)
 
 
 def score_case(

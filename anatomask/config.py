@@ -201,6 +201,33 @@ class EvaluateConfig(Settings):
 
 
 @dataclass(frozen=True)
+class PredictConfig(Settings):
+    """Settings of segmenting raw scans by finetuned networks: label maps on the scans' own grids."""
+
+    run: tuple[str, ...]
+    """Folders of finetuning runs, or of weights. Several (folds, seeds) are averaged."""
+    source: str
+    """Folder of scans in any layout (NIfTI, DICOM, NPZ), or one NIfTI file; labels in it are not read."""
+    out: str
+    """Folder for the label maps."""
+    dataset: str = "auto"
+    """Layout of the source, as in docs/datasets.md; auto detects it."""
+    reader: ReaderConfig = field(default_factory=ReaderConfig)
+    checkpoint: Literal["best", "last"] = "best"
+    """Checkpoint of each run; best is last where no validation chose one."""
+    probabilities: bool = False
+    """Write the probability of each class, too: <case>.npz beside each label map."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.run == ():
+            raise ValueError("run must name at least one folder of a finetuning run")
+        self.require_distinct("run")
+
+
+@dataclass(frozen=True)
 class ReportConfig(Settings):
     """Settings of a table and a figure of any number of evaluated runs."""
 
@@ -328,6 +355,7 @@ NAMED_INPUTS = {
     "survey": ("source",),
     "pretrain": ("data",),
     "finetune": ("data",),
+    "predict": ("run", "source"),
     "evaluate": ("run", "data"),
     "report": ("runs",),
     "export-weights": ("run",),

@@ -56,6 +56,11 @@ def test_a_schedule_is_made_for_the_epochs_whichever_way_they_came(schedule: str
         assert config.loader == RECIPES["small"].settings("finetune").loader
 
 
+@pytest.mark.parametrize("runs", [["--run", "a", "b"], ["--run", "a", "--run", "b"], ["--run=a", "--run=b"]])
+def test_runs_are_named_by_one_flag_or_by_several(runs: list[str]) -> None:
+    assert settings("--source", "x", *runs, "--out", "y", verb="predict").run == ("a", "b")
+
+
 def test_yaml_and_flags_override_a_schedule(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("optimiser: {lr: 0.5, decoder_first: [3, 4]}\ndata: shards\n")

@@ -32,6 +32,8 @@ METHOD_FLAG = {"pretrain": "--method", "sweep": "--pretrain.method"}
 NETWORK_FLAG = "--network"
 TRAINING_VERBS = ("pretrain", "finetune", "sweep")
 """The verbs that know this flag, which chooses the backbone."""
+REPEATED = {"predict": "--run", "report": "--runs"}
+"""Verbs -> the flag of theirs that takes several values, and may be given several times."""
 
 T = TypeVar("T")
 
@@ -72,6 +74,7 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Recipe]) -> Invo
     own, rest = flags.parse_known_args(argv)
     if "--resume" in rest:
         raise UserError("there is no --resume: the same command goes on where it was stopped; leave --resume out")
+    rest = gathered(rest, REPEATED[verb]) if verb in REPEATED else rest
     for path in own.plugin:
         load_module(Path(path), "--plugin")
     recipes = with_extensions("RECIPES", recipes)
@@ -118,6 +121,22 @@ def help_before(verb: str, recipes: Mapping[str, Recipe]) -> str:
     width = max(map(len, flags))
     lines = [f"  {flag:<{width}}  {what}" for flag, what in flags.items()]
     return "\n".join(["Before the fields:", *lines, "", listed(recipes)])
+
+
+def gathered(argv: Sequence[str], flag: str) -> list[str]:
+    """Put the values of a repeated flag behind one: `--run A --run B` means `--run A B`."""
+    values: list[str] = []
+    others: list[str] = []
+    current = others
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            current = values
+            values += [value] if equals else []
+        else:
+            current = others if argument.startswith("--") else current
+            current.append(argument)
+    return [*others, flag, *values] if values else list(argv)
 
 
 def scheduled(config: T, name: str, epochs: int) -> T:

@@ -17,6 +17,7 @@ VERBS = {
     "prepare": "turn raw scans into Parquet shards",
     "pretrain": "pretrain the encoder by AnatoMask",
     "finetune": "train the segmentation network",
+    "predict": "segment raw scans by finetuned networks",
     "evaluate": "score a finetuned run: DSC and NSD",
     "report": "put evaluated runs into one table and figure",
     "sweep": "run many chains of pretraining and finetuning with Ray Tune",

@@ -54,6 +54,8 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
         raise UserError(f"{path} has shape {image.shape}; one 3-D volume is expected, so split or drop the others")
     affine = image.affine
     if not places_voxels(affine):
+        if not (image.header["qform_code"] or image.header["sform_code"] or all(image.header["pixdim"][1:4])):
+            raise UserError(f"{path} has no spacing (its header has a voxel edge of 0); write the voxel size into it")
         raise UserError(f"{path} has an affine without inverse; repair its header")
     slope, intercept = float(stored["scl_slope"]), float(stored["scl_inter"])
     if not math.isfinite(slope) or (slope and not math.isfinite(intercept)):  # nibabel would read it unscaled
@@ -80,6 +82,36 @@ def nifti_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
     image = open_nifti(path)
     a, b, c = image.shape[:3]
     return (a, b, c), image.affine
+
+
+def nifti_header(path: Path) -> nib.Nifti1Header | None:
+    """Read the header of a scan, without its extensions; None for NIfTI-2, whose fields are others.
+
+    Raises:
+        UserError: as `open_nifti`.
+    """
+    header = open_nifti(path).header
+    if isinstance(header, nib.Nifti2Header):
+        return None
+    header = header.copy()
+    header.extensions.clear()
+    return header
+
+
+def require_spacing(path: Path) -> None:
+    """Check that a header says how large voxels are.
+
+    Raises:
+        UserError: it says nothing but 1 x 1 x 1 without a place, as programs write that know no voxel size; or as
+            `open_nifti`.
+    """
+    header = open_nifti(path).header
+    placed = header["qform_code"] or header["sform_code"]
+    if not placed and np.allclose(header["pixdim"][1:4], 1):
+        raise UserError(
+            f"{path} has no spacing (neither sform nor qform, and voxels of 1 × 1 × 1); convert the scan again, or "
+            "write the voxel size and the orientation into its header"
+        )
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:

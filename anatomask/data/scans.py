@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anatomask.data.datasets.base import RawImage, is_nifti, nifti_image
 from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme
 from anatomask.data.intensities import describe_channel, normalisation_rows
+from anatomask.data.nifti import nifti_header
 from anatomask.data.normalisation import normalise
 from anatomask.data.preprocess import (
     check_voxels,
@@ -23,7 +25,7 @@ from anatomask.data.preprocess import (
     resample_images,
     target_grid,
 )
-from anatomask.data.records import triple
+from anatomask.data.records import ChannelRecord, triple
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 
@@ -38,6 +40,8 @@ class Scan:
     """Affine (4, 4) from voxel indices to mm, right-anterior-superior."""
     name: str = "the scan"
     """Name in messages."""
+    header: nib.Nifti1Header | None = None
+    """Header of the first file, which a label map of the scan keeps."""
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -63,6 +67,8 @@ class PreparedScan:
     """Affine (4, 4) of the original scan."""
     name: str = "the scan"
     """Name in messages."""
+    original_header: nib.Nifti1Header | None = None
+    """Header of the original scan, if it was read from NIfTI."""
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -89,10 +95,19 @@ def read_files(paths: Sequence[Path]) -> Scan:
     Raises:
         UserError: a file is missing, damaged, not 3-D or not finite, or the files' grids differ; the message names it.
     """
-    from anatomask.data.datasets.base import nifti_image
+    return read_channels([nifti_image(path) for path in paths])
 
-    volumes, affine = read_images([nifti_image(path) for path in paths])
-    return Scan(np.stack(volumes), affine, str(paths[0]))
+
+def read_channels(images: Sequence[RawImage]) -> Scan:
+    """Read a scan of one image per channel, all on one grid.
+
+    Raises:
+        UserError: as `read_files`.
+    """
+    volumes, affine = read_images(images)
+    path = images[0].path
+    voxels = volumes[0][None] if len(volumes) == 1 else np.stack(volumes)
+    return Scan(voxels, affine, str(path), nifti_header(path) if is_nifti(path) else None)
 
 
 def prepare(scan: Scan, header: Mapping[str, Any], memory: int | None = None) -> PreparedScan:
@@ -127,7 +142,14 @@ def prepare(scan: Scan, header: Mapping[str, Any], memory: int | None = None) ->
     images = resample_images(volumes, schemes, grid)
     channels = [describe_channel(image, scheme) for image, scheme in zip(images, schemes, strict=True)]
     rows = normalisation_rows(schemes, fingerprint, channels)
-    return PreparedScan(_stacked(images), schemes, rows, grid.affine, original, scan.affine, scan.name)
+    stored = _stacked(images)
+    return PreparedScan(stored, schemes, rows, grid.affine, original, scan.affine, scan.name, scan.header)
+
+
+def normalised_by(scan: PreparedScan, fingerprint: Fingerprint) -> PreparedScan:
+    """Normalise a scan by another fingerprint of the same channels and schemes."""
+    own = [ChannelRecord("", 0.0, float(mean), float(std)) for _, _, mean, std in scan.normalisation]
+    return replace(scan, normalisation=normalisation_rows(scan.schemes, fingerprint, own))
 
 
 def prepared_scan(dataset: PreparedDataset, case: str) -> PreparedScan:

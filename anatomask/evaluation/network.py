@@ -17,6 +17,9 @@ from anatomask.weights.files import load_matching, network_of, read_weights
 from anatomask.weights.header import require_fields
 from anatomask.weights.tensor_files import Weights
 
+MOST_CLASSES = 255
+"""Number of classes that a label map of bytes can hold."""
+
 
 def build_network(weights: Weights) -> Segmenter:
     """Build the segmentation network that weights describe.
@@ -65,6 +68,8 @@ def check_network(weights: Weights, source: object) -> None:
         raise UserError(f"{source} does not say how its data were normalised (imported?); finetune from it with --init")
     require_fields(weights.header, source, "patch_size", "mirror_axes", "spacing", "class_names", "initialisation")
     require_fields(weights.header, source, "architecture.classes")
+    if (classes := weights.header["architecture"]["classes"]) > MOST_CLASSES:
+        raise UserError(f"{source} has {classes} classes; a label map holds {MOST_CLASSES}, so merge some of them")
     check_tensors(weights)
     for name, tensor in weights.tensors.items():
         if not torch.isfinite(tensor).all():

@@ -13,6 +13,7 @@ from anatomask.config import (
     ExportWeightsConfig,
     FinetuneConfig,
     ImportWeightsConfig,
+    PredictConfig,
     PrepareConfig,
     PretrainConfig,
     RecipesConfig,
@@ -36,6 +37,7 @@ VERBS: Mapping[str, type[Settings]] = {
     "prepare": PrepareConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
+    "predict": PredictConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "sweep": SweepConfig,
@@ -150,7 +152,7 @@ class Recipe:
                     "optimiser": scale.finetuning_optimiser,
                     "training": scale.finetuning,
                 }
-            case "evaluate":
+            case "evaluate" | "predict":
                 return {"inference": scale.inference}
             case "sweep":
                 return {

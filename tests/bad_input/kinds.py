@@ -45,6 +45,7 @@ SAME_PRETRAINING = f"{PRETRAIN} pretrained"
 SAME_FINETUNING = f"{FINETUNE} finetuned --init runs/pretrained"
 TRANSFER = f"{NEW_FINETUNING} --init runs/pretrained"
 EVALUATE = "evaluate --recipe tiny --data data --run runs/finetuned"
+PREDICT = "predict --recipe tiny --run runs/finetuned --source scans/imagesTr --out predicted"
 REPORT = "report --runs runs/finetuned --out report"
 EXPORT = "export-weights runs/finetuned --format nnunet --output exported"
 SWEEP = (
@@ -61,6 +62,7 @@ GOOD = {
     "finetune from a pretraining": TRANSFER,
     "go on with a finetuning": SAME_FINETUNING,
     "evaluate": EVALUATE,
+    "predict": PREDICT,
     "report": REPORT,
     "export": EXPORT,
     "sweep": SWEEP,

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from anatomask.cli.main import main
-from tests.bad_input import permissions, prepared, results, runs, series, settings, sources, weights, world
+from tests.bad_input import permissions, predictions, prepared, results, runs, series, settings, sources, weights, world
 from tests.bad_input.kinds import GOOD, Kind
 from tests.bad_input.privileges import permissions_hold
 
-TABLES = (settings, permissions, sources, series, prepared, weights, runs, results)
+TABLES = (settings, permissions, sources, series, prepared, weights, runs, results, predictions)
 KINDS = [kind for table in TABLES for kind in table.KINDS]
 REMEDY = re.compile(
     r"(?:[;:.] (?:or |then )?|, or |, so )(?:choose|set|give|write|run|prepare|delete|remove|repair|rename|leave|get"
@@ -117,10 +117,11 @@ def check_refused(err: str, kind: Kind) -> None:
 
 def check_skipped(err: str, kind: Kind) -> None:
     """The case is listed with the reason, and another one was written."""
-    if kind.command.startswith("evaluate"):
+    written = {"evaluate": "runs/finetuned/predictions/*.csv", "predict": "predicted/*.nii.gz"}
+    if (verb := kind.command.split()[0]) in written:
         assert re.search(rf"^\w+: .*{kind.says}", err, re.MULTILINE), err
         assert REMEDY.search(err), err
-        assert list(Path("runs/finetuned/predictions").glob("*.csv"))
+        assert list(Path().glob(written[verb]))
         return
     told = re.sub(r"[\s│┃]", "", err)
     assert err.count("Skipped cases") == 1

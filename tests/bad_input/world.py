@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from anatomask.data.storage import Storage
 from anatomask.data.stream import SampleReader
 from anatomask.errors import UserError
 from anatomask.evaluation.case import Evaluation
+from anatomask.evaluation.prediction import Prediction
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.job import TrainingJob
 from anatomask.training.parallel import Workers
@@ -85,6 +86,19 @@ def evaluate_serially(
     return failures
 
 
+def predict_serially(
+    prediction: Prediction, weights: list[Weights], needs: Mapping[str, int], cluster: ClusterConfig
+) -> dict[str, str]:
+    """Do what `anatomask.stages.predict.predict_cases` does, in this process."""
+    failures = {}
+    for case in needs:
+        try:
+            prediction.finish(weights, case, torch.device("cpu"))
+        except UserError as error:
+            failures[case] = str(error)
+    return failures
+
+
 def save_untrained(job: TrainingJob, resources: TrainingResources, max_failures: int) -> None:
     """Write the checkpoint that ends a run, without having trained."""
     cpu = torch.device("cpu")
@@ -127,6 +141,7 @@ def without_ray(patch: pytest.MonkeyPatch, train: Callable[..., Any]) -> None:
     patch.setattr("anatomask.stages.sweep.trial_resources", lambda config, concurrent: RESOURCES)
     patch.setattr("anatomask.stages.sweep.run_trials", accept)
     patch.setattr("anatomask.stages.evaluate.evaluate_cases", evaluate_serially)
+    patch.setattr("anatomask.stages.predict.predict_cases", predict_serially)
 
 
 def build(root: Path) -> None:

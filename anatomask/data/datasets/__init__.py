@@ -86,8 +86,17 @@ def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: Re
         dataset = detect(source)
     elif not known[dataset].matches(source):
         raise UserError(f"{source} does not have the layout {dataset}; it looks like {detect(source)}")
-    _refuse_foreign(dataset, options)
-    raw = with_refusals(known[dataset].read(source, fold, options), source)
+    refuse_foreign(dataset, options)
+    return checked(known[dataset].read(source, fold, options), source, options)
+
+
+def checked(raw: RawDataset, source: Path, options: ReaderConfig) -> RawDataset:
+    """Refuse what no reader can use, and keep the cases that the options name.
+
+    Raises:
+        UserError: there are no cases, two have one name, or the options name a case that is not there.
+    """
+    raw = with_refusals(raw, source)
     if not raw.cases:
         raise UserError(f"{source} holds no scans; choose another folder")
     twice = [case for case, count in Counter(raw.case for raw in raw.cases).items() if count > 1]
@@ -96,7 +105,7 @@ def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: Re
     return _listed(raw, Path(options.cases)) if options.cases else raw
 
 
-def _refuse_foreign(dataset: str, options: ReaderConfig) -> None:
+def refuse_foreign(dataset: str, options: ReaderConfig) -> None:
     """Check that the layout's reader uses every option that is set.
 
     Raises:
@@ -143,6 +152,8 @@ __all__ = [
     "RawLabel",
     "Reader",
     "ReaderConfig",
+    "checked",
     "detect",
     "read_dataset",
+    "refuse_foreign",
 ]

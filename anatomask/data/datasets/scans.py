@@ -1,0 +1,92 @@
+"""Raw scans to be predicted: a folder in any layout, or one file. Labels, splits and patients do not matter."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from anatomask.data.datasets import checked, detect, read_dataset, refuse_foreign
+from anatomask.data.datasets.base import (
+    RawCase,
+    RawDataset,
+    case_name,
+    is_nifti,
+    is_visible,
+    nifti_image,
+    stem,
+)
+from anatomask.data.datasets.dicom import is_dicom
+from anatomask.data.datasets.masks import find_masks
+from anatomask.data.settings import ReaderConfig
+from anatomask.errors import UserError
+from anatomask.names import some
+
+CHANNEL = re.compile(r"(.+)_(\d{4})")
+"""Pattern of the name of a channel's file, as nnU-Net's: case and number."""
+
+
+def read_scans(source: Path, dataset: str = "auto", options: ReaderConfig | None = None) -> RawDataset:
+    """Find the scans in a folder, or the scan that one NIfTI file belongs to.
+
+    A folder of NIfTI files that has no known layout holds a case per file, but for those that are named like label
+    maps. Files that are named as in nnU-Net, `<case>_0000.nii.gz`, `<case>_0001.nii.gz` and so on, are the channels of
+    one case.
+
+    Args:
+        source: folder or file.
+        dataset: layout of a folder, a name of `readers`, or "auto".
+        options: what to read of it. Default: everything.
+
+    Raises:
+        UserError: there is no such folder or file, or no scan in it, or as `read_dataset`.
+    """
+    options = options or ReaderConfig()
+    if source.is_file():
+        if not is_nifti(source):
+            advice = "name the folder of the series" if is_dicom(source) else "name a folder, or a file .nii or .nii.gz"
+            raise UserError(f"{source} is not a NIfTI file; {advice}")
+        same = [case for case in _grouped(_nifti_files(source.parent), source.parent) if source in _paths(case)]
+        return checked(_plain(same), source.parent, options)
+    layout = detect(source) if dataset == "auto" else dataset
+    if layout == "folder" and not (options.image or options.label):
+        refuse_foreign(layout, options)
+        files = sorted(path for path in source.rglob("*.nii*") if is_nifti(path) and is_visible(path, source))
+        scans = find_masks(files, source).scans
+        labels = [str(path.relative_to(source)) for path in files if path not in set(scans)]
+        remarks = (f"{some(labels)} left out: named like a label map",) if labels else ()
+        return checked(replace(_plain(_grouped(scans, source)), remarks=remarks), source, options)
+    raw = read_dataset(source, layout, options=options)
+    if raw.reader == "nnunet_preprocessed":
+        raise UserError(f"{source} holds preprocessed scans, on grids of their own; name the folder of the raw ones")
+    return replace(raw, cases=tuple(replace(case, label=None) for case in raw.cases))
+
+
+def _nifti_files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if is_nifti(path)]
+
+
+def _plain(cases: Iterable[RawCase]) -> RawDataset:
+    return RawDataset("folder", tuple(cases), (), (), {}, {})
+
+
+def _grouped(files: Iterable[Path], source: Path) -> list[RawCase]:
+    """Make a case of each file, and one of the files that are its channels; the first of these has number 0000."""
+    every = sorted(files)
+    known = set(every)
+    channels: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    for path in every:
+        match = CHANNEL.fullmatch(stem(path))
+        first = match and path.with_name(path.name.replace(f"{match[1]}_{match[2]}", f"{match[1]}_0000"))
+        channels[path.parent, match[1] if match and first in known else stem(path)].append(path)
+    return [
+        RawCase(name, name, tuple(map(nifti_image, paths)))
+        for (folder, case), paths in channels.items()
+        for name in [case_name(*folder.relative_to(source).parts, case)]
+    ]
+
+
+def _paths(case: RawCase) -> list[Path]:
+    return [image.path for image in case.images]

@@ -1,0 +1,158 @@
+"""Raw scans to label maps on their own grids: no labels, no prepared data, only scans and finetuned weights.
+
+One Ray task per scan. A scan is finished when its label map exists, and the same command after a kill goes on with the
+others. In `--out`:
+
+    <case>.nii.gz        label map on the grid of the scan, with its header and the names of classes
+    <case>.npz           `--probabilities`: array `probabilities`, (classes + 1, D, H, W) float16
+    labels.txt           names and colours of classes for ITK-SNAP
+    labels.ctbl          the same for 3D Slicer
+    prediction.json      what was predicted with what, so that two predictions never mix
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from anatomask.cluster import running
+from anatomask.cluster_settings import ClusterConfig
+from anatomask.config import PredictConfig
+from anatomask.data.addresses import is_address
+from anatomask.data.datasets.base import RawDataset
+from anatomask.data.datasets.scans import read_scans
+from anatomask.data.memory import in_units
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError, unexpected
+from anatomask.evaluation.ensemble import require_alike
+from anatomask.evaluation.label_names import ITK_SNAP, SLICER, itk_snap, slicer
+from anatomask.evaluation.network import read_network
+from anatomask.evaluation.prediction import LABEL_MAP, PROBABILITIES, Prediction, bytes_of, class_names
+from anatomask.evaluation.predictor import mirror_axes
+from anatomask.runs.prediction import claim_prediction, finished_cases, prediction_identity
+from anatomask.stages.cases import map_cases
+from anatomask.terminal.printing import remark
+from anatomask.weights.files import find_weights
+from anatomask.weights.tensor_files import Weights
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done, once weights and source have been looked at."""
+
+    weights: list[Weights]
+    folders: list[Path]
+    """Folders of the weights."""
+    raw: RawDataset
+    out: Storage
+
+
+def plan(config: PredictConfig) -> list[tuple[str, str]]:
+    """Rows of the dry run."""
+    task = _look(config)
+    cases = [case.case for case in task.raw.cases]
+    needs, failures = _needs(config, task, cases)
+    passes = [2 ** len(mirror_axes(one.header, config.inference)) for one in task.weights]
+    header = task.weights[0].header
+    largest = max(needs, key=lambda case: needs[case], default="")
+    return [
+        ("runs", ", ".join(config.run)),
+        ("source", f"{config.source} ({task.raw.reader})"),
+        ("scans", f"{len(cases)}, of which {len(finished_cases(task.out, cases))} are finished"),
+        *(("note", note) for note in task.raw.remarks),
+        *(("cannot be read", f"{case}: {why}") for case, why in failures.items()),
+        ("classes", f"{header['architecture']['classes']}"),
+        ("spacing", " × ".join(f"{mm:g}" for mm in header["spacing"]) + " mm"),
+        ("windows", f"{' × '.join(map(str, header['patch_size']))} voxels, {sum(passes)} forward passes each"),
+        ("memory that the largest scan reserves", f"{in_units(needs[largest])} ({largest})" if largest else "none"),
+        ("out", config.out),
+    ]
+
+
+def stage(config: PredictConfig, *, overwrite: bool = False) -> int:
+    """Predict what is not finished yet; returns 1 when a scan failed."""
+    task = _look(config)
+    for note in task.raw.remarks:
+        remark(note)
+    cases = [case.case for case in task.raw.cases]
+    source = Path(config.source)
+    identity = prediction_identity(source, config.checkpoint, task.folders, config.inference, config.probabilities)
+    claim_prediction(task.out, identity, cases, overwrite=overwrite)
+    names = class_names(task.weights[0])
+    task.out.write(ITK_SNAP, itk_snap(names).encode())
+    task.out.write(SLICER, slicer(names).encode())
+    finished = finished_cases(task.out, cases)
+    needs, failures = _needs(config, task, [case for case in cases if case not in finished])
+    prediction = Prediction(
+        task.out,
+        {case.case: case for case in task.raw.cases if case.case in needs},
+        config.inference,
+        config.probabilities,
+    )
+    failures |= predict_cases(prediction, task.weights, needs, config.cluster) if needs else {}
+    task.out.clear_unfinished((".",))
+    _tell(task, cases, finished, failures, config.probabilities)
+    return 1 if failures else 0
+
+
+def _look(config: PredictConfig) -> Task:
+    """Read weights and source, and check that they can be used together.
+
+    Raises:
+        UserError: a run has no segmentation network, runs cannot be averaged, there is no scan, or source and output
+            lie in one another.
+    """
+    if is_address(config.out) or is_address(config.source):
+        raise UserError("--source and --out must be on this machine; name local paths")
+    folders = [find_weights(run, config.checkpoint) for run in config.run]
+    weights = [read_network(folder) for folder in folders]
+    require_alike(weights, config.run)
+    source, out = Path(config.source).absolute(), Path(config.out).absolute()
+    if source.is_dir() and (
+        out.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(out.resolve())
+    ):
+        raise UserError(
+            f"--out {config.out} and --source {config.source} lie in one another, so that predictions would be taken "
+            "for scans; choose an --out beside the source"
+        )
+    return Task(weights, folders, read_scans(source, config.dataset, config.reader), Storage(out))
+
+
+def _needs(config: PredictConfig, task: Task, cases: list[str]) -> tuple[dict[str, int], dict[str, str]]:
+    """Find the bytes that each case takes by its header, and why a header cannot be read."""
+    known = {case.case: case for case in task.raw.cases}
+    needs, failures = {}, {}
+    for case in cases:
+        try:
+            needs[case] = bytes_of(known[case], task.weights, config.inference)
+        except UserError as error:
+            failures[case] = str(error)
+        except Exception as error:  # whatever a broken file makes its library do
+            failures[case] = unexpected(known[case].images[0].path, error)
+    return needs, failures
+
+
+def predict_cases(
+    prediction: Prediction, weights: list[Weights], needs: Mapping[str, int], cluster: ClusterConfig
+) -> dict[str, str]:
+    """Predict the scans, one Ray task each; returns why each of those that failed did."""
+    with running(cluster):
+        return map_cases("predicting", prediction, weights, needs, cluster)
+
+
+def _tell(task: Task, cases: list[str], before: set[str], failures: Mapping[str, str], probabilities: bool) -> None:
+    """Print the failures, and what lies where."""
+    for case, reason in failures.items():
+        Console(stderr=True).print(f"{case}: {reason}", markup=False, highlight=False, style="red", soft_wrap=True)
+    written = len(cases) - len(failures)
+    files = f"<case>{LABEL_MAP}" + (f", <case>{PROBABILITIES}" if probabilities else "")
+    classes = len(class_names(task.weights[0]))
+    lines = [
+        f"{written} of {len(cases)} scans are predicted ({written - len(before)} now): {task.out.show()}/{files}",
+        f"names and colours of the {classes} classes: {ITK_SNAP} (ITK-SNAP), {SLICER} (3D Slicer)",
+    ]
+    for line in lines:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
