@@ -13,6 +13,8 @@ from anatomask.evaluation.validation import SegmentedSlice
 from anatomask.methods.masked import Picture
 from anatomask.reports.figures import CT_WINDOW, OverlayRow, Panel, overlay_figure
 
+LEGIBLE = 19
+"""Size of letters in points at which TensorBoard's tiles, a quarter as wide, are still legible."""
 HIDDEN = "#9db4c0"
 """Colour of patches that are masked, or that have no value."""
 
@@ -32,7 +34,7 @@ def reconstruction_figure(picture: Picture, spacing: Sequence[float], case: str)
     patch = volume.shape[0] // loss.shape[0]
     window = {"cmap": "gray", "vmin": float(volume.min()), "vmax": float(np.quantile(volume, 0.995))}
     figure = Figure(figsize=(12, 7.6), layout="constrained")
-    figure.suptitle(case, fontsize=10)
+    figure.suptitle(case, fontsize=LEGIBLE)
     axes = figure.subplots(len(PLANES), 5)
     for number, (row, (name, axis)) in enumerate(zip(axes, PLANES.items(), strict=True)):
         middle = volume.shape[axis] // 2
@@ -40,7 +42,7 @@ def reconstruction_figure(picture: Picture, spacing: Sequence[float], case: str)
             "input": (volume, window),
             "random mask": (hide(volume, picture.random_mask, patch), window),
             "reconstruction": (reconstruction, window),
-            "patch loss (mean of two masks)": (voxels(loss, patch), {"cmap": "inferno", "vmin": 0}),
+            "patch loss": (voxels(loss, patch), {"cmap": "inferno", "vmin": 0}),
             "self-mask": (hide(volume, picture.self_mask, patch), window),
         }
         in_plane = [spacing[other] for other in range(3) if other != axis]
@@ -53,10 +55,10 @@ def reconstruction_figure(picture: Picture, spacing: Sequence[float], case: str)
             axes_of_plane.set_xticks([])
             axes_of_plane.set_yticks([])
             if number == 0:
-                axes_of_plane.set_title(title, fontsize=10)
-            if title.startswith("patch loss"):
-                figure.colorbar(shown, ax=axes_of_plane, shrink=0.7)
-        row[0].set_ylabel(name)
+                axes_of_plane.set_title(title, fontsize=LEGIBLE)
+            if title == "patch loss":
+                figure.colorbar(shown, ax=axes_of_plane, shrink=0.7).ax.tick_params(labelsize=LEGIBLE * 0.7)
+        row[0].set_ylabel(name, fontsize=LEGIBLE)
     return figure
 
 
@@ -66,7 +68,7 @@ def views_figure(views: Mapping[str, Tensor], spacing: Sequence[float], case: st
     `spacing` is the voxel size in mm, for the aspect ratio.
     """
     figure = Figure(figsize=(3 * len(views), 7.6), layout="constrained")
-    figure.suptitle(case, fontsize=10)
+    figure.suptitle(case, fontsize=LEGIBLE)
     axes = figure.subplots(len(PLANES), len(views), squeeze=False)
     for row, (name, axis) in zip(axes, PLANES.items(), strict=True):
         in_plane = [spacing[other] for other in range(3) if other != axis]
@@ -77,8 +79,8 @@ def views_figure(views: Mapping[str, Tensor], spacing: Sequence[float], case: st
             axes_of_plane.set_xticks([])
             axes_of_plane.set_yticks([])
             if axis == PLANES["axial"]:
-                axes_of_plane.set_title(title, fontsize=10)
-        row[0].set_ylabel(name)
+                axes_of_plane.set_title(title, fontsize=LEGIBLE)
+        row[0].set_ylabel(name, fontsize=LEGIBLE)
     return figure
 
 

@@ -29,18 +29,14 @@ RGBA = 4
 HISTOGRAM_BINS = 64
 COMPARED_BY = ("val/loss", "val/dice")
 """Scalars by which TensorBoard's table compares runs: of pretrainings, and of finetunings."""
-FIRST_COLUMNS = (
-    "method.name",
-    "method.mask_ratio",
-    "init",
-    "train_fraction",
-    "data",
-    "network.name",
-    "optimiser.lr",
-    "training.epochs",
-    "seed",
-)
-"""Settings with which TensorBoard's table begins, where a run has them."""
+FIRST_COLUMNS = {
+    "method.name": "1 method",
+    "method.mask_ratio": "2 mask ratio",
+    "init": "3 init",
+    "data": "4 data",
+    "optimiser.lr": "5 learning rate",
+}
+"""Settings that matter most, by their column in TensorBoard's table: it sorts by name, and shows the first five."""
 FLUSH_SECONDS = 10
 """Seconds of TensorBoard's data that are lost at most when the process is killed."""
 
@@ -148,10 +144,12 @@ class RunRecorder:
 
     def _hyperparameters(self, settings: Mapping[str, Any], columns: Mapping[str, Any]) -> None:
         """Write the hyperparameters into the run's own events: `SummaryWriter.add_hparams` would make another run."""
-        own = flattened(settings)
-        every = flattened(columns) | own
-        first = {name: every[name] for name in FIRST_COLUMNS if name in every}
-        experiment, _, _ = hparams(first | every, dict.fromkeys(COMPARED_BY, 0.0))
+        flat = flattened(settings)
+        own, every = (
+            {FIRST_COLUMNS.get(name, name): value for name, value in one.items()}
+            for one in (flat, flattened(columns) | flat)
+        )
+        experiment, _, _ = hparams(every, dict.fromkeys(COMPARED_BY, 0.0))
         _, session, _ = hparams(own, {})
         self._write(experiment, 0)
         self._write(session, 0)
