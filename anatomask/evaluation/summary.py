@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from anatomask.data.addresses import public_address
@@ -14,6 +13,7 @@ from anatomask.weights.files import network_of
 
 def summary_of(
     run: str,
+    initialisation: str,
     split: str,
     checkpoint: str,
     header: Mapping[str, Any],
@@ -25,6 +25,7 @@ def summary_of(
 
     Args:
         run: name of the run.
+        initialisation: name of the run whose weights the network started from, or "random".
         split: name of the split whose cases were evaluated.
         checkpoint: `best` or `last`.
         header: header of the run's weights.
@@ -32,11 +33,10 @@ def summary_of(
         scores: scores of all classes of all cases that were evaluated.
         failures: reason by case, for each case that was not.
     """
-    initialisation = header["initialisation"]
     return {
         "run": run,
-        "method": initialisation["method"],
-        "initialisation": _source_name(initialisation.get("run")),
+        "method": header["initialisation"]["method"],
+        "initialisation": initialisation,
         "network": network_of(header).label(),
         "loaded": header.get("loaded"),
         "train_fraction": header.get("train_fraction"),
@@ -49,11 +49,3 @@ def summary_of(
         "nsd_tolerance_mm": {name: dataset.nsd_tolerance[c] for c, name in sorted(dataset.class_names.items())},
         "failed": dict(failures),
     }
-
-
-def _source_name(run: str | None) -> str:
-    """Name of the run whose weights the network started from; its checkpoints lie below it."""
-    if run is None:
-        return "random"
-    parts = Path(run).absolute().parts
-    return parts[parts.index("checkpoints") - 1] if "checkpoints" in parts else parts[-1]

@@ -11,6 +11,8 @@ from anatomask.errors import UserError
 from anatomask.names import shown
 from anatomask.parsing import from_json
 
+CHECKPOINTS = "checkpoints"
+"""Name of the folder of a run in which its checkpoints lie."""
 INDEX = "index.json"
 STEP = re.compile(r"step_\d+")
 """Name of a checkpoint's folder."""

@@ -35,7 +35,7 @@ from anatomask.reports.tables import verdict
 from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, finished_cases, read_scores
 from anatomask.stages.cases import map_cases
 from anatomask.terminal.progress import outages_told
-from anatomask.weights.files import find_weights
+from anatomask.weights.files import find_weights, run_name
 from anatomask.weights.header import require_fields
 from anatomask.weights.tensor_files import Weights
 
@@ -89,7 +89,9 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
     failures = evaluate_cases(evaluation, weights, pending, config.cluster) if pending else {}
     scores = [score for case in cases if case not in failures for score in read_scores(folder, case)]
     if scores:
-        summary = summary_of(run, split, config.checkpoint, weights.header, dataset, scores, failures)
+        began = weights.header["initialisation"].get("run")
+        initialisation = "random" if began is None else run_name(began)
+        summary = summary_of(run, initialisation, split, config.checkpoint, weights.header, dataset, scores, failures)
         folder.write(CASES_FILE, to_csv(scores).encode())
         folder.write_json(SUMMARY_FILE, summary)
         console = Console()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ from torch import Tensor
 
 from anatomask.config import ImportWeightsConfig
 from anatomask.errors import UserError
+from anatomask.files import file_digest
 from anatomask.nn.backbones import UNNAMED
+from anatomask.runs.checkpoint_index import CHECKPOINTS
 from anatomask.weights.files import TENSORS, describe_architecture, network_of, size_in_words, write_weights
 from anatomask.weights.foreign import ForeignWeights, read_foreign_weights
 from anatomask.weights.tensor_files import Weights, read_described
@@ -42,14 +43,12 @@ def read_file(config: ImportWeightsConfig) -> Weights:
     if path.suffix == ".safetensors":
         return read_described(path)
     foreign = read_foreign_weights(path, config.allow_missing)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     header: dict[str, Any] = {
         "format": 1,
         "kind": foreign.kind,
         "architecture": describe_architecture(foreign.network, foreign.classes),
         "dataset": config.dataset,
-        "imported": {"form": foreign.form.title, "file": path.name, "sha256": digest},
+        "imported": {"form": foreign.form.title, "file": path.name, "sha256": file_digest(path)},
         "missing": list(foreign.missing),
         "not_transferred": [f"{name} ({why})" for name, why in foreign.left_out],
     }
@@ -61,7 +60,7 @@ def read_file(config: ImportWeightsConfig) -> Weights:
 
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Raise UserError where weights would hide a run's checkpoints, or replace other weights unasked."""
-    if (folder / "checkpoints").exists() or (folder / "config.yaml").exists():
+    if (folder / CHECKPOINTS).exists() or (folder / "config.yaml").exists():
         raise UserError(f"--output {folder} is a run's folder: choose another")
     if (folder / TENSORS).exists() and not overwrite:
         raise UserError(f"--output {folder} holds weights already: choose another folder, or --overwrite")

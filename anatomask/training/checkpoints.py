@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from anatomask.errors import UserError
 from anatomask.files import flush, write_text
 from anatomask.parsing import from_json
-from anatomask.runs.checkpoint_index import INDEX, STEP, read_index
+from anatomask.runs.checkpoint_index import CHECKPOINTS, INDEX, STEP, read_index
 from anatomask.training.state import TrainingState
 from anatomask.training.task import Task
 from anatomask.weights.files import load_matching, read_weights, write_weights
@@ -40,7 +40,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, *, writes: bool = True) -> None:
-        self.folder = run / "checkpoints"
+        self.folder = run / CHECKPOINTS
         self.writes = writes
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None

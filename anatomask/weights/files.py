@@ -17,7 +17,7 @@ from anatomask.errors import UserError
 from anatomask.files import file_digest, write_text
 from anatomask.nn.backbones import UNNAMED, backbone_config, backbone_names
 from anatomask.nn.backbones.base import BackboneConfig, Segmenter
-from anatomask.runs.checkpoint_index import read_index
+from anatomask.runs.checkpoint_index import CHECKPOINTS, read_index
 from anatomask.weights.matching import is_named
 from anatomask.weights.matching import load_matching as load_matching
 from anatomask.weights.tensor_files import (
@@ -97,7 +97,7 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
             f"{folder} is a file, not a run: weights from elsewhere become ours by "
             f"`anatomask import-weights {folder} --output FOLDER`; then give that folder"
         )
-    names = read_index(folder / "checkpoints")
+    names = read_index(folder / CHECKPOINTS)
     if not names:
         raise UserError(f"{folder} is neither a run with checkpoints nor a folder with {TENSORS}: check the path")
     if which == "best" and "best" not in names:
@@ -106,7 +106,13 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
         raise UserError(
             f"{folder} has no {which} checkpoint, only {', '.join(n for n in names if n in ('last', 'best'))}"
         )
-    return folder / "checkpoints" / str(names[which])
+    return folder / CHECKPOINTS / str(names[which])
+
+
+def run_name(path: str | Path) -> str:
+    """Return the name of a run from the path of its folder or of one of its checkpoints."""
+    parts = Path(path).absolute().parts
+    return parts[parts.index(CHECKPOINTS) - 1] if CHECKPOINTS in parts else parts[-1]
 
 
 def describe_architecture(network: BackboneConfig, classes: int | None = None) -> dict[str, Any]:
