@@ -1,7 +1,8 @@
-"""Cost of preparing many cases, extrapolated from a few that are prepared."""
+"""Size and cost of preparing many cases, extrapolated from the headers of some and from a few that are prepared."""
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -11,10 +12,34 @@ import numpy as np
 
 from anatomask.data.datasets.base import RawCase
 from anatomask.data.fingerprint import Fingerprint
+from anatomask.data.memory import available_memory, bytes_to_prepare
 from anatomask.data.preparation import histograms_of, prepare_and_write
+from anatomask.data.preprocess import readable_grids, target_shape
 from anatomask.data.records import DatasetInfo
 from anatomask.data.shards import PreparedDataset, read_record
 from anatomask.data.storage import Storage
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Size of prepared cases, from the headers of their scans."""
+
+    voxels_per_case: float
+    """Mean number of voxels of a case, all channels together."""
+    left_out: int
+    """Number of cases that are left out: they need more than `memory`."""
+    memory: int
+    """Bytes of memory that are free."""
+
+
+def scale_of(info: DatasetInfo, cases: Sequence[RawCase]) -> Scale:
+    """Compute the size of `cases` at the data set's spacing. A case whose header cannot be read is ignored."""
+    channels, memory = len(info.channel_names), available_memory()
+    grids = readable_grids(cases)
+    targets = [(grid.shape, target_shape(grid.shape, grid.spacing, info.spacing)) for grid in grids]
+    shapes = [new for old, new in targets if bytes_to_prepare(old, new, channels) <= memory]
+    voxels = channels * sum(math.prod(shape) for shape in shapes)
+    return Scale(voxels / max(1, len(shapes)), len(grids) - len(shapes), memory)
 
 
 @dataclass(frozen=True)

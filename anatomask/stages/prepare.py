@@ -1,7 +1,7 @@
-"""Raw scans to Parquet shards: one Ray Data task per case, then the fingerprint, the splits and the index.
+"""Preparation of raw scans: one Ray Data task per case writes its shard; then come fingerprint, splits and index.
 
-A case whose files are broken is listed with the reason and the others go through; the exit code is then 1. The same
-command goes on where an earlier one stopped: a case is finished when its Parquet file exists.
+A case whose files are broken is listed with the reason, and the others are prepared; the exit code is then 1. The same
+command continues where an earlier one stopped: a case is finished when its Parquet file exists.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import math
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -22,17 +20,14 @@ from rich.table import Table
 from anatomask.cluster import running
 from anatomask.config import PrepareConfig
 from anatomask.data.addresses import is_address, public_address
-from anatomask.data.classes import select_classes
-from anatomask.data.datasets import RawCase, RawDataset, read_dataset
+from anatomask.data.datasets import RawCase
 from anatomask.data.fingerprint import Histogram
-from anatomask.data.memory import available_memory, bytes_to_prepare, in_units
+from anatomask.data.memory import in_units
 from anatomask.data.preparation import (
     Outcome,
     bytes_for_histograms,
-    choose_schemes,
     claim,
     complete,
-    dataset_info,
     doubts,
     fingerprint_cases,
     finished_cases,
@@ -40,13 +35,12 @@ from anatomask.data.preparation import (
     kept_splits,
     prepare_and_write,
     records_of,
-    settings_of,
     unfinished_dataset,
 )
-from anatomask.data.preprocess import Grid, median_spacing, readable_grids, target_shape
-from anatomask.data.records import CaseRecord, DatasetInfo
-from anatomask.data.scale import measure
-from anatomask.data.splits import Splits, choose_split, dataset_splits, keep, moved_cases
+from anatomask.data.records import CaseRecord
+from anatomask.data.scale import measure, scale_of
+from anatomask.data.source import Source, read_source
+from anatomask.data.splits import Splits, keep, moved_cases
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.names import some
@@ -56,57 +50,44 @@ from anatomask.terminal.printing import remark
 from anatomask.terminal.progress import outages_told, progress_shown
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is to be done, once the source has been looked at."""
-
-    root: Storage
-    raw: RawDataset
-    info: DatasetInfo
-    splits: Splits
-    settings: dict[str, Any]
-
-
 def plan(config: PrepareConfig) -> list[tuple[str, str]]:
-    """Rows of the dry run, from the headers and from a few cases that are prepared in a temporary folder."""
-    task = _look(config)
-    labelled = sum(raw.label is not None for raw in task.raw.cases)
+    """Return the rows of the dry run, from headers and from a few cases that are prepared in a temporary folder."""
+    root, source = _look(config)
+    raw = source.raw
+    labelled = sum(one.label is not None for one in raw.cases)
     return [
-        ("source", f"{config.source} ({task.raw.reader})"),
-        ("cases", f"{len(task.raw.cases)}, of which {labelled} have labels"),
-        ("patients", str(len({raw.patient for raw in task.raw.cases}))),
-        ("finished", f"{len(finished_cases(task.root) & {raw.case for raw in task.raw.cases})}"),
-        ("channels", ", ".join(map(" as ".join, zip(task.raw.channel_names, task.raw.schemes, strict=True)))),
-        *(("note", remark) for remark in task.raw.remarks),
-        ("classes", str(len(task.raw.class_names))),
-        ("splits", _sizes(task.splits)),
-        ("spacing", " × ".join(f"{mm:g}" for mm in task.info.spacing) + " mm"),
-        *_scale(config, task, labelled),
+        ("source", f"{config.source} ({raw.reader})"),
+        ("cases", f"{len(raw.cases)}, of which {labelled} have labels"),
+        ("patients", str(len({one.patient for one in raw.cases}))),
+        ("finished", f"{len(finished_cases(root) & {one.case for one in raw.cases})}"),
+        ("channels", ", ".join(map(" as ".join, zip(raw.channel_names, raw.schemes, strict=True)))),
+        *(("note", remark) for remark in raw.remarks),
+        ("classes", str(len(raw.class_names))),
+        ("splits", _sizes(source.splits)),
+        ("spacing", " × ".join(f"{mm:g}" for mm in source.info.spacing) + " mm"),
+        *_scale(config, source, labelled),
         ("out", public_address(config.out)),
     ]
 
 
-def _scale(config: PrepareConfig, task: Task, labelled: int) -> list[tuple[str, str]]:
-    """Rows of the dry run that grow with the cases: voxels, shards, bytes and CPU time."""
-    given = len(task.raw.cases)
+def _scale(config: PrepareConfig, source: Source, labelled: int) -> list[tuple[str, str]]:
+    """Return the rows of the dry run that grow with the cases: voxels, shards, bytes and CPU time."""
+    given = len(source.raw.cases)
     cases = config.plan.cases or given
-    channels, room = len(task.info.channel_names), available_memory()
-    grids = readable_grids(task.raw.cases)
-    targets = [(grid.shape, target_shape(grid.shape, grid.spacing, task.info.spacing)) for grid in grids]
-    shapes = [new for old, new in targets if bytes_to_prepare(old, new, channels) <= room]
-    per_case = channels * sum(math.prod(shape) for shape in shapes) / max(1, len(shapes))
+    scale = scale_of(source.info, source.raw.cases)
+    per_case = scale.voxels_per_case
     voxels = cases * per_case
-    uncompressed = voxels * (2 + (labelled > 0) / channels)
-    large = len(grids) - len(shapes)
+    uncompressed = voxels * (2 + (labelled > 0) / len(source.info.channel_names))
+    left_out = f"{scale.left_out} cases are left out: too large for {in_units(scale.memory)} of memory"
     rows = [
-        *([("note", f"{large} cases are left out: too large for {in_units(room)} of memory")] if large else []),
+        *([("note", left_out)] if scale.left_out else []),
         ("planned for", f"{cases} cases like these {given}" if config.plan.cases else f"these {given} cases"),
         ("voxels", f"{voxels / 1e6:,.1f} million, {per_case / 1e6:.2f} million per case"),
         ("size before compression", f"{uncompressed / 1e9:,.2f} GB"),
     ]
     if not config.plan.sample:
         return rows
-    sample = measure(task.info, task.raw.cases, config.plan.sample)
+    sample = measure(source.info, source.raw.cases, config.plan.sample)
     if not sample.cases:
         return [*rows, ("measured", "nothing: no case of the sample could be prepared")]
     share = voxels / sample.voxels
@@ -125,94 +106,79 @@ def _scale(config: PrepareConfig, task: Task, labelled: int) -> list[tuple[str, 
 
 
 def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
-    """Prepare what is not finished yet, then write the index; returns 1 when a case was skipped."""
+    """Prepare what is not finished yet, then write the index; return 1 if a case was skipped."""
     start = time.perf_counter()
-    task = _look(config)
-    if left := claim(task.root, task.settings, overwrite):
+    root, source = _look(config)
+    if left := claim(root, source.settings, overwrite):
         remark(f"--overwrite leaves what anatomask did not write: {some(left)}")
-    finished = finished_cases(task.root)
-    kept_splits(task.root, task.splits, finished)  # one that is damaged is refused before anything slow
-    pending = [raw for raw in task.raw.cases if raw.case not in finished]
-    with running(config.cluster), outages_told(task.root), progress_shown() as progress:
+    finished = finished_cases(root)
+    kept_splits(root, source.splits, finished)  # one that is damaged is refused before anything slow
+    pending = [raw for raw in source.raw.cases if raw.case not in finished]
+    with running(config.cluster), outages_told(root), progress_shown() as progress:
         # Closed before Ray is: its Data threads would otherwise start another Ray behind our back.
-        with closing(_prepare(progress, task, pending)) as stream:
+        with closing(_prepare(progress, root, source, pending)) as stream:
             outcomes = [_checked(outcome) for outcome in stream]
-        records = records_of(task.root, task.raw)
+        records = records_of(root, source.raw)
         skipped = sorted((outcome for outcome in outcomes if outcome.reason), key=lambda outcome: outcome.case)
         if records:
-            splits = kept_splits(task.root, task.splits, set(records))
-            with closing(_histograms(progress, task, records, splits)) as histograms:
-                complete(task.root, task.info, list(records.values()), splits, histograms, outcomes)
+            splits = kept_splits(root, source.splits, set(records))
+            with closing(_histograms(progress, root, source, records, splits)) as histograms:
+                complete(root, source.info, list(records.values()), splits, histograms, outcomes)
     if skipped:
         _show_skipped(skipped)
     if not records:
-        raise UserError(f"none of the {len(task.raw.cases)} cases of {config.source} could be prepared")
-    _show_result(task, records, splits, outcomes, time.perf_counter() - start)
+        raise UserError(f"none of the {len(source.raw.cases)} cases of {config.source} could be prepared")
+    _show_result(root, source, records, splits, outcomes, time.perf_counter() - start)
     shapes = [record.shape for record in records.values()]
     labelled = any(record.labelled for record in records.values())
-    print(*after_prepare(config.out, task.info.spacing, shapes, labelled), sep="\n")
+    print(*after_prepare(config.out, source.info.spacing, shapes, labelled), sep="\n")
     return 1 if skipped else 0
 
 
-def _look(config: PrepareConfig) -> Task:
-    """Read the source's layout and settle name, spacing and splits.
+def _look(config: PrepareConfig) -> tuple[Storage, Source]:
+    """Open the output folder and read the source.
 
-    Raises UserError for a source that is missing, empty or unknown, or that lies in the output folder or around it.
+    Raises:
+        UserError: the source is missing, empty or of no known layout, or lies in the output folder or around it.
     """
-    source = Path(config.source).absolute()
-    root = config.out if is_address(config.out) else str(Path(config.out).absolute())
-    fold = config.split.fold if isinstance(config.split.fold, int) else 0
-    raw = choose_split(read_dataset(source, config.dataset, fold, config.reader), config.split)
-    raw = choose_schemes(select_classes(raw, config.preprocess.classes), config.preprocess.normalisation)
-    if not is_address(root):
-        _apart(source.resolve(), Path(root).resolve(), config)
-    wanted = config.preprocess
-    spacing = wanted.spacing or raw.spacing or wanted.default_spacing
-    spacing = spacing or _median(readable_grids(raw.cases), config.source)
-    if wanted.default_spacing and spacing == raw.spacing != wanted.default_spacing and not wanted.spacing:
-        here, recipe = (" x ".join(f"{mm:g}" for mm in one) for one in (spacing, wanted.default_spacing))
-        text = f"the data set defines {here} mm, so the recipe's {recipe} mm are not used; --preprocess.spacing sets it"
-        raw = replace(raw, remarks=(*raw.remarks, text))
-    info = dataset_info(
-        raw, config.name or source.resolve().name, spacing, config.preprocess.brick, config.preprocess.codec
+    source = read_source(
+        Path(config.source), config.dataset, config.name, config.reader, config.preprocess, config.split
     )
-    settings = settings_of(str(source.resolve()), raw, info, config.split, config.reader)
-    return Task(Storage(root, config.cluster.max_outage), raw, info, dataset_splits(raw, config.split), settings)
+    root = config.out if is_address(config.out) else str(Path(config.out).absolute())
+    if not is_address(root):
+        _require_apart(Path(config.source).resolve(), Path(root).resolve(), config)
+    return Storage(root, config.cluster.max_outage), source
 
 
-def _apart(source: Path, out: Path, config: PrepareConfig) -> None:
+def _require_apart(source: Path, out: Path, config: PrepareConfig) -> None:
     if out.is_relative_to(source):
         raise UserError(f"--out {config.out} lies inside the source {config.source}; choose a folder beside it")
     if source.is_relative_to(out):
         raise UserError(f"the source {config.source} lies inside --out {config.out}; choose a folder beside it")
 
 
-def _median(grids: Sequence[Grid], source: str) -> tuple[float, float, float]:
-    if not grids:
-        raise UserError(f"none of the scans of {source} has a header that can be read")
-    return median_spacing(grids)
-
-
-def _prepare(progress: Progress, task: Task, pending: Sequence[RawCase]) -> Generator[Outcome, None, None]:
-    """Prepare the cases in parallel; yields each outcome as it comes."""
-    work = partial(prepare_and_write, task.root, task.info)
+def _prepare(
+    progress: Progress, root: Storage, source: Source, pending: Sequence[RawCase]
+) -> Generator[Outcome, None, None]:
+    """Prepare the cases in parallel; yield each outcome as it comes."""
+    work = partial(prepare_and_write, root, source.info)
     return mapped_within_memory(
         progress, "resampling and writing", pending, work, lambda raw, error: Outcome(raw.case, str(error))
     )
 
 
 def _histograms(
-    progress: Progress, task: Task, records: dict[str, CaseRecord], splits: Splits
+    progress: Progress, root: Storage, source: Source, records: dict[str, CaseRecord], splits: Splits
 ) -> Generator[list[Histogram], None, None]:
-    """The intensities of the cases that count for the fingerprint."""
-    dataset = unfinished_dataset(task.root, task.info, records, splits)
+    """Compute the histograms of the cases that count for the fingerprint; yield each case's as they come."""
+    dataset = unfinished_dataset(root, source.info, records, splits)
     cases = fingerprint_cases(dataset)
     needs = max((bytes_for_histograms(records[case]) for case in cases), default=0)
     return mapped(progress, "taking the fingerprint", cases, partial(histograms_of, dataset), needs)
 
 
 def _checked(outcome: Outcome) -> Outcome:
-    """The outcome, unless the output folder refused it: then no case will do better."""
+    """Return the outcome, or raise the error with which the output folder refused it: it would refuse every case."""
     if outcome.refused is not None:
         raise outcome.refused
     return outcome
@@ -232,34 +198,38 @@ def _show_skipped(skipped: Iterable[Outcome]) -> None:
 
 
 def _show_result(
-    task: Task, records: dict[str, CaseRecord], splits: Splits, outcomes: Sequence[Outcome], seconds: float
+    root: Storage,
+    source: Source,
+    records: dict[str, CaseRecord],
+    splits: Splits,
+    outcomes: Sequence[Outcome],
+    seconds: float,
 ) -> None:
     written = [outcome for outcome in outcomes if not outcome.reason]
     voxels = sum(math.prod(record.shape) * len(record.channels) for record in records.values())
-    storage = task.root
-    shards, originals = (sum(storage.sizes(folder).values()) for folder in ("cases", "originals"))
+    shards, originals = (sum(root.sizes(folder).values()) for folder in ("cases", "originals"))
     labels = f", and {originals / 1e6:.1f} MB of labels as they came" if originals else ""
-    table = Table(title=f"{task.info.name} in {storage.show()}", title_justify="left", show_header=False)
+    table = Table(title=f"{source.info.name} in {root.show()}", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("cases", f"{len(records)} ({len(written)} now), {len(outcomes) - len(written)} skipped")
     table.add_row("splits", _sizes(splits))
-    if moved := moved_cases(splits, keep(task.splits, set(records))):
+    if moved := moved_cases(splits, keep(source.splits, set(records))):
         table.add_row(
             "note",
-            f"{storage.show('splits.json')} is kept as it is, though these settings would put {some(moved)} into other "
+            f"{root.show('splits.json')} is kept as it is, though these settings would put {some(moved)} into other "
             "splits; --overwrite makes it anew",
         )
-    table.add_row("spacing", " × ".join(f"{mm:g}" for mm in task.info.spacing) + " mm")
+    table.add_row("spacing", " × ".join(f"{mm:g}" for mm in source.info.spacing) + " mm")
     table.add_row("voxels", f"{voxels / 1e6:.1f} million")
     table.add_row("size", f"{shards / 1e6:.1f} MB in {len(records)} shards{labels}")
-    for text in (*task.raw.remarks, *doubts(task.info, records.values())):
+    for text in (*source.raw.remarks, *doubts(source.info, records.values())):
         table.add_row("note", text)
     table.add_row("time", f"{seconds:.0f} s")
     Console().print(table)
     if len(written) < len(outcomes):
         Console(stderr=True).print(
-            f"{len(outcomes) - len(written)} cases were skipped, see {storage.show('skipped.json')}; exit code 1",
+            f"{len(outcomes) - len(written)} cases were skipped, see {root.show('skipped.json')}; exit code 1",
             markup=False,
             highlight=False,
             soft_wrap=True,
