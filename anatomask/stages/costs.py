@@ -1,6 +1,6 @@
-"""What an update of a training costs, found on networks that have shapes and no numbers.
+"""Cost of an update of a training, counted on networks on the meta device, which have shapes and no values.
 
-Counting takes PyTorch's compiler, which takes a second to import: the stages import this file when they count.
+Counting needs PyTorch's compiler, which takes a second to import: the stages import this file when they count.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from anatomask.config import FinetuneConfig, PretrainConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods.base import Method
 from anatomask.nn.backbones.base import Segmenter
-from anatomask.training.cost import Loss, StepCost, step_cost
+from anatomask.training.cost import Loss, StepCost, less_memory, step_cost
+from anatomask.training.estimate import cost_rows, device_of
 from anatomask.training.finetuning import prepare_gradients
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.parallel import memory_format
 
 
 def pretraining_update(config: PretrainConfig) -> tuple[Method, Loss]:
-    """Build the method on the meta device; return it with its loss of samples that hold nothing."""
+    """Build the method on the meta device; return it with its loss of samples without values."""
     with torch.device("meta"):
         method = config.method.resolved().countable().build(config.network)
     method.memory_format = memory_format(config.training)
@@ -29,9 +30,9 @@ def pretraining_update(config: PretrainConfig) -> tuple[Method, Loss]:
 
 
 def finetuning_update(config: FinetuneConfig, classes: int | None = None) -> tuple[Segmenter, Loss]:
-    """Build the network on the meta device; return it with its loss of samples that hold nothing.
+    """Build the network on the meta device; return it with its loss of samples without values.
 
-    `classes` counts the structures. Default: those of the data set.
+    `classes` is the number of structures. Default: those of the data set.
     """
     if classes is None:
         classes = len(PreparedDataset.open(config.data).class_names)
@@ -46,8 +47,18 @@ def worker_cost(config: PretrainConfig | FinetuneConfig, network: nn.Module, los
     return step_cost(network, loss, config.training, config.cluster.workers, config.optimiser.moments)
 
 
+def planned(
+    config: PretrainConfig | FinetuneConfig, network: nn.Module, loss: Loss, updates: int
+) -> tuple[StepCost, list[tuple[str, str]]]:
+    """Count what one worker's update takes; return that with the rows of a dry run of `updates` updates."""
+    workers = config.cluster.workers
+    cost = worker_cost(config, network, loss)
+    options = less_memory(network, loss, config.training, workers, config.optimiser.moments)
+    return cost, cost_rows(cost, options, updates, workers, config.training.precision, device_of(config.plan))
+
+
 def _last_loss(method: Method, samples: int, config: PretrainConfig) -> Tensor:
-    """Compute the loss at the end of a training: by then the teacher is asked."""
+    """Compute the loss at the end of a training, when the teacher computes too."""
     return method(method.dummy_batch(samples, config.loader.patch_size), 1.0).loss
 
 

@@ -1,4 +1,4 @@
-"""Supervised finetuning from pretrained weights or from scratch: `anatomask finetune`, or this file in `ray submit`."""
+"""Supervised finetuning from pretrained weights or from scratch: `anatomask finetune`."""
 
 from __future__ import annotations
 
@@ -14,24 +14,20 @@ from anatomask.config import SCRATCH, FinetuneConfig
 from anatomask.data.addresses import public_address
 from anatomask.data.folds import cases_digest, fold_cases, fold_name, fold_numbers
 from anatomask.data.index import data_digest
-from anatomask.data.samples import FinetuningDraw, SampleSequence, mirrored_axes
+from anatomask.data.samples import FinetuningDraw, mirrored_axes
 from anatomask.data.shards import PreparedDataset
-from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.validation import Validation
 from anatomask.nested import plain
 from anatomask.nn.backbones.base import Segmenter
-from anatomask.runs.folder import run_folder
 from anatomask.runs.identity import run_key
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
-from anatomask.stages.pretrain import check_channels
 from anatomask.stages.remarks import labels_besides, large_crops, other_data, tell
-from anatomask.training.estimate import cost_rows, device_of
+from anatomask.stages.training import describe_weights, open_data, training_job
 from anatomask.training.job import TrainingJob
 from anatomask.training.tasks import finetuning_task
 from anatomask.weights.files import (
     Transfer,
-    describe_architecture,
     find_weights,
     initialise,
     method_label,
@@ -46,31 +42,24 @@ from anatomask.weights.matching import count_loaded
 
 
 def build_job(config: FinetuneConfig) -> TrainingJob:
-    """The training job of a configuration.
+    """Return the training job of a configuration.
 
     Raises:
-        UserError: the data set is missing, has no labelled training cases, or other channels than the network;
-            or the initial weights are missing, or those of another architecture.
+        UserError: the data set is missing, has no labelled training cases, or other channels than the network; or the
+            initial weights are missing, or are those of another architecture.
     """
-    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
-    check_channels(dataset, config.network.in_channels)
+    dataset = open_data(config)
     train_cases, val_cases = select_labelled(dataset, config)
-    inputs = {"data": data_digest(dataset.storage, splits=True)}
     transfer, initial = split_init(config.init)
     source = None if config.init == SCRATCH else find_weights(initial)
+    inputs = {"data": data_digest(dataset.storage, splits=True)}
     if source is not None:
         inputs["init"] = weights_digest(source) if transfer == "whole" else f"{transfer} {weights_digest(source)}"
-    header: dict[str, Any] = {
-        "format": 1,
+    header = {
+        **describe_weights(config, dataset, len(dataset.class_names)),
         "kind": "segmentation",
-        "architecture": describe_architecture(config.network, len(dataset.class_names)),
-        "patch_size": list(config.loader.patch_size),
         "mirror_axes": list(mirrored_axes(config.loader, dataset.class_names.values())),
-        "spacing": list(dataset.spacing),
-        "fingerprint": dataset.fingerprint.to_dict(),
         "class_names": {str(number): name for number, name in dataset.class_names.items()},
-        "dataset": dataset.name,
-        "data": public_address(dataset.path),
         "train_fraction": config.train_fraction,
         "train_cases": len(train_cases),
         "initialisation": initialisation(config, source),
@@ -79,33 +68,26 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         header["fold"] = describe_fold(config, dataset, inputs)
     start = partial(start_from, source=source, transfer=transfer, seed=config.seed)
     header["loaded"] = loaded = count(config, header, start if source else None)
-    return TrainingJob(
-        run=run_folder(config.runs, config.name, "finetune", config.data, plain(config), inputs),
-        data=dataset.storage,
-        sequence=SampleSequence(train_cases, config.seed),
-        draw=FinetuningDraw(config.loader, tuple(header["mirror_axes"])),
-        build_task=partial(
-            finetuning_task,
-            config.network,
-            header,
-            start,
-            Validation(dataset.storage, val_cases, config.loader.patch_size, config.inference),
-            config.seed,
-            frozen=config.optimiser.freeze == config.training.epochs,
-        ),
-        loader=config.loader,
-        training=config.training,
-        optimiser=config.optimiser,
-        seed=config.seed,
-        settings=plain(config),
-        origin=loaded_in_words(loaded, config.init),
-        inputs=inputs,
-        largest_stride=max(config.network.strides),
+    task = partial(
+        finetuning_task,
+        config.network,
+        header,
+        start,
+        Validation(dataset.storage, val_cases, config.loader.patch_size, config.inference),
+        config.seed,
+        frozen=config.optimiser.freeze == config.training.epochs,
     )
+    draw = FinetuningDraw(config.loader, tuple(header["mirror_axes"]))
+    origin = loaded_in_words(loaded, config.init)
+    return training_job(config, "finetune", dataset, train_cases, draw, task, inputs, origin=origin)
 
 
 def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any]:
-    """What the network starts from, for its header and the tables. Raises UserError for another architecture."""
+    """Describe what the network starts from, for its header and the tables.
+
+    Raises:
+        UserError: the weights are of another architecture, or their header lacks a field.
+    """
     if source is None:
         return {"method": SCRATCH, "run": None}
     header = read_header(source)
@@ -118,14 +100,14 @@ def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any
 
 
 def start_from(network: Segmenter, *, source: Path | None, transfer: Transfer, seed: int) -> Sequence[str]:
-    """Put initial weights into `network`; the tensors that were not transferred."""
+    """Put initial weights into `network`; return the names of the tensors that were not transferred."""
     return [] if source is None else initialise(network, read_weights(source), transfer, seed)
 
 
 def count(
     config: FinetuneConfig, header: Mapping[str, Any], start: Callable[[Segmenter], Sequence[str]] | None
 ) -> dict[str, int]:
-    """How much of the network `start` will load (None: nothing), found on one that has shapes and no numbers.
+    """Count how much of the network `start` will load (None: nothing), on a network without values.
 
     Raises:
         UserError: what `start` finds wrong with the weights, before any worker does.
@@ -136,7 +118,7 @@ def count(
 
 
 def loaded_in_words(loaded: Mapping[str, int], source: str) -> str:
-    """What `count` found, in a sentence."""
+    """Format what `count` found as a sentence."""
     if not loaded["tensors"]:
         return "starts from random weights"
     part, whole = loaded["parameters"], loaded["of_parameters"]
@@ -147,14 +129,14 @@ def loaded_in_words(loaded: Mapping[str, int], source: str) -> str:
 
 
 def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Training and validation cases: labelled ones, a seeded share of them for training.
+    """Choose labelled cases for training, of which a seeded share is taken, and for validation.
 
     The cases of `config.fold` are left out, and with it those that are watched. Smaller shares are contained in larger
-    ones. Where the split has no val cases, a seeded share of the training
-    cases is held out first, the same for every share.
+    ones. Where no validation case is labelled, a seeded share of the training cases is held out first, the same for
+    every share.
 
     Raises:
-        UserError: when no labelled training case remains, or none whose label holds a class; or there is no such fold.
+        UserError: no labelled training case remains, or none whose label holds a class; or there is no such fold.
     """
     watched = dataset.splits.get(config.val_split)
     away = set() if config.fold is None else {*fold_cases(dataset.splits, config.fold, dataset.shown), *(watched or ())}
@@ -178,10 +160,10 @@ def select_labelled(dataset: PreparedDataset, config: FinetuneConfig) -> tuple[t
 
 
 def describe_fold(config: FinetuneConfig, dataset: PreparedDataset, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """What the header says of the fold that a run leaves out.
+    """Describe, for the header, the fold that a run leaves out.
 
     Returns:
-        its number; of how many; a digest of its cases; and the key that the runs of the other folds share.
+        Its number; how many folds there are; a digest of its cases; and the key that the runs of all folds share.
     """
     assert config.fold is not None
     return {
@@ -193,13 +175,13 @@ def describe_fold(config: FinetuneConfig, dataset: PreparedDataset, inputs: Mapp
 
 
 def _val_split_of_any(config: FinetuneConfig) -> str:
-    """The split that is watched, by a name that the runs of all folds share where each watches its own fold."""
+    """Return the split that is watched, under a name that all folds share where each run watches its own fold."""
     own = config.fold is not None and config.val_split == fold_name(config.fold)
     return "its fold" if own else config.val_split
 
 
 def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
-    """Finetune, or go on with it."""
+    """Finetune, or continue where an earlier call ended."""
     job = build_job(config)
     tell(remarks_on(config))
     require_memory_here(config)
@@ -209,8 +191,8 @@ def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
 
 
 def remarks_on(config: FinetuneConfig) -> list[str]:
-    """List what is allowed and may surprise."""
-    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
+    """List what is allowed and may surprise the user."""
+    dataset = open_data(config)
     train, val = select_labelled(dataset, config)
     header = {} if config.init == SCRATCH else read_header(find_weights(split_init(config.init)[1]))
     return [
@@ -221,19 +203,16 @@ def remarks_on(config: FinetuneConfig) -> list[str]:
 
 
 def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
-    """What would be done, for `--dry-run`."""
+    """Return the rows of the dry run."""
     from anatomask.stages import costs
-    from anatomask.training.cost import less_memory
 
     job = build_job(config)
     if config.plan.tflops is None:  # else it is for other devices than this machine's
         refuse_wrong_gradients_here(job, config.cluster)
     dataset = PreparedDataset.open(config.data)
     train_cases, val_cases = select_labelled(dataset, config)
-    workers = config.cluster.workers
     network, loss = costs.finetuning_update(config)
-    cost = costs.worker_cost(config, network, loss)
-    options = less_memory(network, loss, config.training, workers, config.optimiser.moments)
+    _, rows_of_cost = costs.planned(config, network, loss, job.total_steps)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return [
         ("run", str(job.run)),
@@ -247,5 +226,5 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
         ("classes", ", ".join(dataset.class_names.values())),
         ("updates", f"{job.total_steps} = {config.training.epochs} epochs x {job.steps_per_epoch}"),
         ("parameters", f"{parameters / 1e6:.2f} M"),
-        *cost_rows(cost, options, job.total_steps, workers, config.training.precision, device_of(config.plan)),
+        *rows_of_cost,
     ]

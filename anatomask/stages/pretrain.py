@@ -1,4 +1,4 @@
-"""Self-supervised pretraining by AnatoMask: `anatomask pretrain`, or this file under `ray submit`."""
+"""Self-supervised pretraining: `anatomask pretrain`."""
 
 from __future__ import annotations
 
@@ -11,68 +11,50 @@ from functools import partial
 from anatomask.config import PretrainConfig
 from anatomask.data.addresses import public_address
 from anatomask.data.index import data_digest
-from anatomask.data.samples import SampleSequence, random_origin, worker_share
+from anatomask.data.samples import random_origin, worker_share
 from anatomask.data.shards import LOCATED_CASES, PreparedDataset
-from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.nested import plain
-from anatomask.runs.folder import run_folder
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.remarks import large_crops, tell, watched_test_cases
-from anatomask.training.estimate import Reading, cost_rows, device_of, reading_rows
+from anatomask.stages.training import describe_weights, open_data, training_job
+from anatomask.training.estimate import Reading, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
 from anatomask.training.job import TrainingJob
 from anatomask.training.tasks import pretraining_task
-from anatomask.weights.files import describe_architecture
 
 
 def build_job(config: PretrainConfig) -> TrainingJob:
-    """The training job of a configuration.
+    """Return the training job of a configuration.
 
     Raises:
         UserError: the data set is missing, has no such split or no cases in it, or other channels than the network.
     """
-    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
+    dataset = open_data(config)
     cases = select_cases(dataset, config.splits)
-    check_channels(dataset, config.network.in_channels)
     config = replace(config, method=config.method.resolved())
     method = config.method
     method.check_data(dataset)
-    fixed = choose_fixed_cases(dataset, cases)
+    stages = method.stages(config.network)
     header = {
-        "format": 1,
+        **describe_weights(config, dataset),
         "kind": "pretraining",
-        "architecture": describe_architecture(config.network),
         "method": {**plain(method), "label": method.label()},
         "encoder": method.encoder,
-        "stages": method.stages(config.network),
-        "patch_size": list(config.loader.patch_size),
-        "spacing": list(dataset.spacing),
-        "fingerprint": dataset.fingerprint.to_dict(),
-        "dataset": dataset.name,
-        "data": public_address(dataset.path),
+        "stages": stages,
     }
+    fixed = choose_fixed_cases(dataset, cases)
+    task = partial(pretraining_task, method, config.network, config.loader, header, dataset.path, fixed, config.seed)
     inputs = {"data": data_digest(dataset.storage, splits=True)}
-    return TrainingJob(
-        run=run_folder(config.runs, config.name, "pretrain", config.data, plain(config), inputs),
-        data=dataset.storage,
-        sequence=SampleSequence(cases, config.seed),
-        draw=method.draw(config.loader),
-        build_task=partial(
-            pretraining_task, method, config.network, config.loader, header, dataset.path, fixed, config.seed
-        ),
-        loader=config.loader,
-        training=config.training,
-        optimiser=config.optimiser,
-        seed=config.seed,
-        settings=plain(config),
-        inputs=inputs,
-        largest_stride=max(config.network.strides[: method.stages(config.network)]),
-    )
+    return training_job(config, "pretrain", dataset, cases, method.draw(config.loader), task, inputs, stages)
 
 
 def select_cases(dataset: PreparedDataset, splits: Sequence[str]) -> tuple[str, ...]:
-    """The cases of the named splits, sorted. Raises UserError when there is no such split, or no case in it."""
+    """Return the cases of the named splits, sorted.
+
+    Raises:
+        UserError: there is no such split, or no case in it.
+    """
     for split in splits:
         if split not in dataset.splits:
             raise UserError(f"{dataset.shown} has no split {split}; there are {', '.join(dataset.splits)}")
@@ -85,17 +67,8 @@ def select_cases(dataset: PreparedDataset, splits: Sequence[str]) -> tuple[str, 
     return cases
 
 
-def check_channels(dataset: PreparedDataset, in_channels: int) -> None:
-    """Raise UserError unless the network takes as many channels as the data set has."""
-    if len(dataset.channel_names) != in_channels:
-        raise UserError(
-            f"{dataset.shown} has {len(dataset.channel_names)} channels ({', '.join(dataset.channel_names)}); "
-            f"set --network.in-channels {len(dataset.channel_names)}"
-        )
-
-
 def stage(config: PretrainConfig, *, overwrite: bool) -> int:
-    """Pretrain, or go on with it."""
+    """Pretrain, or continue where an earlier call ended."""
     job = build_job(config)
     tell(remarks_on(config))
     require_memory_here(config)
@@ -109,25 +82,22 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
 
 
 def remarks_on(config: PretrainConfig) -> list[str]:
-    """List what is allowed and may surprise."""
-    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
+    """List what is allowed and may surprise the user."""
+    dataset = open_data(config)
     cases = select_cases(dataset, config.splits)
     fixed = choose_fixed_cases(dataset, cases)
     return [*large_crops(dataset, cases, config.loader.patch_size), *watched_test_cases(dataset, fixed)]
 
 
 def plan(config: PretrainConfig) -> list[tuple[str, str]]:
-    """What would be done, for `--dry-run`."""
+    """Return the rows of the dry run."""
     from anatomask.stages import costs
-    from anatomask.training.cost import less_memory
 
     job = build_job(config)
     if config.plan.tflops is None:  # else it is for other devices than this machine's
         refuse_wrong_gradients_here(job, config.cluster)
     workers = config.cluster.workers
     method, loss = costs.pretraining_update(config)
-    cost = costs.worker_cost(config, method, loss)
-    options = less_memory(method, loss, config.training, workers, config.optimiser.moments)
     parameters = sum(parameter.numel() for parameter in method.trainable().parameters())
     encoder = sum(p.numel() for name, p in method.named_parameters() if name.startswith(config.method.encoder))
     dataset = PreparedDataset.open(config.data)
@@ -139,7 +109,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     stored = cases / len(given) * sum(sizes.get(case, 0) for case in given)
     voxels = math.prod(config.loader.patch_size)
     crop_bytes = 2 * config.network.in_channels * voxels  # int16 or float16
-    device = device_of(config.plan)
+    cost, rows_of_cost = costs.planned(config, method, loss, steps)
     return [
         ("run", str(job.run)),
         *(("note", text) for text in remarks_on(config)),
@@ -157,20 +127,20 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
             f"{parameters / 1e6:.2f} M, in the encoder {encoder / 1e6:.2f} M "
             f"({config.method.stages(config.network)} of its {len(config.network.strides)} stages are trained)",
         ),
-        *cost_rows(cost, options, steps, workers, config.training.precision, device),
+        *rows_of_cost,
         *reading_rows(
             read_some(job, dataset, cases, config.plan.samples),
             crop_bytes,
             len(worker_share(config.training.batch_size, workers - 1, workers)),
             cost,
             workers,
-            device,
+            device_of(config.plan),
         ),
     ]
 
 
 def read_some(job: TrainingJob, dataset: PreparedDataset, cases: int, count: int) -> Reading:
-    """Draw the first samples of a run as its readers will with so many cases, and see what that takes."""
+    """Draw the first `count` samples of a run as its readers will with `cases` cases; return what that takes."""
     size = job.loader.patch_size
     seconds, taken = 0.0, 0
     for k in range(count):

@@ -1,0 +1,94 @@
+"""Common parts of the two training stages: the data, the header of the weights, and the job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from anatomask.config import FinetuneConfig, PretrainConfig
+from anatomask.data.addresses import public_address
+from anatomask.data.samples import Draw, SampleSequence
+from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Storage
+from anatomask.errors import UserError
+from anatomask.nested import plain
+from anatomask.runs.folder import run_folder
+from anatomask.training.job import TrainingJob
+from anatomask.weights.files import describe_architecture
+
+if TYPE_CHECKING:  # the driver needs no network
+    from anatomask.training.task import Task
+
+Config = PretrainConfig | FinetuneConfig
+
+
+def open_data(config: Config) -> PreparedDataset:
+    """Open the data set of a training.
+
+    Raises:
+        UserError: the data set is missing, or has other channels than the network.
+    """
+    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
+    channels = dataset.channel_names
+    if len(channels) != config.network.in_channels:
+        raise UserError(
+            f"{dataset.shown} has {len(channels)} channels ({', '.join(channels)}); "
+            f"set --network.in-channels {len(channels)}"
+        )
+    return dataset
+
+
+def describe_weights(config: Config, dataset: PreparedDataset, classes: int | None = None) -> dict[str, Any]:
+    """Return the fields that the headers of pretrained and finetuned weights share; `classes` is for the latter."""
+    return {
+        "format": 1,
+        "architecture": describe_architecture(config.network, classes),
+        "patch_size": list(config.loader.patch_size),
+        "spacing": list(dataset.spacing),
+        "fingerprint": dataset.fingerprint.to_dict(),
+        "dataset": dataset.name,
+        "data": public_address(dataset.path),
+    }
+
+
+def training_job(
+    config: Config,
+    verb: str,
+    dataset: PreparedDataset,
+    cases: tuple[str, ...],
+    draw: Draw,
+    build_task: Callable[[torch.device], Task],
+    inputs: Mapping[str, str],
+    stages: int | None = None,
+    origin: str = "",
+) -> TrainingJob:
+    """Compose the job of a training.
+
+    Args:
+        config: settings of the run.
+        verb: name of the stage, with which the name of the run's folder begins.
+        dataset: prepared data set.
+        cases: cases from which samples are drawn.
+        draw: how a sample of a case is drawn.
+        build_task: function that builds what a worker trains.
+        inputs: digest of each input, by the field of the settings that names it.
+        stages: number of encoder stages that are trained. Default: all.
+        origin: sentence on what the training starts from, for the run's journal.
+    """
+    return TrainingJob(
+        run=run_folder(config.runs, config.name, verb, config.data, plain(config), inputs),
+        data=dataset.storage,
+        sequence=SampleSequence(cases, config.seed),
+        draw=draw,
+        build_task=build_task,
+        loader=config.loader,
+        training=config.training,
+        optimiser=config.optimiser,
+        seed=config.seed,
+        settings=plain(config),
+        origin=origin,
+        inputs=inputs,
+        largest_stride=max(config.network.strides[:stages]),
+    )
