@@ -1,4 +1,4 @@
-"""Many chains of pretraining, finetuning and scoring: `anatomask sweep`, one trial for each point of a space.
+"""Sweeps: `anatomask sweep` runs chains of pretraining, finetuning and scoring, one trial for each point of a space.
 
 A trial pretrains with the fields of its point, finetunes on each data set from those weights, and scores each network
 with `evaluate`; its value is the mean DSC over the data sets. Trials are scored on validation cases where a data set
@@ -6,30 +6,26 @@ has labelled ones (`--split auto`), so that choosing among them leaves the test 
 with `anatomask evaluate --split test` afterwards. The validation cases choose each network's checkpoint as well, so
 the table flatters all trials alike.
 
-The same command after a kill goes on: finished trials stay, unfinished ones continue from their runs' checkpoints,
-failed ones are tried again. In the sweep's folder:
+The same command after a kill continues: finished trials stay, unfinished ones continue from their runs' checkpoints,
+failed ones are tried again. The sweep's folder holds:
 
-    study.db                 Optuna's study, which says how each trial ended
+    study.db                 Optuna's study, which records how each trial ended
     000-mask_ratio=0.6/      links to a trial's runs: pretrain; finetune-<data> and evaluate-<data> for each data set
     sweep.csv                the table
-    tune.log, tune/          what Ray Tune says and keeps; the traceback of a trial that failed
+    tune.log, tune/          Ray Tune's output and state; the traceback of a trial that failed
 
 The runs themselves lie in the store (`anatomask.runs.store`): what trials or sweeps have in common is made once.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import optuna
 from optuna.trial import TrialState
-from ray import tune
 from rich.console import Console
 
 from anatomask.cluster import DRIVERS, TrainingResources, divide, local_total, running, trial_resources
@@ -37,7 +33,6 @@ from anatomask.config import SweepConfig
 from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.evaluation.results import SUMMARY_FILE
 from anatomask.files import write_text
 from anatomask.nested import plain
 from anatomask.plugins import plugin_digests
@@ -48,43 +43,32 @@ from anatomask.stages import evaluate, finetune, pretrain
 from anatomask.stages.jobs import all_settings, kept_from_others
 from anatomask.sweeps.chain import Chain, build_chain
 from anatomask.sweeps.graph import Stage, unique
-from anatomask.sweeps.space import Point, Space, Table, load_space
-from anatomask.sweeps.study import (
-    METRIC,
-    SCORES,
-    TRIAL,
-    StudySearch,
-    latest_trials,
-    open_study,
-    shown_name,
-    trial_name,
-    trials_left,
-)
+from anatomask.sweeps.space import Space, Table, load_space
+from anatomask.sweeps.study import SCORES, StudySearch, latest_trials, open_study, shown_name, trial_name, trials_left
+from anatomask.sweeps.trials import following_trials, run_trials
 from anatomask.terminal.printing import remark
-from anatomask.terminal.progress import NewLines, last_row, polling, progress_shown
-from anatomask.training.journal import JOURNAL, METRICS
+from anatomask.terminal.progress import NewLines
+from anatomask.training.journal import JOURNAL
 from anatomask.training.ray_train import fit
-
-TUNE_LOG = "tune.log"
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a sweep has to do."""
+    """Amount of work of a sweep."""
 
     trainings: int
-    """Different trainings of all trials whose points are known."""
+    """Number of different trainings of all trials whose points are known."""
     done: int
-    """Those of them that are finished in the store."""
+    """Number of these trainings that are finished in the store."""
     updates: int
-    """Updates of one trial."""
+    """Number of updates of one trial."""
 
 
 def check(chain: Chain, space: Space) -> Work:
     """Build the stages of every row of a table, or of one point of a search, before anything is started.
 
     Raises:
-        UserError: what cannot work.
+        UserError: a stage cannot work, or the machine is too small.
     """
     if chain.config.cluster.address == "local":
         divide(local_total(), chain.config.cluster, chain.config.concurrent)
@@ -101,7 +85,7 @@ def check(chain: Chain, space: Space) -> Work:
 
 
 def stage(config: SweepConfig, *, overwrite: bool) -> int:
-    """Run the sweep, or go on with it; returns 1 when a trial failed."""
+    """Run the sweep, or continue it; return 1 if a trial failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = load_space(config.space)
     chain = build_chain(config)
@@ -115,7 +99,7 @@ def stage(config: SweepConfig, *, overwrite: bool) -> int:
 
 
 def run_sweep(chain: Chain, space: Space, updates: int) -> int:
-    """The trials that are left, of so many updates each, then the table; returns 1 when a trial failed."""
+    """Run the trials that are left, of `updates` updates each, then report; return 1 if a trial failed."""
     config = chain.config
     study = open_study(chain.folder, space)
     left = trials_left(study, space, config.trials)
@@ -125,7 +109,8 @@ def run_sweep(chain: Chain, space: Space, updates: int) -> int:
         with running(config.cluster):
             resources = trial_resources(config.cluster, config.concurrent)
             with following_trials(chain, total, updates):
-                failures = run_trials(chain, resources, StudySearch(study, space, config.seed), left)
+                run = partial(run_stage, resources=resources)
+                failures = run_trials(chain, StudySearch(study, space, config.seed), left, run)
         if trials_left(study, space, config.trials) > len(failures):
             raise KeyboardInterrupt
     report(chain, study, space)
@@ -134,60 +119,12 @@ def run_sweep(chain: Chain, space: Space, updates: int) -> int:
     return 1 if failures else 0
 
 
-def run_trials(chain: Chain, resources: TrainingResources, search: StudySearch, count: int) -> dict[str, str]:
-    """Run `count` trials; why each of those that failed did, by the trial's name and point."""
-
-    def trial(point: dict[str, Any]) -> None:
-        fields = {name: value for name, value in point.items() if name != TRIAL}
-        scores = run_trial(chain, resources, point[TRIAL], fields)
-        tune.report({METRIC: float(np.mean(list(scores.values()))), SCORES: scores})
-
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failure is reported at the end, in one message
-    # A trial that held a CPU could leave none for the trainers that it starts.
-    only_a_driver = tune.PlacementGroupFactory([{DRIVERS: 1}])
-    tuner = tune.Tuner(
-        tune.with_resources(trial, only_a_driver),
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            num_samples=count,
-            max_concurrent_trials=chain.config.concurrent,
-            trial_name_creator=lambda trial: trial.config[TRIAL],
-            trial_dirname_creator=lambda trial: trial.config[TRIAL],
-        ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(chain.folder), verbose=0),
-    )
-    with (chain.folder / TUNE_LOG).open("a", encoding="utf-8", errors="backslashreplace") as log, redirect_stdout(log):
-        results = tuner.fit()
-    ended = [results[index] for index in range(len(results))]
-    return {str((result.config or {})[TRIAL]): _reason(result.error) for result in ended if result.error is not None}
-
-
-def run_trial(chain: Chain, resources: TrainingResources, trial: str, point: Point) -> dict[str, float]:
-    """Run what is not finished of a trial's stages, here or elsewhere. Returns the DSC of each data set.
+def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: TrainingResources) -> None:
+    """Run what is not finished of a stage in `folder`; `needed` are the runs that its settings name.
 
     Raises:
-        UserError: what a stage found wrong.
+        UserError: the stage refused its input, or a case could not be scored.
     """
-    stages = chain.stages(point)
-    for link, one in stages.items():
-        chain.store.link(chain.folder / trial / link, one.name)
-        with chain.store.claimed(one.name) as folder:
-            run_stage(
-                one, folder, {name: str(chain.store.path(need.name)) for name, need in one.needs.items()}, resources
-            )
-    scores = {}
-    for one in stages.values():
-        if one.verb == "evaluate":
-            folder = chain.store.path(one.name)
-            score = Storage(folder).read_json(SUMMARY_FILE)["dsc"]["mean"]
-            if score is None:
-                raise UserError(f"{folder}: no scored case holds any class")
-            scores[folder_name(one.config.data)] = score
-    return scores
-
-
-def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: TrainingResources) -> None:
-    """Run a stage in `folder`, from the runs that its settings need, or what of it is not finished."""
     if one.verb == "evaluate":
         for case, reason in evaluate.score_run(replace(one.config, out=str(folder), **needed)).items():
             raise UserError(f"{folder}: {case} could not be scored: {reason}")
@@ -228,7 +165,7 @@ def report(chain: Chain, study: optuna.Study, space: Space) -> None:
 
 
 def plan(config: SweepConfig) -> list[tuple[str, str]]:
-    """What would be done, for `--dry-run`."""
+    """Return the rows of the dry run."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = load_space(config.space)
     chain = build_chain(config)
@@ -258,29 +195,3 @@ def _shown_resources(config: SweepConfig) -> str:
     readers = resources.workers * resources.readers
     each = ", ".join(f"{amount:g} {kind}" for kind, amount in resources.per_worker.items())
     return f"{resources.workers} workers of {each} and {readers} readers of {resources.reader_cpus:g} CPU"
-
-
-@contextmanager
-def following_trials(chain: Chain, trials: int, updates: int) -> Iterator[None]:
-    """While trials run (elsewhere), show the updates that they have made and the networks that are scored."""
-    networks = trials * len(chain.config.finetune_data)
-
-    def show() -> None:
-        scored = len(list(chain.folder.glob(f"[0-9]*/*/{SUMMARY_FILE}")))
-        progress.update(bar, completed=updates_made(chain.folder), detail=f"{scored}/{networks} scored")
-
-    with progress_shown() as progress:
-        bar = progress.add_task("sweep", total=trials * updates, detail="")
-        with polling(show):
-            yield
-
-
-def updates_made(folder: Path) -> int:
-    """Updates of all the runs of a sweep."""
-    rows = (last_row(metrics) for metrics in folder.glob(f"[0-9]*/*/{METRICS}"))
-    return sum(int(row["step"]) for row in rows if row is not None)
-
-
-def _reason(error: Exception) -> str:
-    cause = getattr(error, "cause", None) or error
-    return str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"

@@ -17,8 +17,8 @@ import optuna
 from optuna.trial import TrialState
 from safetensors import safe_open
 
-from anatomask.stages.sweep import updates_made
 from anatomask.sweeps.study import trial_name
+from anatomask.sweeps.trials import updates_made
 from anatomask.terminal.progress import last_row
 from anatomask.training.checkpoints import Checkpoints
 

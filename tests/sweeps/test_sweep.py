@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ from anatomask.nested import overlay_dotted, plain
 from anatomask.plugins import plugin_files
 from anatomask.recipes import RECIPES
 from anatomask.reports.sweeps import paper_ablation
-from anatomask.stages.sweep import Work, check, run_trial
+from anatomask.stages.sweep import Work, check, run_stage
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.graph import unique
 from anatomask.sweeps.space import Search, Space, Table, grid, load_space, space_names
 from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, latest_trials, open_study, trials_left
+from anatomask.sweeps.trials import run_trial
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.job import TrainingJob
 from tests.bad_input.world import RESOURCES, train_here, without_ray
@@ -361,10 +363,10 @@ def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
         argv += [f"--{stage}.training.epochs", "1", f"--{stage}.training.steps-per-epoch", "1"]
         argv += [f"--{stage}.optimiser.warmup-epochs", "0", f"--{stage}.training.batch-size", "1"]
     points = [{"method.mask_ratio": ratio} for ratio in (0.6, 0.8, 0.6)]
-    found = []
+    found, run = [], partial(run_stage, resources=RESOURCES)
     for name in ("one", "other"):
         chain = build_chain(parse("sweep", [*argv, "--name", name], RECIPES).config)
-        found.append([run_trial(chain, RESOURCES, f"00{k}", point) for k, point in enumerate(points)])
+        found.append([run_trial(chain, f"00{k}", point, run) for k, point in enumerate(points)])
         links = sorted(path.name for path in (chain.folder / "002").iterdir())
         data = Path(labelled.path).name
         assert links == [f"evaluate-{data}", f"finetune-{data}", "pretrain"]
