@@ -1,4 +1,4 @@
-"""Weights and scans from Python, with torch alone: what `anatomask` exports to a notebook. See docs/python.md."""
+"""Python interface, on torch alone: weights and scans in a notebook. See docs/python.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from anatomask.weights.files import encoder_tensors, load_matching, network_of, 
 from anatomask.weights.header import require_fields
 
 Source = str | Path
-"""A run's folder, a folder of weights, or a `.safetensors` file of ours."""
+"""Path of weights: a run's folder, a folder of weights, or a `.safetensors` file of ours."""
 
 
 def load_encoder(source: Source, checkpoint: str = "last") -> Encoder:
@@ -35,7 +35,7 @@ def load_encoder(source: Source, checkpoint: str = "last") -> Encoder:
 
     Args:
         source: a run's folder, a folder of weights (imported ones, too), or a `.safetensors` file of ours.
-        checkpoint: of a run: `last` or `best`.
+        checkpoint: checkpoint of a run, `last` or `best`.
 
     Returns:
         The encoder on the CPU, in eval mode, with the stages that were trained: `encoder(volume)` turns
@@ -57,7 +57,7 @@ def load_network(source: Source, checkpoint: str = "best") -> Segmenter:
 
     Args:
         source: as in `load_encoder`.
-        checkpoint: of a run: `best` (the last where none was chosen), or `last`.
+        checkpoint: checkpoint of a run, `best` (the last where none was chosen) or `last`.
 
     Returns:
         The network on the CPU, in eval mode: `network(volume)[0]` are the logits (B, classes + 1, D, H, W) of
@@ -93,15 +93,15 @@ def prepare_scan(scan: Scan, source: Source | Mapping[str, Any]) -> PreparedScan
 
     Args:
         scan: from `read_scan`.
-        source: as in `load_encoder`, whose header says spacing and normalisation; or these fields as a mapping,
-            `spacing` (mm) and `fingerprint` (as in `model.json`).
+        source: weights as in `load_encoder`, whose header gives spacing and normalisation; or these fields as a
+            mapping, `spacing` (mm) and `fingerprint` (as in `model.json`).
 
     Returns:
         `volume` (C, D, H, W) float32, normalised, axes right-anterior-superior; `spacing` in mm; `affine`.
 
     Raises:
-        UserError: the weights do not say how their data were normalised, the scan has other channels, is constant, or
-            takes more memory than is free.
+        UserError: the header lacks the normalisation of the training data, or the scan has other channels, is
+            constant, or takes more memory than is free.
     """
     header = source if isinstance(source, Mapping) else read_source(source).header
     shown = "the mapping" if isinstance(source, Mapping) else source
@@ -133,15 +133,15 @@ def features(encoder: Encoder, volume: Tensor) -> list[Tensor]:
 def self_mask(source: Source, scan: PreparedScan, masks: int = 4, seed: int = 0, checkpoint: str = "last") -> Picture:
     """Find what a pretrained method would hide of a scan: its self-mask, and the patch losses that lead to it.
 
-    As in section 3.2 of the paper: the teacher reconstructs the scan under random masks, and the patches that it
-    reconstructs worst are hidden, filled up at random. As many are hard as at the end of the training.
+    As in section 3.2 of the paper, the teacher reconstructs the scan under random masks; the patches that it
+    reconstructs worst are hidden, and random ones until the mask is full. Their share is the largest of the training.
 
     Args:
-        source: of a pretraining by a masked method.
-        scan: from `prepare_scan`. A whole scan takes memory: cut `stored` to a box of some crops where it is too large.
+        source: weights of a pretraining by a masked method, as in `load_encoder`.
+        scan: from `prepare_scan`. Where a whole scan takes too much memory, cut its `stored` to a box.
         masks: number of random masks, over which patch losses are averaged.
-        seed: decides the masks.
-        checkpoint: of a run: `last` or `best`.
+        seed: seed of the masks.
+        checkpoint: checkpoint of a run, `last` or `best`.
 
     Returns:
         `patch_loss` (d, h, w), NaN where a patch was never hidden; `self_mask` (d, h, w) bool, True = hidden; and
@@ -173,10 +173,10 @@ def predict(
     """Segment a scan, as `anatomask predict` and `anatomask evaluate` do with the same weights.
 
     Args:
-        run: a finetuning, as in `load_encoder`; or several, which are averaged.
+        run: weights of a finetuning, as in `load_encoder`; or several, which are averaged.
         scan: from `read_scan`.
-        checkpoint: of a run: `best` (the last where none was chosen), or `last`.
-        inference: how windows slide. Default: the settings of `anatomask predict`.
+        checkpoint: checkpoint of a run, `best` (the last where none was chosen) or `last`.
+        inference: settings of the sliding windows. Default: the settings of `anatomask predict`.
         device: where the network computes. Default: a GPU where there is one.
 
     Returns:
@@ -208,15 +208,15 @@ def score_case(
         prediction: (D, H, W) whole numbers.
         reference: (D, H, W) whole numbers, the ground truth.
         spacing_mm: voxel size in mm along D, H, W.
-        labels: the labels to score, from 1 on.
-        tolerance_mm: of the NSD, for all labels or for each.
+        labels: labels to score, from 1 on.
+        tolerance_mm: tolerance of the NSD in mm, for all labels or for each.
 
     Returns:
         For each label `dsc` and `nsd`, fractions that are NaN where the reference lacks the label, and `voxels` of
         the reference.
 
     Raises:
-        ValueError: the shapes differ, values are no whole numbers, a label is below 1, or lacks a tolerance.
+        ValueError: the shapes differ, values are not whole numbers, or a label is below 1 or lacks a tolerance.
     """
     chosen = [int(label) for label in labels]
     if not chosen or min(chosen) < 1:

@@ -51,7 +51,7 @@ class TrainingResources:
 
     @property
     def per_worker(self) -> dict[str, float]:
-        """Return the Ray resources of one training worker."""
+        """Ray resources of one training worker."""
         return {"CPU": self.worker_cpus, **({"GPU": 1.0} if self.gpu else {})}
 
 

@@ -272,7 +272,7 @@ class ImportWeightsConfig(Settings):
     """Settings of turning weights that others have published into a folder that `finetune --init` reads."""
 
     file: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
-    """A checkpoint of the published AnatoMask or SparK-3D code, STU-Net's weights, or a file of export-weights."""
+    """Checkpoint of the published AnatoMask or SparK-3D code, STU-Net's weights, or file of export-weights."""
     output: str
     """Folder to write."""
     allow_missing: tuple[str, ...] = ()

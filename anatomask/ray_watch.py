@@ -49,7 +49,7 @@ def probe(address: str) -> None:
         UserError: no Ray answers within seconds.
     """
     client = address.startswith("ray://")
-    # One that asks for a token has answered, and so has the server for Ray's clients, which knows no such question.
+    # A cluster that asks for a token has answered, and so has the server for Ray's clients, which lacks this call.
     answers = {grpc.StatusCode.UNAUTHENTICATED} | ({grpc.StatusCode.UNIMPLEMENTED} if client else set())
     try:
         place = address.removeprefix("ray://") if client else canonicalize_bootstrap_address(address) or ""

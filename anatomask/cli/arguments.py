@@ -31,7 +31,7 @@ METHOD_FLAG = {"pretrain": "--method", "sweep": "--pretrain.method"}
 """Verbs that pretrain -> the flag that chooses the method."""
 NETWORK_FLAG = "--network"
 TRAINING_VERBS = ("pretrain", "finetune", "sweep")
-"""The verbs that know this flag, which chooses the backbone."""
+"""Verbs that know this flag, which chooses the backbone."""
 REPEATED = {"predict": "--run", "report": "--runs"}
 """Verbs -> the flag of theirs that takes several values, and may be given several times."""
 

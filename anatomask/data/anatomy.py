@@ -1,4 +1,4 @@
-"""What a scan shows of the body, whatever its header says: where the body is, and in a CT the spine and the lungs.
+"""Anatomy in a scan, whatever its header says: where the body is, and in a CT the spine and the lungs.
 
 All of it works on a coarse copy of the volume, in RAS axes. The limits were set on 203 head-and-neck CTs and on CTs
 of chest, abdomen and trunk: as they lie, none of them contradicts its header; turned over, those of the trunk do.

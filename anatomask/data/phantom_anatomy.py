@@ -119,7 +119,7 @@ class Painter:
         return np.asarray(np.maximum.reduce(heights), dtype=np.float32)
 
     def tissue(self) -> None:
-        """Skin, fat, the muscular wall, and the fat of chest and belly."""
+        """Paint skin, fat, the muscular wall, and the fat of chest and belly."""
         canvas = self.canvas
         canvas.paint(self.skin, 5)
         canvas.paint(self.skin - 2.5, self.textured(-105, 6, EVERYWHERE))

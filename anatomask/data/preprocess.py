@@ -99,13 +99,13 @@ class TargetGrid:
     """The grid to which a scan is resampled."""
 
     to_ras: np.ndarray
-    """(3, 2) orientation, as of nibabel, that turns the scan's axes to RAS."""
+    """Orientation (3, 2), as of nibabel, that turns the scan's axes to RAS."""
     shape: tuple[int, int, int]
     """Voxels in RAS axes."""
     separate: int | None
     """RAS axis of thick slices, which are resampled one by one."""
     affine: np.ndarray
-    """(4, 4) voxel indices to mm."""
+    """Matrix (4, 4) from voxel indices to mm."""
 
 
 def target_grid(shape: Sequence[int], affine: np.ndarray, spacing: Sequence[float]) -> TargetGrid:

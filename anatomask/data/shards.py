@@ -173,7 +173,7 @@ class PreparedDataset:
 
     @property
     def shown(self) -> str:
-        """Return the location without credentials, for messages."""
+        """Location without credentials, for messages."""
         return self.storage.show()
 
     @property

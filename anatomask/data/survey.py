@@ -65,7 +65,7 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """The images of one case."""
+    """Facts of the images of one case."""
 
     shape: Shape
     """Shape in RAS axes."""
@@ -85,7 +85,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class LabelFacts:
-    """The label map of one case."""
+    """Facts of the label map of one case."""
 
     classes: Mapping[int, ClassFacts]
     """Classes that the label map holds."""

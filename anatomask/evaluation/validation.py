@@ -65,7 +65,7 @@ class Validation:
     """
 
     storage: Storage
-    """Where the prepared data lie."""
+    """Folder of the prepared data."""
     cases: tuple[str, ...]
     patch_size: tuple[int, int, int]
     """Voxels of a window."""
@@ -73,7 +73,7 @@ class Validation:
 
     @cached_property
     def dataset(self) -> PreparedDataset:
-        """The data set, opened at its first use."""
+        """Data set, opened on first use."""
         return PreparedDataset.open(self.storage)
 
     def __call__(self, network: nn.Module, device: torch.device) -> Validated:

@@ -151,7 +151,7 @@ class AnatoMaskConfig(MethodConfig):
         return replace(self, sparse_backend="blocks") if self.sparse_backend == "spconv" else self
 
     def plan(self, loader: LoaderConfig, spacing: Sequence[float]) -> list[tuple[str, str]]:
-        """Say how large a hidden patch is, how many a crop has, among which masks are drawn, and what computes."""
+        """Return rows on the size and number of patches, on the choice of the hidden ones, and on the backend."""
         size = " x ".join(f"{self.patch * side:g}" for side in spacing)
         patches = math.prod(edge // self.patch for edge in loader.patch_size)
         among = "of all patches" if self.among == "all" else f"of those with {self.among} in them"

@@ -1,7 +1,7 @@
-"""Score a finetuned run: predict each case of a split on its original grid, then DSC and NSD per case and class.
+"""Evaluation of a finetuned run: each case of a split is predicted on its original grid and scored by DSC and NSD.
 
-One Ray task per case. It writes the prediction and then its scores, so a case is finished when its scores exist, and
-the same command after a kill goes on with the others. In the run's folder, or in `--out`:
+One Ray task per case writes the prediction and then its scores. So a case is finished when its scores exist, and the
+same command after a kill continues with the others. The run's folder, or `--out`, then holds:
 
     predictions/<case>.nii.gz   label map on the grid of the source
     predictions/<case>.csv      its scores
@@ -41,7 +41,7 @@ from anatomask.weights.tensor_files import Weights
 
 
 def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
-    """Rows of the dry run."""
+    """Return the rows of the dry run."""
     weights, dataset = _open(config)
     split = scored_split(config, weights.header, dataset)
     cases = labelled_cases(dataset, split)
@@ -66,7 +66,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
 
 
 def stage(config: EvaluateConfig, *, overwrite: bool = False) -> int:
-    """Evaluate what is not finished yet, then write the tables; returns 1 when a case failed."""
+    """Evaluate what is not finished yet, then write the tables; return 1 if a case failed."""
     failures = score_run(config, overwrite=overwrite)
     for case, reason in failures.items():
         Console(stderr=True).print(f"{case}: {reason}", markup=False, highlight=False, style="red", soft_wrap=True)
@@ -74,7 +74,7 @@ def stage(config: EvaluateConfig, *, overwrite: bool = False) -> int:
 
 
 def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, str]:
-    """Evaluate what is not finished yet, then write and print the tables; why each of the cases that failed did."""
+    """Evaluate what is not finished yet, then write and print the tables; return the reason of each failed case."""
     weights, dataset = _open(config)
     split = scored_split(config, weights.header, dataset)
     cases = labelled_cases(dataset, split)
@@ -101,7 +101,7 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
 
 
 def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:
-    """The weights of the run, and the data set, once both are known to fit."""
+    """Open the weights of the run and the data set, and check that they fit."""
     source = find_weights(config.run, config.checkpoint)
     weights = read_network(source)
     if not config.data:
@@ -133,10 +133,10 @@ def scored_split(config: EvaluateConfig, header: Mapping[str, Any], dataset: Pre
 
 
 def labelled_cases(dataset: PreparedDataset, split: str) -> list[str]:
-    """The cases of the split, sorted.
+    """Return the cases of the split, sorted.
 
     Raises:
-        UserError: there are none, or none has labels.
+        UserError: the split has no cases, or none with labels.
     """
     cases = sorted(dataset.splits.get(split, ()))
     if not any(dataset.records[case].labelled for case in cases):
@@ -150,7 +150,7 @@ def labelled_cases(dataset: PreparedDataset, split: str) -> list[str]:
 def evaluate_cases(
     evaluation: Evaluation, weights: Weights, cases: Sequence[str], cluster: ClusterConfig
 ) -> dict[str, str]:
-    """Evaluate the cases, one Ray task each; returns why each of those that failed did."""
+    """Evaluate the cases, one Ray task each; return the reason of each that failed."""
     patch = weights.header["patch_size"]
     needs = {case: bytes_to_evaluate(evaluation.dataset, case, patch, evaluation.inference) for case in cases}
     with running(cluster), outages_told(evaluation.dataset.storage):

@@ -1,4 +1,4 @@
-"""Write the weights of a run for other programs: `anatomask export-weights RUN --format nnunet`. Needs no Ray."""
+"""Export of a run's weights to other programs: `anatomask export-weights RUN --format nnunet`. It needs no Ray."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from anatomask.weights.files import find_weights, read_weights
 
 
 def plan(config: ExportWeightsConfig) -> list[tuple[str, str]]:
-    """Rows of the dry run."""
+    """Return the rows of the dry run."""
     path, export = build_export(config)
     return [("from", str(find_weights(config.run, config.checkpoint))), ("file", str(path)), *describe(export)]
 
 
 def stage(config: ExportWeightsConfig, *, overwrite: bool) -> int:
-    """Write the file, and say what is in it and what is not."""
+    """Write the file, and print what it holds and what it leaves out."""
     path, export = build_export(config)
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: choose another --output, or --overwrite it")
@@ -34,14 +34,22 @@ def stage(config: ExportWeightsConfig, *, overwrite: bool) -> int:
 
 
 def build_export(config: ExportWeightsConfig) -> tuple[Path, Export]:
-    """The file and what goes into it. UserError when there are no such weights, or the file's ending is no good."""
+    """Return the path of the file and its content.
+
+    Raises:
+        UserError: there are no such weights, or the file's ending does not belong to the format.
+    """
     path = output_path(config)
     weights = read_weights(find_weights(config.run, config.checkpoint))
     return path, export_weights(weights, config.format, path.suffix, config.in_channels)
 
 
 def output_path(config: ExportWeightsConfig) -> Path:
-    """`--output`, or a file of the usual name in that folder. UserError for an ending that nothing would read."""
+    """Return `--output`, or a file of the usual name in that folder.
+
+    Raises:
+        UserError: no program would read a file with this ending.
+    """
     endings = ENDINGS[config.format]
     path = Path(config.output or Path(config.run) / "exported").absolute()
     if path.is_dir() or not path.suffix:
@@ -55,7 +63,7 @@ def output_path(config: ExportWeightsConfig) -> Path:
 
 
 def describe(export: Export) -> list[tuple[str, str]]:
-    """What goes out, what completes it, and what stays behind: titles and texts."""
+    """Return titles and texts of what is exported, what completes it, and what is left out."""
     rows = [("tensors", f"{export.exported}")]
     if export.fresh:
         rows.append(("freshly drawn, not trained", _grouped(export.fresh, 1)))

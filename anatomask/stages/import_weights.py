@@ -1,4 +1,4 @@
-"""Make published weights ours: `anatomask import-weights FILE --output FOLDER`. Needs no Ray."""
+"""Import of published weights: `anatomask import-weights FILE --output FOLDER`. It needs no Ray."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from anatomask.weights.tensor_files import Weights, read_described
 
 
 def plan(config: ImportWeightsConfig) -> list[tuple[str, str]]:
-    """Rows of the dry run: the file is read and checked."""
+    """Read and check the file; return the rows of the dry run."""
     return [*describe(read_file(config)), ("folder", config.output)]
 
 
 def stage(config: ImportWeightsConfig, *, overwrite: bool) -> int:
-    """Write the folder, and say what was transferred and what was not."""
+    """Write the folder, and print what was transferred and what was not."""
     folder = Path(config.output)
     check_folder(folder, overwrite)
     weights = read_file(config)
@@ -38,7 +38,11 @@ def stage(config: ImportWeightsConfig, *, overwrite: bool) -> int:
 
 
 def read_file(config: ImportWeightsConfig) -> Weights:
-    """The weights in the file, as ours. UserError as `read_foreign_weights`."""
+    """Read the weights in the file, in our form.
+
+    Raises:
+        UserError: as `read_foreign_weights`.
+    """
     path = Path(config.file)
     if path.suffix == ".safetensors":
         return read_described(path)
@@ -67,7 +71,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 
 
 def describe(weights: Weights) -> list[tuple[str, str]]:
-    """What was read: titles and texts, a row for each tensor that was not transferred."""
+    """Return titles and texts of what was read, a row for each tensor that was not transferred."""
     header = weights.header
     network, kind = network_of(header), str(header.get("kind"))
     what = {"pretraining": "pretrained encoder", "segmentation": "segmentation network"}.get(kind)

@@ -1,4 +1,4 @@
-"""What the two training stages share: running a job to its end."""
+"""Common parts of the two training stages: running a job to its end."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overwrite: bool) -> None:
-    """Train, or go on with it, and show its progress.
+    """Train, or continue where an earlier call ended, and show the progress.
 
     Raises:
-        UserError: the run's folder holds another run or is in use, the cluster is too small, or a worker found bad
+        UserError: the run's folder holds another run or is in use, the cluster is too small, a worker found bad
             input, or Ray died.
     """
     refuse_wrong_gradients_here(job, cluster)
@@ -58,7 +58,7 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
 
 @contextmanager
 def end_noted(run: Path) -> Iterator[None]:
-    """Add to the journal of a run that Ray died; what else ends it is noted where it happens."""
+    """Note in the journal of a run that Ray died; what else ends a run is noted where it happens."""
     try:
         yield
     except RayGone as error:
@@ -68,7 +68,11 @@ def end_noted(run: Path) -> Iterator[None]:
 
 @contextmanager
 def kept_from_others(folder: Path) -> Iterator[None]:
-    """Keep the folder of a run or a sweep from other processes. Raises UserError where one has it."""
+    """Keep the folder of a run or a sweep from other processes.
+
+    Raises:
+        UserError: another process uses it.
+    """
     with exclusive_lock(folder.with_name(f".{folder.name}.lock")) as mine:
         if not mine:
             raise UserError(f"{folder} is in use by another process; wait for its end, or choose another --name")
@@ -86,9 +90,12 @@ def refuse_wrong_gradients_here(job: TrainingJob, cluster: ClusterConfig) -> Non
 
 
 def require_memory_here(config: PretrainConfig | FinetuneConfig) -> None:
-    """Raise UserError where an update is far beyond the memory of this machine.
+    """Check that an update fits roughly into the memory of this machine.
 
-    On a cluster, what its nodes have is not known before they are asked.
+    On a cluster, the memory of its nodes is not known before Ray starts.
+
+    Raises:
+        UserError: the update is far beyond the memory.
     """
     cluster = config.cluster
     if cluster.address == "local":
@@ -98,7 +105,7 @@ def require_memory_here(config: PretrainConfig | FinetuneConfig) -> None:
 
 
 def _update_cost(config: PretrainConfig | FinetuneConfig) -> StepCost:
-    """Count what an update takes, which takes seconds."""
+    """Count what an update takes, which needs seconds."""
     from anatomask.stages import costs
 
     if isinstance(config, PretrainConfig):
@@ -107,5 +114,5 @@ def _update_cost(config: PretrainConfig | FinetuneConfig) -> StepCost:
 
 
 def all_settings() -> dict[str, Any]:
-    """Those of both kinds of trainings, with some value or other."""
+    """Return the fields of both kinds of trainings, with arbitrary values."""
     return plain(FinetuneConfig(data="")) | plain(PretrainConfig(data=""))

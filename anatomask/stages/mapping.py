@@ -1,4 +1,4 @@
-"""Mapping a function over the cases of a data set by Ray Data tasks."""
+"""Ray Data tasks that map a function over the cases of a data set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anatomask.cluster import memory_of_tasks
 from anatomask.data.memory import TooLarge
 
 MOST_TASKS = 2000
-"""Beyond this many items, a task takes several: Ray's own bookkeeping would show."""
+"""Number of items beyond which a task takes several: Ray's own bookkeeping would show."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Refused:
-    """An item that needs more memory than its task may take."""
+    """Item that needs more memory than its task may take."""
 
     item: Any
     error: TooLarge
@@ -39,14 +39,14 @@ def mapped_within_memory(
     work: Callable[..., Result],
     refused: Callable[[Item, TooLarge], Result],
 ) -> Generator[Result, None, None]:
-    """As `mapped`, but no task takes more memory than there is for it: large items follow, as few at once as fit.
+    """Map `work` as `mapped` does, with no task above its memory; large items come last, fewer at once.
 
     Args:
-        progress: where the bars are drawn.
-        title: of the bar.
-        items: what is worked on.
-        work: of an item and the bytes of `memory` that it may take; raises TooLarge before it takes more.
-        refused: the result of an item that is too large for a machine that does nothing else.
+        progress: display of the bars.
+        title: title of the bar.
+        items: arguments of `work`.
+        work: function of an item and the bytes of `memory` that it may take; it raises TooLarge before it takes more.
+        refused: result of an item that is too large for a machine that does nothing else.
     """
     share, most = memory_of_tasks(len(items))
     large: list[Refused] = []
@@ -68,7 +68,7 @@ def mapped_within_memory(
 
 
 def attempt(work: Callable[..., Result], memory: int, item: Item) -> Result | Refused:
-    """The result of `work`, or what of it did not fit into `memory`."""
+    """Return the result of `work`, or the item if it does not fit into `memory`."""
     try:
         return work(item, memory=memory)
     except TooLarge as error:
@@ -78,10 +78,10 @@ def attempt(work: Callable[..., Result], memory: int, item: Item) -> Result | Re
 def mapped(
     progress: Progress, title: str, items: Sequence[Item], work: Callable[[Item], Result], memory: int = 0
 ) -> Generator[Result, None, None]:
-    """`work` over the items, results as they come, with a bar. Close it before Ray is shut down.
+    """Map `work` over the items and yield results as they come, with a bar. Close it before Ray is shut down.
 
-    Ray Data carries positions and pickled results; the items and what `work` holds go to the workers once. Each task
-    reserves `memory` bytes, so that as many run at once as have room.
+    Ray Data carries positions and pickled results; the items and what `work` holds are sent to the workers once. Each
+    task reserves `memory` bytes, so that as many run at once as have room.
     """
     if not items:
         return

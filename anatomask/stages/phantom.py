@@ -1,4 +1,4 @@
-"""Write phantom scans: CT-like volumes with organ labels, in the layout of TotalSegmentator v1."""
+"""Phantom scans: CT-like volumes with organ labels, in the layout of TotalSegmentator v1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def stage(config: PhantomConfig, *, overwrite: bool) -> int:
 
 
 def plan(config: PhantomConfig) -> list[tuple[str, str]]:
-    """What would be written."""
+    """Return the rows of the dry run."""
     voxels = config.cases * config.size**3
     return [
         ("cases", str(config.cases)),

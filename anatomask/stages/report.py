@@ -1,4 +1,4 @@
-"""Put any number of evaluated runs into one table (terminal, Markdown, CSV) and one figure of overlays per data set.
+"""Report: a table of any number of evaluated runs (terminal, Markdown, CSV), and overlays per data set.
 
 Runs that differ by their fold alone are one row.
 """
@@ -22,7 +22,7 @@ TABLE = "table.csv"
 
 
 def plan(config: ReportConfig) -> list[tuple[str, str]]:
-    """Rows of the dry run."""
+    """Return the rows of the dry run."""
     runs = pooled([read_run(folder) for folder in config.runs])
     _output(config, runs)
     return [
@@ -57,7 +57,11 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
 
 
 def _output(config: ReportConfig, runs: Sequence[EvaluatedRun]) -> Storage:
-    """The folder for the report. UserError where files of the same names are there that no report wrote."""
+    """Open the folder for the report.
+
+    Raises:
+        UserError: it holds files of the same names that no report wrote.
+    """
     out = Storage(Path(config.out).absolute())
     if not (out.exists(TABLE) and is_csv_table(out.read(TABLE))):
         figures = (path.name for path in overlay_paths(Path(config.out), runs_by_dataset(runs)).values())

@@ -1,6 +1,6 @@
-"""What is in a folder of raw scans: one Ray Data task per case, then tables, a contact sheet and files of facts.
+"""Survey of a folder of raw scans: one Ray Data task per case, then tables, a contact sheet and files of facts.
 
-A case that cannot be read is suspicious and the others go through; the exit code is 0 as long as one can be read.
+A case that cannot be read is listed as suspicious; the exit code is 0 as long as one case can be read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ REMEDY = "choose another --output"
 
 
 def plan(config: SurveyConfig) -> list[tuple[str, str]]:
-    """Rows of the dry run."""
+    """Return the rows of the dry run."""
     raw = _look(config)
     _output(config)
     return [
@@ -48,7 +48,7 @@ def plan(config: SurveyConfig) -> list[tuple[str, str]]:
 
 
 def stage(config: SurveyConfig, *, overwrite: bool = False) -> int:
-    """Look at every case, write and print what was found. A survey is always made anew."""
+    """Examine every case; write and print what was found. A survey is always made anew."""
     raw = _look(config)
     out = _output(config)
     with running(config.cluster), progress_shown() as progress:
@@ -75,7 +75,11 @@ def _look(config: SurveyConfig) -> RawDataset:
 
 
 def _output(config: SurveyConfig) -> Storage:
-    """The folder for the results. UserError where files of the same names are there that no survey wrote."""
+    """Open the folder for the results.
+
+    Raises:
+        UserError: it holds files of the same names that no survey wrote.
+    """
     out = Storage(Path(config.output).absolute())
     facts = out.read_json(FACTS, REMEDY) if out.exists(FACTS) else {}
     if not (isinstance(facts, dict) and {"source", "reader", "cases"} <= facts.keys()):
@@ -84,7 +88,7 @@ def _output(config: SurveyConfig) -> Storage:
 
 
 def _facts(progress: Progress, raw: RawDataset) -> list[CaseFacts]:
-    """The facts of all cases, in the data set's order."""
+    """Collect the facts of all cases, in the data set's order."""
     work = partial(survey_case, schemes=raw.schemes, classes=dict(raw.class_names))
     # Closed before Ray is: its Data threads would otherwise start another Ray behind our back.
     with closing(mapped_within_memory(progress, "looking at the cases", raw.cases, work, _too_large)) as stream:

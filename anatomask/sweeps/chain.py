@@ -38,13 +38,13 @@ class Chain:
 
     @property
     def inputs(self) -> dict[str, str]:
-        """Return a digest of the content of each input of the sweep, by the field that names it."""
+        """Digest of the content of each input of the sweep, by the field that names it."""
         finetuned = " ".join(self.digests[data] for data in self.config.finetune_data)
         return {"pretrain_data": self.digests[self.config.pretrain_data], "finetune_data": finetuned}
 
     @property
     def store(self) -> Store:
-        """Return the folder of the runs of all sweeps."""
+        """Folder of the runs of all sweeps."""
         return Store(self.folder.parent)
 
     def stages(self, point: Point) -> dict[str, Stage]:

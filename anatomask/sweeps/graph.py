@@ -1,4 +1,4 @@
-"""A chain as a graph of stages, each known by its content: what two chains have in common is one stage."""
+"""Chain of a trial as a graph of stages. A stage is identified by its content, so chains share equal stages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DIGITS = 16
 
 @dataclass(frozen=True)
 class Stage:
-    """A verb, its settings, and the stages whose results it reads."""
+    """Verb, its settings, and the stages whose results it reads."""
 
     verb: str
-    """pretrain, finetune or evaluate."""
+    """Name of the verb: pretrain, finetune or evaluate."""
     config: Any
     """Settings of the verb. Fields that name a needed stage's run are filled in when that run has a folder."""
     digest: str
@@ -29,12 +29,12 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Return the name of its run in the store: the verb and the first digits of its key."""
+        """Name of its run in the store: the verb and the first digits of its key."""
         return f"{self.verb}-{self.key[:DIGITS]}"
 
     @property
     def key(self) -> str:
-        """Return the key of its run; see `run_key`."""
+        """Key of its run; see `run_key`."""
         inputs = {"data": self.digest, **{name: stage.key for name, stage in self.needs.items()}, **plugin_digests()}
         return run_key(self.verb, plain(self.config), inputs)
 

@@ -18,7 +18,7 @@ Watch = Callable[[int, Mapping[str, float]], None]
 
 
 class ScalarLog:
-    """Log of the scalars of each update on the device, which records their means over all workers' samples."""
+    """Log of each update's scalars: it keeps them on the device and records their means over all workers' samples."""
 
     def __init__(
         self, recorder: Recorder, workers: Workers, batch_size: int, device: torch.device, watch: Watch

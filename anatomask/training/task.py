@@ -61,7 +61,7 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def after_step(self, progress: float) -> None:
-        """Do what follows an update (EMA)."""
+        """Act on an update of the weights (EMA)."""
 
     @abstractmethod
     def validate(self, recorder: Recorder, step: int) -> float | None:

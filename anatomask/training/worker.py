@@ -112,5 +112,5 @@ def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) ->
     recorder = RunRecorder(job.run, start, identity(job.settings), identity(job.columns), task.charts, kind)
     again = f"; updates {start + 1} to {recorder.reached} are computed again" if recorder.reached > start else ""
     who = f"{workers.count} worker{'s' if workers.count > 1 else ''}"
-    note(job.run, f"update {start} of {job.total_steps}: on with {who}{again}")
+    note(job.run, f"update {start} of {job.total_steps}: training with {who}{again}")
     return recorder

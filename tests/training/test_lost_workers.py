@@ -88,8 +88,8 @@ def test_a_worker_that_is_killed_is_replaced(data: str, tmp_path: Path, ray_sess
     journal = check(run, whole)
     assert "worker 1 failed" in journal
     assert [line.split(" ", 2)[2] for line in journal.splitlines() if "update" in line] == [
-        "update 0 of 12: on with 2 workers",
-        "update 4 of 12: on with 2 workers; updates 5 to 6 are computed again",
+        "update 0 of 12: training with 2 workers",
+        "update 4 of 12: training with 2 workers; updates 5 to 6 are computed again",
         "update 12 of 12: the end",
     ]
 
@@ -106,7 +106,7 @@ def test_what_the_user_has_to_mend_is_said_at_once(data: str, tmp_path: Path, ra
     broken = replace(job(tmp_path / "run", data), draw=damaged)
     with pytest.raises(UserError, match=r"^cases/case\d.parquet is damaged: prepare it again$"):
         fit(broken, resources, max_failures=3)
-    assert (tmp_path / "run" / JOURNAL).read_text().count("on with") == 1
+    assert (tmp_path / "run" / JOURNAL).read_text().count("training with") == 1
 
 
 @pytest.fixture
@@ -137,10 +137,10 @@ def test_all_workers_gone_then_a_node_which_returns(data: str, tmp_path: Path, t
         future.result()
     lines = [line.split(" ", 2)[2] for line in check(run, whole).splitlines()]
     assert [line for line in lines if line.startswith("update")] == [
-        "update 0 of 12: on with 2 workers",
-        "update 4 of 12: on with 2 workers; updates 5 to 6 are computed again",
-        "update 8 of 12: on with 1 worker; updates 9 to 9 are computed again",
-        "update 8 of 12: on with 2 workers; updates 9 to 10 are computed again",
+        "update 0 of 12: training with 2 workers",
+        "update 4 of 12: training with 2 workers; updates 5 to 6 are computed again",
+        "update 8 of 12: training with 1 worker; updates 9 to 9 are computed again",
+        "update 8 of 12: training with 2 workers; updates 9 to 10 are computed again",
         "update 12 of 12: the end",
     ]
     assert sum("failed" in line for line in lines) >= 3

@@ -144,7 +144,7 @@ def _remarks(others: Counter[str], mixed: int) -> tuple[str, ...]:
 
 
 def _header(path: Path) -> tuple[str, Slice | None]:
-    """Read the series and the slice; for a file that is no scan, its modality and None.
+    """Read a slice and its series; for a file that is no scan, return its modality and None.
 
     Raises:
         Exception: one of `UNREADABLE`, where the file is damaged.

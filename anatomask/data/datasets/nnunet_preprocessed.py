@@ -33,7 +33,7 @@ from anatomask.names import component
 HEADER, TRUTH = "dataset.json", "gt_segmentations"
 NOT_PLANS = {HEADER, "dataset_fingerprint.json", SPLITS}
 READERS = {"SimpleITKIO": False, "NibabelIO": False, "SimpleITKIOWithReorient": True, "NibabelIOWithReorient": True}
-"""nnU-Net's image readers whose axes are known -> whether they turn the scan to RAS."""
+"""Names of nnU-Net's image readers whose axes are known -> whether they turn the scan to RAS."""
 SEGMENTATION = "_seg"
 NORMALISED: Scheme = "none"
 

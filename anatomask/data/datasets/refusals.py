@@ -13,13 +13,13 @@ from anatomask.names import readable
 from anatomask.settings import is_text
 
 LONGEST_CASE = 220
-"""Bytes of a case's name at most: file systems allow 255, and files that are named after it have suffixes."""
+"""Number of bytes of a case's name at most: file systems allow 255, and files named after it have suffixes."""
 
 
 def with_refusals(raw: RawDataset, source: Path) -> RawDataset:
     """Replace the cases that cannot be used by refused cases, and add unreadable folders as refused cases.
 
-    Links to nothing, FIFOs and the like that no case would read are a remark.
+    Broken links, FIFOs and the like that no case would read become a remark.
 
     Raises:
         UserError: the path of the source itself is not text.
@@ -36,7 +36,7 @@ def with_refusals(raw: RawDataset, source: Path) -> RawDataset:
     remarks = []
     for path, why in faults(source):
         if path in known:
-            continue  # the case that it belongs to will say so
+            continue  # its case will report it
         if is_folder(path):
             name = f"{'_'.join(path.relative_to(source).parts) or source.name} (folder)"
             advice = "give this account access to it, or take it out of the source"

@@ -106,13 +106,13 @@ def _root(source: Path) -> Path:
 
 
 def _version(source: Path) -> Version | None:
-    """Tell the version by the names of masks; return None if no folder has any, as in folders of another layout."""
+    """Infer the version from the names of masks; return None if no folder has any, as in other layouts."""
     folders = _folders(_root(source))
     masks = [folder / MASKS for folder in folders if is_folder(folder / MASKS)]
     if not masks or not any(is_entry(folder / SCAN) for folder in folders):
         return None
     only = _only("v1", "v2"), _only("v2", "v1")
-    for folder in masks:  # until one tells: some may be empty, or hold a few masks
+    for folder in masks:  # until one decides: some may be empty, or hold a few masks
         try:
             names = _masks(folder)
         except UserError:
