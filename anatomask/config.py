@@ -305,7 +305,7 @@ class SweepConfig(Settings):
     """Settings of many chains of pretraining, finetuning and scoring, one for each point of a space."""
 
     space: str
-    """Space that says which fields of the pretraining vary: the name of a file in tune_spaces, or a path."""
+    """Space of the pretraining's fields that vary: the name of a file in tune_spaces, or a path."""
     pretrain_data: str
     """Prepared folder to pretrain on."""
     finetune_data: tuple[str, ...]

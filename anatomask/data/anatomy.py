@@ -99,7 +99,7 @@ def spine_behind(scan: Coarse) -> float | None:
 def lungs_above(scan: Coarse) -> bool | None:
     """Return whether the lungs lie on top in a CT that cuts through them at one end; None where it does not.
 
-    The other end of the CT tells. If it is half as wide as the chest, it is the neck or the head. If it is as wide as
+    The other end of the CT decides. If it is half as wide as the chest, it is the neck or the head. If it is as wide as
     the chest, and 10 cm or more away from the lungs, where no shoulders are, it is the belly.
     """
     height = scan.image.shape[2] * scan.spacing[2]

@@ -67,7 +67,7 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     most = path.stat().st_size * (DEFLATE if path.name.endswith(".gz") else 1)
     if promised > most:
         raise UserError(
-            f"{path} is damaged or cut off (its header tells of {in_units(promised)}, and a file of its size holds "
+            f"{path} is damaged or cut off (its header promises {in_units(promised)}, and a file of its size holds "
             f"{in_units(most)} at most); get it again or leave it out"
         )
     return image
@@ -155,7 +155,7 @@ def header_doubt(path: Path) -> str:
         if apart > nib.affines.voxel_sizes(image.affine).max():
             return f"sform and qform place the scan up to {apart:.0f} mm apart, and programs differ in which they read"
     faults = type(header).diagnose_binaryblock(_stored_header(path, image)).splitlines()
-    return next((f"its header is not as NIfTI wants it: {fault}" for fault in faults), "")
+    return next((f"its header breaks NIfTI's rules: {fault}" for fault in faults), "")
 
 
 def _stored_header(path: Path, image: nib.Nifti1Image) -> bytes:

@@ -37,7 +37,7 @@ class LoaderConfig(Settings):
     foreground: float = 0.33
     """Share of finetuning crops that are centred on a voxel of a random class (pretraining never reads labels)."""
     mirror_axes: tuple[int, ...] | None = None
-    """Axes (0 R, 1 A, 2 S) along which finetuning mirrors. Default: all, but not R where class names tell the sides."""
+    """Axes (0 R, 1 A, 2 S) along which finetuning mirrors. Default: all, without R where class names name a side."""
     read_ahead: int = 2
     """Batches that are read ahead per worker."""
 

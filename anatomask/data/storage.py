@@ -67,7 +67,7 @@ class Storage:
         self.max_outage = max_outage
         self.answered = answered
         if is_address(self.root):
-            try:  # the region of a bucket is asked for
+            try:  # the region of a bucket is looked up
                 self.filesystem, self._base = self._patiently("", lambda: _remote(self.root))
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise UserError(cannot_open(self.root, error)) from None
@@ -136,7 +136,7 @@ class Storage:
         """Return whether there is a file or folder.
 
         Raises:
-            OSError, UserError: the (remote) file system cannot tell.
+            OSError, UserError: the (remote) file system cannot be queried.
         """
         return self._kind(path) is not pafs.FileType.NotFound
 
@@ -294,7 +294,7 @@ class Storage:
 
         Raises:
             UserError: one exists; the message ends with `remedy`.
-            OSError: the file system cannot tell.
+            OSError: the file system cannot be queried.
         """
         for name in names:
             if self.exists(name):

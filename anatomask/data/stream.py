@@ -87,7 +87,7 @@ def begun(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Read the first batch at once, in a thread, so that the readers start while the networks are built.
 
     Returns:
-        The same batches. What reading the first one raises is raised where it is asked for.
+        The same batches. An error of reading the first one is raised when that batch is taken.
     """
     thread = ThreadPoolExecutor(1, "first-batch")
     first = thread.submit(lambda: list(itertools.islice(batches, 1)))

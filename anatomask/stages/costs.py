@@ -39,7 +39,7 @@ def finetuning_update(config: FinetuneConfig, classes: int | None = None) -> tup
     with torch.device("meta"):
         network = config.network.segmenter(classes)
     prepare_gradients(network, frozen=config.optimiser.freeze == config.training.epochs)
-    return network, partial(_any_loss, config=config)
+    return network, partial(_dummy_loss, config=config)
 
 
 def worker_cost(config: PretrainConfig | FinetuneConfig, network: nn.Module, loss: Loss) -> StepCost:
@@ -62,7 +62,7 @@ def _last_loss(method: Method, samples: int, config: PretrainConfig) -> Tensor:
     return method(method.dummy_batch(samples, config.loader.patch_size), 1.0).loss
 
 
-def _any_loss(network: nn.Module, samples: int, config: FinetuneConfig) -> Tensor:
+def _dummy_loss(network: nn.Module, samples: int, config: FinetuneConfig) -> Tensor:
     volume = torch.empty(samples, config.network.in_channels, *config.loader.patch_size)
     label = torch.empty(samples, 1, *config.loader.patch_size, dtype=torch.uint8)
     return segmentation_loss(network(volume.contiguous(memory_format=memory_format(config.training))), label)

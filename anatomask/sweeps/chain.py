@@ -106,7 +106,7 @@ def build_chain(config: SweepConfig) -> Chain:
     names = [file_name(folder_name(data)) for data in config.finetune_data]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"--finetune-data: two folders are named {name}; rename one, for tables tell them apart so")
+            raise UserError(f"--finetune-data: two folders are named {name}; rename one, since tables name both so")
     digests = {data: data_digest(Storage(data), splits=True) for data in {config.pretrain_data, *config.finetune_data}}
     return Chain(folder, config, {data: scored_split(data, config.split) for data in config.finetune_data}, digests)
 

@@ -282,6 +282,6 @@ def last_row(metrics: Path) -> dict[str, float] | None:
         lines = file.read().split(b"\n")[:-1]
     for line in reversed(lines):
         if b'"train/loss"' in line and line.startswith(b"{"):
-            with suppress(ValueError):  # a damaged line tells nothing
+            with suppress(ValueError):  # a damaged line is ignored
                 return dict(from_json(line))
     return None

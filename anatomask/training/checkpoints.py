@@ -207,5 +207,5 @@ def _load_optimiser(state: TrainingState, tensors: Mapping[str, Tensor]) -> None
             tensor = distribute_tensor(
                 tensor.to(parameter.device), parameter.data.device_mesh, parameter.data.placements
             )
-        # In the parameter's own memory format, which the optimiser's fused loops want.
+        # In the parameter's own memory format, which the optimiser's fused loops need.
         state.optimiser.state[parameter][key] = torch.empty_like(parameter.data).copy_(tensor)

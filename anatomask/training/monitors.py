@@ -120,7 +120,7 @@ class ViewMonitor:
 def measures(examination: Examination, organs: Tensor | None) -> dict[str, Tensor]:
     """Compute the values recorded for one scan, by name, to be averaged over masks and scans.
 
-    They are patch losses (M, n), NaN where visible. Where `organs` (n,) tells which patches touch an organ, the share
+    They are patch losses (M, n), NaN where visible. Where `organs` (n,) marks patches that touch an organ, the share
     of those among the masked ones (M,) is added: the claim of the paper's Fig. 3 as a number. The more anatomy the
     teacher finds hard, the further the self-masks' share lies above the random masks', and that of the hard patches
     above both.

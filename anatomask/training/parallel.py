@@ -65,7 +65,7 @@ def distribute(task: Task, config: TrainingConfig, workers: Workers) -> nn.Modul
     sharded = config.shard_weights and workers.count > 1
     task.memory_format = memory_format(config)
     for network in task.networks():
-        if config.channels_last and not sharded:  # FSDP wants weights contiguous
+        if config.channels_last and not sharded:  # FSDP needs contiguous weights
             convert_conv3d_weight_memory_format(network, torch.channels_last_3d)
         synchronise_norms(network, config.synchronise_norms)
         recompute_activations(network, config.recompute_activations)

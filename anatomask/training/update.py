@@ -76,7 +76,7 @@ class Update:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not scaler.is_enabled():  # it finds infinities itself
-            optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # fused optimisers ask it
+            optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # fused optimisers read it
         scaler.step(optimiser)
         scaler.update()
         self.state.task.after_step(progress)

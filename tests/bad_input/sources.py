@@ -221,7 +221,7 @@ KINDS = [
     bad_scan("a scan placed by NaN", header(IMAGE, srow_x=np.nan, sform_code=1), "anna_0000"),
     bad_scan("a slope of NaN", header(IMAGE, scl_slope=np.nan, scl_inter=np.inf), "anna_0000"),
     bad_scan("an infinite slope", header(IMAGE, scl_slope=np.inf), "anna_0000"),
-    bad_scan("a header that asks for 10**13 voxels", huge_grid, rf"{FILE} is damaged or cut off \(its header tells of"),
+    bad_scan("a header that asks for 10**13 voxels", huge_grid, rf"{FILE} is damaged or cut off \(its header promises"),
     bad_scan(
         "voxels of 10**6 mm",
         every(volume(IMAGE, affine=enlarged), volume(LABEL, affine=enlarged)),

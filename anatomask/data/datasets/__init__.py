@@ -39,7 +39,7 @@ READERS: dict[str, Reader] = {
     "npz": npz.READER,
     "dicom": dicom.READER,
 }
-"""Readers by name, in the order in which `detect` asks them."""
+"""Readers by name, in the order in which `detect` tries them."""
 
 
 def readers() -> dict[str, Reader]:
