@@ -8,7 +8,7 @@ import pytest
 
 from anatomask.data.datasets import read_dataset
 from anatomask.data.preparation import dataset_info, prepare_and_write
-from anatomask.data.scale import measure
+from anatomask.data.scale import measure, scale_of
 from anatomask.data.settings import PreparePlanConfig
 from anatomask.data.storage import Storage
 
@@ -40,6 +40,17 @@ def test_broken_cases_count_for_nothing(nnunet_source: Path) -> None:
     assert left.cases == 1 and left.voxels == whole.voxels / len(raw.cases)
     (nnunet_source / "imagesUnlabeled" / "u_0000.nii.gz").write_bytes(b"")
     assert dataclasses.replace(measure(info, raw.cases, 10), cpu_seconds=0).voxels == 0
+
+
+def test_a_scale_is_that_of_the_cases_that_fit(nnunet_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = read_dataset(nnunet_source)  # five scans of 16 x 14 x 12 voxels of 2 x 2 x 3 mm
+    info = dataset_info(raw, "boxes", (1.0, 1.0, 1.0), 16, "none")
+    (nnunet_source / "imagesUnlabeled" / "u_0000.nii.gz").write_bytes(b"")
+    scale = scale_of(info, raw.cases)
+    assert (scale.voxels_per_case, scale.left_out) == (32 * 28 * 36, 0)
+    monkeypatch.setattr("anatomask.data.scale.available_memory", lambda: 1000)
+    scale = scale_of(info, raw.cases)
+    assert (scale.voxels_per_case, scale.left_out, scale.memory) == (0, 4, 1000)
 
 
 @pytest.mark.parametrize("field", [{"cases": 0}, {"sample": -1}])

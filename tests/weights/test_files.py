@@ -19,6 +19,7 @@ from anatomask.weights.files import (
     load_matching,
     network_of,
     read_weights,
+    run_name,
     split_init,
     write_weights,
 )
@@ -46,6 +47,11 @@ def test_round_trip(tmp_path: Path) -> None:
     assert sorted(file.name for file in (tmp_path / "new" / "folder").iterdir()) == ["model.json", "model.safetensors"]
     write_weights(tmp_path / "new" / "folder", {"b": torch.tensor(8)}, {"kind": "other"})
     assert read_weights(tmp_path / "new" / "folder") == Weights({"b": torch.tensor(8)}, {"kind": "other"})
+
+
+@pytest.mark.parametrize("path", ["runs/mine", "runs/mine/", "runs/mine/checkpoints/step_00000010"])
+def test_a_run_is_named_by_its_folder_or_a_checkpoint(path: str) -> None:
+    assert run_name(path) == "mine"
 
 
 def test_a_kill_while_writing_leaves_the_old_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
