@@ -80,7 +80,11 @@ def check_network(weights: Weights, source: object) -> None:
 
 
 def require_segmentation(weights: Weights, source: object) -> None:
-    """Raise UserError naming `source` unless weights are of a segmentation network."""
+    """Check that weights are those of a segmentation network.
+
+    Raises:
+        UserError: they are not; the message names `source`.
+    """
     kind = weights.header.get("kind")
     if kind != "segmentation":
         raise UserError(f"{source} holds {kind} weights, not a segmentation network; run `anatomask finetune` first")

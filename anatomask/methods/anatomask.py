@@ -123,11 +123,19 @@ class AnatoMaskConfig(MethodConfig):
         return AnatoMask(self, network)
 
     def check_crop(self, size: Sequence[int]) -> None:
-        """Raise ValueError unless the crop divides into patches some of which are hidden, some visible."""
+        """Check that the crop divides into patches some of which are hidden, some visible.
+
+        Raises:
+            ValueError: it does not.
+        """
         check_patches(size, self.patch, self.mask_ratio)
 
     def check_data(self, dataset: PreparedDataset) -> None:
-        """Raise UserError where masks are to be drawn among soft tissue and the data set has no CT."""
+        """Check that masks can be drawn on a data set.
+
+        Raises:
+            UserError: they are to be drawn among soft tissue, and the data set has no CT.
+        """
         if self.among != "all":
             body_bounds(dataset, next(iter(dataset.records)), self.among)
 

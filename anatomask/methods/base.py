@@ -58,7 +58,11 @@ class MethodConfig(Settings, ABC):
         """Build the networks, with fresh weights."""
 
     def check_network(self, network: BackboneConfig) -> None:
-        """Raise ValueError unless the method pretrains `network`. Default: the encoder must be convolutional."""
+        """Check that the method can pretrain `network`. Default: the encoder must be convolutional.
+
+        Raises:
+            ValueError: it cannot.
+        """
         if not network.convolutional:
             raise ValueError(
                 f"network {network.name} cannot be pretrained by {self.label()}, which needs a chain of convolutions: "
@@ -66,10 +70,18 @@ class MethodConfig(Settings, ABC):
             )
 
     def check_crop(self, size: Sequence[int]) -> None:
-        """Raise ValueError unless the method works on crops of `size` voxels. Default: it works on all."""
+        """Check that the method works on crops of `size` voxels. Default: it works on all.
+
+        Raises:
+            ValueError: it does not.
+        """
 
     def check_data(self, dataset: PreparedDataset) -> None:
-        """Raise UserError unless a data set has what the method needs. Default: every data set has."""
+        """Check that a data set has what the method needs. Default: every data set has.
+
+        Raises:
+            UserError: it has not.
+        """
 
     def resolved(self) -> Self:
         """Return the settings with every `auto` decided, once for a run.

@@ -28,7 +28,11 @@ CROPS_TRIED = 16
 
 
 def check_patches(size: Sequence[int], patch: int, mask_ratio: float) -> None:
-    """Raise ValueError unless a crop of `size` voxels divides into patches some of which are hidden, some visible."""
+    """Check that a crop of `size` voxels divides into patches some of which are hidden, some visible.
+
+    Raises:
+        ValueError: it does not; the message names the remedy.
+    """
     if any(edge % patch for edge in size):
         raise ValueError(f"loader.patch_size {tuple(size)} must be three multiples of method.patch {patch}")
     patches = math.prod(edge // patch for edge in size)

@@ -37,7 +37,11 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def last_step(run: Path) -> int:
-    """Return the update of the last checkpoint of a run; 0 where there is none. Raises UserError as `read_index`."""
+    """Return the update of the last checkpoint of a run; 0 where there is none.
+
+    Raises:
+        UserError: as `read_index`.
+    """
     return int(read_index(run / "checkpoints").get("step", 0))
 
 

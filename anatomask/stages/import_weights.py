@@ -63,7 +63,11 @@ def read_file(config: ImportWeightsConfig) -> Weights:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise UserError where weights would hide a run's checkpoints, or replace other weights unasked."""
+    """Check that weights may be written into a folder.
+
+    Raises:
+        UserError: they would hide a run's checkpoints, or replace other weights without `overwrite`.
+    """
     if (folder / CHECKPOINTS).exists() or (folder / "config.yaml").exists():
         raise UserError(f"--output {folder} is a run's folder: choose another")
     if (folder / TENSORS).exists() and not overwrite:

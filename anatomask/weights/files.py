@@ -240,7 +240,11 @@ def size_in_words(network: BackboneConfig) -> str:
 
 
 def require_same_size(header: Mapping[str, Any], mine: BackboneConfig) -> None:
-    """Raise UserError unless the weights that `header` describes are of the backbone and size of `mine`."""
+    """Check that the weights that `header` describes are of the backbone and size of `mine`.
+
+    Raises:
+        UserError: they are of another backbone or size; the message names the fields.
+    """
     theirs = network_of(header)
     if theirs.name != mine.name:
         raise UserError(
