@@ -106,14 +106,18 @@ def test_the_search_varies_what_the_paper_studies() -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "named"),
     [
-        ([*SETTINGS, "--space", "table9"], 1, "--space table9: no such space; there are search, table1"),
+        (
+            [*SETTINGS, "--space", "table9", "--pretrain-data", ".", "--finetune-data", "."],
+            1,
+            "--space table9: no such space; there are search, table1",
+        ),
         ([*SETTINGS, "--pretrain.data", "x"], 2, "pretrain.data is set by the sweep"),
         ([*SETTINGS, "--finetune.init", "scratch2"], 2, "finetune.init is set by the sweep"),
         ([*SETTINGS, "--pretrain.method.mask-ratio", "2"], 2, "mask_ratio must lie"),
         ([*SETTINGS, "--concurrent", "0"], 2, "concurrent must be at least 1"),
         ([*SETTINGS, "--cluster.workers", "3"], 2, "training.batch_size 2 must be at least"),
         (SETTINGS[:-3], 2, "--finetune-data"),
-        (SETTINGS, 1, "anatomask prepare"),
+        (SETTINGS, 1, "x: there is no such file or folder"),
     ],
 )
 def test_the_command_refuses_by_name(argv: list[str], code: int, named: str, capfd: pytest.CaptureFixture[str]) -> None:
