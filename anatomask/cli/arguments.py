@@ -104,9 +104,9 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Recipe]) -> Invo
 
 def help_before(verb: str, recipes: Mapping[str, Recipe]) -> str:
     """Describe for `--help`, in lines of 80 columns, the flags that come before the fields of a verb."""
-    flags = {"--plugin FILE.py": "methods, networks, readers and recipes of your own"}
+    flags = {}
     if verb != "recipes":
-        flags |= {
+        flags = {
             "--recipe NAME": f"see the list below; default: {DEFAULT_RECIPE}",
             "--config FILE.yaml": "fields that override the recipe's",
             "--dry-run": "print the plan",
@@ -118,6 +118,7 @@ def help_before(verb: str, recipes: Mapping[str, Recipe]) -> str:
         flags[f"{NETWORK_FLAG} NAME"] = ", ".join(backbone_names())
     if verb in EPOCHS:
         flags["--schedule NAME"] = f"how to finetune: {', '.join(SCHEDULES)}"
+    flags["--plugin FILE.py"] = "methods, networks, readers and recipes of your own"
     width = max(map(len, flags))
     lines = [f"  {flag:<{width}}  {what}" for flag, what in flags.items()]
     return "\n".join(["Before the fields:", *lines, "", listed(recipes)])

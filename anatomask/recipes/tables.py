@@ -48,7 +48,7 @@ def description(name: str, recipe: Recipe) -> list[tuple[str, str]]:
     rows = [
         ("", recipe.about),
         ("network", f"{network.label()} (--network {network.name})"),
-        ("scans", f"resampled to {spacing} mm, crops of {crop} voxels"),
+        ("scans", f"{spacing} mm, unless the data set has a voxel size of its own; crops of {crop} voxels"),
     ]
     if recipe.method is None:
         rows.append(("pretraining", f"none: no method here pretrains a {network.label()}"))
