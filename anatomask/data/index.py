@@ -141,7 +141,7 @@ def _content(storage: Storage, name: str) -> bytes:
     try:
         return storage.read(name)
     except FileNotFoundError:
-        if any(map(storage.exists, (*DIGESTED, "splits.json"))):
+        if any(map(storage.exists, (*DIGESTED, "splits.json", "prepare.json"))):  # of an unfinished preparation, too
             remedy = f"write it with `anatomask prepare --out {storage.show()}`"
         else:
             remedy = f"{storage.show()} is no prepared folder: name one that `anatomask prepare --out` wrote"
