@@ -17,7 +17,7 @@ from anatomask.evaluation.windows import WindowGrid
 CPUS_PER_CASE = 4
 """Number of CPU threads that a task takes at most: more hardly speed up a window; other cores take other cases."""
 TASK_BYTES = 2**30
-"""Bytes that a task takes besides a case's arrays: Python, PyTorch and the activations of a window."""
+"""Bytes that a task takes besides networks and arrays: Python, PyTorch, and what their memory is scattered over."""
 SCORE_BYTES = 15
 """Bytes that scoring takes per voxel of the source's grid: three scores and as many label maps, class by class."""
 
@@ -39,10 +39,11 @@ def inference_bytes(
     classes: int,
     patch_size: Sequence[int],
     inference: InferenceConfig,
+    forward: int,
 ) -> int:
     """Bound the bytes of main memory that predicting one case takes.
 
-    The sums of logits, and those of weights; the logits of a batch of windows, of their mirrorings and of their sum; a
+    The networks with a batch of windows; the weighted logits of a window; the sums of logits, and those of weights; a
     resampled plane with its softmax; the scan as stored, normalised and padded; the label map.
 
     Args:
@@ -52,20 +53,22 @@ def inference_bytes(
         classes: number of classes without the background.
         patch_size: voxels of a window; smaller scans are padded to it.
         inference: how windows slide.
+        forward: as `forward_bytes` counts.
     """
     grid = WindowGrid(tuple(shape), tuple(patch_size), inference.overlap)
     sums = grid.sums_bytes(classes) + 4 * math.prod(grid.sums)
-    windows = 4 * 4 * inference.batch * (classes + 1) * math.prod(patch_size)
+    window = 4 * (classes + 1) * math.prod(patch_size)
     plane = 4 * 4 * (classes + 1) * math.prod(original_shape) // min(original_shape)
-    return sums + windows + plane + 10 * channels * math.prod(grid.padded) + math.prod(original_shape)
+    return forward + window + sums + plane + 10 * channels * math.prod(grid.padded) + math.prod(original_shape)
 
 
 def bytes_to_evaluate(
-    dataset: PreparedDataset, case: str, patch_size: Sequence[int], inference: InferenceConfig
+    dataset: PreparedDataset, case: str, patch_size: Sequence[int], inference: InferenceConfig, forward: int
 ) -> int:
     """Bound the bytes of main memory that predicting and scoring a prepared case takes."""
     record, classes = dataset.records[case], len(dataset.class_names)
-    needed = inference_bytes(record.shape, record.original_shape, len(record.channels), classes, patch_size, inference)
+    channels = len(record.channels)
+    needed = inference_bytes(record.shape, record.original_shape, channels, classes, patch_size, inference, forward)
     return TASK_BYTES + needed + SCORE_BYTES * math.prod(record.original_shape)
 
 
@@ -77,6 +80,7 @@ def bytes_to_predict(
     classes: int,
     patch_size: Sequence[int],
     inference: InferenceConfig,
+    forward: int,
 ) -> int:
     """Bound the bytes of main memory that a task needs to resample a raw scan and to predict it.
 
@@ -88,10 +92,12 @@ def bytes_to_predict(
         classes: number of classes without the background.
         patch_size: voxels of a window.
         inference: how windows slide.
+        forward: as `forward_bytes` counts.
     """
     shape = target_shape(grid.shape, grid.spacing, spacing)
     before = bytes_to_prepare(grid.shape, shape, channels)
-    return TASK_BYTES + max(before, inference_bytes(shape, grid.shape, channels * runs, classes, patch_size, inference))
+    during = inference_bytes(shape, grid.shape, channels * runs, classes, patch_size, inference, forward)
+    return TASK_BYTES + max(before, during)
 
 
 def place(

@@ -127,8 +127,8 @@ def read_scan_of(raw: RawCase, weights: Weights) -> Scan:
     return scan
 
 
-def bytes_of(raw: RawCase, weights: Sequence[Weights], inference: InferenceConfig) -> int:
-    """Bound the bytes of main memory that predicting a scan takes, by its header alone.
+def bytes_of(raw: RawCase, weights: Sequence[Weights], inference: InferenceConfig, forward: int) -> int:
+    """Bound the bytes of main memory that predicting a scan takes, by its header; `forward` is of `forward_bytes`.
 
     Raises:
         UserError: the header cannot be read.
@@ -143,6 +143,7 @@ def bytes_of(raw: RawCase, weights: Sequence[Weights], inference: InferenceConfi
         header["architecture"]["classes"],
         header["patch_size"],
         inference,
+        forward,
     )
 
 

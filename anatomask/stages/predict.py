@@ -28,6 +28,7 @@ from anatomask.data.memory import in_units
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError, unexpected
 from anatomask.evaluation.ensemble import require_alike
+from anatomask.evaluation.forward import forward_bytes
 from anatomask.evaluation.label_names import ITK_SNAP, SLICER, itk_snap, slicer
 from anatomask.evaluation.network import read_network
 from anatomask.evaluation.prediction import LABEL_MAP, PROBABILITIES, Prediction, bytes_of, class_names
@@ -125,9 +126,10 @@ def _needs(config: PredictConfig, task: Task, cases: list[str]) -> tuple[dict[st
     """Find the bytes that each case takes by its header, and why a header cannot be read."""
     known = {case.case: case for case in task.raw.cases}
     needs, failures = {}, {}
+    forward = forward_bytes(task.weights, config.inference) if cases else 0
     for case in cases:
         try:
-            needs[case] = bytes_of(known[case], task.weights, config.inference)
+            needs[case] = bytes_of(known[case], task.weights, config.inference, forward)
         except UserError as error:
             failures[case] = str(error)
         except Exception as error:  # whatever a broken file makes its library do
@@ -138,7 +140,7 @@ def _needs(config: PredictConfig, task: Task, cases: list[str]) -> tuple[dict[st
 def predict_cases(
     prediction: Prediction, weights: list[Weights], needs: Mapping[str, int], cluster: ClusterConfig
 ) -> dict[str, str]:
-    """Predict the scans, one Ray task each; returns why each of those that failed did."""
+    """Predict the scans, one Ray task each; return the reason of each that failed."""
     with running(cluster):
         return map_cases("predicting", prediction, weights, needs, cluster)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -16,11 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from anatomask.data.samples import worker_share
+from anatomask.nn.live_bytes import LiveBytes
 from anatomask.nn.norms import synchronise_norms
 from anatomask.nn.recompute import recompute_activations
 from anatomask.training.parallel import sharded_parts
@@ -122,47 +120,6 @@ def less_memory(
     if len(changes) > 1:
         changes["both"] = replace(config, recompute_activations=True, shard_weights=True)
     return {name: step_cost(module, loss, changed, workers, moments) for name, changed in changes.items()}
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counter of the bytes of live tensors.
-
-    It follows the creation and deletion of their storages. Views store nothing.
-    """
-
-    peak = 0
-    """Bytes that lived at once at most, apart from what was there before."""
-
-    def __init__(self, before: Iterable[Tensor] = ()) -> None:
-        """Start counting, without the tensors in `before`."""
-        super().__init__()
-        self._live = 0
-        self._sizes: dict[int, int] = {}
-        for tensor in before:
-            self._follow(tensor, counted=False)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Compute, and count the results."""
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._follow(leaf)
-        return result
-
-    def _follow(self, tensor: Tensor, *, counted: bool = True) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._sizes:
-            return
-        self._sizes[key] = storage.nbytes() if counted else 0
-        self._live += self._sizes[key]
-        self.peak = max(self.peak, self._live)
-        weakref.finalize(storage, self._forget, key).atexit = False
-
-    def _forget(self, key: int) -> None:
-        self._live -= self._sizes.pop(key)
 
 
 class _AutocastOfGpus(TorchFunctionMode):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from anatomask.data.preprocess import Grid
 from anatomask.data.resampling import target_shape
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
+from anatomask.evaluation.forward import forward_bytes
 from anatomask.evaluation.placement import TASK_BYTES, bytes_to_evaluate, bytes_to_predict, place, too_large
 from anatomask.evaluation.settings import InferenceConfig
+from anatomask.nn.backbones.stunet import SIZES, STUNet, STUNetConfig
+from anatomask.weights.files import describe_architecture
+from anatomask.weights.tensor_files import Weights
 
 GIB = 2**30
 NODES = [{"CPU": 8.0, "memory": 10.0 * GIB}, {"CPU": 2.0, "GPU": 1.0, "memory": 4.0 * GIB}]
@@ -24,8 +30,8 @@ def test_a_small_case_needs_its_logits_and_what_scoring_takes(
     dataset = make_dataset({"a": blobs((40, 30, 20))})
     padded, source, window = 40 * 32 * 32, 40 * 30 * 20, 32**3
     logits = 4 * 3 * window  # as thick as a window, of the 40 voxels
-    needed = TASK_BYTES + (logits + 4 * window) + 4 * 2 * logits + 16 * 3 * 40 * 30 + 10 * padded + (1 + 15) * source
-    assert bytes_to_evaluate(dataset, "a", (32, 32, 32), InferenceConfig()) == needed
+    needed = TASK_BYTES + (logits + 4 * window) + logits + 16 * 3 * 40 * 30 + 10 * padded + (1 + 15) * source
+    assert bytes_to_evaluate(dataset, "a", (32, 32, 32), InferenceConfig(), forward=77) == needed + 77
 
 
 def test_a_whole_trunk_with_105_classes_fits_into_24_gigabytes() -> None:
@@ -33,7 +39,36 @@ def test_a_whole_trunk_with_105_classes_fits_into_24_gigabytes() -> None:
     trunk = Grid((512, 512, 900), (1.17, 1.17, 1.0))
     spacing, window = (1.5, 1.5, 1.5), (112, 112, 128)
     assert target_shape(trunk.shape, trunk.spacing, spacing) == (399, 399, 600)
-    assert 8 * GIB < bytes_to_predict(trunk, spacing, 1, 1, 104, window, InferenceConfig()) < 14 * GIB
+    forward = forward_bytes([weights_of(SIZES["b"], 104, window)], InferenceConfig())
+    assert 4 * GIB < forward < 7 * GIB
+    assert 9 * GIB < bytes_to_predict(trunk, spacing, 1, 1, 104, window, InferenceConfig(), forward) < 14 * GIB
+
+
+def weights_of(network: STUNetConfig, classes: int, window: tuple[int, int, int]) -> Weights:
+    """Weights without tensors, of which nothing but the header is looked at."""
+    header = {
+        "architecture": describe_architecture(network, classes),
+        "patch_size": list(window),
+        "mirror_axes": [0, 1, 2],
+    }
+    return Weights({}, header)
+
+
+def test_the_memory_of_networks_is_that_of_parameters_and_of_a_batch() -> None:
+    """Of two networks one after the other: twice the parameters, and the logits of one more batch."""
+    window, plain = (32, 32, 32), InferenceConfig(mirror=False)
+    one = weights_of(STUNetConfig(base=2), 2, window)
+    parameters = 4 * sum(parameter.numel() for parameter in one_network().parameters())
+    logits = 4 * plain.batch * 3 * math.prod(window)
+    alone = forward_bytes([one], plain)
+    assert alone > parameters + logits
+    assert parameters < forward_bytes([one, one], plain) - alone <= parameters + 3 * logits
+    larger = forward_bytes([one], replace(plain, batch=4)) - parameters
+    assert larger == pytest.approx(2 * (alone - parameters), rel=0.01)
+
+
+def one_network() -> STUNet:
+    return STUNet(STUNetConfig(base=2), 2)
 
 
 def test_a_case_that_fits_no_node_is_named_with_its_need() -> None:

@@ -15,8 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.masked import MaskedBatch
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
+from anatomask.nn.live_bytes import LiveBytes
 from anatomask.nn.recompute import recompute_activations
-from anatomask.training.cost import LiveBytes, StepCost, less_memory, state_bytes, step_cost
+from anatomask.training.cost import StepCost, less_memory, state_bytes, step_cost
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.settings import TrainingConfig
 
