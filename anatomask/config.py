@@ -102,8 +102,9 @@ def check_training(training: TrainingConfig, optimiser: OptimiserConfig, cluster
 class PretrainConfig(Settings):
     """Settings of the self-supervised pretraining of the encoder."""
 
-    data: str
-    """Folder that `prepare` wrote."""
+    data: Annotated[str | tuple[str, ...], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")]
+    """Folders that `prepare` wrote, one or several of one voxel size, with the same channels and normalisation. All
+    are normalised by the fingerprint of the first."""
     runs: str = "runs"
     """Folder of all runs."""
     name: str = ""
@@ -123,6 +124,9 @@ class PretrainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
+        if self.data == ():
+            raise ValueError("data must name at least one prepared folder")
+        self.require_distinct("data")
         if not self.splits:
             raise ValueError("splits must name at least one split, such as train")
         self.require_distinct("splits")

@@ -125,16 +125,18 @@ def read_index(storage: Storage) -> Index:
     return Index(info, records, splits, fingerprint, version)
 
 
-def data_digest(storage: Storage, *, splits: bool) -> str:
-    """Hash what a prepared data set holds: its cases and, where it matters which are for training, its splits.
+def data_digest(*storages: Storage, splits: bool) -> str:
+    """Hash what prepared data sets hold: their cases and, where it matters which are for training, their splits.
 
-    The digest is the SHA-256 of the index files, which hold every case's checksums.
+    The digest is the SHA-256 of the index files, which hold every case's checksums; of several data sets, it is that of
+    their digests in order.
 
     Raises:
         OSError, UserError: an index file cannot be read.
     """
     names = ("cases.jsonl", "splits.json") if splits else ("cases.jsonl",)
-    return hashlib.sha256(b"".join(map(storage.read, names))).hexdigest()
+    digests = [hashlib.sha256(b"".join(map(storage.read, names))).hexdigest() for storage in storages]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _content(storage: Storage, name: str) -> bytes:

@@ -172,6 +172,11 @@ class PreparedDataset:
         return vars(self) | {"_checked": {}}  # another process reads for itself
 
     @property
+    def roots(self) -> tuple[Storage, ...]:
+        """Return the folder, by which other processes open the same data set with `open_joined`."""
+        return (self.storage,)
+
+    @property
     def shown(self) -> str:
         """Location without credentials, for messages."""
         return self.storage.show()
@@ -260,6 +265,10 @@ class PreparedDataset:
             OSError, UserError: the folder cannot be listed.
         """
         return self.storage.sizes("cases", ".parquet")
+
+    def uncached(self) -> PreparedDataset:
+        """Return the same data set without what was cached of its cases' files."""
+        return PreparedDataset(self.storage, self.info, self.records, self.splits, self.fingerprint)
 
     def read_volume(self, case: str, *, label: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """Read the whole case: image (C, D, H, W) and label (D, H, W), of the types that `read_crop` gives.

@@ -314,6 +314,13 @@ class Storage:
 
 Root: TypeAlias = str | os.PathLike[str] | Storage
 """Folder, its address, or its storage."""
+Roots: TypeAlias = Root | tuple[Storage, ...]
+"""One folder, or several."""
+
+
+def storages(roots: Roots) -> tuple[Storage, ...]:
+    """Return the storage of each folder."""
+    return roots if isinstance(roots, tuple) else (Storage.of(roots),)
 
 
 def _restored(root: str, max_outage: float, answered: bool) -> Storage:

@@ -12,9 +12,9 @@ import pyarrow as pa
 import ray.data
 from ray.data import ExecutionResources
 
+from anatomask.data.joined import open_joined
 from anatomask.data.samples import Draw, SampleSequence
-from anatomask.data.shards import PreparedDataset
-from anatomask.data.storage import Root, Storage
+from anatomask.data.storage import Roots, storages
 
 SAMPLES_PER_TASK = 32
 SAMPLES_PER_EXECUTION = 2**17
@@ -30,11 +30,11 @@ class SampleReader:
     """Reader of samples by number; Ray Data keeps one in each reading process, so a data set is opened once."""
 
     def __init__(
-        self, storage: Storage, sequence: SampleSequence, draw: Draw, begin: Callable[[], None] | None = None
+        self, data: Roots, sequence: SampleSequence, draw: Draw, begin: Callable[[], None] | None = None
     ) -> None:
         if begin is not None:
             begin()
-        self.dataset = PreparedDataset.open(storage)
+        self.dataset = open_joined(data)
         self.sequence = sequence
         self.draw = draw
 
@@ -45,7 +45,7 @@ class SampleReader:
 
 
 def stream_batches(
-    data: Root,
+    data: Roots,
     sequence: SampleSequence,
     draw: Draw,
     samples: np.ndarray,
@@ -74,7 +74,7 @@ def stream_batches(
         rows = ray.data.from_blocks([pa.table({"sample": block}) for block in numbers]).map_batches(
             SampleReader,
             # Ray's dashboard shows their text: no credentials.
-            fn_constructor_args=(Storage.of(data), sequence, draw, begin),
+            fn_constructor_args=(storages(data), sequence, draw, begin),
             batch_size=batch_size,
             concurrency=readers,
             num_cpus=reader_cpus,

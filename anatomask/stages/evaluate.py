@@ -121,12 +121,8 @@ def scored_split(config: EvaluateConfig, header: Mapping[str, Any], dataset: Pre
     fold = header.get("fold")
     if config.split or fold is None:
         return config.split or "test"
-    try:
-        name = fold_name(fold["number"])
-        same = cases_digest(dataset.splits.get(name, ())) == fold["cases"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{config.run}: its weights do not say which fold they left out; set --split") from error
-    if not same:
+    name = fold_name(fold["number"])
+    if cases_digest(dataset.splits.get(name, ())) != fold["cases"]:
         raise UserError(
             f"{dataset.shown}: {name} does not hold the cases that {config.run} left out of its training, and others "
             "may have been trained on; name the split to score by --split"

@@ -17,7 +17,7 @@ from anatomask.errors import UserError
 from anatomask.nested import plain
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.remarks import large_crops, tell, watched_test_cases
-from anatomask.stages.training import describe_weights, open_data, training_job
+from anatomask.stages.training import describe_weights, folders, open_data, training_job
 from anatomask.training.estimate import Reading, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
 from anatomask.training.job import TrainingJob
@@ -28,7 +28,8 @@ def build_job(config: PretrainConfig) -> TrainingJob:
     """Return the training job of a configuration.
 
     Raises:
-        UserError: the data set is missing, has no such split or no cases in it, or other channels than the network.
+        UserError: a data set is missing, has no such split or no cases in it, or other channels than the network, or
+            the data sets do not fit together.
     """
     dataset = open_data(config)
     cases = select_cases(dataset, config.splits)
@@ -44,8 +45,8 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         "stages": stages,
     }
     fixed = choose_fixed_cases(dataset, cases)
-    task = partial(pretraining_task, method, config.network, config.loader, header, dataset.path, fixed, config.seed)
-    inputs = {"data": data_digest(dataset.storage, splits=True)}
+    task = partial(pretraining_task, method, config.network, config.loader, header, dataset.roots, fixed, config.seed)
+    inputs = {"data": data_digest(*dataset.roots, splits=True)}
     return training_job(config, "pretrain", dataset, cases, method.draw(config.loader), task, inputs, stages)
 
 
@@ -100,7 +101,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     method, loss = costs.pretraining_update(config)
     parameters = sum(parameter.numel() for parameter in method.trainable().parameters())
     encoder = sum(p.numel() for name, p in method.named_parameters() if name.startswith(config.method.encoder))
-    dataset = PreparedDataset.open(config.data)
+    dataset = open_data(config)
     given = job.sequence.cases
     cases = config.plan.cases or len(given)
     per_epoch = config.training.updates_per_epoch(cases)
@@ -113,7 +114,8 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     return [
         ("run", str(job.run)),
         *(("note", text) for text in remarks_on(config)),
-        ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)}) of {public_address(config.data)}"),
+        ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)})"),
+        ("of", ", ".join(map(public_address, folders(config)))),
         ("planned for", f"{cases} cases like these {len(given)}" if config.plan.cases else f"these {cases} cases"),
         ("shards", f"{cases} files, {stored / 1e9:,.2f} GB"),
         ("updates", f"{steps} = {config.training.epochs} epochs x {per_epoch}"),
@@ -148,9 +150,7 @@ def read_some(job: TrainingJob, dataset: PreparedDataset, cases: int, count: int
         origin = random_origin(dataset.records[case].shape, size, job.sequence.rng(k))  # the first that is drawn
         taken += dataset.bytes_touched(case, origin, size, label=False)
         if cases > LOCATED_CASES:  # by its next turn, a reader has forgotten where the bricks of a case lie
-            dataset = PreparedDataset(
-                dataset.storage, dataset.info, dataset.records, dataset.splits, dataset.fingerprint
-            )
+            dataset = dataset.uncached()
             taken += dataset.footer_bytes(case)
         start = time.process_time()
         job.draw(dataset, case, job.sequence.rng(k))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anatomask.config import FinetuneConfig, PretrainConfig
-from anatomask.data.addresses import public_address
+from anatomask.data.addresses import folder_name, public_address
+from anatomask.data.joined import JoinedDataset, open_joined
 from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
@@ -24,13 +25,18 @@ if TYPE_CHECKING:  # the driver needs no network
 Config = PretrainConfig | FinetuneConfig
 
 
+def folders(config: Config) -> tuple[str, ...]:
+    """List the prepared folders of a training."""
+    return (config.data,) if isinstance(config.data, str) else config.data
+
+
 def open_data(config: Config) -> PreparedDataset:
-    """Open the data set of a training.
+    """Open the data set of a training, or several as one.
 
     Raises:
-        UserError: the data set is missing, or has other channels than the network.
+        UserError: a data set is missing, or has other channels than the network, or the data sets do not fit together.
     """
-    dataset = PreparedDataset.open(Storage(config.data, config.cluster.max_outage))
+    dataset = open_joined(tuple(Storage(folder, config.cluster.max_outage) for folder in folders(config)))
     channels = dataset.channel_names
     if len(channels) != config.network.in_channels:
         raise UserError(
@@ -42,6 +48,7 @@ def open_data(config: Config) -> PreparedDataset:
 
 def describe_weights(config: Config, dataset: PreparedDataset, classes: int | None = None) -> dict[str, Any]:
     """Return the fields that the headers of pretrained and finetuned weights share; `classes` is for the latter."""
+    joined = dataset.members if isinstance(dataset, JoinedDataset) else ()
     return {
         "format": 1,
         "architecture": describe_architecture(config.network, classes),
@@ -49,7 +56,8 @@ def describe_weights(config: Config, dataset: PreparedDataset, classes: int | No
         "spacing": list(dataset.spacing),
         "fingerprint": dataset.fingerprint.to_dict(),
         "dataset": dataset.name,
-        "data": public_address(dataset.path),
+        "data": [public_address(one.path) for one in joined] or public_address(dataset.path),
+        **({"normalised_by": joined[0].name} if joined else {}),
     }
 
 
@@ -78,8 +86,10 @@ def training_job(
         origin: sentence on what the training starts from, for the run's journal.
     """
     return TrainingJob(
-        run=run_folder(config.runs, config.name, verb, config.data, plain(config), inputs),
-        data=dataset.storage,
+        run=run_folder(
+            config.runs, config.name, verb, "+".join(map(folder_name, folders(config))), plain(config), inputs
+        ),
+        data=dataset.roots,
         sequence=SampleSequence(cases, config.seed),
         draw=draw,
         build_task=build_task,

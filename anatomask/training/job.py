@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anatomask.data.samples import Draw, LoaderConfig, SampleSequence
-from anatomask.data.storage import Root
+from anatomask.data.storage import Roots
 from anatomask.errors import UserError
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 
@@ -24,8 +24,8 @@ class TrainingJob:
 
     run: Path
     """Folder of the run, on storage that all nodes share."""
-    data: Root
-    """Folder that `prepare` wrote."""
+    data: Roots
+    """Folder that `prepare` wrote, or several."""
     sequence: SampleSequence
     draw: Draw
     build_task: Callable[[torch.device], Task]

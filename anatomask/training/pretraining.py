@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anatomask.data.joined import open_joined
 from anatomask.data.samples import LoaderConfig
-from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Roots
 from anatomask.methods.base import MethodConfig
 from anatomask.methods.masked import MaskedDraw, MaskedMethod
 from anatomask.nn.backbones.base import BackboneConfig
@@ -28,18 +29,18 @@ class PretrainingTask(Task):
         network: BackboneConfig,
         loader: LoaderConfig,
         header: Mapping[str, Any],
-        data: str,
+        data: Roots,
         fixed: FixedCases,
         seed: int,
         device: torch.device,
     ) -> None:
-        """Build the task; `header` describes the weights, and the scans `fixed` of the folder `data` monitor it."""
+        """Build the task; `header` describes the weights, and the scans `fixed` of `data` monitor it."""
         super().__init__()
         torch.manual_seed(seed)
         self.method = method.build(network).to(device)
         self.header = header
         self.seed = seed
-        draw, dataset = method.draw(loader), PreparedDataset.open(data)
+        draw, dataset = method.draw(loader), open_joined(data)
         self.monitor: Monitor
         if isinstance(self.method, MaskedMethod) and isinstance(draw, MaskedDraw):
             self.monitor = MaskMonitor(self.method, dataset, fixed, draw, seed, device)

@@ -13,7 +13,7 @@ from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from anatomask.cluster import TrainingResources
-from anatomask.data.storage import Storage
+from anatomask.data.storage import storages
 from anatomask.errors import UserError, first_line
 from anatomask.ray_watch import GONE, RayGone
 from anatomask.runs.checkpoint_index import last_step
@@ -75,7 +75,7 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
 
 def peer_seconds(job: TrainingJob) -> int:
     """Return the seconds that a worker waits for the others: Ray Train's limit, and the longest outage of the data."""
-    return int(PEER_SECONDS + 60 * Storage.of(job.data).max_outage)
+    return int(PEER_SECONDS + 60 * storages(job.data)[0].max_outage)
 
 
 class ProcessGroupConfig(TorchConfig):

@@ -61,12 +61,20 @@ class _Fingerprint(_Fields):
     channels: list[_Channel]
 
 
+class _Fold(_Fields):
+    number: Annotated[int, Field(ge=0)]
+    of: Annotated[int, Field(ge=1)]
+    cases: str
+    others: str
+
+
 class _Header(_Fields):
     kind: str | None = None
     architecture: _Architecture | None = None
     method: _Method | None = None
     dataset: str | None = None
-    data: str | None = None
+    data: str | list[str] | None = None
+    fold: _Fold | None = None
     patch_size: Annotated[list[Annotated[int, Field(ge=16, le=4_096)]], Field(min_length=3, max_length=3)] | None = None
     mirror_axes: list[Annotated[int, Field(ge=0, le=2)]] | None = None
     spacing: Annotated[list[Millimetres], Field(min_length=3, max_length=3)] | None = None

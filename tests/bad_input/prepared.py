@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+from anatomask.data.index import _own_digest
 from tests.bad_input.kinds import EVALUATE, GO_ON, NEW_FINETUNING, NEW_PRETRAINING, SMALL, SWEEP, Kind, Spoil
 from tests.bad_input.spoiling import (
     DEEP,
@@ -56,6 +58,13 @@ def renamed(case: str) -> Spoil:
         return {name: [case if one == "anna" else one for one in cases] for name, cases in splits.items()}
 
     return every(records(lambda record: record | {"case": case}), of_json(SPLITS, change))
+
+
+def respaced(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a `dataset.json` of another spacing, with its checksum."""
+    content["spacing"] = [2.0, 2.0, 3.0]
+    content["digests"]["dataset.json"] = _own_digest(content)
+    return content
 
 
 def all_in(split: str) -> Spoil:
@@ -155,6 +164,18 @@ KINDS = [
         of_json(PRINT, lambda c: c["channels"][0].pop("mean") and None),
         f"fingerprint.json {DAMAGED}",
     ),
+    Kind(
+        "shards twice",
+        f"{NEW_PRETRAINING} --data data ./data",
+        "--data names .*data twice; leave one out",
+    ),
+    Kind(
+        "shards of another spacing beside the first",
+        f"{NEW_PRETRAINING} --data data other",
+        "--data: .*other has voxels of 2 x 2 x 3 mm, .*data has 2 x 2 x 2 mm; prepare both alike",
+        every(duplicate("data", "other"), of_json("other/dataset.json", respaced)),
+    ),
+    Kind("a second folder that is not there", f"{NEW_PRETRAINING} --data data nowhere", "nowhere.*check the path"),
     Kind("a fold of shards without folds", f"{NEW_FINETUNING} --fold 0", "data has no folds; make them with.*folds 5"),
     Kind(
         "a fold that the shards lack",

@@ -20,7 +20,6 @@ from anatomask.cluster import TrainingResources
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.memory import available_memory
 from anatomask.data.samples import Draw, SampleSequence
-from anatomask.data.storage import Storage
 from anatomask.data.stream import SampleReader
 from anatomask.errors import UserError
 from anatomask.evaluation.case import Evaluation
@@ -111,7 +110,7 @@ def batches_here(
     data: Any, sequence: SampleSequence, draw: Draw, samples: np.ndarray, batch_size: int, **options: Any
 ) -> Iterator[dict[str, np.ndarray]]:
     """Do what `anatomask.data.stream.stream_batches` does, in this process."""
-    reader = SampleReader(Storage.of(data), sequence, draw)
+    reader = SampleReader(data, sequence, draw)
     for numbers in samples.reshape(-1, batch_size):
         yield reader({"sample": numbers})
 
