@@ -1,4 +1,4 @@
-"""The slice of a label map that says most."""
+"""Choice of the slice of a label map that shows most."""
 
 from __future__ import annotations
 

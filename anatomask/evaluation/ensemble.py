@@ -1,4 +1,4 @@
-"""Several finetuned networks as one: folds, or seeds."""
+"""Ensembles: several finetuned networks, such as those of folds or seeds, that predict as one."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from anatomask.weights.tensor_files import Weights
 class Ensemble(Predictor):
     """Networks whose softmax is averaged in each window. The windows are then put together as those of one network.
 
-    So several networks need no more memory for logits than one. What `logits` returns are log-probabilities.
+    So several networks need no more memory for logits than one. `logits` returns log-probabilities.
     """
 
     def __init__(self, members: Sequence[Predictor], fingerprints: Sequence[Fingerprint]) -> None:
         """Take networks that read the same channels at the same spacing, in windows of one size.
 
         Args:
-            members: one for each network.
-            fingerprints: by which each normalises a scan.
+            members: predictors, one for each network.
+            fingerprints: fingerprint by which each network's scans are normalised.
         """
         first = members[0]
         super().__init__(

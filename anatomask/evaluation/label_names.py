@@ -43,7 +43,7 @@ def colours(count: int) -> list[Colour]:
     """Choose bright colours, each as far as can be from those before it; the first is red. They are always the same.
 
     Args:
-        count: 255 at most, as many as a label map of bytes has classes.
+        count: number of colours: 255 at most, as many as a label map of bytes has classes.
     """
     every = [colour for colour in itertools.product(LEVELS, repeat=3) if sum(colour) >= DARKEST and len({*colour}) > 1]
     points = np.array(every)
@@ -98,10 +98,10 @@ def label_image(
     """Make the image of a label map.
 
     Args:
-        label: (D, H, W) uint8.
-        affine: (4, 4) to mm.
-        header: of the scan, from which the label map keeps what does not concern the values: both transforms with
-            their codes, units, descriptions.
+        label: label map (D, H, W) uint8.
+        affine: matrix (4, 4) to mm.
+        header: header of the scan, from which the label map keeps what does not concern the values: both transforms
+            with their codes, units, descriptions.
     """
     if header is not None:
         header = header.copy()

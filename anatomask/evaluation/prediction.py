@@ -1,4 +1,4 @@
-"""Raw scans to label maps: one case is read, resampled, predicted on its own grid, and written."""
+"""Prediction of one raw case: it is read, resampled, predicted on its own grid, and written."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def predict_scan(
     """Segment a prepared scan by one network, or by the mean of several.
 
     Args:
-        weights: of finetuned networks that `require_alike` accepts.
+        weights: weights of finetuned networks that `require_alike` accepts.
         scan: scan prepared for the first of them.
-        inference: how windows slide. Default: the settings of `anatomask evaluate`.
+        inference: settings of the sliding windows. Default: the settings of `anatomask evaluate`.
         device: where the networks compute. Default: the CPU.
         probabilities: (classes + 1, D, H, W) float on the scan's own grid, which is filled.
 
@@ -73,7 +73,7 @@ def class_names(weights: Weights) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the predictions of all scans share, apart from the weights."""
+    """Common parts of the predictions of all scans, apart from the weights."""
 
     folder: Storage
     """Folder of the label maps."""
@@ -81,10 +81,10 @@ class Prediction:
     """Scans by the names of their cases."""
     inference: InferenceConfig
     probabilities: bool
-    """Whether the softmax is written, too."""
+    """True if the softmax is written, too."""
 
     def finish(self, weights: Sequence[Weights], case: str, device: torch.device) -> None:
-        """Predict one scan and write it; the label map comes last and says that the case is finished.
+        """Predict one scan and write it; the label map is written last and marks the case as finished.
 
         Raises:
             UserError: the scan cannot be read, or is not what the networks read; the message names the file.
@@ -152,8 +152,8 @@ def probability_file(path: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]
     """Yield an array on the disk, (K, D, H, W) float16, and then compress it into `path`, atomically.
 
     Raises:
-        UserError: the disk has no room for it.
-        OSError: it cannot be written.
+        UserError: the disk has no room for the file.
+        OSError: the file cannot be written.
     """
     size = 2 * math.prod(shape)
     free = shutil.disk_usage(path.parent).free

@@ -45,7 +45,7 @@ class Predictor:
             patch_size: voxels of a window; a smaller scan is padded as training crops are.
             classes: number of classes without the background.
             mirror_axes: axes (0 R, 1 A, 2 S) over all of whose mirrorings the logits are averaged.
-            inference: how windows slide. Default: the settings of `anatomask evaluate`.
+            inference: settings of the sliding windows. Default: those of `anatomask evaluate`.
             device: where the network computes. Default: the CPU.
         """
         self.network = network
@@ -141,7 +141,11 @@ class Predictor:
         return _mirrored(self.network, self.mirror_axes)(windows)
 
     def _regions(self, volume: Tensor, grid: WindowGrid, name: str) -> Iterator[Tensor]:
-        """As `slide`; a logit that is not finite raises UserError."""
+        """Predict as `slide` does.
+
+        Raises:
+            UserError: a logit is not finite.
+        """
 
         def predict(windows: Tensor) -> Tensor:
             logits = self.predict_windows(windows)

@@ -19,9 +19,9 @@ from anatomask.data.crops import pad_to
 SIGMA = 0.125
 """Standard deviation of the Gaussian weights, as a share of the window's edge."""
 LEAST_WEIGHT = 1e-3
-"""Smallest weight of a voxel of a window, where it is 1 in the middle."""
+"""Smallest weight of a voxel of a window, whose middle has weight 1."""
 EXACT_BYTES = 2**31
-"""Bytes of sums in float32 above which they are kept in float16, as nnU-Net keeps all."""
+"""Number of bytes of sums in float32 above which they are kept in float16, as nnU-Net keeps all."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ def slide(
 
     Args:
         volume: (C, D, H, W) as the network reads it, of `grid.shape` voxels; padded by each channel's minimum.
-        grid: where the windows lie.
-        predict: windows (B, C, d, h, w) to logits (B, K, d, h, w).
-        batch: most windows in one call of `predict`.
+        grid: grid of the windows.
+        predict: function from windows (B, C, d, h, w) to logits (B, K, d, h, w).
+        batch: number of windows in one call of `predict` at most.
         store: device that keeps the sums.
 
     Yields:
         Logits (K, D, H, W) of consecutive planes: less than all voxels along `grid.axis`, all along the others. They
-        are on `store`, and valid until the next are asked for.
+        are on `store`, and valid until the next planes are taken.
     """
     axis, starts = grid.axis, grid.starts
     volume = pad_to(volume, grid.padded, grid.before)

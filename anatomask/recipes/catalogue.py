@@ -1,4 +1,4 @@
-"""The recipes by name, with what each costs and reached."""
+"""Recipes by name, with what each costs and reached."""
 
 from __future__ import annotations
 

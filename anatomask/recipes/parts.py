@@ -33,7 +33,7 @@ METHODS: Mapping[str, Fields] = {
     "spark": {"name": "anatomask", "masking": "random"},
     "byol": {"name": "byol"},
 }
-"""What makes each method what it is: fields of the section `method`, its name among them."""
+"""Fields of the section `method` that make each method what it is, its name among them."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Scale:
     pretrainings: Mapping[str, TrainingConfig] = field(default_factory=dict)
     """Pretrainings that differ from `pretraining`, by name in `METHODS`."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    """How windows slide in `evaluate`."""
+    """Settings of the sliding windows in `evaluate` and `predict`."""
 
 
 PAPER = Scale(
@@ -68,7 +68,7 @@ PAPER = Scale(
         "spark": OptimiserConfig(lr=2e-4),
     },
 )
-"""As published: 1000 epochs of batch 4, then 1000 epochs of 250 updates of batch 2."""
+"""Scale as published: 1000 epochs of batch 4, then 1000 epochs of 250 updates of batch 2."""
 
 _SMALL_SIZES = {"stunet": "stunet-small", "resenc": "resenc-small", "swin_unetr": "swin_unetr-small"}
 _SMALL_BYOL = {"hidden": 512, "projection": 64}
@@ -86,7 +86,7 @@ SMALL = Scale(
     },
     pretrainings={"byol": replace(_SMALL_PRETRAINING, epochs=40, batch_size=8, validate_every=5)},
 )
-"""About half an hour per training on two CPU cores."""
+"""Scale of about half an hour per training on two CPU cores."""
 
 TINY = Scale(
     sizes=_SMALL_SIZES,
@@ -100,12 +100,12 @@ TINY = Scale(
     },
     inference=InferenceConfig(mirror=False),
 )
-"""Minutes on two CPU cores."""
+"""Scale of minutes on two CPU cores."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is segmented: the voxel size at which it is seen, the crop, and what of it is hidden."""
+    """Structures to be segmented: their voxel size, the crop, and what of it is hidden."""
 
     spacing: tuple[float, float, float]
     """Voxel size in mm of a data set that defines none."""
@@ -127,7 +127,7 @@ TRUNK = Target(
     why="A hidden patch is 16 voxels wide, 24 mm: smaller than most organs, larger than most vessels.",
     classes=104,
 )
-"""Organs of the trunk in CT, as in the paper."""
+"""Target of the paper: organs of the trunk in CT."""
 
 HEAD_AND_NECK = Target(
     spacing=(4.0, 4.0, 3.0),
@@ -140,7 +140,7 @@ HEAD_AND_NECK = Target(
     foreground=0.66,
     methods={"anatomask": {"patch": 8, "among": "body"}},
 )
-"""Head and neck in CT of low resolution."""
+"""Target of head and neck in CT of low resolution."""
 
 PHANTOMS = Target(
     spacing=(4.0, 4.0, 4.0),
@@ -149,4 +149,4 @@ PHANTOMS = Target(
     classes=4,
     foreground=0.8,
 )
-"""What `anatomask phantom` writes."""
+"""Target of the scans that `anatomask phantom` writes."""

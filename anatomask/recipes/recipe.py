@@ -1,4 +1,4 @@
-"""A recipe: a network, a method, a scale and a target, and the settings of every verb that follow from them."""
+"""Recipe: a network, a method, a scale and a target, and the settings of every verb that follow from them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A complete configuration, by its parts."""
+    """Complete configuration, by its parts."""
 
     about: str
     """Description in a line."""

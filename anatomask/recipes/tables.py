@@ -1,4 +1,4 @@
-"""The recipes in words: the list in `--help`, the table of `anatomask recipes`, and that of docs/recipes.md."""
+"""Recipes in words: the list in `--help`, the table of `anatomask recipes`, and that of docs/recipes.md."""
 
 from __future__ import annotations
 

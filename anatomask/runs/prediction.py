@@ -1,4 +1,4 @@
-"""A folder of predictions: what makes two the same, which cases are finished, and what `--overwrite` removes."""
+"""Folder of predictions: what makes two the same, which cases are finished, and what `--overwrite` removes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anatomask.weights.files import weights_digest
 
 SETTINGS = "prediction.json"
 CASES = "cases"
-"""Key of the settings that lists the cases whose files may be there; more may come, so it decides nothing."""
+"""Key of the settings that lists the cases whose files may be there. More cases may come, so it decides nothing."""
 OTHER_OUT = "choose another --out"
 REMEDY = f"{OTHER_OUT}, or --overwrite predicts anew"
 PREDICTION = Writer("prediction", SETTINGS, (), ("source", "weights", CASES), OTHER_OUT)
@@ -25,14 +25,14 @@ PREDICTION = Writer("prediction", SETTINGS, (), ("source", "weights", CASES), OT
 def prediction_identity(
     source: Path, checkpoint: str, weights: Sequence[Path], inference: InferenceConfig, probabilities: bool
 ) -> dict[str, Any]:
-    """Say what makes two predictions the same, by the user's field names.
+    """Return what makes two predictions the same, by the user's field names.
 
     Args:
         source: folder or file of the scans.
         checkpoint: `best` or `last`.
         weights: folders of these checkpoints, one for each run.
-        inference: how windows slide; how many go through the network at once changes nothing.
-        probabilities: whether the softmax is written.
+        inference: settings of the sliding windows, of which `batch` changes nothing.
+        probabilities: True if the softmax is written.
     """
     return {
         "source": str(source.resolve()),
@@ -54,7 +54,7 @@ def claim_prediction(folder: Storage, identity: Mapping[str, Any], cases: Sequen
 
     Raises:
         UserError: the folder holds predictions with other settings, which are named, or files of something else.
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
     before = PREDICTION.earlier(folder)
     known: set[str] = set()
@@ -77,5 +77,5 @@ def claim_prediction(folder: Storage, identity: Mapping[str, Any], cases: Sequen
 
 
 def finished_cases(folder: Storage, cases: Sequence[str]) -> set[str]:
-    """Those of `cases` whose label maps are written."""
+    """Return those of `cases` whose label maps are written."""
     return set(folder.names(".", LABEL_MAP)) & set(cases)

@@ -1,4 +1,4 @@
-"""Work on cases with a network: one Ray task per case, on a GPU where there is one."""
+"""Ray tasks that use a network, one per case, on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Networks = TypeVar("Networks", contravariant=True)
 
 
 class CaseWork(Protocol[Networks]):
-    """What is done with each case, apart from the weights."""
+    """Work on each case, apart from the weights."""
 
     def finish(self, weights: Networks, case: str, device: torch.device) -> None:
-        """Do it, and write the results."""
+        """Work on one case, and write the results."""
 
 
 def map_cases(
@@ -32,14 +32,14 @@ def map_cases(
     Ray must run. A case that needs more memory than any node has is not begun.
 
     Args:
-        title: what the progress calls it.
-        work: what all tasks share.
-        weights: what all tasks share.
-        needs: the cases, and the bytes of main memory that each reserves.
+        title: title of the progress.
+        work: work of all tasks.
+        weights: weights of all tasks.
+        needs: bytes of main memory that each case reserves.
         cluster: CPU threads of a task, and whether it takes a GPU.
 
     Returns:
-        Why each of those that failed did.
+        The reason of each case that failed.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     threads, gpu, room = place(nodes, len(needs), cluster.threads, cluster.gpu)

@@ -113,7 +113,7 @@ def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:
 
 
 def scored_split(config: EvaluateConfig, header: Mapping[str, Any], dataset: PreparedDataset) -> str:
-    """The split to score: the one that is named, else the fold that the run left out of its training, else test.
+    """Return the split to score: the one that is named, else the fold that training left out, else test.
 
     Raises:
         UserError: the data set has no fold of the cases that the run left out.

@@ -1,13 +1,13 @@
-"""Raw scans to label maps on their own grids: no labels, no prepared data, only scans and finetuned weights.
+"""Prediction: label maps of raw scans on their own grids, from finetuned weights, without labels or prepared data.
 
-One Ray task per scan. A scan is finished when its label map exists, and the same command after a kill goes on with the
-others. In `--out`:
+One Ray task per scan. A scan is finished when its label map exists, and the same command after a kill continues with
+the others. `--out` then holds:
 
     <case>.nii.gz        label map on the grid of the scan, with its header and the names of classes
     <case>.npz           `--probabilities`: array `probabilities`, (classes + 1, D, H, W) float16
     labels.txt           names and colours of classes for ITK-SNAP
     labels.ctbl          the same for 3D Slicer
-    prediction.json      what was predicted with what, so that two predictions never mix
+    prediction.json      source, weights and settings, so that two predictions never mix
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from anatomask.weights.tensor_files import Weights
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done, once weights and source have been looked at."""
+    """Weights, source and output, once they are checked."""
 
     weights: list[Weights]
     folders: list[Path]
@@ -52,7 +52,7 @@ class Task:
 
 
 def plan(config: PredictConfig) -> list[tuple[str, str]]:
-    """Rows of the dry run."""
+    """Return the rows of the dry run."""
     task = _look(config)
     cases = [case.case for case in task.raw.cases]
     needs, failures = _needs(config, task, cases)
@@ -74,7 +74,7 @@ def plan(config: PredictConfig) -> list[tuple[str, str]]:
 
 
 def stage(config: PredictConfig, *, overwrite: bool = False) -> int:
-    """Predict what is not finished yet; returns 1 when a scan failed."""
+    """Predict what is not finished yet; return 1 if a scan failed."""
     task = _look(config)
     for note in task.raw.remarks:
         remark(note)

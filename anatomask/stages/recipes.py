@@ -1,4 +1,4 @@
-"""Show the recipes, or describe one of them."""
+"""Recipes: the table of all, or the description of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anatomask.recipes.tables import description, markdown_tables, terminal_tabl
 
 
 def stage(config: RecipesConfig, *, overwrite: bool = False) -> int:
-    """Print the table of all recipes, or what one of them is."""
+    """Print the table of all recipes, or the description of one."""
     recipes = with_extensions("RECIPES", RECIPES)
     if config.recipe:
         table = Table(title=f"Recipe {config.recipe}", title_justify="left", show_header=False)

@@ -1,4 +1,4 @@
-"""Remarks before a training: what is allowed, and may surprise."""
+"""Remarks before a training on settings that are allowed and may surprise."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from anatomask.recipes import RECIPES
 
 ISOTROPIC = 256
-"""Voxels along the edge of the cube of equal sides in mm from which nnU-Net's planner starts."""
+"""Number of voxels along the edge of the cube of equal sides in mm from which nnU-Net's planner starts."""
 
 
 def recipe_here() -> str:
@@ -24,14 +24,14 @@ def suggest_crop(
 ) -> tuple[int, int, int]:
     """Plan a crop of at most `voxels` voxels with the proportions of the median scan, as nnU-Net plans its patch.
 
-    It starts from a cube in mm, cut to the median scan; while it is too large, the axis gets shorter that then still
-    covers most of the median scan.
+    It starts from a cube in mm, cut to the median scan. While that is too large, the axis is shortened that then
+    still covers the largest share of the median scan.
 
     Args:
         shapes: (D, H, W) of each scan at `spacing`.
         spacing: voxel size in mm.
         voxels: number of voxels that an update has memory for.
-        stride: what each edge is a multiple of.
+        stride: number of which each edge is a multiple.
 
     Returns:
         The edges in voxels.
@@ -51,9 +51,9 @@ def after_survey(source: str, spacing: Sequence[float], shapes: Sequence[Sequenc
 
     Args:
         source: folder of the scans.
-        spacing: of the prepared scans.
-        shapes: of the scans at that spacing.
-        name: of the data set.
+        spacing: voxel size in mm of the prepared scans.
+        shapes: (D, H, W) of each scan at that spacing.
+        name: name of the data set.
     """
     size = " ".join(f"{mm:g}" for mm in spacing)
     return [
@@ -68,8 +68,8 @@ def after_prepare(out: str, spacing: Sequence[float], shapes: Sequence[Sequence[
     Args:
         out: the prepared folder.
         spacing: its voxel size in mm.
-        shapes: of its scans.
-        labelled: whether a scan has labels.
+        shapes: (D, H, W) of each of its scans.
+        labelled: True if a scan has labels.
     """
     recipe = recipe_here()
     crop = " ".join(map(str, _crop(recipe, spacing, shapes)))

@@ -25,7 +25,7 @@ READ_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Found:
-    """What the files of a folder are."""
+    """Scans, label maps and other files of a folder."""
 
     scans: tuple[Path, ...]
     labels: Mapping[Path, Path] = field(default_factory=dict)
@@ -85,7 +85,7 @@ def _beside(mask: Path, apart: bool, scans: Mapping[Path, list[str]]) -> list[Pa
 
     Args:
         mask: a file that is named like a label map.
-        apart: whether it is in a folder of such files, so that the scans may be in a folder beside that one.
+        apart: True if it is in a folder of such files, so that the scans may be in a folder beside that one.
         scans: scan -> words of its name.
     """
     own = [word for word in words(stem(mask)) if not WORD.fullmatch(word)]

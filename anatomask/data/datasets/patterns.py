@@ -22,7 +22,7 @@ def named_parts(relative: Path, pattern: str) -> tuple[str, ...] | None:
 
     Args:
         relative: the file, relative to the source.
-        pattern: as described above.
+        pattern: pattern as described above.
     """
     folders = () if "/" in pattern else relative.parent.parts
     text = relative.as_posix() if "/" in pattern else relative.name
@@ -35,7 +35,7 @@ def matched(files: Sequence[Path], source: Path, pattern: str, option: str) -> d
     """Find the files that match a pattern, each with the parts of its case's name.
 
     Raises:
-        UserError: none matches.
+        UserError: no file matches.
     """
     parts = {path: named_parts(path.relative_to(source), pattern) for path in files}
     found = {path: part for path, part in parts.items() if part is not None}

@@ -1,4 +1,4 @@
-"""Raw scans to be predicted: a folder in any layout, or one file. Labels, splits and patients do not matter."""
+"""Raw scans to be predicted, in a folder of any layout or in one file. Labels, splits and patients do not matter."""
 
 from __future__ import annotations
 
