@@ -142,8 +142,8 @@ def _same_settings(storage: Storage, before: Mapping[str, Any], now: Mapping[str
     require_same(storage.show(), "a preparation", there, here, remedy)
     if before.get(SCANS) != now.get(SCANS):
         raise UserError(
-            f"{storage.show()}: the scans of the source, or the split that comes with them, changed since, and cases "
-            f"of training and test would mix; {remedy}"
+            f"{storage.show()}: the scans of the source, or the split that comes with them or by --split.file, changed "
+            f"since, and cases of training and test would mix; {remedy}"
         )
     return _version(storage, before)
 

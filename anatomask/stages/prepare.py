@@ -63,7 +63,7 @@ def plan(config: PrepareConfig) -> list[tuple[str, str]]:
         ("channels", ", ".join(map(" as ".join, zip(raw.channel_names, raw.schemes, strict=True)))),
         *(("note", remark) for remark in raw.remarks),
         ("classes", str(len(raw.class_names))),
-        ("splits", _sizes(source.splits)),
+        ("splits", _sizes(kept_splits(root, source.splits, {one.case for one in raw.cases}))),
         ("spacing", " × ".join(f"{mm:g}" for mm in source.info.spacing) + " mm"),
         *_scale(config, source, labelled),
         ("out", public_address(config.out)),
