@@ -95,7 +95,7 @@ def stage(config: PredictConfig, *, overwrite: bool = False) -> int:
     )
     failures |= predict_cases(prediction, task.weights, needs, config.cluster) if needs else {}
     task.out.clear_unfinished((".",))
-    _tell(task, cases, finished, failures, config.probabilities)
+    _tell(config, task, cases, finished, failures)
     return 1 if failures else 0
 
 
@@ -145,15 +145,15 @@ def predict_cases(
         return map_cases("predicting", prediction, weights, needs, cluster)
 
 
-def _tell(task: Task, cases: list[str], before: set[str], failures: Mapping[str, str], probabilities: bool) -> None:
+def _tell(config: PredictConfig, task: Task, cases: list[str], before: set[str], failures: Mapping[str, str]) -> None:
     """Print the failures, and what lies where."""
     for case, reason in failures.items():
         Console(stderr=True).print(f"{case}: {reason}", markup=False, highlight=False, style="red", soft_wrap=True)
     written = len(cases) - len(failures)
-    files = f"<case>{LABEL_MAP}" + (f", <case>{PROBABILITIES}" if probabilities else "")
+    files = f"<case>{LABEL_MAP}" + (f", <case>{PROBABILITIES}" if config.probabilities else "")
     classes = len(class_names(task.weights[0]))
     lines = [
-        f"{written} of {len(cases)} scans are predicted ({written - len(before)} now): {task.out.show()}/{files}",
+        f"{written} of {len(cases)} scans are predicted ({written - len(before)} now): {config.out}/{files}",
         f"names and colours of the {classes} classes: {ITK_SNAP} (ITK-SNAP), {SLICER} (3D Slicer)",
     ]
     for line in lines:
