@@ -24,13 +24,13 @@ STRIDE = 4
 def require_kind(name: str, volumes: Sequence[np.ndarray], channels: Sequence[ChannelFingerprint]) -> None:
     """Check by their values that channels (D, H, W) can be what a network was trained on.
 
-    The evidence must be clear: what cannot be decided is accepted.
+    The evidence must be clear: what cannot be decided is accepted. A channel of scheme "none" may be a label map.
 
     Raises:
         UserError: a channel is a label map, or of another modality; the message begins with `name`.
     """
     for volume, channel in zip(volumes, channels, strict=True):
-        if (values := label_values(volume)) is not None:
+        if channel.scheme != "none" and (values := label_values(volume)) is not None:
             listed = ", ".join(f"{value:g}" for value in values[:4])
             raise UserError(
                 f"{name} is a label map, not a scan (its {len(values)} values are whole numbers over whole areas: "

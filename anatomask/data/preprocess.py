@@ -36,6 +36,11 @@ LARGEST: dict[Scheme, float] = {"ct": 1e6, "zscore": 1e9, "quantitative": HALF_M
 Larger values of "ct" and "zscore" mark missing data or damage, and would swamp the others. The other schemes allow no
 factor, so their limit is that of half floats.
 """
+LARGER_SPACING = (
+    "correct the voxel size in its header, leave it out, choose a larger --preprocess.spacing, or take a machine with "
+    "more memory"
+)
+"""Advice where a scan is too large to be prepared."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +147,18 @@ def check_voxels(names: Sequence[str], volumes: Sequence[np.ndarray], schemes: S
         _fits(name, volume, scheme)
 
 
-def require_memory(name: str, grid: Grid, spacing: Sequence[float], channels: int, memory: int | None = None) -> None:
+def require_memory(
+    name: str,
+    grid: Grid,
+    spacing: Sequence[float],
+    channels: int,
+    memory: int | None = None,
+    remedy: str = LARGER_SPACING,
+) -> None:
     """Check that a scan can be resampled to `spacing` mm in `memory` bytes. Default: what the machine has free.
 
     Raises:
-        TooLarge: it takes more; the message uses `name`.
+        TooLarge: it takes more; the message uses `name` and ends with `remedy`.
     """
     new_shape = target_shape(grid.shape, grid.spacing, spacing)
     needs = bytes_to_prepare(grid.shape, new_shape, channels)
@@ -157,8 +169,7 @@ def require_memory(name: str, grid: Grid, spacing: Sequence[float], channels: in
             f"{product(new_shape)} of {product(spacing)} mm",
             needs,
             limit,
-            "correct the voxel size in its header, leave it out, choose a larger --preprocess.spacing, or take a "
-            "machine with more memory",
+            remedy,
         )
 
 

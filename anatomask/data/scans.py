@@ -15,6 +15,7 @@ from torch import Tensor
 from anatomask.data.datasets.base import RawImage, is_nifti, nifti_image
 from anatomask.data.fingerprint import Fingerprint, Histogram, Scheme
 from anatomask.data.intensities import describe_channel, normalisation_rows
+from anatomask.data.memory import REMEDY
 from anatomask.data.nifti import nifti_header
 from anatomask.data.normalisation import normalise
 from anatomask.data.preprocess import (
@@ -135,7 +136,7 @@ def prepare(scan: Scan, header: Mapping[str, Any], memory: int | None = None) ->
         )
     names = [scan.name] * len(schemes)
     original = triple(scan.voxels.shape[1:], int)
-    require_memory(scan.name, ras_grid(original, scan.affine), header["spacing"], len(schemes), memory)
+    require_memory(scan.name, ras_grid(original, scan.affine), header["spacing"], len(schemes), memory, REMEDY)
     volumes = list(scan.voxels)
     check_voxels(names, volumes, schemes)
     grid = target_grid(original, scan.affine, header["spacing"])

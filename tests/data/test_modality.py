@@ -32,6 +32,7 @@ def channel(name: str, scheme: Scheme) -> ChannelFingerprint:
         (MR, "CT", "ct", "is no CT in HU .*the smallest is 0"),
         (LABEL, "CT", "ct", r"is a label map, not a scan \(its 6 values .* 0, 1, 2, 3, …\)"),
         (LABEL, "MR", "zscore", "is a label map"),
+        (LABEL, "prior", "none", ""),
     ],
 )
 def test_real_scans(file: str, name: str, scheme: Scheme, refused: str, real_data: Path) -> None:
