@@ -22,7 +22,7 @@ from anatomask.nested import plain
 from anatomask.nn.backbones.base import Segmenter
 from anatomask.runs.identity import run_key
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
-from anatomask.stages.remarks import labels_besides, large_crops, other_data, tell
+from anatomask.stages.remarks import labels_besides, other_data
 from anatomask.stages.training import describe_weights, open_data, training_job
 from anatomask.training.job import TrainingJob
 from anatomask.training.tasks import finetuning_task
@@ -79,7 +79,10 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
     )
     draw = FinetuningDraw(config.loader, tuple(header["mirror_axes"]))
     origin = loaded_in_words(loaded, config.init)
-    return training_job(config, "finetune", dataset, train_cases, draw, task, inputs, origin=origin)
+    remarks = labels_besides(train_cases, val_cases, config.train_fraction)
+    if source is not None:
+        remarks += other_data(read_header(source), dataset)
+    return training_job(config, "finetune", dataset, train_cases, draw, task, inputs, origin=origin, remarks=remarks)
 
 
 def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any]:
@@ -183,23 +186,10 @@ def _val_split_of_any(config: FinetuneConfig) -> str:
 def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
     """Finetune, or continue where an earlier call ended."""
     job = build_job(config)
-    tell(remarks_on(config))
     require_memory_here(config)
     run_job(job, config.cluster, "finetune", overwrite=overwrite)
     print(f"Finetuned weights: {job.run}\nNext: anatomask evaluate --run {job.run}")
     return 0
-
-
-def remarks_on(config: FinetuneConfig) -> list[str]:
-    """List what is allowed and may surprise the user."""
-    dataset = open_data(config)
-    train, val = select_labelled(dataset, config)
-    header = {} if config.init == SCRATCH else read_header(find_weights(split_init(config.init)[1]))
-    return [
-        *large_crops(dataset, train, config.loader.patch_size),
-        *other_data(header, dataset),
-        *labels_besides(train, val, config.train_fraction),
-    ]
 
 
 def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
@@ -216,7 +206,7 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return [
         ("run", str(job.run)),
-        *(("note", text) for text in remarks_on(config)),
+        *(("note", text) for text in job.remarks),
         ("from", job.origin),
         (
             "cases",

@@ -50,8 +50,9 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
             resources=asdict(resources),
         )
         start = last_step(job.run)
-        if job.origin and not start:
-            note(job.run, job.origin)
+        for text in (job.origin, *job.remarks):
+            if text and not start:
+                note(job.run, text)
         with following(job.run / METRICS, journal, job.total_steps, description, start):
             fit(replace(job, columns=all_settings()), resources, cluster.max_failures)
 

@@ -131,7 +131,7 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
     _show_result(root, source, records, splits, outcomes, time.perf_counter() - start)
     shapes = [record.shape for record in records.values()]
     labelled = any(record.labelled for record in records.values())
-    print(*after_prepare(config.out, source.info.spacing, shapes, labelled), sep="\n")
+    print(*after_prepare(public_address(config.out), source.info.spacing, shapes, labelled), sep="\n")
     return 1 if skipped else 0
 
 

@@ -16,7 +16,7 @@ from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.errors import UserError
 from anatomask.nested import plain
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
-from anatomask.stages.remarks import large_crops, tell, watched_test_cases
+from anatomask.stages.remarks import watched_test_cases
 from anatomask.stages.training import describe_weights, folders, open_data, training_job
 from anatomask.training.estimate import Reading, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
@@ -47,7 +47,9 @@ def build_job(config: PretrainConfig) -> TrainingJob:
     fixed = choose_fixed_cases(dataset, cases)
     task = partial(pretraining_task, method, config.network, config.loader, header, dataset.roots, fixed, config.seed)
     inputs = {"data": data_digest(*dataset.roots, splits=True)}
-    return training_job(config, "pretrain", dataset, cases, method.draw(config.loader), task, inputs, stages)
+    remarks = watched_test_cases(dataset, fixed)
+    draw = method.draw(config.loader)
+    return training_job(config, "pretrain", dataset, cases, draw, task, inputs, stages, remarks=remarks)
 
 
 def select_cases(dataset: PreparedDataset, splits: Sequence[str]) -> tuple[str, ...]:
@@ -71,7 +73,6 @@ def select_cases(dataset: PreparedDataset, splits: Sequence[str]) -> tuple[str, 
 def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     """Pretrain, or continue where an earlier call ended."""
     job = build_job(config)
-    tell(remarks_on(config))
     require_memory_here(config)
     run_job(job, config.cluster, "pretrain", overwrite=overwrite)
     print(
@@ -80,14 +81,6 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
         f"Next: anatomask finetune --init {job.run} --data FOLDER (prepared, with labels)"
     )
     return 0
-
-
-def remarks_on(config: PretrainConfig) -> list[str]:
-    """List what is allowed and may surprise the user."""
-    dataset = open_data(config)
-    cases = select_cases(dataset, config.splits)
-    fixed = choose_fixed_cases(dataset, cases)
-    return [*large_crops(dataset, cases, config.loader.patch_size), *watched_test_cases(dataset, fixed)]
 
 
 def plan(config: PretrainConfig) -> list[tuple[str, str]]:
@@ -113,7 +106,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     cost, rows_of_cost = costs.planned(config, method, loss, steps)
     return [
         ("run", str(job.run)),
-        *(("note", text) for text in remarks_on(config)),
+        *(("note", text) for text in job.remarks),
         ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)})"),
         ("of", ", ".join(map(public_address, folders(config)))),
         ("planned for", f"{cases} cases like these {len(given)}" if config.plan.cases else f"these {cases} cases"),

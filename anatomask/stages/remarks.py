@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anatomask.data.shards import PreparedDataset
-from anatomask.errors import Note
 from anatomask.names import some
 from anatomask.training.fixed_scans import FixedCases
 
 SPACING_TOLERANCE = 0.05
 """Relative difference of two voxel sizes up to which they count as the same."""
-
-
-def tell(remarks: Iterable[str]) -> None:
-    """Show each remark once, in a line of its own."""
-    for text in remarks:
-        warnings.warn(Note(text), stacklevel=2)
 
 
 def large_crops(dataset: PreparedDataset, cases: Sequence[str], patch_size: Sequence[int]) -> list[str]:

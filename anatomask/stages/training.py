@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.nested import plain
 from anatomask.runs.folder import run_folder
+from anatomask.stages.remarks import large_crops
 from anatomask.training.job import TrainingJob
 from anatomask.weights.files import describe_architecture
 
@@ -71,6 +72,7 @@ def training_job(
     inputs: Mapping[str, str],
     stages: int | None = None,
     origin: str = "",
+    remarks: Sequence[str] = (),
 ) -> TrainingJob:
     """Compose the job of a training.
 
@@ -84,6 +86,7 @@ def training_job(
         inputs: digest of each input, by the field of the settings that names it.
         stages: number of encoder stages that are trained. Default: all.
         origin: sentence on what the training starts from, for the run's journal.
+        remarks: sentences for it on what may surprise the user, beside those on the crops.
     """
     return TrainingJob(
         run=run_folder(
@@ -99,6 +102,7 @@ def training_job(
         seed=config.seed,
         settings=plain(config),
         origin=origin,
+        remarks=(*remarks, *large_crops(dataset, cases, config.loader.patch_size)),
         inputs=inputs,
         largest_stride=max(config.network.strides[:stages]),
     )

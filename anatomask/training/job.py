@@ -37,6 +37,8 @@ class TrainingJob:
     """The run's configuration, for TensorBoard's table of hyperparameters."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """Settings of all kinds of runs, which are the columns of that table."""
+    remarks: tuple[str, ...] = ()
+    """Sentences for the run's journal on what is allowed and may surprise the user."""
     origin: str = ""
     """Sentence on what the training starts from, for the run's journal."""
     largest_stride: int = 16

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -25,12 +25,14 @@ SHORT = ["--training.epochs", "2", "--training.steps-per-epoch", "2", "--trainin
 SMALL = ["--recipe", "tiny", "--loader.patch-size", "32", "32", "32", "--network.base", "4"]
 
 
-def chain(data: str, runs: Path, out: Path) -> None:
+ANATOMASK = ("--method.decoder-width", "16", "--method.r0", "0.5")
+BYOL = ("--method", "byol", "--method.hidden", "32", "--method.projection", "16")
+
+
+def chain(data: str, runs: Path, out: Path, method: Sequence[str] = ANATOMASK) -> None:
     """pretrain, finetune, evaluate, report; each must succeed."""
     common = [*SMALL, *SHORT, "--data", data, "--runs", str(runs)]
-    assert (
-        main(["pretrain", *common, "--name", "pretrained", "--method.decoder-width", "16", "--method.r0", "0.5"]) == 0
-    )
+    assert main(["pretrain", *common, "--name", "pretrained", *method]) == 0
     assert main(["finetune", *common, "--name", "finetuned", "--init", str(runs / "pretrained")]) == 0
     assert main(["evaluate", "--recipe", "tiny", "--run", str(runs / "finetuned")]) == 0
     assert main(["report", "--runs", str(runs / "finetuned"), "--out", str(out)]) == 0
@@ -66,7 +68,9 @@ def check_run(run: Path) -> None:
     assert find_weights(run).name == "step_00000004"
 
 
-def check_results(runs: Path, out: Path, cases: list[str], originals: dict[str, Path]) -> None:
+def check_results(
+    runs: Path, out: Path, cases: list[str], originals: dict[str, Path], method: str = "AnatoMask"
+) -> None:
     """Predictions lie on the grid of their sources, and the table says what `summary.json` says."""
     finetuned = runs / "finetuned"
     summary = json.loads((finetuned / "summary.json").read_text())
@@ -80,7 +84,7 @@ def check_results(runs: Path, out: Path, cases: list[str], originals: dict[str, 
         assert prediction.shape == source.shape
         assert np.allclose(prediction.affine, source.affine)
     table = (out / "table.md").read_text()
-    assert "AnatoMask" in table
+    assert method in table
     assert f"{100 * summary['dsc']['mean']:.1f}" in table
     assert list(out.glob("*.png"))
 
@@ -133,17 +137,20 @@ def test_phantoms(
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_two_real_scans(tmp_path: Path, real_data: Path, ray_session: None) -> None:
+@pytest.mark.parametrize(
+    ("method", "name"), [(ANATOMASK, "AnatoMask"), pytest.param(BYOL, "BYOL", marks=pytest.mark.slow)]
+)
+def test_two_real_scans(method: Sequence[str], name: str, tmp_path: Path, real_data: Path, ray_session: None) -> None:
     source = tmp_path / "Dataset001_HeadNeck"
     train, test = "kbp_001", "kbp_002"
     for case in (train, test):
-        for name in (f"imagesTr/{case}_0000.nii.gz", f"labelsTr/{case}.nii.gz"):
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(real_data / "openkbp" / name, source / name)
+        for file in (f"imagesTr/{case}_0000.nii.gz", f"labelsTr/{case}.nii.gz"):
+            (source / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(real_data / "openkbp" / file, source / file)
     shutil.copy(real_data / "openkbp" / "dataset.json", source)
     (source / "splits_final.json").write_text(json.dumps([{"train": [train], "val": [test]}]))
     shards, runs, out = (tmp_path / name for name in ("shards", "runs", "report"))
     assert main(["prepare", "--recipe", "small", "--source", str(source), "--out", str(shards)]) == 0
     assert json.loads((shards / "splits.json").read_text())["test"] == [test]
-    chain(str(shards), runs, out)
-    check_results(runs, out, [test], {test: source / "imagesTr" / f"{test}_0000.nii.gz"})
+    chain(str(shards), runs, out, method)
+    check_results(runs, out, [test], {test: source / "imagesTr" / f"{test}_0000.nii.gz"}, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from anatomask.cli.main import main
 from anatomask.data.phantom import write_phantom
 from anatomask.data.settings import PhantomConfig
 from anatomask.data.shards import PreparedDataset
-from anatomask.errors import Note
-from anatomask.stages.remarks import labels_besides, large_crops, other_data, tell, watched_test_cases
+from anatomask.stages.remarks import labels_besides, large_crops, other_data, watched_test_cases
 from anatomask.training.fixed_scans import FixedCases
 
 
@@ -51,13 +49,6 @@ def test_labels_that_choose_the_checkpoint_are_told() -> None:
     assert labels_besides(["a"], ["b", "c"], 1.0) == labels_besides(["a"], [], 0.1) == []
     (text,) = labels_besides(["a"], ["b", "c"], 0.1)
     assert "besides the 1 labelled cases of --train-fraction 0.1, 2 more" in text
-
-
-def test_each_remark_is_a_note() -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        tell(["one", "two"])
-    assert [(str(one.message), one.category) for one in caught] == [("one", Note), ("two", Note)]
 
 
 def test_a_spacing_that_beats_the_recipes_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,4 +77,4 @@ def test_the_folder_is_asked_for(capsys: pytest.CaptureFixture[str], tmp_path: P
         anatomask(["survey"])
     assert "FOLDER" in capsys.readouterr().err
     assert anatomask(["survey", str(tmp_path / "nowhere")]) == 1
-    assert "is not a folder" in capsys.readouterr().err
+    assert "there is no such file or folder" in capsys.readouterr().err
