@@ -52,10 +52,9 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
         raise UserError(f"{path} cannot be read ({reason(error)}); get it again or leave it out") from error
     if len(image.shape) < 3 or min(image.shape) < 1 or math.prod(image.shape[3:]) != 1:
         raise UserError(f"{path} has shape {image.shape}; one 3-D volume is expected, so split or drop the others")
-    affine = image.affine
-    if not places_voxels(affine):
-        if not (image.header["qform_code"] or image.header["sform_code"] or all(image.header["pixdim"][1:4])):
-            raise UserError(f"{path} has no spacing (its header has a voxel edge of 0); write the voxel size into it")
+    if not (stored["qform_code"] or stored["sform_code"] or all(stored["pixdim"][1:4])):  # nibabel makes a 0 a 1
+        raise UserError(f"{path} has no spacing (its header has a voxel edge of 0); write the voxel size into it")
+    if not places_voxels(image.affine):
         raise UserError(f"{path} has an affine without inverse; repair its header")
     slope, intercept = float(stored["scl_slope"]), float(stored["scl_inter"])
     if not math.isfinite(slope) or (slope and not math.isfinite(intercept)):  # nibabel would read it unscaled
