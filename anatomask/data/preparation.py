@@ -24,7 +24,7 @@ from anatomask.data.preprocess import prepare_case
 from anatomask.data.records import CaseRecord, DatasetInfo
 from anatomask.data.settings import Codec, ReaderConfig
 from anatomask.data.shards import PreparedDataset, read_record, write_case
-from anatomask.data.splits import SplitConfig, Splits, continued, keep
+from anatomask.data.splits import SplitConfig, Splits, continued, keep, meaningful
 from anatomask.data.storage import Root, Storage
 from anatomask.errors import UserError, unexpected
 from anatomask.names import component, shown
@@ -35,12 +35,15 @@ VERSION = "format"
 """Key of the settings that holds the version of the layout, `index.FORMAT`, which the folder keeps."""
 SCANS = "scans"
 """Key of the settings that holds a digest of the source's cases."""
-SINCE = {
+UNRECORDED = {
+    "split.seed": 0,
+    "split.fractions": [0.7, 0.1, 0.2],
+    "split.fold": 0,
     "split.val_as": "test",
     "split.folds": None,
     **{f"reader.{name}": "" for name in ("image", "label", "label_names", "patient")},
 }
-"""Settings that older versions did not record, and what these did."""
+"""Values of settings that a folder does not record: its version had them not, or they meant nothing for its source."""
 SPLITS, CASES = "splits.json", "cases.jsonl"
 INDEX = ("dataset.json", CASES, "fingerprint.json", SPLITS, "skipped.json")
 FOLDERS = {"cases": r".+\.parquet", "originals": r".+\.nii\.gz"}
@@ -138,7 +141,7 @@ def _same_settings(storage: Storage, before: Mapping[str, Any], now: Mapping[str
     """
     remedy = "choose another --out, or --overwrite"
     fields = [name for name in now if name != SCANS]
-    there, here = ({name: settings.get(name, SINCE.get(name)) for name in fields} for settings in (before, now))
+    there, here = ({name: settings.get(name, UNRECORDED.get(name)) for name in fields} for settings in (before, now))
     require_same(storage.show(), "a preparation", there, here, remedy)
     if before.get(SCANS) != now.get(SCANS):
         raise UserError(
@@ -338,6 +341,6 @@ def settings_of(
         "preprocess.classes": list(info.class_names.values()),
         "preprocess.brick": info.brick,
         "preprocess.codec": info.codec,
-        **{f"split.{field}": value for field, value in asdict(split.resolved()).items() if field != "file"},
+        **{f"split.{name}": getattr(split.resolved(), name) for name in sorted(meaningful(raw, split))},
         **{f"reader.{field}": value for field, value in asdict(reader or ReaderConfig()).items()},
     }

@@ -90,28 +90,35 @@ def choose_split(raw: RawDataset, config: SplitConfig) -> RawDataset:
     return raw
 
 
+def meaningful(raw: RawDataset, config: SplitConfig) -> set[str]:
+    """Return the fields of the settings that have a meaning for this data set's split."""
+    return _split_of(raw, config)[1]
+
+
+def _split_of(raw: RawDataset, config: SplitConfig) -> tuple[str, set[str], str]:
+    """Tell where the split comes from: a clause, the fields that have a meaning for it, and what else a user can do."""
+    own = "give a split of your own by --split.file"
+    folds = {"folds", "seed"} if config.folds else {"folds"}
+    if config.file:
+        return f"the split is that of --split.file {config.file}", folds, "leave out one of both"
+    if raw.folds:
+        whole = " (its folds are taken over by --split.fold all)" if config.folds else ""
+        meant = {"fold"} if config.fold == "all" else {"fold", "val_as"}
+        return f"the data bring their split in splits_final.json{whole}", meant, own
+    if raw.splits is not None:
+        return "the data bring a split of their own, without folds", folds, own
+    if any(raw_case.label is not None for raw_case in raw.cases):
+        return "no splits_final.json lies beside the scans", {"fractions", "seed", "folds"}, own
+    return "no case has a label, so all are for pretraining", set(), own
+
+
 def _refuse_idle(raw: RawDataset, config: SplitConfig) -> None:
     """Check that every setting that is given has a meaning for this data set's split.
 
     Raises:
         UserError: one has none; the message says which split there is, and what to do instead.
     """
-    own = "give a split of your own by --split.file"
-    if config.file:
-        split, meant, remedy = f"the split is that of --split.file {config.file}", {"folds"}, "leave out one of both"
-    elif raw.folds:
-        whole = " (its folds are taken over by --split.fold all)" if config.folds else ""
-        split, meant, remedy = f"the data bring their split in splits_final.json{whole}", {"fold", "val_as"}, own
-    elif raw.splits is not None:
-        split, meant, remedy = "the data bring a split of their own, without folds", {"folds"}, own
-    elif any(raw_case.label is not None for raw_case in raw.cases):
-        split, meant, remedy = "no splits_final.json lies beside the scans", {"fractions", "seed", "folds"}, own
-    else:
-        split, meant, remedy = "no case has a label, so all are for pretraining", set(), own
-    if config.folds:
-        meant.add("seed")
-    if config.fold == "all":
-        meant.discard("val_as")
+    split, meant, remedy = _split_of(raw, config)
     given = [field.name for field in fields(config) if getattr(config, field.name) not in (None, "")]
     if idle := [name for name in given if name not in meant | {"file"}]:
         flag = f"--split.{idle[0].replace('_', '-')}"

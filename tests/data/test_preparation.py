@@ -16,7 +16,7 @@ from anatomask.data.datasets.base import RawDataset
 from anatomask.data.index import FORMAT, FORMAT_WITHOUT_DIGESTS
 from anatomask.data.normalisation import normalise
 from anatomask.data.preparation import (
-    SINCE,
+    UNRECORDED,
     Outcome,
     choose_schemes,
     claim,
@@ -217,7 +217,7 @@ def test_other_scans_are_refused_for_the_split_would_be_drawn_anew(nnunet_source
     claim(root, settings(), overwrite=True)
     claim(root, settings(), overwrite=False)
     (nnunet_source / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
-    with pytest.raises(UserError, match="split that comes with them, changed"):
+    with pytest.raises(UserError, match="split that comes with them or by --split.file, changed"):
         claim(root, settings(), overwrite=False)
 
 
@@ -225,8 +225,8 @@ def test_settings_of_an_older_version_are_the_same_preparation(nnunet_source: Pa
     raw = read_dataset(nnunet_source)
     info = dataset_info(raw, "boxes", (2.0, 2.0, 3.0), 16, "none")
     settings = settings_of("source", raw, info, SplitConfig())
-    assert (settings["split.seed"], settings["split.fractions"], settings["split.fold"]) == (0, (0.7, 0.1, 0.2), 0)
-    older = {name: value for name, value in settings.items() if name not in SINCE}
+    assert (settings["split.seed"], settings["split.fractions"], settings["split.folds"]) == (0, (0.7, 0.1, 0.2), None)
+    older = {name: value for name, value in settings.items() if name not in UNRECORDED} | {"split.fold": 3}
     Storage(tmp_path).write_json("prepare.json", older)
     claim(str(tmp_path), settings, overwrite=False)
     with pytest.raises(UserError, match=r"split\.folds is None there, 5 here"):

@@ -87,6 +87,10 @@ def test_a_folder_without_labels_that_an_older_version_split_stays_usable(
     assert PreparedDataset.open("out").splits["unlabeled"] == tuple(sorted(world.CASES))
     older = {"train": ["anna", "bert", "cora", "dora"], "val": ["emil"], "test": ["fred"]}
     SPLITS.write_text(json.dumps(older | {"unlabeled": [], "unlabeled_test": []}))
+    settings = json.loads(Path("out/prepare.json").read_text())
+    Path("out/prepare.json").write_text(json.dumps(settings | {"split.seed": 3, "split.fold": 0}))
+    assert main([*FRESH.split(), "--split.seed", "3"]) == 1
+    assert "no case has a label, so all are for pretraining; leave it out" in capsys.readouterr().err
     capsys.readouterr()
     assert main(FRESH.split()) == 0
     assert "is kept as it is" in shown(capsys)
