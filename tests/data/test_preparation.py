@@ -217,7 +217,7 @@ def test_other_scans_are_refused_for_the_split_would_be_drawn_anew(nnunet_source
     claim(root, settings(), overwrite=True)
     claim(root, settings(), overwrite=False)
     (nnunet_source / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
-    with pytest.raises(UserError, match="split that comes with them or by --split.file, changed"):
+    with pytest.raises(UserError, match=r"split that comes with them or by --split\.file, changed"):
         claim(root, settings(), overwrite=False)
 
 
