@@ -78,8 +78,9 @@ def check(run: Path, whole: dict[str, torch.Tensor]) -> str:
     return (run / JOURNAL).read_text()
 
 
+@pytest.mark.slow  # the kill loops and this one; the quick suite trains often enough
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_worker_that_is_killed_is_replaced(data: str, tmp_path: Path, ray_session: None) -> None:
     whole = undisturbed(tmp_path / "whole")
     run = tmp_path / "run"
