@@ -13,7 +13,7 @@ from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
 from anatomask.config import FinetuneConfig, PretrainConfig
 from anatomask.data.samples import LoaderConfig
-from anatomask.errors import UserError
+from anatomask.errors import Note, UserError
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.base import MethodConfig
 from anatomask.methods.byol import BYOLConfig
@@ -202,7 +202,8 @@ def test_a_finetuning_has_the_network_of_its_weights_unless_another_is_named(par
     network = ResEncConfig(2, (4, 8, 8), (1, 1, 2))
     write_weights(tmp_path / "weights", {}, {"architecture": describe_architecture(network)})
     argv = ("--recipe", "tiny", "--data", "x", "--init", f"{part}{tmp_path / 'weights'}")
-    assert settings(*argv, verb="finetune").network == network
+    with pytest.warns(Note, match="--recipe tiny is for stunet; the initial weights' resenc is trained"):
+        assert settings(*argv, verb="finetune").network == network
     assert settings(*argv, "--network.in-channels", "1", verb="finetune").network == replace(network, in_channels=1)
     assert settings(*argv, "--network", "stunet", verb="finetune").network == STUNetConfig(base=8)
     file = tmp_path / "config.yaml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import tyro
 
 from anatomask.config import SCRATCH, FinetuneConfig, SweepConfig
-from anatomask.errors import UserError
+from anatomask.errors import Note, UserError
 from anatomask.files import refuse_pipe
 from anatomask.methods import method_names
 from anatomask.nested import overlay
@@ -84,7 +85,11 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Recipe]) -> Invo
     default = recipe.settings(verb)
     from_file = {} if own.config is None else read_yaml(own.config)
     if verb == "finetune":
+        named = default.network
         default = with_weights(default, initial_weights(from_file, rest))
+        if own.recipe is not None and own.network is None and default.network.name != named.name:
+            text = f"--recipe {own.recipe} is for {named.name}; the initial weights' {default.network.name} is trained"
+            warnings.warn(Note(text), stacklevel=2)
     if verb in EPOCHS and own.schedule is not None:
         default = scheduled(default, own.schedule, epochs_of(verb, overlay(default, from_file, own.config), rest))
     default = overlay(default, from_file, own.config)
