@@ -16,7 +16,7 @@ from anatomask.nn.backbones import UNNAMED
 from anatomask.runs.checkpoint_index import CHECKPOINTS
 from anatomask.weights.files import TENSORS, describe_architecture, network_of, size_in_words, write_weights
 from anatomask.weights.foreign import ForeignWeights, read_foreign_weights
-from anatomask.weights.tensor_files import Weights, read_described
+from anatomask.weights.tensor_files import HEADER_FORMAT, Weights, read_described
 
 
 def plan(config: ImportWeightsConfig) -> list[tuple[str, str]]:
@@ -48,7 +48,7 @@ def read_file(config: ImportWeightsConfig) -> Weights:
         return read_described(path)
     foreign = read_foreign_weights(path, config.allow_missing)
     header: dict[str, Any] = {
-        "format": 1,
+        "format": HEADER_FORMAT,
         "kind": foreign.kind,
         "architecture": describe_architecture(foreign.network, foreign.classes),
         "dataset": config.dataset,

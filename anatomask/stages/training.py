@@ -19,6 +19,7 @@ from anatomask.runs.folder import run_folder
 from anatomask.stages.remarks import large_crops
 from anatomask.training.job import TrainingJob
 from anatomask.weights.files import describe_architecture
+from anatomask.weights.tensor_files import HEADER_FORMAT
 
 if TYPE_CHECKING:  # the driver needs no network
     from anatomask.training.task import Task
@@ -51,7 +52,7 @@ def describe_weights(config: Config, dataset: PreparedDataset, classes: int | No
     """Return the fields that the headers of pretrained and finetuned weights share; `classes` is for the latter."""
     joined = dataset.members if isinstance(dataset, JoinedDataset) else ()
     return {
-        "format": 1,
+        "format": HEADER_FORMAT,
         "architecture": describe_architecture(config.network, classes),
         "patch_size": list(config.loader.patch_size),
         "spacing": list(dataset.spacing),

@@ -69,6 +69,7 @@ class _Fold(_Fields):
 
 
 class _Header(_Fields):
+    format: Annotated[int, Field(ge=1)] = 1
     kind: str | None = None
     architecture: _Architecture | None = None
     method: _Method | None = None

@@ -25,6 +25,8 @@ KEY = "anatomask"
 """Only entry of a file's metadata: safetensors writes several in an order that changes from process to process."""
 OLDER_KEY = "header"
 """Entry that an older version wrote, which knew no checksums."""
+HEADER_FORMAT = 1
+"""Number of the format of headers, raised when a reader of an older version would misread them."""
 COPY_OR_TRAIN = "copy or train it again"
 
 
@@ -131,9 +133,15 @@ def _parsed(path: Path, text: str, parse: Callable[[str], dict[str, Any]] | None
 
         parse = parse_header
     try:
-        return parse(text)
+        header = parse(text)
     except ValueError as error:
         raise UserError(f"the header of {path} is damaged ({error}): give weights that anatomask wrote") from error
+    if header.get("format", HEADER_FORMAT) > HEADER_FORMAT:
+        raise UserError(
+            f"{path} was written by a newer version of anatomask (format {header['format']}, this one reads up to "
+            f"{HEADER_FORMAT}): update anatomask"
+        )
+    return header
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -73,6 +73,7 @@ def test_whole_headers_are_read_as_they_are() -> None:
     ("path", "value"),
     [
         ("kind", 5),
+        *each("format", "1", 0, 1.5),
         *each("architecture", "stunet", [], 5),
         *each("architecture.base", "2", 0, -1, 10**9, 2.5, True, [2]),
         *each("architecture.depth", 0, 10**9),
@@ -99,6 +100,13 @@ def test_a_field_of_another_kind_is_named(path: str, value: Any, tmp_path: Path)
         with pytest.raises(UserError, match=rf"model\.safetensors is damaged \({path.split('.')[0]}") as raised:
             read(tmp_path)
         assert len(str(raised.value)) < 500
+
+
+def test_weights_of_a_newer_version_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    write_weights(tmp_path, {"a": torch.zeros(1)}, WHOLE | {"format": 2})
+    for read in (read_header, read_weights, read_network):
+        with pytest.raises(UserError, match=r"newer version .*format 2, this one reads up to 1\): update anatomask"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["5", "[]", '"x"', "null", "[" * 100_000, "{"])
