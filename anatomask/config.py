@@ -84,7 +84,8 @@ def check_training(training: TrainingConfig, optimiser: OptimiserConfig, cluster
         )
     if optimiser.warmup_epochs >= training.epochs:
         raise ValueError(
-            f"optimiser.warmup_epochs {optimiser.warmup_epochs} must be fewer than training.epochs {training.epochs}"
+            f"optimiser.warmup_epochs {optimiser.warmup_epochs} must be fewer than training.epochs {training.epochs}; "
+            "0 is no warm-up"
         )
     if sum(optimiser.decoder_first) + optimiser.warmup_epochs >= training.epochs:
         raise ValueError(

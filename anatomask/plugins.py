@@ -70,18 +70,27 @@ def find_class(kind: str, name: str, registry: str, own: Mapping[str, str], base
 
 
 def plugin_files() -> list[Path]:
-    """List the files of the user's own that were loaded, in order."""
-    return [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(PREFIX)]
+    """List the files of the user's own that were loaded, in order, by their absolute paths."""
+    return [text.path for text in _texts()]
+
+
+def plugin_flags() -> str:
+    """Return the flags that load the same files, each after a space, for a command that is suggested."""
+    return "".join(f" --plugin {path}" for path in plugin_files())
 
 
 def plugin_digests() -> dict[str, str]:
-    """Return a digest of each of these files, by `plugin` and its name: other code is another run."""
-    return {f"plugin {path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in plugin_files()}
+    """Return a digest of the texts of these files, by `plugin`: other code is another run, whatever its file's name.
+
+    The texts are those that were loaded: the files may have changed since, or lie on another machine.
+    """
+    digests = sorted(hashlib.sha256(text.source.encode()).hexdigest() for text in _texts())
+    return {"plugin": hashlib.sha256("".join(digests).encode()).hexdigest()} if digests else {}
 
 
 def worker_setup() -> Callable[[], None] | None:
     """Return a function that loads the same files in a worker process, on any machine; None where there are none."""
-    files = [(path, path.read_text(encoding="utf-8")) for path in plugin_files()]
+    files = [(text.path, text.source) for text in _texts()]
 
     def load_plugins() -> None:
         for path, source in files:
@@ -119,8 +128,14 @@ class _Text(ExecutionLoader):
         return self.source
 
 
+def _texts() -> list[_Text]:
+    modules = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
+    return [module.__loader__ for module in modules if isinstance(module.__loader__, _Text)]
+
+
 def _load(path: Path, source: str, prefix: str = PREFIX) -> ModuleType:
-    name = prefix + path.absolute().with_suffix("").as_posix().replace("/", "_").replace(".", "_")
+    path = path.absolute()
+    name = f"{prefix}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_loader(name, _Text(path, source))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 from ray import cloudpickle
 
 from anatomask.errors import UserError
-from anatomask.plugins import load_module, plugin_digests, with_extensions, worker_setup
+from anatomask.plugins import load_module, plugin_digests, plugin_flags, with_extensions, worker_setup
 
 pytestmark = pytest.mark.usefixtures("forget_plugins")
 
@@ -26,6 +25,24 @@ def test_files_of_one_name_in_two_folders_are_two_modules(tmp_path: Path) -> Non
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text(f"folder = {folder!r}\n")
     assert [load_module(tmp_path / folder / "mine.py", "--plugin").folder for folder in ("a", "b")] == ["a", "b"]
+
+
+def test_the_digest_is_of_all_texts_whatever_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths that differ by a separator alone, a file that has changed since, and another working folder."""
+    (tmp_path / "my").mkdir()
+    texts = {"my/plug.py": "x = 1\n", "my_plug.py": "x = 2\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert [load_module(Path(name), "--plugin").x for name in texts] == [1, 2]
+    assert plugin_flags() == f" --plugin {tmp_path / 'my/plug.py'} --plugin {tmp_path / 'my_plug.py'}"
+    both = plugin_digests()
+    monkeypatch.chdir(tmp_path / "my")
+    (tmp_path / "my_plug.py").unlink()
+    assert plugin_digests() == both
+    (tmp_path / "other.py").write_text("x = 3\n")
+    load_module(tmp_path / "other.py", "--plugin")
+    assert plugin_digests() != both
 
 
 @pytest.mark.parametrize(
@@ -77,10 +94,11 @@ def test_workers_load_what_this_process_has_loaded(tmp_path: Path) -> None:
     assert worker_setup() is None and plugin_digests() == {}
     thing = load_module(path, "--plugin").Thing()
     setup = cloudpickle.dumps(worker_setup())
-    (digest,) = plugin_digests().values()
-    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    digests = plugin_digests()
+    assert digests.keys() == {"plugin"}
     pickled = cloudpickle.dumps(thing)
     path.unlink()
+    assert plugin_digests() == digests
     script = "import pickle, sys; setup, thing = sys.stdin.buffer.read().split(b'||||'); pickle.loads(setup)(); "
     script += "print(type(pickle.loads(thing)).__name__)"
     done = subprocess.run([sys.executable, "-c", script], input=setup + b"||||" + pickled, capture_output=True)

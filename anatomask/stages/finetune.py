@@ -20,6 +20,7 @@ from anatomask.errors import UserError
 from anatomask.evaluation.validation import Validation
 from anatomask.nested import plain
 from anatomask.nn.backbones.base import Segmenter
+from anatomask.plugins import plugin_flags
 from anatomask.runs.identity import run_key
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.remarks import labels_besides, other_data
@@ -188,7 +189,7 @@ def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
     job = build_job(config)
     require_memory_here(config)
     run_job(job, config.cluster, "finetune", overwrite=overwrite)
-    print(f"Finetuned weights: {job.run}\nNext: anatomask evaluate --run {job.run}")
+    print(f"Finetuned weights: {job.run}\nNext: anatomask evaluate --run {job.run}{plugin_flags()}")
     return 0
 
 

@@ -15,6 +15,7 @@ from anatomask.data.samples import random_origin, worker_share
 from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.errors import UserError
 from anatomask.nested import plain
+from anatomask.plugins import plugin_flags
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.remarks import watched_test_cases
 from anatomask.stages.training import describe_weights, folders, open_data, training_job
@@ -78,7 +79,7 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     print(
         f"Pretrained weights: {job.run}\n"
         f"Look at the training: tensorboard --logdir {job.run.parent}\n"
-        f"Next: anatomask finetune --init {job.run} --data FOLDER (prepared, with labels)"
+        f"Next: anatomask finetune --init {job.run} --data FOLDER (prepared, with labels){plugin_flags()}"
     )
     return 0
 

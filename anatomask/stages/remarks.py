@@ -33,7 +33,7 @@ def watched_test_cases(dataset: PreparedDataset, fixed: FixedCases) -> list[str]
     labelled = [case for case in fixed.cases if case in tested and dataset.records[case].labelled]
     if not (fixed.held_out and labelled):
         return []
-    return [f"the masks are watched on test cases, whose labels are read but not trained on: {some(labelled)}"]
+    return [f"the training is watched on test cases, which it does not train on: {some(labelled)}"]
 
 
 def other_data(header: Mapping[str, Any], dataset: PreparedDataset) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from anatomask.plugins import plugin_flags
 from anatomask.recipes import RECIPES
 
 ISOTROPIC = 256
@@ -58,7 +59,7 @@ def after_survey(source: str, spacing: Sequence[float], shapes: Sequence[Sequenc
     size = " ".join(f"{mm:g}" for mm in spacing)
     return [
         f"Suggested: {size.replace(' ', ' x ')} mm, {_crop_in_words(spacing, shapes)}",
-        f"Next: anatomask prepare --source {source} --out shards/{name} --preprocess.spacing {size}",
+        f"Next: anatomask prepare --source {source} --out shards/{name} --preprocess.spacing {size}{plugin_flags()}",
     ]
 
 
@@ -73,7 +74,7 @@ def after_prepare(out: str, spacing: Sequence[float], shapes: Sequence[Sequence[
     """
     recipe = recipe_here()
     crop = " ".join(map(str, _crop(recipe, spacing, shapes)))
-    flags = f"--recipe {recipe} --data {out} --loader.patch-size {crop}"
+    flags = f"--recipe {recipe} --data {out} --loader.patch-size {crop}{plugin_flags()}"
     finetune = [f"  or: anatomask finetune {flags}"] if labelled else []
     return [f"Suggested: {_crop_in_words(spacing, shapes)}", f"Next: anatomask pretrain {flags}", *finetune]
 

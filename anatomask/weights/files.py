@@ -132,7 +132,10 @@ def network_of(header: Mapping[str, Any]) -> BackboneConfig:
         raise UserError("the header describes no architecture: give weights that anatomask wrote")
     name = described.pop("name", UNNAMED)
     if name not in backbone_names():
-        raise UserError(f"architecture {name!r} is unknown here: there are {', '.join(backbone_names())}")
+        raise UserError(
+            f"architecture {name!r} is unknown here: there are {', '.join(backbone_names())}, and --plugin FILE.py "
+            "adds more"
+        )
     described.pop("classes", None)
     sizes: dict[str, Any] = {
         field: tuple(value) if isinstance(value, list) else value for field, value in described.items()

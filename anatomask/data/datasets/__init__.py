@@ -45,7 +45,7 @@ READERS: dict[str, Reader] = {
 def readers() -> dict[str, Reader]:
     """Return all readers by name, those of extensions first, because they may know a layout better."""
     every: dict[str, Reader] = with_extensions("READERS", READERS)
-    return {name: every[name] for name in [*(every.keys() - READERS.keys()), *READERS]}
+    return {name: every[name] for name in [*(name for name in every if name not in READERS), *READERS]}
 
 
 def detect(source: Path) -> str:
