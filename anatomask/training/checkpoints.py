@@ -70,7 +70,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainingState, score: float | None) -> None:
         """Copy the state after update `step`, and write it while training continues.
 
-        The checkpoint becomes the best one if no earlier `score` exceeds its own. All workers call this, because sharded
+        The checkpoint becomes the best one if no earlier `score` exceeds its own. All workers call this: sharded
         weights are gathered.
 
         Raises:
