@@ -117,6 +117,7 @@ def test_a_temporary_folder_is_as_long_as_its_sockets_let_it(letter: str, short_
         ClusterConfig(address="auto", temporary_folder="x")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_keeps_its_files_where_no_other_account_looks(short_folder: Path) -> None:
     script = (

@@ -99,6 +99,7 @@ def damaged(dataset: PreparedDataset, case: str, rng: np.random.Generator) -> di
     raise UserError(f"cases/{case}.parquet is damaged: prepare it again")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_what_the_user_has_to_mend_is_said_at_once(data: str, tmp_path: Path, ray_session: None) -> None:
