@@ -19,7 +19,7 @@ from anatomask.config import SurveyConfig
 from anatomask.data.datasets import RawCase, RawDataset, read_dataset
 from anatomask.data.memory import TooLarge
 from anatomask.data.overview import cases_csv, class_rows, classes_csv, document, images_of
-from anatomask.data.preprocess import median_spacing, readable_grids, target_shape
+from anatomask.data.preprocess import Grid, median_spacing, target_shape
 from anatomask.data.storage import Storage
 from anatomask.data.survey import CaseFacts, survey_case
 from anatomask.data.suspicions import Suspicion, suspicions
@@ -62,7 +62,7 @@ def stage(config: SurveyConfig, *, overwrite: bool = False) -> int:
     out.write(CASES, cases_csv(cases, found).encode(errors="backslashreplace"))
     out.write(CLASSES, classes_csv(rows).encode())
     draw_sheet(Path(config.output) / SHEET, config.source, raw, cases, tiles, found)
-    grids = readable_grids(raw.cases)
+    grids = [Grid(facts.shape, facts.spacing) for facts in images_of(cases)]
     spacing = raw.spacing or median_spacing(grids)
     shapes = [target_shape(grid.shape, grid.spacing, spacing) for grid in grids]
     show_survey(Console(), config.source, config.output, raw, cases, rows, found)
