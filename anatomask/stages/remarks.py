@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anatomask.data.folds import fold_numbers
 from anatomask.data.shards import PreparedDataset
 from anatomask.names import some
 from anatomask.training.fixed_scans import FixedCases
@@ -61,6 +62,14 @@ def labels_besides(train: Sequence[str], val: Sequence[str], fraction: float) ->
         f"besides the {len(train)} labelled cases of --train-fraction {fraction:g}, {len(val)} more choose the best "
         "checkpoint; to use their labels for nothing, `evaluate --checkpoint last`"
     ]
+
+
+def unused_folds(dataset: PreparedDataset, fold: int | None) -> list[str]:
+    """Remark where the data are divided into folds, and the training leaves none out."""
+    folds = fold_numbers(dataset.splits)
+    if fold is not None or not folds:
+        return []
+    return [f"the cases of all {len(folds)} folds are trained on; to leave one out, --fold 0 to {max(folds)}"]
 
 
 def _mm(spacing: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ from anatomask.cli.main import main
 from anatomask.data.phantom import write_phantom
 from anatomask.data.settings import PhantomConfig
 from anatomask.data.shards import PreparedDataset
-from anatomask.stages.remarks import labels_besides, large_crops, other_data, watched_test_cases
+from anatomask.stages.remarks import labels_besides, large_crops, other_data, unused_folds, watched_test_cases
 from anatomask.training.fixed_scans import FixedCases
 
 
@@ -43,6 +43,13 @@ def test_weights_of_other_data_are_told(head: PreparedDataset) -> None:
     (channel,) = same["fingerprint"]["channels"]
     (text,) = other_data(same | {"fingerprint": {"channels": [channel | {"name": "MR", "scheme": "zscore"}]}}, head)
     assert "trained on MR as zscore" in text and f"has {channel['name']} as {channel['scheme']}" in text
+
+
+def test_folds_that_are_all_trained_on_are_told(head: PreparedDataset) -> None:
+    assert unused_folds(head, None) == []
+    head.splits = {"train": ("one",), "fold_0": ("one",), "fold_1": ()}
+    assert unused_folds(head, 1) == []
+    assert unused_folds(head, None) == ["the cases of all 2 folds are trained on; to leave one out, --fold 0 to 1"]
 
 
 def test_labels_that_choose_the_checkpoint_are_told() -> None:
