@@ -34,8 +34,8 @@ format: venv ## ruff's formatter and its fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint ## lint and all tests but the slow ones
-	$(BIN)/pytest -m "not slow"
+test: lint ## lint and all tests but the slow ones, in two processes
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: venv ## the tests that take minutes
 	$(BIN)/pytest -m slow

@@ -55,6 +55,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", type=Path, help="default: golden beside the real scans, else tests/golden")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep in one process what shares one Ray, and a file's other tests, where `pytest -n` makes several."""
+    for item in items:
+        shares_ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def golden(golden_methods: Path) -> Path:
     """Numbers of AnatoMask's published implementation and its checkpoint; skips without them."""
