@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, chdir
+from contextlib import AbstractContextManager, ExitStack, chdir
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from anatomask.data.records import DatasetInfo, PreparedCase
 from anatomask.data.settings import Codec
 from anatomask.data.shards import PreparedDataset, write_case
 from anatomask.plugins import PREFIX
+from tests.published import Published, numbers_of
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -62,20 +63,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.stem))
 
 
-@pytest.fixture(scope="session")
-def golden(golden_methods: Path) -> Path:
-    """Numbers of AnatoMask's published implementation and its checkpoint; skips without them."""
-    if not (golden_methods / "b1_depth1.npz").is_file():
-        pytest.skip(f"the published implementation's numbers are not at {golden_methods}")
-    return golden_methods
+@dataclass(frozen=True)
+class GoldenFolder:
+    """Folder of the published implementations' numbers; what is missing in one that `--golden` names is no reason to
+    skip."""
+
+    path: Path
+    given: bool
+
+    def require(self, part: str) -> Path:
+        """Find a file or a method's folder, else skip or fail."""
+        found = self.path / part
+        if not found.exists():
+            message = f"the published implementation's numbers are not at {found}"
+            pytest.fail(message) if self.given else pytest.skip(message)
+        return found
 
 
 @pytest.fixture(scope="session")
-def golden_methods(request: pytest.FixtureRequest) -> Path:
+def golden_folder(request: pytest.FixtureRequest) -> GoldenFolder:
     """Folder of the published implementations' numbers: that of `--golden`, those beside the real scans, or ours."""
     given: Path | None = request.config.getoption("--golden")
     beside = Path(os.environ.get("ANATOMASK_REAL_DATA", REPOSITORY.parent / "shared" / "data")).parent / "golden"
-    return given or (beside if beside.is_dir() else REPOSITORY / "tests" / "golden")
+    path = given or (beside if beside.is_dir() else REPOSITORY / "tests" / "golden")
+    return GoldenFolder(path, given is not None)
+
+
+@pytest.fixture(scope="session")
+def golden(golden_folder: GoldenFolder) -> Path:
+    """Numbers of AnatoMask's published implementation and its checkpoint."""
+    return golden_folder.require("b1_depth1.npz").parent
+
+
+@pytest.fixture
+def published(golden_folder: GoldenFolder) -> Callable[[str], AbstractContextManager[Published]]:
+    """Opens the numbers of a method by its name; the test has to read every array of them."""
+    return lambda method: numbers_of(golden_folder.require(method))
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.update import Update
 from anatomask.weights.files import Weights, describe_architecture, initialise
+from tests.published import Published
 
 CPU = torch.device("cpu")
 LOADER = LoaderConfig(patch_size=(32, 32, 48))
@@ -59,46 +61,42 @@ def renamed(name: str) -> str:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 def test_golden_numbers_of_a_published_implementation(
-    golden_methods: Path, dtype: torch.dtype, tolerance: float
+    published: Callable[[str], AbstractContextManager[Published]], dtype: torch.dtype, tolerance: float
 ) -> None:
-    folder = golden_methods / "byol"
-    sizes = json.loads((folder / "settings.json").read_text())
-    numbers = np.load(folder / f"{sizes['prefix']}.npz")
-    initial = torch.load(folder / f"{sizes['prefix']}_initial.pt", weights_only=True)
-    online = Branch(Flat(sizes["encoder"]), head(*sizes["projector"]))
-    method = BYOL(online, head(*sizes["predictor"]), BYOLConfig(ema_decay=sizes["ema"])).to(dtype).train()
-    method.load_state_dict({renamed(name): t for name, t in initial.items() if not name.startswith("net.")})
+    with published("byol") as numbers:
+        sizes = numbers.sizes
+        online = Branch(Flat(sizes["encoder"]), head(*sizes["projector"]))
+        method = BYOL(online, head(*sizes["predictor"]), BYOLConfig(ema_decay=sizes["ema"])).to(dtype).train()
+        initial = numbers.weights("_initial.pt")
+        method.load_state_dict({renamed(name): t for name, t in initial.items() if not name.startswith("net.")})
+        numbers.agrees("setting_beta", sizes["ema"], 0)
 
-    def agrees(mine: Tensor, name: str) -> None:
-        expected = numbers[name]
-        assert np.abs(mine.detach().numpy() - expected).max() <= tolerance * max(np.abs(expected).max(), 1e-30), name
+        first, second = (numbers.given(name, dtype) for name in ("view1", "view2"))
+        start = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+        projections = method.online(torch.cat((first, second)))
+        numbers.agrees("online_projections", projections, tolerance)
+        numbers.agrees("predictions", method.predictor(projections), tolerance)
+        numbers.agrees("target_projections", method.target(torch.cat((first, second))), tolerance)
+        method.load_state_dict(start)  # running statistics move once in a step
 
-    views = tuple(torch.from_numpy(numbers[name]).to(dtype) for name in ("view1", "view2"))
-    start = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    projections = method.online(torch.cat(views))
-    agrees(projections, "online_projections")
-    agrees(method.predictor(projections), "predictions")
-    agrees(method.target(torch.cat(views)), "target_projections")
-    method.load_state_dict(start)  # running statistics move once in a step
-
-    optimiser = torch.optim.SGD(method.trainable().parameters(), lr=sizes["lr"])
-    loss = method.training_step(views, 0.0).loss  # type: ignore[arg-type]
-    loss.backward()
-    agrees(loss, "loss")
-    parameters = dict(method.named_parameters())
-    for name in (name for name in numbers.files if name.startswith("grad__")):
-        gradient = parameters[renamed(name.removeprefix("grad__"))].grad
-        assert gradient is not None
-        agrees(gradient, name)
-    norms = [p.grad.norm() for p in parameters.values() if p.grad is not None]
-    agrees(torch.stack(norms).norm(), "grad_norm")
-    optimiser.step()
-    method.after_step(0.0)
-    state = method.state_dict()
-    for name in (name for name in numbers.files if name.startswith("after__")):
-        agrees(state[renamed(name.removeprefix("after__"))].to(dtype), name)
-    alone = regression_loss(*(torch.from_numpy(numbers[f"loss_alone_{side}"]).to(dtype) for side in "xy"))
-    agrees(alone, "loss_alone")
+        optimiser = torch.optim.SGD(method.trainable().parameters(), lr=sizes["lr"])
+        loss = method.training_step((first, second), 0.0).loss
+        loss.backward()
+        numbers.agrees("loss", loss, tolerance)
+        parameters = dict(method.named_parameters())
+        for name in numbers.names("grad__"):
+            gradient = parameters[renamed(name)].grad
+            assert gradient is not None
+            numbers.agrees(f"grad__{name}", gradient, tolerance)
+        norms = [p.grad.norm() for p in parameters.values() if p.grad is not None]
+        numbers.agrees("grad_norm", torch.stack(norms).norm(), tolerance)
+        optimiser.step()
+        method.after_step(0.0)
+        state = method.state_dict()
+        for name in numbers.names("after__"):
+            numbers.agrees(f"after__{name}", state[renamed(name)], tolerance)
+        alone = regression_loss(*(numbers.given(f"loss_alone_{side}", dtype) for side in "xy"))
+        numbers.agrees("loss_alone", alone, tolerance)
 
 
 def test_views_of_a_real_scan_overlap_and_differ(head_scan: PreparedDataset) -> None:
