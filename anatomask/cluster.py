@@ -21,6 +21,7 @@ from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import Note, UserError
 from anatomask.plugins import worker_setup
 from anatomask.ray_watch import connected, probe
+from anatomask.signals import stopped_by_signals
 
 TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 """Environment variables that give Ray a token, or the path of one."""
@@ -83,7 +84,7 @@ def running(config: ClusterConfig) -> Iterator[None]:
                 ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except ConnectionError as error:
             raise UserError(f"--cluster.address {config.address}: no Ray cluster answers there") from error
-        with connected():
+        with stopped_by_signals(), connected():  # after Ray's start, which sets a handler of its own
             yield
 
 

@@ -142,7 +142,7 @@ class Watch:
         with _ray_silent():
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             if not self._over.wait(GRACE_SECONDS):
-                print(GONE.format(process=self.gone), file=sys.stderr, flush=True)
+                print(f"anatomask: {GONE.format(process=self.gone)}", file=sys.stderr, flush=True)
                 os._exit(1)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:

@@ -55,7 +55,8 @@ def run(verb: str, load: Callable[[], Stage], argv: Sequence[str] | None = None)
     The stage is loaded last because loading takes seconds, which `--help` and bad settings need not wait for.
 
     Returns:
-        The exit code: 0, 1 after a user's error (printed as one message), 130 after Ctrl-C, or 143 after SIGTERM.
+        The exit code: 0, 1 after a user's error (printed as one message), 130 after Ctrl-C, 143 after SIGTERM, or 129
+        after SIGHUP.
     """
     never_fail_to_print()
     console = Console(stderr=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from anatomask.errors import Stopped, UserError
+from anatomask.signals import ENDING, handled_by
 from anatomask.training.journal import note
 
 POLL_SECONDS = 0.2
@@ -23,9 +24,10 @@ def stop_file(run: Path) -> Path:
 
 
 def run_until_stopped(work: Callable[[], object], run: Path) -> None:
-    """Run `work` in a thread; at SIGINT or SIGTERM, ask the workers of `run` to write a checkpoint and end, and wait.
+    """Run `work` in a thread; at a signal, ask the workers of `run` to write a checkpoint and end, and wait.
 
-    A second signal ends the wait. Outside the main thread, where no signal arrives, `work` just runs.
+    The signals are SIGINT, SIGTERM and SIGHUP; a second one ends the wait. Outside the main thread, where no signal
+    arrives, `work` just runs.
 
     Raises:
         Stopped: a signal came; the workers' checkpoint is written.
@@ -52,17 +54,15 @@ def run_until_stopped(work: Callable[[], object], run: Path) -> None:
             failure.append(error)
 
     thread = threading.Thread(target=attempt, daemon=True)
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     answered: float | None = None
     try:
-        thread.start()
-        while thread.is_alive() and (answered is None or time.monotonic() < answered + GRACE_SECONDS):
-            thread.join(POLL_SECONDS)
-            if received and answered is None and not stop_file(run).exists():
-                answered = time.monotonic()
+        with handled_by(ask, signal.SIGINT, *ENDING):
+            thread.start()
+            while thread.is_alive() and (answered is None or time.monotonic() < answered + GRACE_SECONDS):
+                thread.join(POLL_SECONDS)
+                if received and answered is None and not stop_file(run).exists():
+                    answered = time.monotonic()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         stop_file(run).unlink(missing_ok=True)
     if failure and (not received or isinstance(failure[0], UserError | OSError)):
         raise failure[0]

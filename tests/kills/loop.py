@@ -30,7 +30,7 @@ PATIENCE = 10
 """Factor of an undisturbed run's seconds beyond which, with 5 minutes more for a start, a life hangs."""
 LINGER_SECONDS = 120
 """Seconds that processes may stay after their driver was killed."""
-MESSAGE = re.compile(r"^anatomask [\w-]+: .*", re.MULTILINE)
+MESSAGE = re.compile(r"^anatomask(?: [\w-]+)?: .*", re.MULTILINE)
 
 
 class Failed(Exception):

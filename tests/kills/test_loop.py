@@ -20,7 +20,7 @@ import sys, time, pathlib
 for number in range(10):
     path = pathlib.Path(sys.argv[1], f"{number}.txt")
     if not path.exists():
-        time.sleep(0.05)
+        time.sleep(0.1)
         path.with_suffix(".new").write_text(str(number))
         path.with_suffix(".new").rename(path)
 """

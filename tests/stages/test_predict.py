@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -339,3 +343,36 @@ def test_the_command_spreads_scans_over_ray(
             prepare(anatomask.read_scan(world.scans / f"{case}.nii.gz"), weights[0].header)
         )
         assert np.mean(np.asarray(made.dataobj) != np.asarray(here.dataobj)) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_in_order_and_the_same_command_goes_on(
+    number: signal.Signals, world: SimpleNamespace, tmp_path: Path
+) -> None:
+    """A lost connection to a cluster sends SIGHUP."""
+    (tmp_path / "scans").mkdir()
+    names = [f"head{index}.nii.gz" for index in range(12)]
+    for name in names:
+        (tmp_path / "scans" / name).symlink_to(world.scan)
+    arguments = ["--run", str(world.runs[0]), "--source", str(tmp_path / "scans"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "anatomask", "predict", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        while not list((tmp_path / "out").glob("head*.nii.gz")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert "anatomask predict: stopped. The same command goes on where it was." in said
+    assert "Traceback" not in said
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("head*.nii.gz")}
+    assert 0 < len(done) < len(names)
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"12 of 12 scans are predicted ({12 - len(done)} now)" in again.stdout
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done} == done

@@ -17,7 +17,7 @@ def signalled(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_asks_the_workers_and_waits_for_them(number: signal.Signals, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     before = signal.getsignal(signal.SIGINT)

@@ -1,0 +1,55 @@
+"""Signals that end a program in order: SIGTERM, and SIGHUP, which a closed terminal or a lost connection sends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from anatomask.errors import Stopped
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
+    """Let `handler` answer signals inside the block; a signal that is ignored, as SIGHUP by `nohup`, stays so.
+
+    Outside the main thread, where no signal arrives, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    answered = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in answered}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Interrupt the block at SIGTERM or SIGHUP, so that what was begun is left in order.
+
+    Inside the block it is a `KeyboardInterrupt`: Ray's functions pass no other exception of a signal on.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    received: list[signal.Signals] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    try:
+        with handled_by(interrupt, *ENDING):
+            yield
+    except KeyboardInterrupt:
+        if received:
+            raise Stopped(received[0]) from None
+        raise
