@@ -17,6 +17,7 @@ from anatomask.errors import Note, UserError
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.base import MethodConfig
 from anatomask.methods.byol import BYOLConfig
+from anatomask.methods.moco import MoCoConfig
 from anatomask.nested import plain
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
@@ -228,7 +229,7 @@ def test_a_crop_that_the_network_does_not_take_is_refused(name: str) -> None:
     PretrainConfig(data="x", network=ResEncConfig(), loader=LoaderConfig(patch_size=(48, 48, 48)))
 
 
-@pytest.mark.parametrize("method", [AnatoMaskConfig(), AnatoMaskConfig(masking="random"), BYOLConfig()])
+@pytest.mark.parametrize("method", [AnatoMaskConfig(), AnatoMaskConfig(masking="random"), BYOLConfig(), MoCoConfig()])
 def test_methods_refuse_a_network_that_is_no_chain_of_convolutions(method: MethodConfig) -> None:
     with pytest.raises(ValueError, match=f"network swin_unetr cannot be pretrained by {method.label()}"):
         PretrainConfig(data="x", method=method, network=SwinUNETRConfig(), loader=LoaderConfig((64, 64, 64)))

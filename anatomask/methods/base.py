@@ -76,6 +76,13 @@ class MethodConfig(Settings, ABC):
             ValueError: it does not.
         """
 
+    def check_batch(self, size: int, workers: int) -> None:
+        """Check that the method works on batches of `size` samples, of all workers together. Default: on all.
+
+        Raises:
+            ValueError: it does not.
+        """
+
     def check_data(self, dataset: PreparedDataset) -> None:
         """Check that a data set has what the method needs. Default: every data set has.
 

@@ -7,26 +7,21 @@ simplicial embeddings; crops, their changes and the optimiser are this project's
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anatomask.data.augmentation import IntensityAugmentation
-from anatomask.data.samples import LoaderConfig
-from anatomask.data.views import TwoViewsDraw, two_views
-from anatomask.methods.base import Method, MethodConfig, StepResult
+from anatomask.methods.base import StepResult
+from anatomask.methods.two_views import Branch, TwoViewsConfig, TwoViewsMethod, Views, follow
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.norms import BatchNorm1d
 
-Views = tuple[Tensor, Tensor]
-"""Pairs of views of the samples, (B, C, D, H, W) each."""
-
 
 @dataclass(frozen=True)
-class BYOLConfig(MethodConfig):
+class BYOLConfig(TwoViewsConfig):
     """Settings of BYOL. The encoder has the five stages that masked methods train with patches of 16 voxels."""
 
     name = "byol"
@@ -53,14 +48,6 @@ class BYOLConfig(MethodConfig):
         """Return the name in tables."""
         return "BYOL"
 
-    def stages(self, network: BackboneConfig) -> int:
-        """Count the encoder stages that are trained."""
-        return network.pretrained_stages(patch=16)
-
-    def draw(self, loader: LoaderConfig) -> TwoViewsDraw:
-        """Return what draws two overlapping crops."""
-        return TwoViewsDraw(loader)
-
     def build(self, network: BackboneConfig) -> BYOL:
         """Build the online network, its predictor, and the target as a copy."""
         encoder = network.encoder(self.stages(network))
@@ -78,30 +65,15 @@ def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
     return 2 - 2 * functional.cosine_similarity(prediction, projection, dim=-1)
 
 
-class Branch(nn.Module):
-    """Encoder, mean over the voxels of its deepest map, and projector."""
-
-    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.projector = projector
-
-    def forward(self, volume: Tensor) -> Tensor:
-        """Map (B, C, D, H, W) to projections (B, width)."""
-        return self.projector(self.encoder(volume)[-1].mean((2, 3, 4)))
-
-
-class BYOL(Method):
+class BYOL(TwoViewsMethod):
     """Online network and predictor, which are trained, and the target, which follows them."""
 
     def __init__(self, online: Branch, predictor: nn.Module, config: BYOLConfig, in_channels: int = 1) -> None:
-        super().__init__()
+        super().__init__(config.change, in_channels)
         self.online = online
         self.predictor = predictor
         self.target = copy.deepcopy(online).requires_grad_(False)
         self.config = config
-        self.in_channels = in_channels
-        self.augmentation = IntensityAugmentation(config.change)
 
     def trainable(self) -> nn.ModuleList:
         """Return the online network and its predictor."""
@@ -110,15 +82,6 @@ class BYOL(Method):
     def networks(self) -> Sequence[nn.Module]:
         """Return the online network, its predictor and the target."""
         return [self.online, self.predictor, self.target]
-
-    def batch(self, sample: Mapping[str, Tensor]) -> Views:
-        """Make two views of each sample."""
-        return two_views(sample, self.augmentation, self.memory_format)
-
-    def dummy_batch(self, samples: int, size: Sequence[int]) -> Views:
-        """Return views with arbitrary values."""
-        first, second = torch.empty(2, samples, self.in_channels, *size)
-        return first, second
 
     def training_step(self, batch: Views, progress: float) -> StepResult:
         """Predict each view's target projection from the other view; both views are computed as one batch."""
@@ -129,12 +92,6 @@ class BYOL(Method):
         loss = regression_loss(first, target_second) + regression_loss(second, target_first)
         return StepResult(loss.mean())
 
-    @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Move the target's parameters towards the online network's; its running statistics are its own."""
-        weight = 1 - self.config.ema_decay
-        torch._foreach_lerp_(list(self.target.parameters()), list(self.online.parameters()), weight)
-
-    def views(self, batch: Views) -> Mapping[str, Tensor]:
-        """Return both views of the first sample."""
-        return {"view 1": batch[0][0], "view 2": batch[1][0]}
+        """Let the target follow the online network."""
+        follow(self.target, self.online, self.config.ema_decay)

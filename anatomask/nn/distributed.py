@@ -1,4 +1,4 @@
-"""Sums over the workers of a distributed run, through which gradients flow.
+"""Sums over the workers of a distributed run, through which gradients flow, and what all workers hold together.
 
 Worker w minimises its own loss L_w, and gradients are averaged over the W workers, as DistributedDataParallel does: the
 objective is (L_1 + ... + L_W) / W. A sum that each worker uses hands each worker's gradient back to all of them, so
@@ -7,6 +7,7 @@ its backward is the same sum again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,30 @@ def workers() -> int:
 def all_reduce(x: Tensor) -> Tensor:
     """Sum `x`, of one shape and type, over all workers; return `x` itself where there is one worker."""
     return x if workers() == 1 else _AllReduce.apply(x)
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """Concatenate `x`, of one shape and type, of all workers in their order, along its first axis; without gradient."""
+    if workers() == 1:
+        return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(workers())]
+    distributed.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+def exchanged(compute: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
+    """Compute a function of each worker's `samples` on others': all workers, of equally many, exchange them at random.
+
+    The results are those of this worker's samples, in their order; without gradient.
+    """
+    if workers() == 1:
+        return compute(samples)
+    everyone = all_gather(samples)
+    order = torch.randperm(len(everyone), device=samples.device)
+    distributed.broadcast(order, 0)
+    rank, shares = distributed.get_rank(), order.chunk(workers())
+    results = all_gather(compute(everyone[shares[rank]]))
+    return results[order.argsort()].chunk(workers())[rank]
 
 
 class _AllReduce(torch.autograd.Function):

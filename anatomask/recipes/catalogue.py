@@ -106,6 +106,22 @@ RECIPES: Mapping[str, Recipe] = {
         target=HEAD_AND_NECK,
         costs={"pretrain": Cost(0.146, 1.34), "finetune": Cost(0.0470, 0.315)},
     ),
+    "moco": Recipe(
+        "paper-b with MoCo v2",
+        network="stunet-b",
+        method="moco",
+        scale=PAPER,
+        target=TRUNK,
+        costs={"pretrain": Cost(3.48, 8.19), "finetune": Cost(4.64, 10.2)},
+    ),
+    "moco-small": Recipe(
+        "small with MoCo v2: 40 epochs of batch 8, a small head",
+        network="stunet-small",
+        method="moco",
+        scale=SMALL,
+        target=HEAD_AND_NECK,
+        costs={"pretrain": Cost(0.0731, 0.676), "finetune": Cost(0.0470, 0.315)},
+    ),
     "resenc-l": Recipe(
         "paper-b with nnU-Net's ResEnc-L",
         network="resenc-l",

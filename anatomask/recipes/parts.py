@@ -32,6 +32,7 @@ METHODS: Mapping[str, Fields] = {
     "anatomask": {"name": "anatomask"},
     "spark": {"name": "anatomask", "masking": "random"},
     "byol": {"name": "byol"},
+    "moco": {"name": "moco"},
 }
 """Fields of the section `method` that make each method what it is, its name among them."""
 
@@ -72,6 +73,7 @@ PAPER = Scale(
 
 _SMALL_SIZES = {"stunet": "stunet-small", "resenc": "resenc-small", "swin_unetr": "swin_unetr-small"}
 _SMALL_BYOL = {"hidden": 512, "projection": 64}
+_SMALL_MOCO = {"hidden": 512, "projection": 64, "queue": 512, "ema_decay": 0.99}
 _SMALL_PRETRAINING = TrainingConfig(epochs=14, batch_size=2, checkpoint_every=100, validate_every=2)
 
 SMALL = Scale(
@@ -83,8 +85,11 @@ SMALL = Scale(
     methods={
         "anatomask": {"decoder_width": 32, "ema_decay": 0.95, "ema_decay_final": 0.99},
         "byol": _SMALL_BYOL,
+        "moco": _SMALL_MOCO,
     },
-    pretrainings={"byol": replace(_SMALL_PRETRAINING, epochs=40, batch_size=8, validate_every=5)},
+    pretrainings=dict.fromkeys(
+        ("byol", "moco"), replace(_SMALL_PRETRAINING, epochs=40, batch_size=8, validate_every=5)
+    ),
 )
 """Scale of about half an hour per training on two CPU cores."""
 
@@ -97,6 +102,7 @@ TINY = Scale(
     methods={
         "anatomask": {"decoder_width": 64, "ema_decay": 0.8, "ema_decay_final": 0.9},
         "byol": _SMALL_BYOL,
+        "moco": _SMALL_MOCO,
     },
     inference=InferenceConfig(mirror=False),
 )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +13,9 @@ from torch import Tensor, nn
 from anatomask.data.samples import LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.views import FARTHEST, SECOND, TwoViewsDraw
-from anatomask.methods.byol import BYOL, Branch, BYOLConfig, head, regression_loss
-from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
-from anatomask.training.checkpoints import Checkpoints
-from anatomask.training.fixed_scans import FixedCases
-from anatomask.training.loop import to_device
-from anatomask.training.parallel import Workers
-from anatomask.training.pretraining import PretrainingTask
-from anatomask.training.recorder import RunRecorder
-from anatomask.training.settings import OptimiserConfig, TrainingConfig
-from anatomask.training.state import TrainingState
-from anatomask.training.update import Update
-from anatomask.weights.files import Weights, describe_architecture, initialise
+from anatomask.methods.byol import BYOL, BYOLConfig, head, regression_loss
+from anatomask.methods.two_views import Branch
+from anatomask.nn.backbones.stunet import STUNetConfig
 from tests.published import Published
 
 CPU = torch.device("cpu")
@@ -120,41 +109,6 @@ def test_views_of_a_real_scan_overlap_and_differ(head_scan: PreparedDataset) -> 
     assert any(d.any() for d in apart)
 
 
-def task(dataset: PreparedDataset) -> PretrainingTask:
-    header: dict[str, Any] = {"kind": "pretraining"}
-    fixed = FixedCases(("one",), held_out=False)
-    return PretrainingTask(SETTINGS, NETWORK, LOADER, header, dataset.path, fixed, 0, CPU)
-
-
-def train(dataset: PreparedDataset, run: Path, last: int) -> tuple[list[float], dict[str, Tensor]]:
-    """Train from the last checkpoint in `run` to update `last`; losses and weights."""
-    losses = []
-    with Checkpoints(run) as checkpoints:
-        start, trained = checkpoints.step(), task(dataset)
-        checkpoints.load(start, trained)
-        state = TrainingState.of(trained, OptimiserConfig(lr=1e-3), CPU)
-        checkpoints.load_moments(start, state)
-        update = Update(state, trained, Workers(), TrainingConfig(batch_size=2), 12.0, CPU)
-        draw, sequence = TwoViewsDraw(LOADER), SampleSequence(("one",), 0)
-        for step in range(start, last):
-            drawn = [
-                {"sample": np.asarray(k), **draw(dataset, "one", sequence.rng(k))} for k in (2 * step, 2 * step + 1)
-            ]
-            batch = to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, CPU)
-            losses.append(float(update(batch, step / 6, [1e-3] * len(state.optimiser.param_groups))["loss"]))
-        checkpoints.save(last, state, None)
-    return losses, trained.kept().state_dict()
-
-
-def test_a_run_that_was_stopped_goes_on_exactly(head_scan: PreparedDataset, tmp_path: Path) -> None:
-    losses, weights = train(head_scan, tmp_path / "whole", 6)
-    first, _ = train(head_scan, tmp_path / "parts", 3)
-    second, resumed = train(head_scan, tmp_path / "parts", 6)
-    assert first + second == losses
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in weights.items())
-    assert min(losses[-2:]) < losses[0]
-
-
 def test_the_target_follows_and_learns_nothing_itself() -> None:
     torch.manual_seed(0)
     method = SETTINGS.build(NETWORK)
@@ -167,29 +121,3 @@ def test_the_target_follows_and_learns_nothing_itself() -> None:
     method.after_step(0.0)
     for (name, target), online in zip(method.target.named_parameters(), method.online.parameters(), strict=True):
         torch.testing.assert_close(target, 0.5 * before[name] + 0.5 * online)
-
-
-def test_its_encoder_starts_a_segmentation_network() -> None:
-    method = SETTINGS.build(NETWORK)
-    header = {
-        "kind": "pretraining",
-        "architecture": describe_architecture(NETWORK),
-        "encoder": SETTINGS.encoder,
-        "stages": SETTINGS.stages(NETWORK),
-    }
-    network = STUNet(NETWORK, 2)
-    initialise(network, Weights(method.state_dict(), header))
-    for name, tensor in method.online.encoder.state_dict().items():
-        assert torch.equal(network.encoder.state_dict()[name], tensor)
-
-
-def test_what_is_recorded_changes_no_weight(head_scan: PreparedDataset, tmp_path: Path) -> None:
-    watched = task(head_scan)
-    before = {name: tensor.clone() for name, tensor in watched.kept().state_dict().items()}
-    recorder = RunRecorder(tmp_path, 0)
-    assert watched.validate(recorder, 1) is None
-    recorder.close()
-    assert all(torch.equal(before[name], tensor) for name, tensor in watched.kept().state_dict().items())
-    assert all(module.training for module in watched.method.modules())
-    assert '"val/loss"' in (tmp_path / "metrics.jsonl").read_text()
-    assert (tmp_path / "pictures" / "views.png").is_file()

@@ -20,6 +20,7 @@ from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.base import Method
 from anatomask.methods.byol import BYOLConfig
 from anatomask.methods.masked import MaskedBatch
+from anatomask.methods.moco import MoCoConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.losses import segmentation_loss
@@ -107,11 +108,22 @@ class Predicting(Pretraining):
         return result.loss, result.scalars
 
 
+class Contrasting(Predicting):
+    """MoCo: the keys of both updates are in the queue, and the second update's negatives hold the first one's."""
+
+    def __init__(self) -> None:
+        Task.__init__(self)
+        self.header = {"kind": "test"}
+        self.method = MoCoConfig(hidden=16, projection=8, queue=12, ema_decay=0.5).build(NETWORK).double()
+
+
 CASES: dict[str, tuple[type[Segmenting], int, TrainingConfig]] = {
     "segmentation": (Segmenting, 6, TrainingConfig()),
     "pretraining": (Pretraining, 6, TrainingConfig()),
     "unequal shares": (Pretraining, 5, TrainingConfig()),
     "two views": (Predicting, 3, TrainingConfig()),  # two workers have unequal shares
+    "keys": (Contrasting, 6, TrainingConfig()),
+    "sharded keys": (Contrasting, 6, TrainingConfig(shard_weights=True)),
     "accumulated": (Pretraining, 12, TrainingConfig(accumulate=2)),
     "sharded and accumulated": (Pretraining, 12, TrainingConfig(shard_weights=True, accumulate=2)),
     "recomputed": (Pretraining, 6, TrainingConfig(recompute_activations=True)),

@@ -26,6 +26,8 @@ WORKER = Path(__file__).with_name("parallel_worker.py")
         "frozen at first",
         "sharded and frozen at first",
         "two views",
+        "keys",
+        "sharded keys",
     ],
 )
 def test_losses_gradients_and_weights_are_those_of_one_worker(
