@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from anatomask.data.crops import pad_to
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.scans import PreparedScan, Scan, prepare, read_files
 from anatomask.errors import UserError
+from anatomask.evaluation.absent import value_of_absent
 from anatomask.evaluation.ensemble import require_alike
-from anatomask.evaluation.metrics import ClassScore, score_classes
+from anatomask.evaluation.metrics import SURFACE_METRICS, ClassScore, score_classes
 from anatomask.evaluation.network import build_network, check_network, require_segmentation
 from anatomask.evaluation.prediction import predict_scan
-from anatomask.evaluation.settings import InferenceConfig
+from anatomask.evaluation.settings import AbsentRule, InferenceConfig, Metric
 from anatomask.methods import method_of
 from anatomask.methods.masked import MaskedDraw, MaskedMethod, Picture, self_mask_of
 from anatomask.nn.backbones.base import Encoder, Segmenter
@@ -201,6 +204,9 @@ def score_case(
     spacing_mm: Sequence[float],
     labels: Iterable[int],
     tolerance_mm: float | Mapping[int, float] = 3.0,
+    *,
+    metrics: Collection[Metric] = SURFACE_METRICS,
+    absent: AbsentRule = "totalsegmentator",
 ) -> dict[int, ClassScore]:
     """Score a label map against another on the same grid.
 
@@ -208,15 +214,20 @@ def score_case(
         prediction: (D, H, W) whole numbers.
         reference: (D, H, W) whole numbers, the ground truth.
         spacing_mm: voxel size in mm along D, H, W.
-        labels: labels to score, from 1 on.
+        labels: labels to score, from 1 on; other values count as background.
         tolerance_mm: tolerance of the NSD in mm, for all labels or for each.
+        metrics: what is computed beside DSC and volumes: `nsd`, `hd95`, `lesions`.
+        absent: DSC and NSD of a label that the reference lacks: NaN (`totalsegmentator`); 0 where it is predicted, else
+            NaN (`nnunet`); 0 where it is predicted, else 1 (`flare`).
 
     Returns:
-        For each label `dsc` and `nsd`, fractions that are NaN where the reference lacks the label, and `voxels` of
-        the reference.
+        For each label `dsc` and `nsd` (fractions), `hd95_mm` (NaN where either map lacks the label), `voxels` of the
+        reference, `volume_ml` and `predicted_volume_ml`; and `lesions`, None unless it is among the metrics. See
+        docs/evaluation.md.
 
     Raises:
-        ValueError: the shapes differ, values are not whole numbers, or a label is below 1 or lacks a tolerance.
+        ValueError: the shapes differ, values are not whole numbers, the spacing is not three lengths, or a label is
+            below 1 or lacks a tolerance.
     """
     chosen = [int(label) for label in labels]
     if not chosen or min(chosen) < 1:
@@ -227,4 +238,12 @@ def score_case(
     tolerance = tolerance_mm if isinstance(tolerance_mm, Mapping) else dict.fromkeys(chosen, tolerance_mm)
     if missing := set(chosen) - tolerance.keys():
         raise ValueError(f"tolerance_mm has none for label {min(missing)}")
-    return score_classes(prediction, reference, spacing_mm, {label: tolerance[label] for label in chosen})
+    if len(spacing_mm) != 3 or not all(0 < edge < math.inf for edge in spacing_mm):
+        raise ValueError(f"spacing_mm must be three lengths above 0 in mm, not {tuple(spacing_mm)}")
+    tolerances = {label: tolerance[label] for label in chosen}
+    scores = score_classes(prediction, reference, spacing_mm, tolerances, metrics)
+    for label, score in scores.items():
+        if not score.voxels and absent != "totalsegmentator":
+            value = value_of_absent(absent, score.predicted_volume_ml > 0)
+            scores[label] = replace(score, dsc=value, nsd=value if "nsd" in metrics else math.nan)
+    return scores

@@ -15,7 +15,7 @@ from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.settings import PreparePlanConfig, PreprocessConfig, ReaderConfig
 from anatomask.data.splits import SplitConfig
-from anatomask.evaluation.settings import InferenceConfig
+from anatomask.evaluation.settings import InferenceConfig, ScoringConfig
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.base import MethodConfig
 from anatomask.names import check_name
@@ -190,7 +190,7 @@ class FinetuneConfig(Settings):
 
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
-    """Settings of scoring a finetuned network by DSC and NSD on the original grid of each case."""
+    """Settings of scoring a finetuned network on the original grid of each case, see docs/evaluation.md."""
 
     run: str
     """Folder of a finetuning run."""
@@ -203,6 +203,7 @@ class EvaluateConfig(Settings):
     out: str = ""
     """Folder for predictions and scores. Default: the run's own."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 

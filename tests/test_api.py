@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -201,6 +202,21 @@ def test_scores_are_those_of_the_evaluation(world: World) -> None:
             anatomask.score_case(label, label, spacing, labels, tolerance)
     with pytest.raises(ValueError, match="prediction must hold whole numbers"):
         anatomask.score_case(label / 2, label, spacing, [1])
+    with pytest.raises(ValueError, match="different grids"):
+        anatomask.score_case(label[1:], label, spacing, [1])
+    for edges in ((2.0, 0.0, 2.0), (2.0, 2.0), (2.0, float("nan"), 2.0)):
+        with pytest.raises(ValueError, match="spacing_mm must be three lengths above 0"):
+            anatomask.score_case(label, label, edges, [1])
+
+
+def test_absent_labels_score_by_the_rule() -> None:
+    reference, prediction = np.zeros((2, 6, 6, 6), np.uint8)
+    reference[1:3], prediction[1:4], prediction[5] = 1, 1, 2
+    for rule, expected in (("totalsegmentator", (math.nan,) * 2), ("nnunet", (0.0, math.nan)), ("flare", (0.0, 1.0))):
+        scores = anatomask.score_case(prediction, reference, (1, 1, 1), [1, 2, 3], absent=rule)  # type: ignore[arg-type]
+        assert (scores[2].dsc, scores[3].dsc) == pytest.approx(expected, nan_ok=True)
+        assert (scores[2].nsd, scores[3].nsd) == pytest.approx(expected, nan_ok=True)
+        assert scores[1].dsc == pytest.approx(0.8)
 
 
 def test_what_weights_cannot_do_is_said(world: World, prepared_head: PreparedScan, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -13,10 +14,10 @@ from anatomask.data.scans import prepared_scan
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.evaluation.metrics import score_classes
+from anatomask.evaluation.metrics import SURFACE_METRICS, score_classes
 from anatomask.evaluation.predictor import Predictor
 from anatomask.evaluation.results import PREDICTIONS, CaseScore, to_csv
-from anatomask.evaluation.settings import InferenceConfig
+from anatomask.evaluation.settings import InferenceConfig, Metric
 from anatomask.weights.tensor_files import Weights
 
 
@@ -30,6 +31,8 @@ class Evaluation:
     """Folder that receives predictions and scores."""
     dataset: PreparedDataset
     inference: InferenceConfig
+    metrics: tuple[Metric, ...] = SURFACE_METRICS
+    """Metrics beside DSC and volumes."""
 
     def finish(self, weights: Weights, case: str, device: torch.device) -> None:
         """Predict and score one case and write both; the scores are written last and mark the case as finished.
@@ -38,7 +41,8 @@ class Evaluation:
             UserError: as `evaluate_case`, or the weights do not fit their header.
             OSError: the folder cannot be written.
         """
-        result = evaluate_case(Predictor.of(weights, self.inference, device), self.dataset, case, self.run)
+        predictor = Predictor.of(weights, self.inference, device)
+        result = evaluate_case(predictor, self.dataset, case, self.run, self.metrics)
         compressed = gzip.compress(result.prediction.to_bytes(), compresslevel=3, mtime=0)
         self.folder.write(f"{PREDICTIONS}/{case}.nii.gz", compressed)
         self.folder.write(f"{PREDICTIONS}/{case}.csv", to_csv(result.rows).encode())
@@ -54,7 +58,13 @@ class CaseResult:
     """Scores, one per class of the data set, by class id."""
 
 
-def evaluate_case(predictor: Predictor, dataset: PreparedDataset, case: str, run: str) -> CaseResult:
+def evaluate_case(
+    predictor: Predictor,
+    dataset: PreparedDataset,
+    case: str,
+    run: str,
+    metrics: Collection[Metric] = SURFACE_METRICS,
+) -> CaseResult:
     """Predict a case and score it with the data set's NSD tolerances; `run` is the name in the rows.
 
     Raises:
@@ -63,11 +73,10 @@ def evaluate_case(predictor: Predictor, dataset: PreparedDataset, case: str, run
     truth = _ground_truth(dataset, case)  # first: inference takes minutes, a broken label shows at once
     prediction = predictor.label_map(prepared_scan(dataset, case))
     spacing = nib.affines.voxel_sizes(prediction.affine)
-    scores = score_classes(np.asarray(prediction.dataobj), truth, spacing, dataset.nsd_tolerance)
+    scores = score_classes(np.asarray(prediction.dataobj), truth, spacing, dataset.nsd_tolerance, metrics)
     rows = [
-        CaseScore(run, dataset.name, case, class_id, name, score.dsc, score.nsd, score.voxels)
+        CaseScore.of(run, dataset.name, case, class_id, name, scores[class_id])
         for class_id, name in sorted(dataset.class_names.items())
-        for score in [scores[class_id]]
     ]
     return CaseResult(prediction, rows)
 

@@ -1,13 +1,13 @@
-"""Dice similarity coefficient (DSC) and normalised surface Dice (NSD) per class, with TotalSegmentator's rule.
+"""Scores of each class of a label map: DSC, NSD, HD95, volumes and lesions.
 
-A class that is absent from the ground truth is left out (NaN); one that is present but not predicted scores 0.
+A class that the reference lacks has no DSC and NSD (NaN), TotalSegmentator's rule; one that is not predicted scores 0.
+`anatomask.evaluation.absent` has other rules. A class that either map lacks has no HD95.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,89 +15,129 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from anatomask.evaluation.lesions import LesionScore, score_lesions
+from anatomask.evaluation.settings import Metric
+from anatomask.evaluation.surfaces import measure, surface
+
 Box = tuple[slice, ...]
+Boxes = tuple[Box | None, Box | None]
+"""Bounding boxes of a class in the prediction and in the reference; None where it is absent."""
+NOWHERE: Box = (slice(0, 1),) * 3
+"""Box of a class that both maps lack."""
+
+SURFACE_METRICS: tuple[Metric, ...] = ("nsd", "hd95")
+"""Metrics of the surfaces, which are computed beside DSC and volumes unless others are named."""
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Scores of one class in one case: fractions, NaN where the class is absent from the ground truth."""
+    """Scores of one class in one case."""
 
     dsc: float
+    """Fraction; NaN where the class is absent from the reference."""
     nsd: float
+    """Fraction; NaN where the class is absent from the reference."""
     voxels: int
-    """Number of voxels of the ground truth."""
+    """Number of voxels of the reference."""
+    hd95_mm: float = math.nan
+    """NaN where the class is absent from either map."""
+    volume_ml: float = 0.0
+    """Volume of the reference."""
+    predicted_volume_ml: float = 0.0
+    lesions: LesionScore | None = None
+    """Lesion-wise measures, where they were asked for."""
 
 
 def score_classes(
-    prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: Mapping[int, float]
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    spacing: Sequence[float],
+    tolerance: Mapping[int, float],
+    metrics: Collection[Metric] = SURFACE_METRICS,
 ) -> dict[int, ClassScore]:
-    """Compute DSC and NSD of every class in `tolerance`.
+    """Score every class in `tolerance`.
 
-    `prediction` and `truth` are label maps (D, H, W) on one grid of `spacing` mm; `tolerance` gives each class's NSD
-    tolerance in mm. The surface is measured as in DeepMind's `surface-distance`, which TotalSegmentator and FLARE22
-    use: elements between voxels, weighted by area (Nikolov et al., arXiv 1809.04430).
+    Args:
+        prediction: label map (D, H, W).
+        reference: label map on the same grid.
+        spacing: voxel size in mm along D, H, W.
+        tolerance: tolerance of each class's NSD in mm.
+        metrics: what is computed beside DSC and volumes. NSD and HD95 take one measurement of the surfaces.
 
     Raises:
         ValueError: the shapes differ.
     """
-    # Rounding to 0.1 µm: a tolerance of two voxels must not fail by the last bit of an affine.
-    voxel = [round(float(size), 4) for size in spacing]
+    voxel_ml = math.prod(map(float, spacing)) / 1000
     scores = {}
-    for class_id, box in _class_boxes(prediction, truth, tolerance).items():
-        if box is None:
-            scores[class_id] = ClassScore(math.nan, math.nan, 0)
-            continue
-        predicted, true = prediction[box] == class_id, truth[box] == class_id
-        dsc = _dice(predicted, true)
-        nsd = _surface_dice(predicted, true, voxel, tolerance[class_id]) if predicted.any() else 0.0
-        scores[class_id] = ClassScore(dsc, nsd, int(true.sum()))
+    for class_id, boxes in _class_boxes(prediction, reference, tolerance).items():
+        both = _union(*boxes) or NOWHERE
+        predicted, true = prediction[both] == class_id, reference[both] == class_id
+        voxels = int(true.sum())
+        nsd = hd95 = math.nan
+        if {"nsd", "hd95"} & set(metrics):
+            nsd, hd95 = _surface_scores((prediction, reference), boxes, class_id, spacing, tolerance[class_id])
+        scores[class_id] = ClassScore(
+            dsc=_dice(predicted, true) if voxels else math.nan,
+            nsd=nsd if "nsd" in metrics else math.nan,
+            voxels=voxels,
+            hd95_mm=hd95 if "hd95" in metrics else math.nan,
+            volume_ml=voxels * voxel_ml,
+            predicted_volume_ml=int(predicted.sum()) * voxel_ml,
+            lesions=score_lesions(predicted, true, voxel_ml) if "lesions" in metrics else None,
+        )
     return scores
 
 
-def dice_scores(prediction: np.ndarray, truth: np.ndarray, classes: Iterable[int]) -> dict[int, float]:
-    """Compute DSC alone of every class in `classes`; label maps (D, H, W). NaN where `truth` lacks a class."""
-    boxes = _class_boxes(prediction, truth, classes)
-    return {
-        class_id: math.nan if box is None else _dice(prediction[box] == class_id, truth[box] == class_id)
-        for class_id, box in boxes.items()
-    }
+def dice_scores(prediction: np.ndarray, reference: np.ndarray, classes: Iterable[int]) -> dict[int, float]:
+    """Compute DSC alone of every class in `classes`; label maps (D, H, W). NaN where `reference` lacks a class."""
+    scores = {}
+    for class_id, (there, here) in _class_boxes(prediction, reference, classes).items():
+        box = _union(there, here) or NOWHERE
+        scores[class_id] = _dice(prediction[box] == class_id, reference[box] == class_id) if here else math.nan
+    return scores
 
 
-def _class_boxes(prediction: np.ndarray, truth: np.ndarray, classes: Iterable[int]) -> dict[int, Box | None]:
-    """Find the bounding box of each class in either map; None where the class is absent from the ground truth.
+def _class_boxes(prediction: np.ndarray, reference: np.ndarray, classes: Iterable[int]) -> dict[int, Boxes]:
+    """Find the bounding boxes of each class in both maps.
 
-    Two passes over the grid serve all classes, and what follows works on a class's own box.
+    Two passes over the grid serve all classes, and what follows works on a class's own boxes.
     """
-    if prediction.shape != truth.shape:
-        raise ValueError(f"prediction {prediction.shape} and ground truth {truth.shape} lie on different grids")
+    if prediction.shape != reference.shape:
+        raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} lie on different grids")
     classes = tuple(classes)
     highest = max(classes)
     predicted = ndimage.find_objects(prediction, max_label=highest)
-    true = ndimage.find_objects(truth, max_label=highest)
-    return {class_id: _union(predicted[class_id - 1], true[class_id - 1]) for class_id in classes}
+    true = ndimage.find_objects(reference, max_label=highest)
+    return {class_id: (predicted[class_id - 1], true[class_id - 1]) for class_id in classes}
 
 
 def _union(predicted: Box | None, true: Box | None) -> Box | None:
     if true is None or predicted is None:
-        return true
+        return true or predicted
     return tuple(slice(min(p.start, t.start), max(p.stop, t.stop)) for p, t in zip(predicted, true, strict=True))
+
+
+def _surface_scores(
+    maps: tuple[np.ndarray, np.ndarray], boxes: Boxes, class_id: int, spacing: Sequence[float], tolerance: float
+) -> tuple[float, float]:
+    """Compute NSD and HD95 of a class in two label maps (D, H, W), each in its own box."""
+    there, here = boxes
+    if here is None or there is None:
+        return math.nan if here is None else 0.0, math.nan
+    # Rounding to 0.1 µm: a tolerance of two voxels must not fail by the last bit of an affine.
+    voxel = [round(float(size), 4) for size in spacing]
+    first, second = (
+        surface(volume[box] == class_id, [edge.start for edge in box], voxel)
+        for volume, box in zip(maps, (there, here), strict=True)
+    )
+    distances = measure(first, second)
+    return distances.within(tolerance), distances.hd95()
 
 
 def _dice(predicted: np.ndarray, true: np.ndarray) -> float:
     from monai.metrics import compute_dice  # takes seconds
 
     return float(compute_dice(_batch(predicted), _batch(true)))
-
-
-def _surface_dice(predicted: np.ndarray, true: np.ndarray, spacing: list[float], tolerance: float) -> float:
-    from monai.metrics import compute_surface_dice  # takes seconds
-
-    with warnings.catch_warnings():  # of MONAI 1.6, about an argument that it gives to a function of its own
-        warnings.filterwarnings("ignore", "(?s).*always_return_as_numpy", FutureWarning)
-        nsd = compute_surface_dice(
-            _batch(predicted), _batch(true), [tolerance], include_background=True, spacing=spacing, use_subvoxels=True
-        )
-    return float(nsd)
 
 
 def _batch(mask: np.ndarray) -> Tensor:

@@ -1,6 +1,6 @@
 """Scores on disk: `cases.csv`, a row per case and class, and `summary.json`, mean and SD over cases.
 
-DSC and NSD are fractions in both files. A class that is absent from a case's ground truth has an empty cell.
+DSC and NSD are fractions in both files. What a case does not have, or was not computed, is an empty cell.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from anatomask.errors import UserError
+
+if TYPE_CHECKING:  # reports need no torch
+    from anatomask.evaluation.metrics import ClassScore
 
 IDENTITY_FILE = "evaluation.json"
 PREDICTIONS = "predictions"
@@ -35,7 +38,57 @@ class CaseScore:
     dsc: float
     nsd: float
     voxels: int
-    """Number of voxels of the ground truth; 0 where the class is absent and both scores are NaN."""
+    """Number of voxels of the reference; 0 where the class is absent."""
+    hd95_mm: float = math.nan
+    volume_ml: float = math.nan
+    predicted_volume_ml: float = math.nan
+    lesions: int | None = None
+    """Number of the reference's lesions; None where lesions were not asked for."""
+    predicted_lesions: int | None = None
+    lesion_recall: float = math.nan
+    lesion_precision: float = math.nan
+    lesion_f1: float = math.nan
+    false_positive_ml: float = math.nan
+    false_negative_ml: float = math.nan
+
+    @classmethod
+    def of(cls, run: str, dataset: str, case: str, class_id: int, class_name: str, score: ClassScore) -> CaseScore:
+        """Name what a score is of."""
+        named = cls(
+            run,
+            dataset,
+            case,
+            class_id,
+            class_name,
+            dsc=score.dsc,
+            nsd=score.nsd,
+            voxels=score.voxels,
+            hd95_mm=score.hd95_mm,
+            volume_ml=score.volume_ml,
+            predicted_volume_ml=score.predicted_volume_ml,
+        )
+        if (found := score.lesions) is None:
+            return named
+        return replace(
+            named,
+            lesions=found.lesions,
+            predicted_lesions=found.predicted_lesions,
+            lesion_recall=found.recall,
+            lesion_precision=found.precision,
+            lesion_f1=found.f1,
+            false_positive_ml=found.false_positive_ml,
+            false_negative_ml=found.false_negative_ml,
+        )
+
+
+FIRST_COLUMNS = ("run", "dataset", "case", "class_id", "class_name", "dsc", "nsd", "voxels")
+"""Columns of `cases.csv` that every version has written."""
+VOLUMES = ("volume_ml", "predicted_volume_ml")
+COUNTS = ("lesions", "predicted_lesions")
+LESION_FRACTIONS = ("lesion_recall", "lesion_precision", "lesion_f1")
+WRONG_VOLUMES = ("false_positive_ml", "false_negative_ml")
+MEASURES = ("hd95_mm", *VOLUMES, *COUNTS, *LESION_FRACTIONS, *WRONG_VOLUMES)
+"""Columns that came later: measures beside DSC and NSD."""
 
 
 def evaluation_files(run: Path) -> list[Path]:
@@ -69,7 +122,7 @@ def from_csv(text: str, source: str, remedy: str = "evaluate the run again with 
     """
     table = csv.DictReader(io.StringIO(text))
     try:
-        absent = {field.name for field in fields(CaseScore)} - set(table.fieldnames or ())
+        absent = set(FIRST_COLUMNS) - set(table.fieldnames or ())
         if absent:
             raise ValueError(f"it has no column {min(absent)}")
         scores = [
@@ -82,8 +135,9 @@ def from_csv(text: str, source: str, remedy: str = "evaluate the run again with 
                 dsc=float(row["dsc"] or "nan"),
                 nsd=float(row["nsd"] or "nan"),
                 voxels=int(row["voxels"]),
+                **_measures(row),
             )
-            for row in table
+            for row in map(_whole, table)
         ]
         _check_scores(scores)
     except (ValueError, TypeError, csv.Error) as error:
@@ -100,45 +154,73 @@ def _check_scores(scores: Sequence[CaseScore]) -> None:
             )
         if score.voxels < 0:
             raise ValueError(f"case {score.case} has {score.voxels} voxels")
+        for name in MEASURES:
+            value = value_of(score, name)
+            if not (math.isnan(value) or 0 <= value <= (1 if name in LESION_FRACTIONS else math.inf)):
+                raise ValueError(f"case {score.case} has {value:g} for {name}")
         key = score.dataset, score.case, score.class_id
         if key in seen:
             raise ValueError(f"class {score.class_id} of case {score.case} stands in it twice")
         seen.add(key)
 
 
+def value_of(score: CaseScore, column: str) -> float:
+    """Return a number of a score; NaN where there is none."""
+    value = getattr(score, column)
+    return math.nan if value is None else float(value)
+
+
 def case_means(scores: Iterable[CaseScore], metric: str) -> dict[str, float]:
-    """Compute each case's mean of `metric` ("dsc" or "nsd") over the classes present in its ground truth."""
+    """Compute each case's mean of `metric`, the name of a column, over the classes that have a number there."""
     values: dict[str, list[float]] = {}
     for score in scores:
-        value = float(getattr(score, metric))
+        value = value_of(score, metric)
         if not math.isnan(value):
             values.setdefault(score.case, []).append(value)
     return {case: float(np.mean(of_case)) for case, of_case in values.items()}
 
 
-def mean_sd(values: Sequence[float]) -> dict[str, float | None]:
-    """Compute mean and sample standard deviation (n - 1); None where there are too few values."""
+def mean_sd(values: Iterable[float]) -> dict[str, float | None]:
+    """Compute mean and sample standard deviation (n - 1) of those that are numbers; None where they are too few."""
+    numbers = [value for value in values if not math.isnan(value)]
     return {
-        "mean": float(np.mean(values)) if values else None,
-        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "mean": float(np.mean(numbers)) if numbers else None,
+        "sd": float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
     }
 
 
 def summarise(scores: Sequence[CaseScore]) -> dict[str, Any]:
-    """Compute the figures of `summary.json`: number of cases, DSC and NSD over cases, and the same per class."""
+    """Compute the figures of `summary.json`: number of cases, metrics over cases, and the same per class.
+
+    Volumes are only averaged per class. `hd95_missing` counts the classes of cases that were not predicted at all,
+    which have no HD95.
+    """
     classes = {score.class_name: None for score in sorted(scores, key=lambda score: score.class_id)}
-    per_class = {name: _present(score for score in scores if score.class_name == name) for name in classes}
+    measured = [name for name in MEASURES if any(not math.isnan(value_of(score, name)) for score in scores)]
+    missing = [score for score in scores if score.voxels and math.isnan(score.hd95_mm)]
     return {
         "cases": len(case_means(scores, "dsc")),
-        "dsc": mean_sd(list(case_means(scores, "dsc").values())),
-        "nsd": mean_sd(list(case_means(scores, "nsd").values())),
+        "dsc": mean_sd(case_means(scores, "dsc").values()),
+        "nsd": mean_sd(case_means(scores, "nsd").values()),
+        **{name: mean_sd(case_means(scores, name).values()) for name in measured if name not in VOLUMES},
+        **({"hd95_missing": len(missing)} if "hd95_mm" in measured else {}),
         "classes": {
-            name: {
-                "dsc": mean_sd([score.dsc for score in present]),
-                "nsd": mean_sd([score.nsd for score in present]),
-                "cases": len(present),
-            }
-            for name, present in per_class.items()
+            name: _summarise_class([score for score in scores if score.class_name == name], measured)
+            for name in classes
+        },
+    }
+
+
+def _summarise_class(scores: Sequence[CaseScore], measured: Sequence[str]) -> dict[str, Any]:
+    """Compute the figures of one class: DSC and NSD over `cases`, volumes over those whose reference has the class."""
+    present = [score for score in scores if score.voxels]
+    return {
+        "dsc": mean_sd(score.dsc for score in scores),
+        "nsd": mean_sd(score.nsd for score in scores),
+        "cases": sum(not math.isnan(score.dsc) for score in scores),
+        **{
+            name: mean_sd(value_of(score, name) for score in (present if name in VOLUMES else scores))
+            for name in measured
         },
     }
 
@@ -170,8 +252,19 @@ def check_summary(summary: Any, source: str) -> Mapping[str, Any]:
     return summary
 
 
-def _present(scores: Iterable[CaseScore]) -> list[CaseScore]:
-    return [score for score in scores if score.voxels]
+def _measures(row: dict[str, str]) -> dict[str, Any]:
+    """Read the columns that older versions did not write."""
+    there = [name for name in MEASURES if name in row]
+    return {
+        name: (int(row[name]) if row[name] else None) if name in COUNTS else float(row[name] or "nan") for name in there
+    }
+
+
+def _whole(row: dict[str, str]) -> dict[str, str]:
+    """Return a row that has a cell for each column."""
+    if None in row.values():
+        raise ValueError("a row is cut off")
+    return row
 
 
 def _cell(value: Any) -> Any:

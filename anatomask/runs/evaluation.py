@@ -20,7 +20,7 @@ from anatomask.evaluation.results import (
     evaluation_files,
     from_csv,
 )
-from anatomask.evaluation.settings import InferenceConfig
+from anatomask.evaluation.settings import InferenceConfig, Metric
 from anatomask.weights.files import weights_digest
 
 OVERWRITE = "--overwrite evaluates it anew"
@@ -30,7 +30,12 @@ EVALUATION = Writer(
 
 
 def evaluation_identity(
-    dataset: PreparedDataset, split: str, checkpoint: str, weights: Path, inference: InferenceConfig
+    dataset: PreparedDataset,
+    split: str,
+    checkpoint: str,
+    weights: Path,
+    inference: InferenceConfig,
+    metrics: Sequence[Metric] | None = None,
 ) -> dict[str, Any]:
     """Return what makes two evaluations the same: scores of another identity are never counted in.
 
@@ -40,6 +45,7 @@ def evaluation_identity(
         checkpoint: `best` or `last`.
         weights: folder of this checkpoint.
         inference: settings of the sliding windows, of which `batch` changes nothing.
+        metrics: metrics that were named. Default: none were, as in older versions.
     """
     return {
         "data": public_address(dataset.path),
@@ -48,6 +54,7 @@ def evaluation_identity(
         "checkpoint": checkpoint,
         "weights": weights_digest(weights),
         "inference": {"overlap": inference.overlap, "mirror": inference.mirror},
+        **({"metrics": sorted(metrics)} if metrics is not None else {}),
     }
 
 

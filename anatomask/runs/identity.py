@@ -13,7 +13,7 @@ WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every
 ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", *WATCHED)
 """Fields that decide where, under what name, how far and how watched a run goes, not what it computes."""
 
-SINCE = {"fold": None}
+SINCE: Mapping[str, Any] = {"fold": None, "scoring": {"metrics": None, "absent": "totalsegmentator"}}
 """Fields that older versions did not have, and the value with which they computed the same: left out, so that the keys
 of older runs hold."""
 

@@ -1,4 +1,4 @@
-"""Evaluation of a finetuned run: each case of a split is predicted on its original grid and scored by DSC and NSD.
+"""Evaluation of a finetuned run: each case of a split is predicted on its original grid and scored.
 
 One Ray task per case writes the prediction and then its scores. So a case is finished when its scores exist, and the
 same command after a kill continues with the others. The run's folder, or `--out`, then holds:
@@ -24,6 +24,7 @@ from anatomask.data.folds import cases_digest, fold_name
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
+from anatomask.evaluation.absent import by_rule
 from anatomask.evaluation.case import Evaluation
 from anatomask.evaluation.forward import forward_bytes
 from anatomask.evaluation.network import match_dataset, read_network
@@ -34,6 +35,7 @@ from anatomask.evaluation.summary import summary_of
 from anatomask.evaluation.windows import WindowGrid
 from anatomask.reports.tables import verdict
 from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, finished_cases, read_scores
+from anatomask.runs.siblings import kinship
 from anatomask.stages.cases import map_cases
 from anatomask.terminal.progress import outages_told
 from anatomask.weights.files import find_weights, run_name
@@ -82,18 +84,22 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
     cases = labelled_cases(dataset, split)
     folder = Storage(Path(config.out or config.run).absolute())
     source = find_weights(config.run, config.checkpoint)
-    identity = evaluation_identity(dataset, split, config.checkpoint, source, config.inference)
+    identity = evaluation_identity(dataset, split, config.checkpoint, source, config.inference, config.scoring.metrics)
     claim_evaluation(folder, identity, overwrite=overwrite)
     run = Path(config.run).absolute().name
     finished = finished_cases(folder, cases)
     pending = [case for case in cases if case not in finished]
-    evaluation = Evaluation(run, folder, dataset, config.inference)
+    metrics = config.scoring.metrics_of(dataset.info.reader)
+    evaluation = Evaluation(run, folder, dataset, config.inference, metrics)
     failures = evaluate_cases(evaluation, weights, pending, config.cluster) if pending else {}
     scores = [score for case in cases if case not in failures for score in read_scores(folder, case)]
+    scores = by_rule(scores, config.scoring.absent)
     if scores:
         began = weights.header["initialisation"].get("run")
         initialisation = "random" if began is None else run_name(began)
-        summary = summary_of(run, initialisation, split, config.checkpoint, weights.header, dataset, scores, failures)
+        summary = summary_of(
+            run, initialisation, split, config.checkpoint, weights.header, dataset, scores, failures
+        ) | {"absent": config.scoring.absent, "training": kinship(Path(config.run))}
         folder.write(CASES_FILE, to_csv(scores).encode())
         folder.write_json(SUMMARY_FILE, summary)
         console = Console()

@@ -12,7 +12,7 @@ import torch
 
 from anatomask.config import SCRATCH, FinetuneConfig
 from anatomask.data.addresses import public_address
-from anatomask.data.folds import cases_digest, fold_cases, fold_name, fold_numbers
+from anatomask.data.folds import cases_digest, fold_cases, fold_numbers
 from anatomask.data.index import data_digest
 from anatomask.data.samples import FinetuningDraw, mirrored_axes
 from anatomask.data.shards import PreparedDataset
@@ -22,6 +22,7 @@ from anatomask.nested import plain
 from anatomask.nn.backbones.base import Segmenter
 from anatomask.plugins import plugin_flags
 from anatomask.runs.identity import run_key
+from anatomask.runs.siblings import of_any_fold
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.remarks import labels_besides, other_data, unused_folds
 from anatomask.stages.training import describe_weights, open_data, training_job
@@ -174,14 +175,8 @@ def describe_fold(config: FinetuneConfig, dataset: PreparedDataset, inputs: Mapp
         "number": config.fold,
         "of": len(fold_numbers(dataset.splits)),
         "cases": cases_digest(fold_cases(dataset.splits, config.fold, dataset.shown)),
-        "others": run_key("finetune", {**plain(config), "fold": None, "val_split": _val_split_of_any(config)}, inputs),
+        "others": run_key("finetune", of_any_fold(plain(config)), inputs),
     }
-
-
-def _val_split_of_any(config: FinetuneConfig) -> str:
-    """Return the split that is watched, under a name that all folds share where each run watches its own fold."""
-    own = config.fold is not None and config.val_split == fold_name(config.fold)
-    return "its fold" if own else config.val_split
 
 
 def stage(config: FinetuneConfig, *, overwrite: bool) -> int:

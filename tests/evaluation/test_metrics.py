@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from anatomask.evaluation.metrics import dice_scores, score_classes
+from anatomask.evaluation.settings import Metric
 
 SPACINGS = st.tuples(*[st.sampled_from([0.8, 1.5, 2.0, 3.0, 5.0])] * 3)
 TOLERANCES = st.sampled_from([0.5, 1.0, 2.0, 3.0, 5.0])
@@ -61,10 +62,10 @@ def surface_area(corners: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     return area
 
 
-def reference_surface_dice(
+def reference_surface_scores(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float], tolerance: float
-) -> float:
-    """Surface elements on the grid between voxels, weighted by area; distances by distance transforms."""
+) -> tuple[float, float]:
+    """NSD and HD95: surface elements on the grid between voxels, weighted by area; distances by distance transforms."""
     areas = []
     for mask in (prediction, truth):
         windows = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), (2, 2, 2))
@@ -72,7 +73,12 @@ def reference_surface_dice(
         areas.append(surface_area(corners, spacing))
     distances = [ndimage.distance_transform_edt(area == 0, sampling=spacing) for area in areas]
     near = sum(areas[i][distances[1 - i] <= tolerance].sum() for i in (0, 1))
-    return float(near / sum(area.sum() for area in areas))
+    reached = []
+    for own, other in ((0, 1), (1, 0)):
+        steps = np.unique(distances[other])
+        within = [areas[own][distances[other] <= step].sum() for step in steps]
+        reached.append(steps[np.array(within) >= 0.9499999 * areas[own].sum()][0])
+    return float(near / sum(area.sum() for area in areas)), float(max(reached))
 
 
 @given(st.data(), label_maps(), SPACINGS)
@@ -91,14 +97,18 @@ def test_dice_is_twice_the_overlap_over_the_sum(
 
 
 @given(boxes(), boxes(), SPACINGS, TOLERANCES)
-@settings(max_examples=60, deadline=None)
-def test_surface_dice_of_boxes_agrees_with_distance_transforms(
+@settings(max_examples=40, deadline=None)
+def test_surfaces_of_boxes_agree_with_distance_transforms(
     predicted: tuple[slice, ...], true: tuple[slice, ...], spacing: Sequence[float], tolerance: float
 ) -> None:
     prediction, truth = np.zeros((12, 12, 12), np.uint8), np.zeros((12, 12, 12), np.uint8)
     prediction[predicted], truth[true] = 1, 1
-    expected = reference_surface_dice(prediction == 1, truth == 1, spacing, tolerance)
-    assert score_classes(prediction, truth, spacing, {1: tolerance})[1].nsd == pytest.approx(expected, abs=1e-5)
+    expected = reference_surface_scores(prediction == 1, truth == 1, spacing, tolerance)
+    score = score_classes(prediction, truth, spacing, {1: tolerance})[1]
+    assert (score.nsd, score.hd95_mm) == pytest.approx(expected, abs=1e-5)
+    voxel_ml = math.prod(spacing) / 1000
+    assert score.volume_ml == pytest.approx((truth == 1).sum() * voxel_ml)
+    assert score.predicted_volume_ml == pytest.approx((prediction == 1).sum() * voxel_ml)
 
 
 @given(label_maps(), SPACINGS, st.permutations(range(3)), st.tuples(*[st.integers(0, 6)] * 6))
@@ -114,6 +124,7 @@ def test_surface_dice_does_not_depend_on_axes_and_margins(
     found = score_classes(there, moved, [spacing[axis] for axis in axes], tolerance)
     for class_id in tolerance:
         assert found[class_id].nsd == pytest.approx(expected[class_id].nsd, abs=1e-5, nan_ok=True)
+        assert found[class_id].hd95_mm == pytest.approx(expected[class_id].hd95_mm, abs=1e-5, nan_ok=True)
 
 
 @given(label_maps(), SPACINGS)
@@ -122,6 +133,8 @@ def test_a_perfect_prediction_scores_one(truth: np.ndarray, spacing: Sequence[fl
     for class_id, score in score_classes(truth, truth, spacing, dict.fromkeys((1, 2, 3), 1.0)).items():
         expected = 1.0 if (truth == class_id).any() else math.nan
         assert (score.dsc, score.nsd) == pytest.approx((expected, expected), nan_ok=True)
+        assert score.hd95_mm == pytest.approx(expected - 1, nan_ok=True)
+        assert score.predicted_volume_ml == score.volume_ml
 
 
 @pytest.mark.parametrize(("shift", "near"), [(1, True), (2, False)])
@@ -144,7 +157,23 @@ def test_absent_is_left_out_and_missed_is_zero() -> None:
     assert (scores[1].dsc, scores[1].nsd, scores[1].voxels) == (0.0, 0.0, 27)
     for absent in (2, 7):
         assert math.isnan(scores[absent].dsc) and math.isnan(scores[absent].nsd)
-        assert scores[absent].voxels == 0
+        assert scores[absent].voxels == scores[absent].volume_ml == 0
+    assert all(math.isnan(score.hd95_mm) for score in scores.values())
+    assert {c: score.predicted_volume_ml for c, score in scores.items()} == pytest.approx({1: 0, 2: 0.027, 7: 0})
+
+
+def test_metrics_that_are_not_named_are_not_computed() -> None:
+    truth = random_labels(np.random.default_rng(0), (9, 8, 7))
+    prediction = np.roll(truth, 1, 0)
+    every = score_classes(prediction, truth, (1, 1, 1), {1: 2.0}, ("nsd", "hd95", "lesions"))[1]
+    assert every.lesions is not None and not math.isnan(every.nsd + every.hd95_mm)
+    asked: list[tuple[Metric, ...]] = [(), ("nsd",), ("hd95",), ("lesions",)]
+    for metrics in asked:
+        score = score_classes(prediction, truth, (1, 1, 1), {1: 2.0}, metrics)[1]
+        assert (score.dsc, score.volume_ml) == (every.dsc, every.volume_ml)
+        assert score.nsd == pytest.approx(every.nsd if "nsd" in metrics else math.nan, nan_ok=True)
+        assert score.hd95_mm == pytest.approx(every.hd95_mm if "hd95" in metrics else math.nan, nan_ok=True)
+        assert score.lesions == (every.lesions if "lesions" in metrics else None)
 
 
 def test_a_class_far_from_its_prediction_scores_zero() -> None:

@@ -90,7 +90,9 @@ def test_a_broken_case_is_listed_and_only_it_is_redone(
             if row.case == case:
                 score = expected[row.class_id]
                 assert (row.dsc, row.nsd) == pytest.approx((score.dsc, score.nsd), abs=1e-6, nan_ok=True)
+                assert row.hd95_mm == pytest.approx(score.hd95_mm, abs=1e-6, nan_ok=True)
                 assert row.voxels == score.voxels
+                assert row.volume_ml == pytest.approx(score.volume_ml, abs=1e-6)
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["cases"], summary["failed"], summary["classes"]["spleen"]["cases"]) == (3, {}, 2)
     assert (summary["method"], summary["initialisation"], summary["train_fraction"]) == ("AnatoMask", "pretrained", 0.5)

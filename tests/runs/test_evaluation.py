@@ -25,6 +25,8 @@ def test_an_evaluation_of_an_earlier_version_is_recognised(
     dataset = prepared(np.arange(4096, dtype=np.int16).reshape(16, 16, 16))
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     cases, splits = (dataset.storage.read(name) for name in ("cases.jsonl", "splits.json"))
+    named = evaluation_identity(dataset, "test", "best", tmp_path, InferenceConfig(), ("nsd", "lesions"))
+    assert named["metrics"] == ["lesions", "nsd"]
     assert evaluation_identity(dataset, "test", "best", tmp_path, InferenceConfig(batch=7)) == {
         "data": dataset.path,
         "prepared": hashlib.sha256(cases).hexdigest(),

@@ -3,6 +3,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anatomask.config import EvaluateConfig
+from anatomask.evaluation.settings import ScoringConfig
+from anatomask.nested import plain
 from anatomask.runs.identity import ELSEWHERE, identity, run_key
 
 SETTINGS = {
@@ -29,6 +32,9 @@ def test_a_field_that_older_versions_had_not_changes_no_key_until_it_is_set() ->
     key = run_key("finetune", SETTINGS, INPUTS)
     assert run_key("finetune", SETTINGS | {"fold": None}, INPUTS) == key
     assert run_key("finetune", SETTINGS | {"fold": 0}, INPUTS) != key
+    usual, other = plain(EvaluateConfig(run="r")), plain(EvaluateConfig(run="r", scoring=ScoringConfig(("nsd",))))
+    without = {name: value for name, value in usual.items() if name != "scoring"}
+    assert run_key("evaluate", usual, {}) == run_key("evaluate", without, {}) != run_key("evaluate", other, {})
 
 
 def test_whatever_changes_results_is() -> None:
