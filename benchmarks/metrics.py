@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Collection
 from pathlib import Path
 
 import nibabel as nib
@@ -20,7 +19,7 @@ from measure import machine, report
 from anatomask.evaluation.metrics import dice_scores, score_classes
 from anatomask.evaluation.settings import Metric
 
-CASES: dict[str, Collection[Metric]] = {
+CASES: dict[str, tuple[Metric, ...]] = {
     "DSC and volumes": (),
     "and NSD": ("nsd",),
     "and HD95": ("hd95",),
