@@ -246,6 +246,12 @@ def check_summary(summary: Any, source: str) -> Mapping[str, Any]:
         and all(isinstance(fold.get(name), kind) for name, kind in (("number", int), ("of", int), ("others", str)))
     ):
         raise UserError(f"{source}: fold lacks number, of and others; evaluate the run again with --overwrite")
+    training = summary.get("training")
+    if training is not None and not (
+        isinstance(training, Mapping)
+        and all(isinstance(training.get(name), kind) for name, kind in (("seed", int), ("seeds", str), ("starts", str)))
+    ):
+        raise UserError(f"{source}: training lacks seed, seeds and starts; evaluate the run again with --overwrite")
     for name in ("run", "method", "dataset", "data"):
         if not isinstance(summary[name], str):
             raise UserError(f"{source}: {name} must be text, not {summary[name]!r}; evaluate again with --overwrite")

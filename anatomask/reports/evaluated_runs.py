@@ -11,6 +11,7 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.results import CASES_FILE, SUMMARY_FILE, CaseScore, case_means, check_summary, from_csv
 from anatomask.reports.tables import by_dataset
+from anatomask.runs.siblings import kinship
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def read_run(folder: str) -> EvaluatedRun:
             raise UserError(f"{folder}/{name} is missing; run `anatomask evaluate --run {folder}` first")
     remedy = f"run `anatomask evaluate --run {folder} --overwrite`"
     summary = check_summary(storage.read_json(SUMMARY_FILE, remedy), storage.show(SUMMARY_FILE))
+    if "training" not in summary:  # of an older version
+        summary = {**summary, "training": kinship(Path(folder))}
     scores = from_csv(storage.read(CASES_FILE).decode(errors="replace"), storage.show(CASES_FILE), remedy)
     means = case_means(scores, "dsc")
     if len(means) != summary["cases"]:

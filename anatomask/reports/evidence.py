@@ -172,15 +172,15 @@ def comparisons_table(comparisons: Sequence[Comparison]) -> str:
     rows = []
     for made in comparisons:
         interval = made.interval
-        groups = ", ".join(f"{name} {_points(value)}" for name, value in made.by_pretraining.items() if name)
+        groups = ", ".join(f"{name} {points(value)}" for name, value in made.by_pretraining.items() if name)
         rows.append(
             [
                 f"{made.arm} – {made.reference}",
                 str(interval.seeds),
-                f"{_points(interval.mean)} [{_points(interval.low)}, {_points(interval.high)}]",
+                f"{points(interval.mean)} [{points(interval.low)}, {points(interval.high)}]",
                 groups or NONE,
-                _p(made.p),
-                _p(made.p_holm),
+                p_value(made.p),
+                p_value(made.p_holm),
                 made.verdict,
             ]
         )
@@ -285,12 +285,12 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def _points(value: float) -> str:
+def points(value: float) -> str:
     """Format a difference in DSC points, with its sign."""
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
-def _p(value: float | None) -> str:
+def p_value(value: float | None) -> str:
     if value is None:
         return NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

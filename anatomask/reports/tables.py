@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
@@ -18,8 +18,16 @@ from rich.text import Text
 from anatomask.reports.paper import published_note
 
 METRICS = ("dsc", "nsd")
-TITLES = ("Method", "Initialisation", "Data set", "DSC [%]", "NSD [%]", "Cases")
+NAME_TITLES = ("Method", "Start", "Data set")
 CAPTION = "Mean ± SD over cases; a case's score is the mean over the classes present in it."
+CAPTION_SEEDS = "Scores of a case are averaged over seeds; behind their number, SD of the seeds' mean DSC in points."
+MEASURES = {
+    "hd95_mm": ("HD95 [mm]", 1),
+    "lesion_f1": ("Lesion F1 [%]", 100),
+    "false_positive_ml": ("False positives [mL]", 1),
+    "false_negative_ml": ("False negatives [mL]", 1),
+}
+"""Measures beside DSC and NSD: title and factor, by the name in `summary.json`."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,14 @@ class Row:
     """Numbers of the folds whose runs make up this row; empty for a run without a fold."""
     of_folds: int = 0
     """Number of folds that there are."""
+    measures: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    """Mean and SD over cases of those `MEASURES` that were computed."""
+    absent: str = "totalsegmentator"
+    """Rule for the classes that a case's reference lacks."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of the runs that make up this row; empty where they are not known."""
+    sd_over_seeds: Mapping[str, float] = field(default_factory=dict)
+    """SD of the runs' mean DSC and NSD, for several seeds."""
 
     @property
     def missing(self) -> list[int]:
@@ -77,42 +93,57 @@ class Row:
             case_names=frozenset(cases),
             folds=tuple(summary.get("folds", ())),
             of_folds=summary["fold"]["of"] if summary.get("folds") else 0,
+            measures={name: (summary[name]["mean"], summary[name]["sd"]) for name in MEASURES if name in summary},
+            absent=summary.get("absent", "totalsegmentator"),
         )
 
 
-def terminal_table(rows: Sequence[Row]) -> Table:
-    """Build a rich table that fits 80 columns; the best run of each data set is bold."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in TITLES:
-        numeric = title in TITLES[3:]
+def terminal_table(rows: Sequence[Row], bold: Mapping[str, set[int]] | None = None) -> Table:
+    """Build a rich table that fits 80 columns; `bold` rows of each metric stand out. Default: `best_runs`."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for title in (*NAME_TITLES, *_number_titles(rows)):
+        numeric = title not in NAME_TITLES
         table.add_column(title, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    best = best_runs(rows)
+    bold = best_runs(rows) if bold is None else bold
     for index, row in enumerate(rows):
         scores = [
-            Text(percent(*getattr(row, metric)), style="bold" if index in best[metric] else "") for metric in METRICS
+            Text(percent(*getattr(row, metric)), style="bold" if index in bold[metric] else "") for metric in METRICS
         ]
-        table.add_row(*map(Text, _names(row, rows)), *scores, str(row.cases))
+        table.add_row(*map(Text, row_names(row, rows)), _seeds(row), *scores, str(row.cases))
     return table
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Format the same table as GitHub-flavoured Markdown, notes included."""
-    lines = [f"| {' | '.join(TITLES)} |", "|---|---|---|---:|---:|---:|"]
-    best = best_runs(rows)
+def markdown_table(rows: Sequence[Row], bold: Mapping[str, set[int]] | None = None) -> str:
+    """Format the same table as GitHub-flavoured Markdown, with the measures beside DSC and NSD."""
+    measures = [name for name in MEASURES if any(name in row.measures for row in rows)]
+    titles = [*NAME_TITLES, *_number_titles(rows), *(MEASURES[name][0] for name in measures)]
+    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * 3}{'---:|' * (len(titles) - 3)}"]
+    bold = best_runs(rows) if bold is None else bold
     for index, row in enumerate(rows):
         scores = [
-            f"**{percent(*getattr(row, metric))}**" if index in best[metric] else percent(*getattr(row, metric))
+            f"**{percent(*getattr(row, metric))}**" if index in bold[metric] else percent(*getattr(row, metric))
             for metric in METRICS
         ]
-        names = [name.replace("|", "\\|") for name in _names(row, rows)]
-        lines.append(f"| {' | '.join([*names, *scores, str(row.cases)])} |")
-    return "\n".join([*lines, "", " ".join(notes(rows)), ""])
+        names = [name.replace("|", "\\|") for name in row_names(row, rows)]
+        others = [_measure(row, name) for name in measures]
+        lines.append(f"| {' | '.join([*names, _seeds(row), *scores, str(row.cases), *others])} |")
+    return "\n".join([*lines, ""])
+
+
+def measures_in_words(rows: Sequence[Row]) -> list[str]:
+    """Tell the measures beside DSC and NSD, for which a table of 80 columns has no room, in a sentence each."""
+    sentences = []
+    for name, (title, _) in MEASURES.items():
+        known = [f"{row_names(row, rows)[0]} {_measure(row, name)}" for row in rows if name in row.measures]
+        if known:
+            sentences.append(f"{title}: {', '.join(known)}.")
+    return sentences
 
 
 NAMES = ("run", "method", "initialisation", "network", "train_fraction", "dataset", "split", "cases", "failed")
 SCORES = ("dsc_mean_fraction", "dsc_sd_fraction", "nsd_mean_fraction", "nsd_sd_fraction")
-FOLDS = "folds"
-"""Columns of the CSV table; the last came later."""
+LATER = ("folds", "seeds", "dsc_sd_over_seeds_fraction", "nsd_sd_over_seeds_fraction")
+"""Columns of the CSV table; `LATER` and mean and SD of each of `MEASURES` came later."""
 
 
 def is_csv_table(text: bytes) -> bool:
@@ -124,19 +155,23 @@ def csv_table(rows: Sequence[Row]) -> str:
     """Format everything known of each run as CSV, scores as fractions at full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*NAMES, *SCORES, FOLDS])
+    writer.writerow([*NAMES, *SCORES, *LATER, *(f"{name}_{part}" for name in MEASURES for part in ("mean", "sd"))])
     for row in rows:
-        writer.writerow([*(getattr(row, name) for name in NAMES), *row.dsc, *row.nsd, " ".join(map(str, row.folds))])
+        known = [*(getattr(row, name) for name in NAMES), *row.dsc, *row.nsd]
+        lists = [" ".join(map(str, numbers)) for numbers in (row.folds, row.seeds)]
+        seeds = [row.sd_over_seeds.get(metric) for metric in METRICS]
+        measures = [part for name in MEASURES for part in row.measures.get(name, (None, None))]
+        writer.writerow([*known, *lists, *seeds, *measures])
     return text.getvalue()
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """List what a reader needs to trust the table: how scores are averaged, NSD tolerances, incomparable rows."""
-    sentences = [CAPTION]
+    sentences = [CAPTION, *([CAPTION_SEEDS] if any(row.sd_over_seeds for row in rows) else [])]
     for dataset, members in by_dataset([(row.dataset, row.data) for row in rows]).items():
         here = [rows[index] for index in members]
         sentences.append(f"{dataset}: NSD at {_tolerance(here[0].nsd_tolerance_mm)}, split {here[0].split}.")
-        differing = _incomparable(here)
+        differing = in_what_differ(here)
         if len({row.network for row in here}) > 1:
             differing.append("networks")
         if differing:
@@ -149,6 +184,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
     ]
     paper = (published_note(row.method, row.network, row.dataset) for row in rows)
     sentences += dict.fromkeys(note for note in paper if note)
+    older = [row.run for row in rows if "hd95_mm" not in row.measures]
+    if older and len(older) < len(rows):
+        sentences.append(f"Without HD95, not asked for or evaluated by an older version: {', '.join(older)}.")
     failed = [f"{row.run} ({row.failed})" for row in rows if row.failed]
     if failed:
         sentences.append(f"Cases that could not be evaluated are left out: {', '.join(failed)}.")
@@ -163,7 +201,7 @@ def best_runs(rows: Sequence[Row]) -> dict[str, set[int]]:
     """
     best: dict[str, set[int]] = {metric: set() for metric in METRICS}
     for members in by_dataset([(row.dataset, row.data) for row in rows]).values():
-        if _incomparable([rows[index] for index in members]):
+        if in_what_differ([rows[index] for index in members]):
             continue
         for metric in METRICS:
             means = {index: getattr(rows[index], metric)[0] for index in members}
@@ -184,25 +222,44 @@ def by_dataset(datasets: Sequence[tuple[str, str | None]]) -> dict[str, list[int
     return members
 
 
-def _incomparable(rows: Sequence[Row]) -> list[str]:
+def in_what_differ(rows: Sequence[Row]) -> list[str]:
     """List in what the scoring of rows of one data set differs."""
     kinds: dict[str, set[Any]] = {
         "NSD tolerances": {_tolerance(row.nsd_tolerance_mm) for row in rows},
         "splits": {row.split for row in rows},
         "classes": {row.classes for row in rows},
         "cases": {(row.cases, row.case_names) for row in rows},
+        "rules for absent classes": {row.absent for row in rows},
     }
     return [name for name, values in kinds.items() if len(values) > 1]
 
 
-def _names(row: Row, rows: Iterable[Row]) -> tuple[str, str, str]:
+def row_names(row: Row, rows: Iterable[Row]) -> tuple[str, str, str]:
     """Format the three text cells, with the share of labels where runs differ in it, and the number of folds."""
     method = row.method
     if row.folds:
         method += f", {len(row.folds)} of {row.of_folds} folds" if row.missing else f", {len(row.folds)} folds"
     if row.train_fraction is not None and len({other.train_fraction for other in rows}) > 1:
-        method += f", {100 * row.train_fraction:g} % of labels"
+        method += f", {100 * row.train_fraction:.3g} % of labels"
     return method, row.initialisation, row.dataset
+
+
+def _number_titles(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Return the titles of the columns of numbers."""
+    return ("Seeds (SD)" if any(row.sd_over_seeds for row in rows) else "Seeds", "DSC [%]", "NSD [%]", "Cases")
+
+
+def _seeds(row: Row) -> str:
+    """Format the number of seeds with the SD of their mean DSC in points."""
+    spread = row.sd_over_seeds.get("dsc")
+    return f"{max(len(row.seeds), 1)}" + ("" if spread is None else f" (± {100 * spread:.1f})")
+
+
+def _measure(row: Row, name: str) -> str:
+    """Format mean and SD of a measure beside DSC and NSD; "–" where there is none."""
+    mean, sd = row.measures.get(name, (None, None))
+    factor = MEASURES[name][1] / 100
+    return percent(None if mean is None else factor * mean, None if sd is None else factor * sd)
 
 
 def percent(mean: float | None, sd: float | None) -> str:

@@ -1,6 +1,6 @@
 """Report: a table of any number of evaluated runs (terminal, Markdown, CSV), and overlays per data set.
 
-Runs that differ by their fold alone are one row.
+Runs that differ by their fold, or by their seed, alone are one row. Rows are compared with their twins from scratch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,26 @@ from rich.console import Console
 from anatomask.config import ReportConfig
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
+from anatomask.reports.comparisons import (
+    compare_rows,
+    comparison_notes,
+    comparisons_markdown,
+    comparisons_table,
+    not_worse,
+)
 from anatomask.reports.evaluated_runs import EvaluatedRun, read_run, runs_by_dataset
 from anatomask.reports.folds import pooled
 from anatomask.reports.overlays import draw_overlays, overlay_paths
-from anatomask.reports.tables import Row, csv_table, is_csv_table, markdown_table, notes, terminal_table
+from anatomask.reports.seeds import by_seed, row_of
+from anatomask.reports.tables import (
+    best_runs,
+    csv_table,
+    is_csv_table,
+    markdown_table,
+    measures_in_words,
+    notes,
+    terminal_table,
+)
 
 TABLE = "table.csv"
 
@@ -35,13 +51,20 @@ def plan(config: ReportConfig) -> list[tuple[str, str]]:
 def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     """Write and print the table, then draw the figures. A report is always written anew."""
     runs = pooled([read_run(folder) for folder in config.runs])
-    rows = [Row.from_summary(run.summary, run.scores.keys()) for run in runs]
+    arms = by_seed(runs)
+    rows = [row_of(arm) for arm in arms]
+    made = compare_rows(arms, rows)
+    bold = not_worse(made, best_runs(rows))
+    remarks = [*notes(rows), *comparison_notes(made, arms, rows)]
     out = _output(config, runs)
     out.write(TABLE, csv_table(rows).encode())  # first: by it, the folder is known as a report's
-    out.write("table.md", markdown_table(rows).encode())
+    tables = [markdown_table(rows, bold), comparisons_markdown(made, rows), " ".join(remarks) + "\n"]
+    out.write("table.md", "\n".join(filter(None, tables)).encode())
     console = Console()
-    console.print(terminal_table(rows))
-    for note in notes(rows):
+    console.print(terminal_table(rows, bold))
+    if made:
+        console.print(comparisons_table(made, rows))
+    for note in measures_in_words(rows) + remarks:
         console.print(note, style="dim", markup=False, highlight=False)
     paths = [Path(config.out) / "table.md", Path(config.out) / "table.csv"]
     members = runs_by_dataset(runs)
