@@ -151,7 +151,8 @@ class FinetuneConfig(Settings):
     """Folder that `prepare` wrote."""
     init: str = SCRATCH
     """Initial weights: scratch, or the folder RUN of a run or of weights. Controls: encoder:RUN takes only the encoder
-    of a finetuned network; permuted:RUN takes the encoder with the entries of each tensor shuffled."""
+    of a finetuned network, or of a pretrained one whose decoder was trained, too; permuted:RUN takes the encoder with
+    the entries of each tensor shuffled."""
     runs: str = "runs"
     """Folder of all runs."""
     name: str = ""
@@ -279,13 +280,15 @@ class ImportWeightsConfig(Settings):
     """Settings of turning weights that others have published into a folder that `finetune --init` reads."""
 
     file: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
-    """Checkpoint of the published AnatoMask or SparK-3D code, STU-Net's weights, or file of export-weights."""
+    """Checkpoint of the published AnatoMask or SparK-3D code or of nnssl, STU-Net's weights, or file of
+    export-weights."""
     output: str
     """Folder to write."""
     allow_missing: tuple[str, ...] = ()
     """Tensors that need not match: names, name prefixes up to a dot (dense_decoder), or patterns."""
-    method: str = "AnatoMask"
-    """Name of the pretraining of these weights in tables; a whole network is named after its data set."""
+    method: str = ""
+    """Name of the pretraining of these weights in tables; a whole network is named after its data set. Default: MAE for
+    nnssl's files with a decoder, else AnatoMask."""
     dataset: str = "unknown data"
     """Name in tables of the data set that these weights were trained on."""
 

@@ -12,6 +12,7 @@ from anatomask.plugins import find_class, with_extensions
 METHODS = {
     "anatomask": "anatomask.methods.anatomask.AnatoMaskConfig",
     "byol": "anatomask.methods.byol.BYOLConfig",
+    "mae": "anatomask.methods.mae.MAEConfig",
     "moco": "anatomask.methods.moco.MoCoConfig",
 }
 """Address of the settings of each method, whose file is imported on first use."""

@@ -36,6 +36,9 @@ class MethodConfig(Settings, ABC):
     """Name in `--method`, in `config.yaml` and in the weights' header."""
     encoder: ClassVar[str]
     """Prefix of the encoder's tensors in a checkpoint, such as `student.encoder.`."""
+    whole: ClassVar[str] = ""
+    """Prefix of the tensors of a segmentation network, such as `network.`, of a method that trains the decoder, too;
+    finetuning then takes over all but the heads. Default: the encoder alone is trained."""
     splits_batches: ClassVar[bool] = True
     """True if a worker may compute its samples in several parts (`training.accumulate`)."""
     optimiser: ClassVar[Mapping[str, object]] = {}

@@ -33,6 +33,7 @@ METHODS: Mapping[str, Fields] = {
     "spark": {"name": "anatomask", "masking": "random"},
     "byol": {"name": "byol"},
     "moco": {"name": "moco"},
+    "mae": {"name": "mae"},
 }
 """Fields of the section `method` that make each method what it is, its name among them."""
 
@@ -67,6 +68,7 @@ PAPER = Scale(
     optimisers={
         "stunet-h": OptimiserConfig(lr=2e-5, weight_decay=3e-5, warmup_epochs=10),
         "spark": OptimiserConfig(lr=2e-4),
+        "mae": OptimiserConfig("sgd", lr=1e-2, weight_decay=3e-5, momentum=0.99, warmup_epochs=0, decay="poly"),
     },
 )
 """Scale as published: 1000 epochs of batch 4, then 1000 epochs of 250 updates of batch 2."""
@@ -144,7 +146,7 @@ HEAD_AND_NECK = Target(
     ),
     classes=5,
     foreground=0.66,
-    methods={"anatomask": {"patch": 8, "among": "body"}},
+    methods={"anatomask": {"patch": 8, "among": "body"}, "mae": {"patch": 8}},
 )
 """Target of head and neck in CT of low resolution."""
 

@@ -106,8 +106,8 @@ class Recipe:
         """
         if self.method is None:
             raise UserError(
-                f"this recipe trains from scratch: no method here pretrains the network {self.backbone().name}. Run "
-                "`anatomask finetune`, or choose another --recipe"
+                f"this recipe trains the network {self.backbone().name} from scratch. Run `anatomask finetune`, or "
+                "choose a --method that pretrains it, or another --recipe"
             )
         fields = {**METHODS.get(self.method, {"name": self.method})}
         name = fields.pop("name")

@@ -51,7 +51,7 @@ def description(name: str, recipe: Recipe) -> list[tuple[str, str]]:
         ("scans", f"{spacing} mm, unless the data set has a voxel size of its own; crops of {crop} voxels"),
     ]
     if recipe.method is None:
-        rows.append(("pretraining", f"none: no method here pretrains a {network.label()}"))
+        rows.append(("pretraining", "none: trained from scratch alone"))
     else:
         method, config = recipe.pretraining(), recipe.settings("pretrain")
         rows += [

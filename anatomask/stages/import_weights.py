@@ -12,6 +12,7 @@ from torch import Tensor
 from anatomask.config import ImportWeightsConfig
 from anatomask.errors import UserError
 from anatomask.files import file_digest
+from anatomask.methods.mae import MAEConfig
 from anatomask.nn.backbones import UNNAMED
 from anatomask.runs.checkpoint_index import CHECKPOINTS
 from anatomask.weights.files import TENSORS, describe_architecture, network_of, size_in_words, write_weights
@@ -57,8 +58,10 @@ def read_file(config: ImportWeightsConfig) -> Weights:
         "not_transferred": [f"{name} ({why})" for name, why in foreign.left_out],
     }
     if foreign.kind == "pretraining":
-        header["method"] = {"name": config.method}
+        header["method"] = {"name": config.method or ("MAE" if foreign.whole else "AnatoMask")}
         header["stages"] = foreign.stages
+    if foreign.whole:
+        header |= {"encoder": MAEConfig.encoder, "whole": MAEConfig.whole}
     return Weights(_called(foreign), header)
 
 
@@ -79,6 +82,8 @@ def describe(weights: Weights) -> list[tuple[str, str]]:
     header = weights.header
     network, kind = network_of(header), str(header.get("kind"))
     what = {"pretraining": "pretrained encoder", "segmentation": "segmentation network"}.get(kind)
+    if header.get("whole"):
+        what = "pretrained encoder and decoder"
     if what is None:
         raise UserError(f"weights of kind {kind!r} cannot start a finetuning")
     return [
@@ -90,7 +95,7 @@ def describe(weights: Weights) -> list[tuple[str, str]]:
 
 
 def _called(foreign: ForeignWeights) -> dict[str, Tensor]:
-    prefix = "student." if foreign.kind == "pretraining" else ""
+    prefix = MAEConfig.whole if foreign.whole else "student." if foreign.kind == "pretraining" else ""
     return {prefix + name: tensor for name, tensor in foreign.tensors.items()}
 
 

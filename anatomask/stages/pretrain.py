@@ -44,6 +44,7 @@ def build_job(config: PretrainConfig) -> TrainingJob:
         "method": {**plain(method), "label": method.label()},
         "encoder": method.encoder,
         "stages": stages,
+        **({"whole": method.whole} if method.whole else {}),
     }
     fixed = choose_fixed_cases(dataset, cases)
     task = partial(pretraining_task, method, config.network, config.loader, header, dataset.roots, fixed, config.seed)

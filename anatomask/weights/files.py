@@ -262,14 +262,16 @@ def require_same_size(header: Mapping[str, Any], mine: BackboneConfig) -> None:
 
 
 def initialise(network: Segmenter, weights: Weights, transfer: Transfer = "whole", seed: int = 0) -> list[str]:
-    """Start a segmentation network from a pretrained encoder, or from another network's weights except its heads.
+    """Start a segmentation network from pretrained weights, or from another network's, except its heads.
+
+    Of a pretraining, that is the encoder, and the decoder where the header's `whole` says that it was trained, too.
 
     Tensors that the header lists as `missing` were so when the weights were imported, which the user allowed.
 
     Args:
         network: its parameters are overwritten in place.
         weights: those of a pretraining run, or of a segmentation network.
-        transfer: what is taken over. whole: all that fits; encoder: of a segmentation network the encoder alone;
+        transfer: what is taken over. whole: all that fits; encoder: of a whole network the encoder alone;
             permuted: the encoder with the entries of each tensor shuffled.
         seed: seed of the shuffling.
 
@@ -283,11 +285,13 @@ def initialise(network: Segmenter, weights: Weights, transfer: Transfer = "whole
     require_same_size(weights.header, mine)
     kind = weights.header.get("kind")
     missing = tuple(weights.header.get("missing", ()))
-    if kind == "pretraining" or (kind == "segmentation" and transfer != "whole"):
-        encoder = encoder_tensors(weights, mine.in_channels)
-        encoder = permuted(encoder, seed) if transfer == "permuted" else encoder
-        return load_matching(network, encoder, (*beyond_encoder(weights.header), *missing))
-    if kind == "segmentation":
-        trunk = {name: tensor for name, tensor in weights.tensors.items() if not is_named(name, mine.heads)}
+    if kind not in ("pretraining", "segmentation"):
+        raise UserError(f"weights of kind {kind!r} cannot start a segmentation network")
+    prefix = str(weights.header.get("whole", ""))
+    if transfer == "whole" and (kind == "segmentation" or prefix):
+        ours = {name.removeprefix(prefix): tensor for name, tensor in weights.tensors.items()}
+        trunk = {name: tensor for name, tensor in ours.items() if not is_named(name, mine.heads)}
         return load_matching(network, repeat_stem(trunk, mine, mine.in_channels), (*mine.heads, *missing))
-    raise UserError(f"weights of kind {kind!r} cannot start a segmentation network")
+    encoder = encoder_tensors(weights, mine.in_channels)
+    encoder = permuted(encoder, seed) if transfer == "permuted" else encoder
+    return load_matching(network, encoder, (*beyond_encoder(weights.header), *missing))

@@ -30,6 +30,8 @@ from anatomask.weights.matching import describe_faults, find_faults, is_named
 
 FRESH = "fresh"
 """Key of the names of those tensors in an exported encoder that were drawn only to complete the network."""
+NNSSL = "nnssl_adaptation_plan"
+"""Key in the files of nnssl, whose networks reconstruct images where they have a decoder."""
 STUNET_KEYS = ("network_weights", "state_dict")
 """Keys of the tensors in what nnU-Net's version 2 writes, and version 1."""
 
@@ -53,6 +55,8 @@ class ForeignWeights:
     """Names (ours) of tensors that the file lacks, as far as it describes the network; the user allowed them."""
     left_out: tuple[tuple[str, str], ...]
     """Names in the file of tensors that were not transferred, and why."""
+    whole: bool = False
+    """True for a pretraining whose decoder is that of the segmentation network."""
 
 
 def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) -> ForeignWeights:
@@ -82,6 +86,8 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
             left_out[name] = "read by nothing"
         elif name in fresh:
             left_out[name] = "drawn by the export, not trained"
+        elif NNSSL in content and is_named(native or "", backbone.heads):
+            left_out[name] = "of the reconstruction"
         elif not _is_plain(value):
             faults[name] = "no plain tensor"
         elif native is None:
@@ -95,6 +101,9 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
             if value.is_floating_point() and not value.isfinite().all():
                 faults[name] = "not finite"
     network, stages, classes, own = _match_network(backbone, form, tensors, path)
+    whole = NNSSL in content and stages is None
+    if whole:
+        stages, own = len(network.strides), {name: t for name, t in own.items() if not is_named(name, backbone.heads)}
     for native, fault in find_faults(own, tensors).items():
         faults[called.get(native) or form.theirs(native) or native] = fault
     refused = {name: fault for name, fault in faults.items() if not _is_allowed(name, form, allow_missing)}
@@ -107,7 +116,7 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
     kept = {native: tensor.clone() for native, tensor in tensors.items() if called[native] not in faults}
     missing = tuple(sorted(own.keys() - kept.keys()))
     kind = "segmentation" if stages is None else "pretraining"
-    return ForeignWeights(form, kind, network, stages, classes, kept, missing, tuple(sorted(left_out.items())))
+    return ForeignWeights(form, kind, network, stages, classes, kept, missing, tuple(sorted(left_out.items())), whole)
 
 
 def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sample") -> MaskedAutoencoder:

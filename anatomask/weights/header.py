@@ -84,6 +84,7 @@ class _Header(_Fields):
     train_fraction: Finite | None = None
     initialisation: _Initialisation | None = None
     encoder: str = ""
+    whole: str = ""
     stages: Annotated[int, Field(ge=1, le=100)] = 1
     missing: list[str] = []
     not_transferred: list[str] = []

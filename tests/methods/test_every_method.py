@@ -15,8 +15,10 @@ from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods.base import MethodConfig
 from anatomask.methods.byol import BYOLConfig
+from anatomask.methods.mae import MAEConfig
 from anatomask.methods.moco import MoCoConfig
 from anatomask.nn.backbones.base import BackboneConfig
+from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.stages.costs import pretraining_update, worker_cost
 from anatomask.training.checkpoints import Checkpoints
@@ -33,9 +35,12 @@ from tests.methods.drawn import drawn_batch
 CPU = torch.device("cpu")
 LOADER = LoaderConfig(patch_size=(32, 32, 48))
 STUNET = STUNetConfig(base=2)
+RESENC = ResEncConfig(widths=(4, 8, 8), blocks=(1, 1, 1))
 METHODS: list[tuple[MethodConfig, BackboneConfig]] = [
     (BYOLConfig(hidden=16, projection=8), STUNET),
     (MoCoConfig(hidden=16, projection=8, queue=8), STUNET),
+    (MAEConfig(patch=8), STUNET),
+    (MAEConfig(patch=8), RESENC),
 ]
 
 every_method = pytest.mark.parametrize(

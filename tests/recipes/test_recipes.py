@@ -48,10 +48,10 @@ def test_recipes_are_as_they_were_before_they_were_composed(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_has_settings_for_every_verb(name: str) -> None:
-    """But for a network that nothing pretrains, which says so."""
+    """But for a recipe without a method, which says so."""
     for verb, kind in VERBS.items():
         if name in FROM_SCRATCH and verb in ("pretrain", "sweep"):
-            with pytest.raises(UserError, match=r"no method here pretrains the network swin_unetr\. Run"):
+            with pytest.raises(UserError, match=r"from scratch\. Run `anatomask finetune`"):
                 RECIPES[name].settings(verb)
         else:
             assert isinstance(RECIPES[name].settings(verb), kind)
@@ -123,7 +123,7 @@ def test_every_recipe_can_be_described(name: str, capsys: pytest.CaptureFixture[
     assert main(["recipes", name]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert RECIPES[name].about in shown and f"--recipe {name} --source" in shown
-    assert ("A hidden patch is" in shown) == (RECIPES[name].method in ("anatomask", "spark"))
+    assert ("A hidden patch is" in shown) == (RECIPES[name].method in ("anatomask", "spark", "mae"))
 
 
 def test_help_lists_the_recipes_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,8 @@ SMALL = ["--recipe", "tiny", "--loader.patch-size", "32", "32", "32", "--network
 
 
 ANATOMASK = ("--method.decoder-width", "16", "--method.r0", "0.5")
+MOCO = ("--method", "moco", "--method.hidden", "32", "--method.projection", "16", "--method.queue", "4")
+MAE = ("--method", "mae")
 BYOL = ("--method", "byol", "--method.hidden", "32", "--method.projection", "16")
 
 
@@ -138,7 +140,13 @@ def test_phantoms(
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("method", "name"), [(ANATOMASK, "AnatoMask"), pytest.param(BYOL, "BYOL", marks=pytest.mark.slow)]
+    ("method", "name"),
+    [
+        (ANATOMASK, "AnatoMask"),
+        pytest.param(BYOL, "BYOL", marks=pytest.mark.slow),
+        pytest.param(MOCO, "MoCo v2", marks=pytest.mark.slow),
+        pytest.param(MAE, "MAE", marks=pytest.mark.slow),
+    ],
 )
 def test_two_real_scans(method: Sequence[str], name: str, tmp_path: Path, real_data: Path, ray_session: None) -> None:
     source = tmp_path / "Dataset001_HeadNeck"
