@@ -30,6 +30,7 @@ LOADER = ("bytes_read_over_crop", "first_batch_s", "peak_memory_gib", "memory_gr
         ("precision", PRECISION),
         ("training", TRAINING),
         ("recipe_costs", ("costs",)),
+        ("methods", ("methods",)),
         ("checksums", ("checking_over_loading", "gb_per_s", "weights_s")),
         ("metrics", ("seconds", "classes")),
         ("startup", ("seconds_to_first_update", "anatomask_over_bare")),
