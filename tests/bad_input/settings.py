@@ -24,6 +24,7 @@ from tests.bad_input.kinds import (
 
 PHANTOM = "phantom --cases 1 --out new"
 CONFIGURED = f"{NEW_PRETRAINING} --config c.yaml"
+MOCO = f"pretrain {SMALL} --data data --name new --method moco"
 LONG = "x" * 300
 
 
@@ -75,6 +76,7 @@ KINDS = [
     Kind("a mask ratio of NaN", f"{NEW_PRETRAINING} --method.mask-ratio nan", "mask_ratio must be a finite"),
     Kind("a negative share of hard patches", f"{NEW_PRETRAINING} --method.r0 -0.1", r"r0 must lie in \[0, 1\]"),
     Kind("a decay of 1", f"{NEW_PRETRAINING} --method.ema-decay 1", r"ema_decay must lie in \[0, 1\)"),
+    Kind("a queue that batches do not fill evenly", f"{MOCO} --method.queue 7", "method.queue 7 must be a multiple"),
     Kind("a decoder of 10 channels", f"{NEW_PRETRAINING} --method.decoder-width 10", "decoder_width must"),
     Kind("crops of 10 voxels", f"{NEW_PRETRAINING} --loader.patch-size 10 16 16", "three multiples of 16 from 32"),
     Kind("crops of 16 voxels", f"{NEW_PRETRAINING} --loader.patch-size 16 16 16", "three multiples of 16 from 32"),
