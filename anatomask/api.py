@@ -161,7 +161,7 @@ def self_mask(source: Source, scan: PreparedScan, masks: int = 4, seed: int = 0,
     method = settings.build(network_of(weights.header))
     draw = settings.draw(LoaderConfig(patch_size=tuple(weights.header["patch_size"])))
     if not (isinstance(method, MaskedMethod) and isinstance(draw, MaskedDraw)):
-        raise UserError(f"{source}: {settings.label()} hides no patches, so it has no self-mask")
+        raise UserError(f"{source}: {settings.label()} has no self-mask; give a run of AnatoMask or SparK")
     load_matching(method, weights.tensors)
     return self_mask_of(method, draw, scan, masks, seed)
 

@@ -225,7 +225,7 @@ def test_what_weights_cannot_do_is_said(world: World, prepared_head: PreparedSca
         anatomask.load_network(world.runs / "pretrained")
     with pytest.raises(UserError, match=r"holds pretraining weights"):
         anatomask.predict(world.runs / "pretrained", scan)
-    with pytest.raises(UserError, match=r"byol: BYOL hides no patches, so it has no self-mask"):
+    with pytest.raises(UserError, match=r"byol: BYOL has no self-mask; give a run of AnatoMask or SparK"):
         anatomask.self_mask(world.runs / "byol", prepared_head)
     with pytest.raises(UserError, match=r"finetuned holds no pretraining"):
         anatomask.self_mask(world.runs / "finetuned", prepared_head)
