@@ -1,6 +1,6 @@
 # Every target makes the same .venv first. Another interpreter: make PYTHON=/path/to/python3.12 …
 .DEFAULT_GOAL := help
-.PHONY: help venv demo format lint test test-slow test-kills
+.PHONY: help venv demo format lint test test-slow test-kills nnunet
 
 BIN := .venv/bin
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
@@ -39,6 +39,12 @@ test: lint ## lint and all tests but the slow ones, in two processes
 
 test-slow: venv ## the tests that take minutes
 	$(BIN)/pytest -m slow
+
+NNUNET ?= $(HOME)/.cache/anatomask/nnunet-venv
+nnunet: ## nnU-Net 2.8.1 in an environment of its own, with which test-slow and benchmarks compare (minutes, once)
+	$(PYTHON) -m venv $(NNUNET)
+	$(NNUNET)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(NNUNET)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/nnunet.txt
 
 test-kills: venv ## kills at random moments (about 90 minutes; stopped, it goes on); rm -r kills begins anew
 	$(BIN)/python -m tests.kills kills

@@ -54,6 +54,12 @@ def real_data() -> Path:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--golden FOLDER`: numbers of the published implementations, a folder per method."""
     parser.addoption("--golden", type=Path, help="default: golden beside the real scans, else tests/golden")
+    parser.addoption(
+        "--nnunet",
+        type=Path,
+        default=Path.home() / ".cache" / "anatomask" / "nnunet-venv",
+        help="nnU-Net's environment, which `make nnunet` makes; default: %(default)s",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,6 +105,33 @@ def golden(golden_folder: GoldenFolder) -> Path:
 def published(golden_folder: GoldenFolder) -> Callable[[str], AbstractContextManager[Published]]:
     """Opens the numbers of a method by its name; the test has to read every array of them."""
     return lambda method: numbers_of(golden_folder.require(method))
+
+
+@pytest.fixture(scope="session")
+def nnunet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, np.ndarray]]:
+    """Runs `python SCRIPT INPUT.npz OUTPUT.npz` in nnU-Net's environment; skips without it.
+
+    The keyword arguments are the arrays of INPUT; those of OUTPUT are returned.
+    """
+    python = Path(request.config.getoption("--nnunet")) / "bin" / "python"
+    if not python.is_file():
+        pytest.skip(f"no nnU-Net at {python.parents[1]}: `make nnunet` makes it, --nnunet FOLDER names another")
+
+    def run(script: Path, **arrays: Any) -> dict[str, np.ndarray]:
+        folder = tmp_path_factory.mktemp(script.stem)
+        np.savez(folder / "input.npz", **arrays)
+        done = subprocess.run(
+            [python, script, folder / "input.npz", folder / "output.npz"],
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return dict(np.load(folder / "output.npz"))
+
+    return run
 
 
 @pytest.fixture(scope="session")
