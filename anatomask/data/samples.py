@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from anatomask.data.augmentation.draws import coarse_axis, draw_matrix, moves, source_box
 from anatomask.settings import Settings
 
 if TYPE_CHECKING:  # what trains on a machine without NIfTI and Parquet imports this
@@ -24,7 +25,7 @@ CROP_MULTIPLE = 16
 Sample = dict[str, np.ndarray]
 Draw = Callable[["PreparedDataset", str, np.random.Generator], Sample]
 
-ON_HOST = ("sample", "seed", "seeds", "candidates")
+ON_HOST = ("sample", "seed", "seeds", "candidates", "matrix", "box_start")
 """Columns of a batch that only the host reads; they are never copied to the device."""
 
 
@@ -106,7 +107,11 @@ def worker_samples(start: int, stop: int, batch_size: int, rank: int, workers: i
 
 @dataclass(frozen=True)
 class FinetuningDraw:
-    """Draw of a `stored_crop` with its `label`, `flip` (3,) bool, and the `seed` of its augmentation."""
+    """Draw of a `stored_crop` with its `label`, `flip` (3,) bool, and the `seed` of its augmentation.
+
+    Where the seed turns or scales the crop, `image` and `label` are the box that it is resampled from, by `matrix`
+    (3, 3); `box_start` (3,) is the first voxel of the box, counted from the crop's.
+    """
 
     loader: LoaderConfig
     mirror_axes: tuple[int, ...]
@@ -116,11 +121,28 @@ class FinetuningDraw:
         size, shape = self.loader.patch_size, dataset.records[case].shape
         centre = dataset.foreground_voxel(case, rng) if rng.random() < self.loader.foreground else None
         origin = random_origin(shape, size, rng) if centre is None else centred_origin(centre, shape, size)
+        flips, seed = (rng.random(3) < 0.5) & np.isin(range(3), self.mirror_axes), int(rng.integers(2**32))
+        matrix = draw_matrix(seed, coarse_axis(dataset.spacing))
+        start, box = source_box(matrix, size) if moves(matrix) else (np.zeros(3, np.int64), size)
         return {
-            **stored_crop(dataset, case, origin, size, label=True),
-            "flip": (rng.random(3) < 0.5) & np.isin(range(3), self.mirror_axes),
-            "seed": np.asarray(rng.integers(2**32)),
+            **stored_crop(dataset, case, (origin + start).tolist(), box, label=True),
+            "flip": flips,
+            "seed": np.asarray(seed),
+            "matrix": matrix,
+            "box_start": start,
         }
+
+
+def stacked(samples: Sequence[Sample]) -> Sample:
+    """Collect samples column by column: (B, …), or (B,) arrays where they differ in shape."""
+    columns: Sample = {}
+    for name in samples[0]:
+        values = [sample[name] for sample in samples]
+        if len({value.shape for value in values}) == 1:
+            columns[name] = np.stack(values)
+        else:
+            columns[name] = np.fromiter(values, object, len(values))
+    return columns
 
 
 def stored_crop(

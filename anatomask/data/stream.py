@@ -13,7 +13,7 @@ import ray.data
 from ray.data import ExecutionResources
 
 from anatomask.data.joined import open_joined
-from anatomask.data.samples import Draw, SampleSequence
+from anatomask.data.samples import Draw, SampleSequence, stacked
 from anatomask.data.storage import Roots, storages
 
 SAMPLES_PER_TASK = 32
@@ -39,9 +39,9 @@ class SampleReader:
         self.draw = draw
 
     def __call__(self, rows: Batch) -> Batch:
-        """Read the samples whose numbers are in column `sample`, stacked column by column."""
+        """Read the samples whose numbers are in column `sample`, `stacked`."""
         drawn = [self.draw(self.dataset, self.sequence.case(k), self.sequence.rng(k)) for k in rows["sample"].tolist()]
-        return {"sample": rows["sample"], **{name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}}
+        return {"sample": rows["sample"], **stacked(drawn)}
 
 
 def stream_batches(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anatomask.data.augmentation import IntensityAugmentation
+from anatomask.data.augmentation.pipeline import IntensityAugmentation
 from anatomask.data.crops import flip, normalised_crops
 from anatomask.data.samples import LoaderConfig, Sample, random_origin, stored_crop
 

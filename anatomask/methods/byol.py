@@ -35,7 +35,7 @@ class BYOLConfig(TwoViewsConfig):
     ema_decay: float = 0.99
     """EMA decay of the target's parameters, which follow the online network's after each update."""
     change: float = 2.0
-    """Factor by which noise, blur, brightness, contrast and gamma are likelier than in finetuning."""
+    """Factor by which noise, blur, brightness, contrast, low resolution and gamma are likelier than in finetuning."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,7 +40,7 @@ class MoCoConfig(TwoViewsConfig):
     ema_decay: float = 0.999
     """EMA decay of the key encoder's parameters, which follow the query encoder's after each update."""
     change: float = 2.0
-    """Factor by which noise, blur, brightness, contrast and gamma are likelier than in finetuning."""
+    """Factor by which noise, blur, brightness, contrast, low resolution and gamma are likelier than in finetuning."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

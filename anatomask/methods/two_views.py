@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from anatomask.data.augmentation import IntensityAugmentation
+from anatomask.data.augmentation.pipeline import IntensityAugmentation
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.views import TwoViewsDraw, two_views
 from anatomask.methods.base import Method, MethodConfig

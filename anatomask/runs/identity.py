@@ -17,8 +17,9 @@ SINCE: Mapping[str, Any] = {"fold": None, "scoring": {"metrics": None, "absent":
 """Fields that older versions did not have, and the value with which they computed the same: left out, so that the keys
 of older runs hold."""
 
-RESULTS = {"pretrain": 1, "finetune": 1, "evaluate": 1}
-"""Number of each verb, which is raised when equal settings and inputs begin to give other results."""
+RESULTS = {"pretrain": 1, "pretrain byol": 2, "finetune": 2, "evaluate": 1}
+"""Number of each verb, or of a verb with one method, which is raised when equal settings and inputs begin to give other
+results."""
 
 
 def identity(settings: Mapping[str, Any], inputs: Sequence[str] = ()) -> dict[str, Any]:
@@ -37,11 +38,17 @@ def run_key(verb: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -
     """
     content = {
         "verb": verb,
-        "results": RESULTS.get(verb, 1),
+        "results": _results(verb, settings),
         "settings": identity(settings, list(inputs)),
         "inputs": dict(inputs),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _results(verb: str, settings: Mapping[str, Any]) -> int:
+    method = settings.get("method")
+    name = method.get("name") if isinstance(method, Mapping) else None
+    return RESULTS.get(f"{verb} {name}", RESULTS.get(verb, 1))
 
 
 def _without(settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anatomask.data.augmentation import Augmentation
-from anatomask.data.crops import flip, normalised_crops
+from anatomask.data.augmentation.draws import coarse_axis
+from anatomask.data.augmentation.pipeline import IntensityAugmentation, placed_crops
+from anatomask.data.crops import flip
 from anatomask.evaluation.validation import Validated
 from anatomask.nn.backbones.base import BackboneConfig, Segmenter
 from anatomask.training.losses import segmentation_loss
@@ -47,7 +48,7 @@ class FinetuningTask(Task):
         self.device = device
         self.header = {**header, "not_transferred": fresh}
         self.validation = validate
-        self.augmentation = Augmentation(device)
+        self.change_intensity = IntensityAugmentation(coarse=coarse_axis(header["spacing"]))
         self.loss = segmentation_loss
 
     def trainable(self) -> nn.Module:
@@ -58,9 +59,10 @@ class FinetuningTask(Task):
         """Return the parts of the encoder."""
         return self.network.encoder.parts()
 
-    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def forward(self, sample: Mapping[str, Any], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Compute the loss of a batch that `FinetuningDraw` drew, padded, normalised and augmented on the device."""
-        image, label = self.augmentation(normalised_crops(sample), sample["label"][:, None], sample["seed"])
+        image, label = placed_crops(sample, self.header["patch_size"])
+        image = self.change_intensity(image, sample["seed"])
         image, label = flip(image, sample["flip"]), flip(label, sample["flip"])
         return self.loss(self.network(image.contiguous(memory_format=self.memory_format)), label), {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,12 +80,18 @@ def recorded(rates: Sequence[float | None]) -> dict[str, float]:
     return {"lr": max(known)} if len(known) == 1 else {"lr": max(known), "lr_lowest": min(known)}
 
 
-def to_device(batch: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """Copy the columns of a batch (except `ON_HOST`) to `device` as tensors, asynchronously if the device allows it."""
-    tensors = {name: torch.as_tensor(np.ascontiguousarray(column)) for name, column in batch.items()}
-    if device.type != "cuda":
-        return tensors
+def to_device(batch: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Any]:
+    """Copy the columns of a batch (except `ON_HOST`) to `device`, asynchronously if the device allows it.
+
+    Returns:
+        A tensor of each column, or a list of one per sample where these differ in shape.
+    """
+
+    def tensor(name: str, array: np.ndarray) -> Tensor:
+        host = torch.as_tensor(np.ascontiguousarray(array))
+        return host if device.type != "cuda" or name in ON_HOST else host.pin_memory().to(device, non_blocking=True)
+
     return {
-        name: tensor if name in ON_HOST else tensor.pin_memory().to(device, non_blocking=True)
-        for name, tensor in tensors.items()
+        name: [tensor(name, each) for each in column] if column.dtype == object else tensor(name, column)
+        for name, column in batch.items()
     }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from anatomask.training.recorder import Recorder
 
 
-def seed_forward(seed: int, sample: Mapping[str, Tensor]) -> None:
+def seed_forward(seed: int, sample: Mapping[str, Any]) -> None:
     """Seed torch's generators for a forward pass from the seed and the number of the first sample.
 
     So what networks draw (dropout, drop-path) depends only on the update and the worker, and resuming is exact.
@@ -53,7 +53,7 @@ class Task(nn.Module, ABC):
         return self.trainable()
 
     @abstractmethod
-    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def forward(self, sample: Mapping[str, Any], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Compute the loss of one batch, a mean over its samples, and scalars to record (on the device, detached).
 
         `progress` is t/T.

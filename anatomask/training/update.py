@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -55,9 +57,7 @@ class Update:
         self.device = device
         self.parameters = [parameter for parameter in state.task.trainable().parameters() if parameter.requires_grad]
 
-    def __call__(
-        self, sample: Mapping[str, Tensor], progress: float, rates: Sequence[float | None]
-    ) -> dict[str, Tensor]:
+    def __call__(self, sample: Mapping[str, Any], progress: float, rates: Sequence[float | None]) -> dict[str, Tensor]:
         """Update the weights at `progress` = t/T with a learning rate per group of the optimiser; None skips a group.
 
         Returns:
@@ -82,11 +82,11 @@ class Update:
         self.state.task.after_step(progress)
         return {**scalars, "gradient_norm": norm.detach()}
 
-    def _backward(self, sample: Mapping[str, Tensor], progress: float) -> dict[str, Tensor]:
+    def _backward(self, sample: Mapping[str, Any], progress: float) -> dict[str, Tensor]:
         """Compute gradients of the mean loss over the whole batch, which workers and parts may divide unevenly."""
         whole, accumulate = self.config.batch_size, self.config.accumulate
         share = self.workers.share(whole)
-        parts = {name: column.tensor_split(accumulate) for name, column in sample.items()}
+        parts = {name: _split(column, accumulate) for name, column in sample.items()}
         means: dict[str, Tensor] = {}
         for index in range(accumulate):
             part = {name: columns[index] for name, columns in parts.items()}
@@ -100,3 +100,10 @@ class Update:
                 mean = value * (samples / share)
                 means[name] = means[name] + mean if name in means else mean
         return means
+
+
+def _split(column: Tensor | list[Tensor], parts: int) -> Sequence[Tensor | list[Tensor]]:
+    """Split a column of a batch into parts that differ by one sample at most; the first are the larger ones."""
+    if isinstance(column, Tensor):
+        return column.tensor_split(parts)
+    return [[column[index] for index in part] for part in np.array_split(range(len(column)), parts)]

@@ -16,6 +16,7 @@ from anatomask.data.samples import (
     centred_origin,
     inside_scan,
     random_origin,
+    stacked,
     worker_samples,
     worker_share,
 )
@@ -93,7 +94,9 @@ LOADER = LoaderConfig(patch_size=(64, 32, 48))
 def test_a_real_sample_is_a_function_of_its_number_and_leaves_as_it_is_stored(
     head: PreparedDataset, draw: Draw
 ) -> None:
-    first, again, other = (draw(head, "one", SampleSequence(("one",), 0).rng(k)) for k in (5, 5, 6))
+    samples = [draw(head, "one", SampleSequence(("one",), 0).rng(k)) for k in (*range(9), *range(9))]
+    k, another, *_ = (k for k in range(9) if samples[k]["image"].shape[1:] == LOADER.patch_size)  # is not turned
+    first, again, other = samples[k], samples[k + 9], samples[another]
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["image"], other["image"])
     assert first["image"].dtype == np.int16
@@ -114,7 +117,7 @@ def test_finetuning_draws_the_label_of_the_image_and_a_seed_for_each_sample(
     samples = [draw(dataset, "one", np.random.default_rng(k)) for k in range(12)]
     for sample in samples:
         (start, stop), *_ = sample["inside"]
-        assert (start, stop) == (6, 26)
+        assert (start, stop) == (6 - sample["box_start"][0], 26 - sample["box_start"][0])
         assert sample["label"].dtype == np.uint8
         assert np.array_equal(sample["label"][start:stop], sample["image"][0, start:stop] % 7 == 3)
         assert not sample["label"][:start].any() and not sample["label"][stop:].any()
@@ -135,3 +138,26 @@ def test_inside_is_where_a_crop_lies_in_the_scan(
 ) -> None:
     for (start, stop), extent, first, edge in zip(inside_scan(origin, shape, size), shape, origin, size, strict=True):
         assert [k for k in range(edge) if 0 <= first + k < extent] == list(range(start, stop))
+
+
+def test_a_crop_that_turns_brings_the_box_that_it_turns_in(head: PreparedDataset) -> None:
+    draw = FinetuningDraw(LoaderConfig(patch_size=(32, 32, 32)), (0, 1, 2))
+    samples = [draw(head, "one", np.random.default_rng(seed)) for seed in range(60)]
+    moved = [not np.array_equal(sample["matrix"], np.eye(3)) for sample in samples]
+    assert 10 < sum(moved) < 35  # 0.36 of them
+    for sample, moves in zip(samples, moved, strict=True):
+        shape = sample["label"].shape
+        assert sample["image"].shape == (1, *shape)
+        if moves:
+            reach = np.abs(sample["matrix"]).sum(1) * 31
+            assert (np.array(shape) >= reach + 1).all() and (np.array(shape) <= reach + 3).all()
+        else:
+            assert shape == (32, 32, 32) and not sample["box_start"].any()
+
+
+def test_columns_of_samples_that_differ_in_shape_hold_one_array_each() -> None:
+    samples = [{"image": np.full((2, edge), edge), "seed": np.asarray(edge)} for edge in (3, 5, 3)]
+    columns = stacked(samples)
+    assert columns["seed"].tolist() == [3, 5, 3] and columns["image"].dtype == object
+    assert [image.shape for image in columns["image"]] == [(2, 3), (2, 5), (2, 3)]
+    assert stacked(samples[::2])["image"].shape == (2, 2, 3)

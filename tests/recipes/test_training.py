@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from anatomask.data.samples import stacked
 from anatomask.data.shards import PreparedDataset
 from anatomask.recipes import HEAD_AND_NECK, RECIPES
 from anatomask.stages import finetune, pretrain
@@ -30,10 +31,7 @@ def losses(job: TrainingJob, dataset: PreparedDataset, updates: int) -> list[flo
     samples = range(job.training.batch_size)
     drawn = [{"sample": np.asarray(k), **job.draw(dataset, job.sequence.case(k), job.sequence.rng(k))} for k in samples]
     rates = [job.optimiser.lr] * len(state.optimiser.param_groups)
-    batches = [
-        to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, CPU)
-        for _ in range(updates)
-    ]
+    batches = [to_device(stacked(drawn), CPU) for _ in range(updates)]
     return [float(update(batch, step / updates, rates)["loss"]) for step, batch in enumerate(batches)]
 
 

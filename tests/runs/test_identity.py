@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from anatomask.config import EvaluateConfig
 from anatomask.evaluation.settings import ScoringConfig
 from anatomask.nested import plain
-from anatomask.runs.identity import ELSEWHERE, identity, run_key
+from anatomask.runs.identity import ELSEWHERE, _results, identity, run_key
 
 SETTINGS = {
     "data": "shards",
@@ -35,6 +35,15 @@ def test_a_field_that_older_versions_had_not_changes_no_key_until_it_is_set() ->
     usual, other = plain(EvaluateConfig(run="r")), plain(EvaluateConfig(run="r", scoring=ScoringConfig(("nsd",))))
     without = {name: value for name, value in usual.items() if name != "scoring"}
     assert run_key("evaluate", usual, {}) == run_key("evaluate", without, {}) != run_key("evaluate", other, {})
+
+
+def test_a_number_of_results_may_be_one_methods_own() -> None:
+    def key(verb: str, method: str) -> str:
+        return run_key(verb, SETTINGS | {"method": {"name": method}}, INPUTS)
+
+    assert [_results("pretrain", {"method": {"name": name}}) for name in ("byol", "spark")] == [2, 1]
+    assert (_results("finetune", SETTINGS), _results("new", {})) == (2, 1)
+    assert key("pretrain", "byol") != key("pretrain", "spark")
 
 
 def test_whatever_changes_results_is() -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from anatomask.data.augmentation import Augmentation
+from anatomask.data.augmentation.draws import draw_intensity, moves
+from anatomask.data.augmentation.intensity import change_intensity
+from anatomask.data.augmentation.spatial import resample
 from anatomask.data.normalisation import normalise
-from anatomask.data.samples import FinetuningDraw, LoaderConfig, SampleSequence
+from anatomask.data.samples import FinetuningDraw, LoaderConfig, SampleSequence, stacked
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.slices import best_slice
 from anatomask.evaluation.settings import InferenceConfig
@@ -19,8 +22,13 @@ from anatomask.training.loop import to_device
 from tests.training.conftest import Notes
 
 CPU = torch.device("cpu")
-HEADER = {"kind": "segmentation", "architecture": {"classes": 5}}
 DRAW = FinetuningDraw(LoaderConfig(patch_size=(64, 32, 48)), (0, 1, 2))
+HEADER = {
+    "kind": "segmentation",
+    "architecture": {"classes": 5},
+    "patch_size": list(DRAW.loader.patch_size),
+    "spacing": [2.0, 2.0, 3.0],
+}
 
 
 def nothing(network: Segmenter) -> list[str]:
@@ -32,10 +40,9 @@ def make(seed: int = 0, start: Callable[[Segmenter], list[str]] = nothing) -> Fi
     return FinetuningTask(STUNetConfig(base=2), HEADER, start, lambda network, device: scores, seed, CPU)
 
 
-def batch(dataset: PreparedDataset, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+def batch(dataset: PreparedDataset, numbers: Sequence[int]) -> dict[str, Any]:
     """What the readers send for these samples, on the device."""
-    drawn = [DRAW(dataset, "one", SampleSequence(("one",), 0).rng(k)) for k in numbers]
-    return to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, CPU)
+    return to_device(stacked([DRAW(dataset, "one", SampleSequence(("one",), 0).rng(k)) for k in numbers]), CPU)
 
 
 def seen(dataset: PreparedDataset, numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,16 +67,24 @@ def test_a_real_crop_is_padded_normalised_augmented_and_mirrored_in_that_order(h
     images, labels = seen(head, numbers)
     assert images.shape == labels.shape == (8, 1, *DRAW.loader.patch_size)
     sent = batch(head, numbers)
-    assert sent["image"].dtype == torch.int16
     assert all(sent["flip"].any(0)) and not all(sent["flip"].all(0))
+    assert 0 < sum(moves(matrix.numpy()) for matrix in sent["matrix"]) < 8
     for k in numbers:
-        stored, label = sent["image"][k], sent["label"][k, None]
-        stored[:, :4], stored[:, 59:] = -1024, -1024  # 55 voxels of the scan in 64, and its minimum beyond
+        stored, label, matrix = sent["image"][k].clone(), sent["label"][k], sent["matrix"][k].numpy()
+        assert stored.dtype == torch.int16
+        first, stop = 4 - int(sent["box_start"][k, 0]), 59 - int(sent["box_start"][k, 0])
+        stored[:, :first], stored[:, stop:] = -1024, -1024  # 55 voxels of the scan, and its minimum beyond
+        for axis, (first, stop) in enumerate(sent["inside"][k, 1:].tolist(), start=2):
+            stored.narrow(axis, 0, first).fill_(-1024)
+            stored.narrow(axis, stop, stored.shape[axis] - stop).fill_(-1024)
         volume = normalise(stored, torch.from_numpy(head.normalisation("one")))
-        moved = Augmentation(CPU)(volume[None], label[None], sent["seed"][k : k + 1])
-        axes = [axis + 2 for axis in range(3) if sent["flip"][k, axis]]
-        assert torch.equal(images[k : k + 1], moved[0].flip(axes))
-        assert torch.equal(labels[k : k + 1], moved[1].flip(axes))
+        if moves(matrix):
+            start, size = sent["box_start"][k].tolist(), DRAW.loader.patch_size
+            volume, label = resample(volume, label, matrix, start, size)
+        changed = change_intensity(volume[None], draw_intensity([int(sent["seed"][k])], 1))
+        axes = [axis + 1 for axis in range(3) if sent["flip"][k, axis]]
+        torch.testing.assert_close(images[k], changed[0].flip(axes), rtol=0, atol=1e-5)
+        assert torch.equal(labels[k, 0], label.flip([axis - 1 for axis in axes]))
 
 
 def test_a_sample_is_the_same_in_whatever_batch(head: PreparedDataset) -> None:
@@ -77,7 +92,7 @@ def test_a_sample_is_the_same_in_whatever_batch(head: PreparedDataset) -> None:
     for order in ([6, 3], [5], [4, 4]):
         there, theirs = seen(head, order)
         chosen = [k - 3 for k in order]
-        assert torch.equal(there, images[chosen])
+        torch.testing.assert_close(there, images[chosen], rtol=0, atol=1e-5)
         assert torch.equal(theirs, labels[chosen])
 
 

@@ -12,7 +12,7 @@ import torch
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
 from anatomask.config import FinetuneConfig
-from anatomask.data.samples import LoaderConfig
+from anatomask.data.samples import LoaderConfig, stacked
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.predictor import Predictor
@@ -55,7 +55,7 @@ def test_the_example_learns_on_a_real_scan_and_predicts(plugin: Path, head: Prep
             {"sample": np.asarray(k), **job.draw(head, job.sequence.case(k), job.sequence.rng(k))}
             for k in (2 * step, 2 * step + 1)
         ]
-        batch = to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, CPU)
+        batch = to_device(stacked(drawn), CPU)
         losses.append(float(update(batch, step / 12, [1e-2] * len(state.optimiser.param_groups))["loss"]))
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
     write_weights(tmp_path / "weights", task.trainable().state_dict(), task.header)
