@@ -234,7 +234,7 @@ def check_summary(summary: Any, source: str) -> Mapping[str, Any]:
     for name in ("run", "method", "initialisation", "dataset", "cases", "dsc", "nsd", "data"):
         if not isinstance(summary, Mapping) or name not in summary:
             raise UserError(f"{source} has no field {name!r}; evaluate the run again with --overwrite")
-    for name in ("dsc", "nsd"):
+    for name in ("dsc", "nsd", *(name for name in MEASURES if name in summary)):
         if not isinstance(summary[name], Mapping) or not {"mean", "sd"} <= summary[name].keys():
             raise UserError(f"{source}: {name} lacks mean and sd; evaluate the run again with --overwrite")
         for value in (summary[name]["mean"], summary[name]["sd"]):

@@ -147,7 +147,8 @@ def labelled_cases(dataset: PreparedDataset, split: str) -> list[str]:
         usable = ", ".join(
             name for name, members in dataset.splits.items() if any(dataset.records[case].labelled for case in members)
         )
-        raise UserError(f"split: {dataset.shown} has no labelled cases in {split!r}; --split may be {usable}")
+        remedy = f"--split may be {usable}" if usable else "prepare a source that has labels"
+        raise UserError(f"split: {dataset.shown} has no labelled cases in {split!r}; {remedy}")
     return cases
 
 

@@ -211,6 +211,12 @@ KINDS = [
         f"{EVALUATE} --split nothing",
         "no labelled cases in 'nothing'; --split may be",
     ),
+    Kind(
+        "an evaluation of an empty test split",
+        EVALUATE,
+        "no labelled cases in 'test'; --split may be train",
+        all_in("train"),
+    ),
     Kind("a split that prepare finds damaged", GO_ON, "splits.json is damaged.*delete it", text(SPLITS, "[]")),
     Kind("a shard that prepare finds cut off", GO_ON, "cases/anna.parquet is damaged.*delete it and run", cut(SHARD)),
     Kind(

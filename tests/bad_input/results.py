@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from tests.bad_input.kinds import EVALUATE, REPORT, Kind
+from tests.bad_input.kinds import EVALUATE, REPORT, Kind, Spoil
 from tests.bad_input.spoiling import DEEP, of_json, of_lines, remove, text
 
 SUMMARY, SCORES, CLAIM = (f"runs/finetuned/{name}" for name in ("summary.json", "cases.csv", "evaluation.json"))
@@ -15,6 +16,18 @@ FIELDS = ("run", "method", "initialisation", "dataset", "cases", "dsc", "nsd", "
 def without(field: str, summary: dict[str, Any]) -> dict[str, Any]:
     """Leave a field out."""
     return {name: value for name, value in summary.items() if name != field}
+
+
+def without_columns(folder: str) -> Spoil:
+    """Leave only the columns that older versions wrote, and give the first class of each case no voxels."""
+
+    def change(root: Path) -> None:
+        for path in (root / folder).glob("*.csv"):
+            lines = [line.split(",")[:8] for line in path.read_text().splitlines()]
+            lines[1][5:] = ["", "", "0"]
+            path.write_text("\n".join(map(",".join, lines)) + "\n")
+
+    return change
 
 
 KINDS = [
@@ -54,6 +67,34 @@ KINDS = [
             of_json(SUMMARY, partial(without, name)),
         )
         for name in FIELDS
+    ),
+    Kind(
+        "a summary whose training is a word",
+        REPORT,
+        "training lacks seed, seeds and starts; evaluate the run again",
+        of_json(SUMMARY, lambda c: c | {"training": "long"}),
+    ),
+    Kind(
+        "a summary whose HD95 is a word",
+        REPORT,
+        "summary.json: hd95_mm lacks mean and sd; evaluate the run again",
+        of_json(SUMMARY, lambda c: c | {"hd95_mm": "far"}),
+    ),
+    Kind(
+        "a metric that there is not",
+        f"{EVALUATE} --scoring.metrics dice",
+        "invalid choice 'dice' for argument '--scoring.metrics'. Expected one of .*nsd",
+    ),
+    Kind(
+        "an evaluation with other metrics",
+        f"{EVALUATE} --scoring.metrics nsd",
+        "holds an evaluation with other settings: metrics is .*--overwrite evaluates it anew",
+    ),
+    Kind(
+        "a rule that older scores cannot follow",
+        f"{EVALUATE} --scoring.absent flare",
+        "scoring.absent: the scores of case .* are of an older version.*--overwrite",
+        without_columns("runs/finetuned/predictions"),
     ),
     Kind(
         "a summary whose fold is a word", REPORT, "fold lacks number", of_json(SUMMARY, lambda c: c | {"fold": "one"})
