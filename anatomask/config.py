@@ -21,6 +21,7 @@ from anatomask.methods.base import MethodConfig
 from anatomask.names import check_name
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
+from anatomask.nn.backbones.swin_unetr import PatchMerging
 from anatomask.settings import Settings
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
@@ -280,17 +281,19 @@ class ImportWeightsConfig(Settings):
     """Settings of turning weights that others have published into a folder that `finetune --init` reads."""
 
     file: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE")]]
-    """Checkpoint of the published AnatoMask or SparK-3D code or of nnssl, STU-Net's weights, or file of
-    export-weights."""
+    """Weights that others have published, in a form of docs/weights.md, or a file of export-weights."""
     output: str
     """Folder to write."""
     allow_missing: tuple[str, ...] = ()
     """Tensors that need not match: names, name prefixes up to a dot (dense_decoder), or patterns."""
     method: str = ""
     """Name of the pretraining of these weights in tables; a whole network is named after its data set. Default: MAE for
-    nnssl's files with a decoder, else AnatoMask."""
+    nnssl's files with a decoder, Swin UNETR SSL for a Swin transformer, else AnatoMask."""
     dataset: str = "unknown data"
     """Name in tables of the data set that these weights were trained on."""
+    patch_merging: PatchMerging | None = None
+    """Patch merging with which a Swin UNETR was trained: repeated in MONAI before 1.5, else all. Default: repeated
+    where the file's tensors have names of that time, else all."""
 
 
 @dataclass(frozen=True)

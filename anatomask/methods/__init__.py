@@ -14,6 +14,7 @@ METHODS = {
     "byol": "anatomask.methods.byol.BYOLConfig",
     "mae": "anatomask.methods.mae.MAEConfig",
     "moco": "anatomask.methods.moco.MoCoConfig",
+    "swinunetr_ssl": "anatomask.methods.swinunetr_ssl.SwinUNETRSSLConfig",
 }
 """Address of the settings of each method, whose file is imported on first use."""
 

@@ -21,6 +21,11 @@ def workers() -> int:
     return 1
 
 
+def rank() -> int:
+    """Return the place of this worker among them; 0 where nothing is distributed."""
+    return distributed.get_rank() if workers() > 1 else 0
+
+
 def all_reduce(x: Tensor) -> Tensor:
     """Sum `x`, of one shape and type, over all workers; return `x` itself where there is one worker."""
     return x if workers() == 1 else _AllReduce.apply(x)
@@ -45,9 +50,15 @@ def exchanged(compute: Callable[[Tensor], Tensor], samples: Tensor) -> Tensor:
     everyone = all_gather(samples)
     order = torch.randperm(len(everyone), device=samples.device)
     distributed.broadcast(order, 0)
-    rank, shares = distributed.get_rank(), order.chunk(workers())
-    results = all_gather(compute(everyone[shares[rank]]))
-    return results[order.argsort()].chunk(workers())[rank]
+    results = all_gather(compute(everyone[order.chunk(workers())[rank()]]))
+    return results[order.argsort()].chunk(workers())[rank()]
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Concatenate `x`, of one shape and type, of all workers in their order, through which gradients flow."""
+    if workers() == 1:
+        return x
+    return all_reduce(torch.cat([x if place == rank() else torch.zeros_like(x) for place in range(workers())]))
 
 
 class _AllReduce(torch.autograd.Function):

@@ -162,6 +162,22 @@ RECIPES: Mapping[str, Recipe] = {
         target=HEAD_AND_NECK,
         costs={"pretrain": Cost(0.0402, 0.288), "finetune": Cost(0.0404, 0.290)},
     ),
+    "swin-ssl": Recipe(
+        "swin-unetr after the pretraining of Tang et al.",
+        network="swin_unetr-48",
+        method="swinunetr_ssl",
+        scale=PAPER,
+        target=TRUNK,
+        costs={"pretrain": Cost(4.42, 56.7), "finetune": Cost(9.27, 28.0)},
+    ),
+    "swin-ssl-small": Recipe(
+        "small with swin-ssl: 20 epochs of batch 4",
+        network="swin_unetr-small",
+        method="swinunetr_ssl",
+        scale=SMALL,
+        target=HEAD_AND_NECK,
+        costs={"pretrain": Cost(0.0812, 5.79), "finetune": Cost(0.0838, 1.76)},
+    ),
     "swin-unetr": Recipe(
         "paper-b's finetuning of a Swin UNETR, from scratch alone",
         network="swin_unetr-48",

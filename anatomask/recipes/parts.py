@@ -34,6 +34,7 @@ METHODS: Mapping[str, Fields] = {
     "byol": {"name": "byol"},
     "moco": {"name": "moco"},
     "mae": {"name": "mae"},
+    "swinunetr_ssl": {"name": "swinunetr_ssl"},
 }
 """Fields of the section `method` that make each method what it is, its name among them."""
 
@@ -57,6 +58,17 @@ class Scale:
     """Pretrainings that differ from `pretraining`, by name in `METHODS`."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Settings of the sliding windows in `evaluate` and `predict`."""
+
+    def pretraining_optimiser(self, network: str, method: str, authors: Fields) -> OptimiserConfig:
+        """Choose the optimiser of a pretraining, by the names of its network and method here.
+
+        What this scale has for the network, else for all, is changed by the fields of the method's `authors`. What it
+        has for the method stays.
+        """
+        if network not in self.optimisers and method in self.optimisers:
+            return self.optimisers[method]
+        fields: dict[str, Any] = {**authors}
+        return replace(self.optimisers.get(network, self.optimiser), **fields)
 
 
 PAPER = Scale(
@@ -89,9 +101,13 @@ SMALL = Scale(
         "byol": _SMALL_BYOL,
         "moco": _SMALL_MOCO,
     },
-    pretrainings=dict.fromkeys(
-        ("byol", "moco"), replace(_SMALL_PRETRAINING, epochs=40, batch_size=8, validate_every=5)
-    ),
+    optimisers={
+        "swinunetr_ssl": OptimiserConfig(lr=4e-4, weight_decay=0.1, warmup_epochs=0, warmup_updates=50, warmup_lr=0.0)
+    },
+    pretrainings={
+        **dict.fromkeys(("byol", "moco"), replace(_SMALL_PRETRAINING, epochs=40, batch_size=8, validate_every=5)),
+        "swinunetr_ssl": replace(_SMALL_PRETRAINING, epochs=20, batch_size=4, validate_every=5),
+    },
 )
 """Scale of about half an hour per training on two CPU cores."""
 

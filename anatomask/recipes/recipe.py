@@ -134,13 +134,11 @@ class Recipe:
                 return {"preprocess": PreprocessConfig(default_spacing=target.spacing)}
             case "pretrain":
                 method, network = self.pretraining(), self.backbone()
-                own = scale.optimisers.get(self.network) or scale.optimisers.get(str(self.method)) or scale.optimiser
-                authors: dict[str, Any] = {**method.optimiser}
                 return {
                     "network": network,
                     "method": method,
                     "loader": LoaderConfig(patch_size=network.fitting_crop(target.crop)),
-                    "optimiser": replace(own, **authors),
+                    "optimiser": scale.pretraining_optimiser(self.network, str(self.method), method.optimiser),
                     "training": scale.pretrainings.get(str(self.method), scale.pretraining),
                 }
             case "finetune":

@@ -13,7 +13,13 @@ WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every
 ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", *WATCHED)
 """Fields that decide where, under what name, how far and how watched a run goes, not what it computes."""
 
-SINCE: Mapping[str, Any] = {"fold": None, "scoring": {"metrics": None, "absent": "totalsegmentator"}}
+SINCE: Mapping[str, Any] = {
+    "fold": None,
+    "scoring": {"metrics": None, "absent": "totalsegmentator"},
+    "optimiser.warmup_updates": None,
+    "pretrain.optimiser.warmup_updates": None,
+    "finetune.optimiser.warmup_updates": None,
+}
 """Fields that older versions did not have, and the value with which they computed the same: left out, so that the keys
 of older runs hold."""
 
@@ -24,7 +30,7 @@ results."""
 
 def identity(settings: Mapping[str, Any], inputs: Sequence[str] = ()) -> dict[str, Any]:
     """Return the settings that decide what a run computes, without the fields `inputs`, which name what it reads."""
-    usual = [name for name, value in SINCE.items() if settings.get(name) == value]
+    usual = [name for name, value in SINCE.items() if _at(settings, name) == value]
     return _without(without_usual_name(settings), (*ELSEWHERE, *usual, *inputs))
 
 
@@ -49,6 +55,14 @@ def _results(verb: str, settings: Mapping[str, Any]) -> int:
     method = settings.get("method")
     name = method.get("name") if isinstance(method, Mapping) else None
     return RESULTS.get(f"{verb} {name}", RESULTS.get(verb, 1))
+
+
+def _at(settings: Mapping[str, Any], field: str) -> Any:
+    """Return the value of a field by its dotted name; None where there is none."""
+    value: Any = settings
+    for name in field.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _without(settings: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from anatomask.errors import UserError
 from anatomask.files import file_digest
 from anatomask.methods.mae import MAEConfig
 from anatomask.nn.backbones import UNNAMED
+from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.runs.checkpoint_index import CHECKPOINTS
 from anatomask.weights.files import TENSORS, describe_architecture, network_of, size_in_words, write_weights
 from anatomask.weights.foreign import ForeignWeights, read_foreign_weights
@@ -42,23 +43,28 @@ def read_file(config: ImportWeightsConfig) -> Weights:
     """Read the weights in the file, in our form.
 
     Raises:
-        UserError: as `read_foreign_weights`.
+        UserError: as `read_foreign_weights`, or a patch merging is given for a network that has none.
     """
     path = Path(config.file)
     if path.suffix == ".safetensors":
         return read_described(path)
     foreign = read_foreign_weights(path, config.allow_missing)
+    network = foreign.network
+    if config.patch_merging is not None:
+        if not isinstance(network, SwinUNETRConfig):
+            raise UserError(f"--patch-merging is for swin_unetr, {path} is of the network {network.name}: leave it out")
+        network = dataclasses.replace(network, patch_merging=config.patch_merging)
     header: dict[str, Any] = {
         "format": HEADER_FORMAT,
         "kind": foreign.kind,
-        "architecture": describe_architecture(foreign.network, foreign.classes),
+        "architecture": describe_architecture(network, foreign.classes),
         "dataset": config.dataset,
         "imported": {"form": foreign.form.title, "file": path.name, "sha256": file_digest(path)},
         "missing": list(foreign.missing),
         "not_transferred": [f"{name} ({why})" for name, why in foreign.left_out],
     }
     if foreign.kind == "pretraining":
-        header["method"] = {"name": config.method or ("MAE" if foreign.whole else "AnatoMask")}
+        header["method"] = {"name": config.method or ("MAE" if foreign.whole else foreign.form.method)}
         header["stages"] = foreign.stages
     if foreign.whole:
         header |= {"encoder": MAEConfig.encoder, "whole": MAEConfig.whole}

@@ -88,7 +88,16 @@ def training_job(
         stages: number of encoder stages that are trained. Default: all.
         origin: sentence on what the training starts from, for the run's journal.
         remarks: sentences for it on what may surprise the user, beside those on the crops.
+
+    Raises:
+        UserError: the training ends before its learning rate has warmed up.
     """
+    updates = config.training.epochs * config.training.updates_per_epoch(len(cases))
+    if (config.optimiser.warmup_updates or 0) >= updates:
+        raise UserError(
+            f"optimiser.warmup_updates {config.optimiser.warmup_updates} must be fewer than the {updates} updates of "
+            "this training: lower it, or train for more --training.epochs"
+        )
     return TrainingJob(
         run=run_folder(
             config.runs, config.name, verb, "+".join(map(folder_name, folders(config))), plain(config), inputs

@@ -13,7 +13,7 @@ from torch import Tensor
 from anatomask.data.samples import ON_HOST
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.scalars import ScalarLog
-from anatomask.training.schedule import learning_rate
+from anatomask.training.schedule import rate_of_update
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.telemetry import update_ratio
 from anatomask.training.update import Update
@@ -38,7 +38,7 @@ def train(
     """
     total, task, workers = config.epochs * steps_per_epoch, update.state.task, update.workers
     for step in range(start, total):
-        epoch, progress, done = step // steps_per_epoch, step / total, step + 1
+        progress, done = step / total, step + 1
         last, logging = done == total, done == total or done % config.log_every == 0
 
         asked = time.perf_counter()
@@ -46,7 +46,7 @@ def train(
         waited = time.perf_counter() - asked
 
         rates = [
-            learning_rate(epoch, config.epochs, schedule, group["start"], group["factor"])
+            rate_of_update(step, steps_per_epoch, config.epochs, schedule, group["start"], group["factor"])
             for group in update.state.optimiser.param_groups
         ]
         scalars: dict[str, Tensor | float] = {**update(sample, progress, rates), **recorded(rates), "wait": waited}

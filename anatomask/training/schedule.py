@@ -13,10 +13,29 @@ PHASE_SHARE, LONGEST_PHASE = 0.1, 50
 """Length of a preset's phases: a tenth of the epochs, at most 50 (OpenMind's are 15 of 150 and 50 of 1000)."""
 
 
+def rate_of_update(
+    update: int, per_epoch: int, epochs: int, config: OptimiserConfig, start: int = 0, factor: float = 1.0
+) -> float | None:
+    """Return the learning rate of an `update` (from 0), of which an epoch has `per_epoch`; else as `learning_rate`.
+
+    It is that of the update's epoch; where the warm-up is counted in updates, epochs count in fractions.
+    """
+    if config.warmup_updates is None:
+        return learning_rate(update // per_epoch, epochs, config, start, factor)
+    return learning_rate(update / per_epoch, epochs, config, start, factor, config.warmup_updates / per_epoch)
+
+
 def learning_rate(
-    epoch: int, epochs: int, config: OptimiserConfig, start: int = 0, factor: float = 1.0
+    epoch: float,
+    epochs: int,
+    config: OptimiserConfig,
+    start: int = 0,
+    factor: float = 1.0,
+    warmup: float | None = None,
 ) -> float | None:
     """Return the learning rate in `epoch` (from 0) of parameters that learn from epoch `start` on, times `factor`.
+
+    `warmup` is the number of epochs of warm-up. Default: `warmup_epochs`.
 
     Return None where they do not learn yet. The rate rises linearly from `warmup_lr` to `lr`, then decays so that it
     would reach 0 in the epoch after the last. Where the decoder learns first, the rate does so twice: over the epochs
@@ -26,16 +45,16 @@ def learning_rate(
     if epoch < start:
         return None
     alone = sum(config.decoder_first)
+    rise: float = config.warmup_epochs if warmup is None else warmup
+    done, decay = epoch - alone, epochs - alone - rise
     if epoch < alone:
-        done, (warmup, decay) = epoch, config.decoder_first
-    else:
-        done, warmup, decay = epoch - alone, config.warmup_epochs, epochs - alone - config.warmup_epochs
-    if done < warmup:
-        rate = config.warmup_lr + (config.lr - config.warmup_lr) * done / warmup
+        done, (rise, decay) = epoch, config.decoder_first
+    if done < rise:
+        rate = config.warmup_lr + (config.lr - config.warmup_lr) * done / rise
     elif config.decay == "cosine":
-        rate = config.lr * 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1, decay)))
+        rate = config.lr * 0.5 * (1 + math.cos(math.pi * (done - rise) / (decay or 1)))
     else:
-        rate = config.lr * (1 - (done - warmup) / max(1, decay)) ** POLY_EXPONENT
+        rate = config.lr * (1 - (done - rise) / (decay or 1)) ** POLY_EXPONENT
     return factor * rate
 
 

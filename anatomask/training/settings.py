@@ -63,7 +63,7 @@ class TrainingConfig(Settings):
 
 @dataclass(frozen=True)
 class OptimiserConfig(Settings):
-    """AdamW or SGD, with a learning rate that rises linearly, then decays to zero, set per epoch."""
+    """AdamW or SGD, with a learning rate that rises linearly, then decays to zero."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """Optimiser: AdamW, or SGD with Nesterov momentum."""
@@ -79,6 +79,9 @@ class OptimiserConfig(Settings):
     """Momentum of SGD."""
     warmup_epochs: int = 20
     """Epochs of linear warm-up."""
+    warmup_updates: int | None = None
+    """Updates of linear warm-up, in place of warmup_epochs. The rate then changes with every update, also in its decay.
+    Default: warmup_epochs, and a rate per epoch."""
     warmup_lr: float = 1e-6
     """Learning rate at which warm-up begins."""
     decay: Literal["cosine", "poly"] = "cosine"
@@ -97,6 +100,7 @@ class OptimiserConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_range(0, 1_000_000, "warmup_epochs", "freeze", "decoder_first")
+        self.require_range(0, 1_000_000_000, "warmup_updates")
         for name in ("lr", "eps", "clip", "encoder_lr_factor"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")

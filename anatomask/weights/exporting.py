@@ -102,7 +102,7 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
     if format == "safetensors":
         content = {prefix + name: tensor for name, tensor in tensors.items()}
     elif format == "monai":
-        content = dict(tensors)
+        content = dict(tensors) if network.exported is None else _renamed(tensors, network.exported)
     elif format == "stunet":
         content = {
             "epoch": 0,

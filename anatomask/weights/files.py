@@ -6,7 +6,7 @@ Our files are safetensors and JSON; `anatomask.weights.foreign` reads those of o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,7 +189,8 @@ def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
     }
     if not encoder:
         raise UserError(f"the weights hold no tensor named {prefix}*: they are not of a pretraining run")
-    return repeat_stem(encoder, network_of(weights.header), in_channels)
+    network = network_of(weights.header)
+    return repeat_stem(encoder, network, in_channels, [name for name in network.stem if name.startswith("encoder.")])
 
 
 def permuted(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -214,15 +215,19 @@ def split_init(init: str) -> tuple[Transfer, str]:
     return "whole", init
 
 
-def repeat_stem(tensors: Mapping[str, Tensor], network: BackboneConfig, in_channels: int) -> dict[str, Tensor]:
+def repeat_stem(
+    tensors: Mapping[str, Tensor], network: BackboneConfig, in_channels: int, stem: Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """Repeat the weights that read the image, unscaled, until `network` has `in_channels` channels.
+
+    `stem` are their names. Default: the network's.
 
     Raises:
         UserError: a weight of the stem is missing or no convolution's, or `in_channels` is not a multiple of its
             channels.
     """
     adapted = dict(tensors)
-    for name in network.stem:
+    for name in network.stem if stem is None else stem:
         if name not in tensors:
             raise UserError(f"the weights lack {name}")
         if tensors[name].ndim != 5 or not tensors[name].numel():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,8 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
             if value.is_floating_point() and not value.isfinite().all():
                 faults[name] = "not finite"
     network, stages, classes, own = _match_network(backbone, form, tensors, path)
+    tensors |= (computed := _computed(network, own.keys() - tensors.keys()))
+    called |= {native: native for native in computed}
     whole = NNSSL in content and stages is None
     if whole:
         stages, own = len(network.strides), {name: t for name, t in own.items() if not is_named(name, backbone.heads)}
@@ -225,6 +227,13 @@ def _match_network(
             return network, stages, None, _autoencoder(network, width, path).state_dict()
         encoder = network.encoder(stages).state_dict()
     return network, stages, None, {f"encoder.{name}": tensor for name, tensor in encoder.items()}
+
+
+def _computed(network: BackboneConfig, absent: Collection[str]) -> dict[str, Tensor]:
+    """Compute those of the `absent` tensors that follow from the size of a network alone."""
+    names = [name for name in absent if re.match(network.computed, name)]
+    encoder = network.encoder().state_dict() if names else {}
+    return {name: encoder[name.removeprefix("encoder.")] for name in names}
 
 
 def _autoencoder(

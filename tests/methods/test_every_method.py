@@ -17,9 +17,11 @@ from anatomask.methods.base import MethodConfig
 from anatomask.methods.byol import BYOLConfig
 from anatomask.methods.mae import MAEConfig
 from anatomask.methods.moco import MoCoConfig
+from anatomask.methods.swinunetr_ssl import SwinUNETRSSLConfig
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
+from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.stages.costs import pretraining_update, worker_cost
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.fixed_scans import FixedCases
@@ -33,7 +35,7 @@ from anatomask.weights.files import Weights, describe_architecture, initialise
 from tests.methods.drawn import drawn_batch
 
 CPU = torch.device("cpu")
-LOADER = LoaderConfig(patch_size=(32, 32, 48))
+LOADER = LoaderConfig(patch_size=(64, 32, 32))
 STUNET = STUNetConfig(base=2)
 RESENC = ResEncConfig(widths=(4, 8, 8), blocks=(1, 1, 1))
 METHODS: list[tuple[MethodConfig, BackboneConfig]] = [
@@ -41,6 +43,7 @@ METHODS: list[tuple[MethodConfig, BackboneConfig]] = [
     (MoCoConfig(hidden=16, projection=8, queue=8), STUNET),
     (MAEConfig(patch=8), STUNET),
     (MAEConfig(patch=8), RESENC),
+    (SwinUNETRSSLConfig(), SwinUNETRConfig(feature_size=6, depths=(1, 1, 1, 1))),
 ]
 
 every_method = pytest.mark.parametrize(

@@ -35,6 +35,10 @@ def test_a_field_that_older_versions_had_not_changes_no_key_until_it_is_set() ->
     usual, other = plain(EvaluateConfig(run="r")), plain(EvaluateConfig(run="r", scoring=ScoringConfig(("nsd",))))
     without = {name: value for name, value in usual.items() if name != "scoring"}
     assert run_key("evaluate", usual, {}) == run_key("evaluate", without, {}) != run_key("evaluate", other, {})
+    before = run_key("finetune", SETTINGS | {"optimiser": {"lr": 1}}, INPUTS)
+    for updates, same in ((None, True), (5, False)):
+        later = run_key("finetune", SETTINGS | {"optimiser": {"lr": 1, "warmup_updates": updates}}, INPUTS)
+        assert (later == before) == same
 
 
 def test_a_number_of_results_may_be_one_methods_own() -> None:

@@ -29,11 +29,15 @@ ANATOMASK = ("--method.decoder-width", "16", "--method.r0", "0.5")
 MOCO = ("--method", "moco", "--method.hidden", "32", "--method.projection", "16", "--method.queue", "4")
 MAE = ("--method", "mae")
 BYOL = ("--method", "byol", "--method.hidden", "32", "--method.projection", "16")
+SWIN = ("--network", "swin_unetr", "--network.feature-size", "12", "--loader.patch-size", "64", "64", "64")
+TANG = ("--method", "swinunetr_ssl", "--optimiser.warmup-updates", "2")
 
 
-def chain(data: str, runs: Path, out: Path, method: Sequence[str] = ANATOMASK) -> None:
+def chain(
+    data: str, runs: Path, out: Path, method: Sequence[str] = ANATOMASK, network: Sequence[str] = SMALL[2:]
+) -> None:
     """pretrain, finetune, evaluate, report; each must succeed."""
-    common = [*SMALL, *SHORT, "--data", data, "--runs", str(runs)]
+    common = [*SMALL[:2], *network, *SHORT, "--data", data, "--runs", str(runs)]
     assert main(["pretrain", *common, "--name", "pretrained", *method]) == 0
     assert main(["finetune", *common, "--name", "finetuned", "--init", str(runs / "pretrained")]) == 0
     assert main(["evaluate", "--recipe", "tiny", "--run", str(runs / "finetuned")]) == 0
@@ -140,15 +144,18 @@ def test_phantoms(
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("method", "name"),
+    ("method", "network", "name"),
     [
-        (ANATOMASK, "AnatoMask"),
-        pytest.param(BYOL, "BYOL", marks=pytest.mark.slow),
-        pytest.param(MOCO, "MoCo v2", marks=pytest.mark.slow),
-        pytest.param(MAE, "MAE", marks=pytest.mark.slow),
+        (ANATOMASK, SMALL[2:], "AnatoMask"),
+        pytest.param(BYOL, SMALL[2:], "BYOL", marks=pytest.mark.slow),
+        pytest.param(MOCO, SMALL[2:], "MoCo v2", marks=pytest.mark.slow),
+        pytest.param(MAE, SMALL[2:], "MAE", marks=pytest.mark.slow),
+        pytest.param(TANG, SWIN, "Swin UNETR SSL", marks=pytest.mark.slow),
     ],
 )
-def test_two_real_scans(method: Sequence[str], name: str, tmp_path: Path, real_data: Path, ray_session: None) -> None:
+def test_two_real_scans(
+    method: Sequence[str], network: Sequence[str], name: str, tmp_path: Path, real_data: Path, ray_session: None
+) -> None:
     source = tmp_path / "Dataset001_HeadNeck"
     train, test = "kbp_001", "kbp_002"
     for case in (train, test):
@@ -157,8 +164,8 @@ def test_two_real_scans(method: Sequence[str], name: str, tmp_path: Path, real_d
             shutil.copy(real_data / "openkbp" / file, source / file)
     shutil.copy(real_data / "openkbp" / "dataset.json", source)
     (source / "splits_final.json").write_text(json.dumps([{"train": [train], "val": [test]}]))
-    shards, runs, out = (tmp_path / name for name in ("shards", "runs", "report"))
+    shards, runs, out = (tmp_path / folder for folder in ("shards", "runs", "report"))
     assert main(["prepare", "--recipe", "small", "--source", str(source), "--out", str(shards)]) == 0
     assert json.loads((shards / "splits.json").read_text())["test"] == [test]
-    chain(str(shards), runs, out, method)
+    chain(str(shards), runs, out, method, network)
     check_results(runs, out, [test], {test: source / "imagesTr" / f"{test}_0000.nii.gz"}, name)

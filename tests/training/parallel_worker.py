@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ from anatomask.methods.base import Method
 from anatomask.methods.byol import BYOLConfig
 from anatomask.methods.masked import MaskedBatch
 from anatomask.methods.moco import MoCoConfig
+from anatomask.methods.swinunetr_ssl import SwinUNETRSSLConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.parallel import Workers, distribute
@@ -117,6 +120,30 @@ class Contrasting(Predicting):
         self.method = MoCoConfig(hidden=16, projection=8, queue=12, ema_decay=0.5).build(NETWORK).double()
 
 
+class Turning(Pretraining):
+    """Swin UNETR's pretraining, whose samples are compared with each other and cut out of each other."""
+
+    def __init__(self) -> None:
+        Task.__init__(self)
+        self.header = {"kind": "test"}
+        network = SwinUNETRConfig(feature_size=3, depths=(1, 1, 1, 1), attention_heads=(1, 1, 1, 1), window=2)
+        self.method = SwinUNETRSSLConfig().build(network).double()
+
+    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        volume = torch.cat((sample["volume"], sample["volume"].flip(2)), 2)
+        crop = {
+            "image": volume,
+            "inside": torch.tensor([(0, 64), (0, 32), (0, 32)]).expand(len(volume), 3, 2),
+            "minimum": torch.zeros(len(volume), 1),
+            "normalisation": torch.tensor([-1.0, 1.0, 0.0, 1.0]).expand(len(volume), 1, 4),
+            "seeds": (1e6 * sample["noise"][:, :, 0]).long(),
+        }
+        views = self.method.batch(crop)
+        views = replace(views, cut=views.cut.double(), whole=views.whole.double())
+        result = self.method.training_step(views, progress)
+        return result.loss, result.scalars
+
+
 CASES: dict[str, tuple[type[Segmenting], int, TrainingConfig]] = {
     "segmentation": (Segmenting, 6, TrainingConfig()),
     "pretraining": (Pretraining, 6, TrainingConfig()),
@@ -124,6 +151,8 @@ CASES: dict[str, tuple[type[Segmenting], int, TrainingConfig]] = {
     "two views": (Predicting, 3, TrainingConfig()),  # two workers have unequal shares
     "keys": (Contrasting, 6, TrainingConfig()),
     "sharded keys": (Contrasting, 6, TrainingConfig(shard_weights=True)),
+    "turned views": (Turning, 6, TrainingConfig()),
+    "sharded turned views": (Turning, 6, TrainingConfig(shard_weights=True)),
     "accumulated": (Pretraining, 12, TrainingConfig(accumulate=2)),
     "sharded and accumulated": (Pretraining, 12, TrainingConfig(shard_weights=True, accumulate=2)),
     "recomputed": (Pretraining, 6, TrainingConfig(recompute_activations=True)),

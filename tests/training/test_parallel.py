@@ -28,6 +28,8 @@ WORKER = Path(__file__).with_name("parallel_worker.py")
         "two views",
         "keys",
         "sharded keys",
+        "turned views",
+        "sharded turned views",
     ],
 )
 def test_losses_gradients_and_weights_are_those_of_one_worker(

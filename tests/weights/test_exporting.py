@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.networks.nets import SwinUNETR
 from monai.networks.utils import copy_model_state
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,6 +16,7 @@ from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.weights.exporting import ENDINGS, export_weights, write_export
 from anatomask.weights.files import describe_architecture, initialise
 from anatomask.weights.foreign import read_foreign_weights
@@ -257,6 +259,18 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space left"):
         write(path, finetuned(SIZES[1]), "nnunet")
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["w.pth"]
+
+
+def test_a_pretrained_swin_transformer_leaves_under_the_names_of_monais_network() -> None:
+    pytest.importorskip("einops")
+    network = SwinUNETRConfig(feature_size=12)
+    tensors = {f"network.encoder.{name}": tensor for name, tensor in network.encoder().state_dict().items()}
+    header = {"kind": "pretraining", "architecture": describe_architecture(network), "stages": 5}
+    weights = Weights(tensors, {**header, "encoder": "network.encoder."})
+    content = export_weights(weights, "monai", ".pt").content
+    theirs = SwinUNETR(1, 4, feature_size=12)
+    assert len(content) == 126 and not theirs.load_state_dict(content, strict=False).unexpected_keys
+    assert all(torch.equal(theirs.state_dict()[name], tensor) for name, tensor in content.items())
 
 
 def test_other_networks_leave_as_plain_tensors_and_not_under_the_names_of_an_stunet(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from anatomask.config import ImportWeightsConfig
 from anatomask.errors import Note, UserError
+from anatomask.methods.swinunetr_ssl import SwinUNETRSSLConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import AUTOENCODER, PUBLISHED_STUNET, STUNet, STUNetConfig
-from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.nn.backbones.swin_unetr import PatchMerging, SwinUNETRConfig
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
+from anatomask.stages.import_weights import read_file
+from anatomask.weights.files import initialise
 from anatomask.weights.foreign import import_anatomask_checkpoint, read_foreign_weights
 
 TINY = STUNetConfig(base=2)
@@ -345,6 +351,41 @@ def test_forged_residual_encoders_are_refused_by_name(tmp_path: Path, message: s
     with pytest.raises(UserError) as refusal:
         read_foreign_weights(save_stunet(tmp_path / "c.pth", _forge(right, changes)))
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(("prefix", "merging"), [("", "repeated"), ("swin_vit.", "repeated"), ("swinViT.", "all")])
+def test_published_swin_transformers_are_read_in_every_form(tmp_path: Path, prefix: str, merging: PatchMerging) -> None:
+    """`model_swinvit.pt` has no prefix, other names in MLPs, and a norm that nothing reads; checkpoints have heads."""
+    pytest.importorskip("einops")
+    network = SwinUNETRConfig(feature_size=6, depths=(1, 1, 2, 1), window=3)
+    own = network.encoder().state_dict()
+    theirs = {prefix + name.removeprefix("swinViT."): tensor for name, tensor in own.items()}
+    if not prefix:
+        theirs = {re.sub(r"mlp\.linear", "mlp.fc", name): tensor for name, tensor in theirs.items()}
+        theirs |= {"norm.weight": torch.ones(96), "norm.bias": torch.zeros(96)}
+    theirs |= {"rotation_head.weight": torch.zeros(4, 96), "conv.0.bias": torch.zeros(48)}
+    held = {f"module.{name}": tensor for name, tensor in theirs.items()}
+    path = tmp_path / "model_swinvit.pt"
+    torch.save({"epoch": 1, "state_dict": held, "optimizer": {}}, path)
+    with pytest.warns(Note, match="before 1.5"):
+        foreign = read_foreign_weights(path)
+    expected = replace(network, patch_merging=merging)
+    assert (foreign.kind, foreign.network, foreign.stages, foreign.missing) == ("pretraining", expected, 5, ())
+    assert same({name.removeprefix("encoder."): tensor for name, tensor in foreign.tensors.items()}, own)
+    assert len(foreign.left_out) == (4 if not prefix else 2)
+    assert {why for _, why in foreign.left_out} == {"read by nothing"}
+    with pytest.warns(Note):
+        weights = read_file(ImportWeightsConfig(str(path), output="x", patch_merging="repeated"))
+    assert weights.header["architecture"]["patch_merging"] == "repeated"
+    assert weights.header["method"] == {"name": SwinUNETRSSLConfig().label()}
+    with pytest.raises(UserError, match=r"network\.patch_merging alike"):
+        initialise(replace(network, patch_merging="all").segmenter(3), weights)
+    started = replace(network, in_channels=2, patch_merging="repeated").segmenter(3)
+    initialise(started, weights)
+    assert torch.equal(
+        started.encoder.state_dict()["swinViT.layers1.0.blocks.0.norm1.bias"],
+        own["swinViT.layers1.0.blocks.0.norm1.bias"],
+    )
 
 
 def test_monais_swin_unetr_is_read_with_a_note_on_its_versions(tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ class BackboneConfig(Settings, ABC):
 
     forms: ClassVar[tuple[Form, ...]] = ()
     """Kinds of other programs' files that hold its weights, which `import-weights` reads. Default: none."""
+    exported: ClassVar[Form | None] = None
+    """Form of those files whose names `export-weights --format monai` writes. Default: the names here."""
+    computed: ClassVar[str] = "$."
+    """Pattern of the names of buffers that follow from the size, which such a file may lack. Default: none."""
 
     in_channels: int = 1
     """Number of image channels: 1 for CT, 2 for PET/CT."""

@@ -18,9 +18,11 @@ class Form:
     renames: tuple[tuple[str, str], ...]
     """Pairs of prefixes, theirs and ours; `{}` stands for a number. The first that fits is used."""
     unread: str = "$."
-    """Pattern of the names that the other program's own network does not read."""
+    """Pattern of the names that the other program's own segmentation network does not read."""
     aliases: tuple[tuple[str, str], ...] = ()
     """Pairs of a pattern of second names of tensors, and the replacement that gives the first name."""
+    method: str = "AnatoMask"
+    """Name in tables of the pretraining of an encoder in such a file, where the user gives none."""
     note: str = ""
     """Warning that is given when such a file is read. Default: no warning."""
 
