@@ -43,7 +43,7 @@ METHODS: list[tuple[MethodConfig, BackboneConfig]] = [
     (MoCoConfig(hidden=16, projection=8, queue=8), STUNET),
     (MAEConfig(patch=8), STUNET),
     (MAEConfig(patch=8), RESENC),
-    (SwinUNETRSSLConfig(), SwinUNETRConfig(feature_size=6, depths=(1, 1, 1, 1))),
+    (SwinUNETRSSLConfig(), SwinUNETRConfig(feature_size=6, depths=(1, 1, 1, 1), window=4)),
 ]
 
 every_method = pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from tests.published import Published
 pytest.importorskip("einops", reason="MONAI's Swin transformer needs it")
 
 SETTINGS = SwinUNETRSSLConfig()
-NETWORK = SwinUNETRConfig(feature_size=6)
+NETWORK = SwinUNETRConfig(feature_size=6, depths=(1, 1, 1, 1), window=4)
 LOADER = LoaderConfig(patch_size=(64, 32, 32))
 RENAMES = {
     "swinViT.": "encoder.swinViT.",

@@ -149,7 +149,7 @@ class SwinEncoder(Recomputable, Encoder):
     def __init__(self, config: SwinUNETRConfig) -> None:
         super().__init__()
         # Importing MONAI takes seconds, which every command would pay for the settings above.
-        from monai.networks.nets.swin_unetr import SwinTransformer
+        from monai.networks.nets.swin_unetr import SwinTransformer, SwinTransformerBlock
 
         self.widths = tuple(config.feature_size * factor for factor in (1, 2, 4, 8, 16))
         self.strides = config.strides
@@ -163,10 +163,13 @@ class SwinEncoder(Recomputable, Encoder):
                 config.attention_heads,
                 downsample="merging" if config.patch_merging == "all" else RepeatedMerging,
             )
+        self.blocks = [block for block in self.swinViT.modules() if isinstance(block, SwinTransformerBlock)]
 
     def forward(self, volume: Tensor) -> list[Tensor]:
         """Encode (B, C, D, H, W), sides multiples of 32, into maps at strides 2, 4, 8, 16, 32."""
-        maps: list[Tensor] = self.recomputed(self.swinViT, volume)
+        for block in self.blocks:  # MONAI computes the two halves of each again, on its own
+            block.use_checkpoint = self.recompute
+        maps: list[Tensor] = self.swinViT(volume)
         return maps
 
     def parts(self) -> Sequence[nn.Module]:

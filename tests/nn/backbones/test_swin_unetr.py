@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR as Network
+from torch import Tensor
 
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.nn.recompute import recompute_activations
 
 pytest.importorskip("einops", reason="MONAI's Swin transformer needs it")
 
@@ -31,6 +35,28 @@ def test_the_published_transformer_has_its_parameters() -> None:
     with torch.device("meta"):
         network = SwinUNETRConfig().segmenter(1)
     assert sum(parameter.numel() for parameter in network.encoder.get_submodule("swinViT").parameters()) == 8_062_002
+
+
+def test_blocks_that_are_computed_again_change_nothing_and_keep_less() -> None:
+    config = SwinUNETRConfig(feature_size=6, depths=(1, 1, 1, 1), window=4)
+    usual = config.encoder()
+    again = copy.deepcopy(usual)
+    recompute_activations(again)
+    volume, kept = torch.randn(1, 1, 64, 32, 32), []
+    for encoder in (usual, again):
+        sizes: dict[int, int] = {}
+
+        def pack(x: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            maps = encoder(volume)
+        kept.append(sum(sizes.values()))
+        torch.stack([encoded.square().sum() for encoded in maps]).sum().backward()
+    for mine, theirs in zip(usual.parameters(), again.parameters(), strict=True):
+        assert mine.grad is not None and theirs.grad is not None and torch.equal(mine.grad, theirs.grad)
+    assert kept[1] < 0.5 * kept[0]
 
 
 @pytest.mark.parametrize("size", [0, 13])
