@@ -100,7 +100,7 @@ def comparisons_markdown(made: Sequence[RowComparison], rows: Sequence[Row]) -> 
 
 
 def comparison_notes(made: Sequence[RowComparison], arms: Sequence[Arm], rows: Sequence[Row]) -> list[str]:
-    """List what a reader needs to trust the comparisons, and which rows lack a twin from scratch."""
+    """List what a reader needs to trust the comparisons."""
     sentences = []
     if made:
         margin = f"{100 * NO_DIFFERENCE:g}"
@@ -117,7 +117,6 @@ def comparison_notes(made: Sequence[RowComparison], arms: Sequence[Arm], rows: S
     apart = [_title(one, rows) for one in made if one.metric == "dsc" and not _common_seeds(arms, one.rows)]
     if apart:
         sentences.append(f"Pairs of runs whose seeds differ or are not known: {', '.join(apart)}.")
-    sentences += _twin_notes(arms, rows)
     return sentences
 
 
@@ -133,7 +132,8 @@ def not_worse(made: Sequence[RowComparison], best: Mapping[str, set[int]]) -> di
     return found
 
 
-def _twin_notes(arms: Sequence[Arm], rows: Sequence[Row]) -> Iterator[str]:
+def twin_notes(arms: Sequence[Arm], rows: Sequence[Row]) -> Iterator[str]:
+    """Say which rows lack a twin from scratch, with the command that trains it, and which have one that is none."""
     for index, row in enumerate(rows):
         if row.method == SCRATCH:
             continue

@@ -19,6 +19,7 @@ from anatomask.reports.comparisons import (
     comparisons_markdown,
     comparisons_table,
     not_worse,
+    twin_notes,
 )
 from anatomask.reports.evaluated_runs import EvaluatedRun, read_run, runs_by_dataset
 from anatomask.reports.folds import pooled
@@ -55,10 +56,10 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     rows = [row_of(arm) for arm in arms]
     made = compare_rows(arms, rows)
     bold = not_worse(made, best_runs(rows))
-    remarks = [*notes(rows), *comparison_notes(made, arms, rows)]
+    remarks, twins = [*notes(rows), *comparison_notes(made, arms, rows)], list(twin_notes(arms, rows))
     out = _output(config, runs)
     out.write(TABLE, csv_table(rows).encode())  # first: by it, the folder is known as a report's
-    tables = [markdown_table(rows, bold), comparisons_markdown(made, rows), " ".join(remarks) + "\n"]
+    tables = [markdown_table(rows, bold), comparisons_markdown(made, rows), " ".join(remarks + twins) + "\n"]
     out.write("table.md", "\n".join(filter(None, tables)).encode())
     console = Console()
     console.print(terminal_table(rows, bold))
@@ -66,6 +67,8 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
         console.print(comparisons_table(made, rows))
     for note in measures_in_words(rows) + remarks:
         console.print(note, style="dim", markup=False, highlight=False)
+    for note in twins:  # in one piece, as they hold commands
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     paths = [Path(config.out) / "table.md", Path(config.out) / "table.csv"]
     members = runs_by_dataset(runs)
     for dataset, path in overlay_paths(Path(config.out), members).items():

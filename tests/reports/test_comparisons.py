@@ -21,6 +21,7 @@ from anatomask.reports.comparisons import (
     comparisons_markdown,
     comparisons_table,
     not_worse,
+    twin_notes,
 )
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.reports.seeds import Arm, by_seed, row_of
@@ -58,6 +59,10 @@ def reported(*runs: EvaluatedRun) -> tuple[list[Arm], list[Row], list[RowCompari
     arms = by_seed(runs)
     rows = [row_of(arm) for arm in arms]
     return arms, rows, compare_rows(arms, rows)
+
+
+def told(arms: list[Arm], rows: list[Row], made: list[RowComparison]) -> str:
+    return " ".join([*comparison_notes(made, arms, rows), *twin_notes(arms, rows)])
 
 
 def dsc(made: Sequence[RowComparison]) -> dict[tuple[str, str], RowComparison]:
@@ -109,7 +114,7 @@ def test_the_best_is_compared_with_all_and_each_row_with_its_twin() -> None:
     assert best_runs(rows)["dsc"] == {1} and bold["dsc"] == {0, 1}
     lines = markdown_table(rows, bold).splitlines()
     assert [line.count("**") for line in lines[2:]] == [4, 4, 0]
-    text = " ".join(comparison_notes(made, arms, rows))
+    text = told(arms, rows, made)
     assert "One seed, so the interval holds for these very runs" in text and "no run from scratch" not in text
 
 
@@ -128,23 +133,23 @@ def test_a_row_without_a_twin_says_which_command_makes_it(tmp_path: Path) -> Non
     alone = run("AnatoMask", 0.8)
     arms, rows, made = reported(alone)
     assert made == [] and comparisons_markdown(made, rows) == ""
-    assert "finetune` with the same flags, but --init scratch" in " ".join(comparison_notes(made, arms, rows))
+    assert "finetune` with the same flags, but --init scratch" in told(arms, rows, made)
     (tmp_path / "config.yaml").write_text("seed: 0")
     arms, rows, made = reported(EvaluatedRun(tmp_path, alone.summary, alone.scores, alone.by_class))
     command = f"`anatomask finetune --config {tmp_path}/config.yaml --init scratch --name {tmp_path.name}-scratch`"
-    assert command in " ".join(comparison_notes(made, arms, rows))
+    assert command in told(arms, rows, made)
     fewer = run("scratch", 0.7, train_fraction=0.1)
     arms, rows, made = reported(alone, fewer)
-    assert "no run from scratch" in " ".join(comparison_notes(made, arms, rows))
+    assert "no run from scratch" in told(arms, rows, made)
 
 
 def test_a_twin_of_other_settings_is_told_and_the_true_one_preferred() -> None:
     other, true = run("scratch", 0.75, recipe="other"), run("scratch", 0.7)
     arms, rows, made = reported(run("AnatoMask", 0.8), other)
-    assert "scratch differs from AnatoMask in more than the start" in " ".join(comparison_notes(made, arms, rows))
+    assert "scratch differs from AnatoMask in more than the start" in told(arms, rows, made)
     arms, rows, made = reported(run("AnatoMask", 0.8), other, true)
     assert {one.rows for one in made} == {(0, 2), (0, 1)}
-    assert "differs from" not in " ".join(comparison_notes(made, arms, rows))
+    assert "differs from" not in told(arms, rows, made)
 
 
 def test_runs_of_an_older_version_are_compared_over_cases() -> None:
@@ -152,7 +157,7 @@ def test_runs_of_an_older_version_are_compared_over_cases() -> None:
     assert [row.seeds for row in rows] == [(), ()]
     one = dsc(made)[("AnatoMask", "scratch")].comparison
     assert one.verdict == "better" and not one.interval.over_seeds
-    text = " ".join(comparison_notes(made, arms, rows))
+    text = told(arms, rows, made)
     assert "seeds differ or are not known: AnatoMask – scratch" in text and "in more than the start" in text
 
 
@@ -165,7 +170,7 @@ def test_what_was_scored_otherwise_is_not_compared() -> None:
     ):
         arms, rows, made = reported(run("AnatoMask", 0.8), other)
         assert made == []
-        assert "has no run from scratch beside it" in " ".join(comparison_notes(made, arms, rows))
+        assert "has no run from scratch beside it" in told(arms, rows, made)
     one_case = [run(method, 0.7, cases=CASES[:1]) for method in ("AnatoMask", "scratch")]
     assert reported(*one_case)[2] == []
 
