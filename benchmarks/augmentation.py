@@ -1,7 +1,7 @@
 """Time of augmenting a sample: `python benchmarks/augmentation.py --nnunet-python VENV/bin/python [--quick]`.
 
-Ours pads, normalises, turns, scales, changes and mirrors crops of a stored scan, two at a time; nnU-Net 2.8.1's own
-pipeline (`make nnunet`) does all but the first two, with crops that are normalised already. Neither reads from disk.
+Ours turns, scales, changes and mirrors crops of a scan, two at a time, and so does nnU-Net 2.8.1's own pipeline (`make
+nnunet`), one by one. Neither reads from disk; padding and normalising, which ours does on the way, has its own column.
 Label maps are cells of 25 voxels, half of them background, the others of one class of several at random: nnU-Net
 interpolates each class of a crop on its own. The ways run in processes of their own, in turn, on one thread; times are
 medians of rounds, of the processor on a CPU and of the clock on a GPU, where nnU-Net stays on the CPU. The last line is
@@ -65,13 +65,14 @@ def main() -> None:
                         f"{medians['ours']['ms']:.1f}",
                         f"{medians['nnunet']['ms']:.1f}" if ratio else "-",
                         f"{ratio:.1f}" if ratio else "-",
+                        f"{medians['ours']['normalising_ms']:.1f}",
                         f"{medians['ours']['read']:.2f}",
                         f"{medians['nnunet']['read']:.2f}" if ratio else "-",
                     ]
                 )
     report(
         f"Augmentation of {arguments.samples} samples, one core, ours on {arguments.device}",
-        ["crop", "ours ms", "nnU-Net ms", "ratio", "voxels read / crop", "nnU-Net's"],
+        ["crop", "ours ms", "nnU-Net ms", "ratio", "normalising ms", "voxels read / crop", "nnU-Net's"],
         rows,
         {"found": found, "arguments": vars(arguments), "machine": machine(arguments.device) | {"threads": 1}},
     )
@@ -94,12 +95,12 @@ def made_scan(size: tuple[int, int, int], classes: int) -> dict[str, np.ndarray]
     from scipy.spatial import cKDTree
 
     rng = np.random.default_rng(0)
-    shape = [int(2.4 * edge) for edge in size]
+    shape = [2 * int(1.2 * edge) for edge in size]
     cells = math.prod(shape) // CELL**3
-    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 3)
-    _, nearest = cKDTree(rng.uniform(0, shape, (cells, 3))).query(voxels)
+    pairs = np.stack(np.meshgrid(*(np.arange(0.5, edge, 2) for edge in shape), indexing="ij"), -1)  # of voxels
+    _, nearest = cKDTree(rng.uniform(0, shape, (cells, 3))).query(pairs)
     of_cell = np.where(rng.random(cells) < 0.5, 0, rng.integers(1, classes + 1, cells))
-    label = of_cell[nearest].reshape(shape).astype(np.uint8)
+    label = of_cell[nearest].astype(np.uint8).repeat(2, 0).repeat(2, 1).repeat(2, 2)
     image = 40 * (label % 7) + rng.normal(0, 30, shape)
     return {"image": image.astype(np.int16)[None], "label": label}
 
@@ -108,7 +109,8 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
     """Measure ours, batch by batch."""
     from anatomask.data.augmentation.draws import draw_matrix, moves, source_box
     from anatomask.data.augmentation.pipeline import IntensityAugmentation, placed_crops
-    from anatomask.data.crops import flip
+    from anatomask.data.crops import flip, pad_outside
+    from anatomask.data.normalisation import normalise
     from anatomask.data.samples import Sample, stacked
     from anatomask.training.loop import to_device
 
@@ -135,22 +137,33 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
             "box_start": start,
         }
 
-    seconds = 0.0
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return clock()
+
+    seconds = normalising = 0.0
     for first in range(-BATCH, arguments.samples, BATCH):  # one batch to warm up
         drawn = [sample(abs(first) + each) for each in range(BATCH)]
         batch = to_device(stacked(drawn), device)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        began = clock()
+        began = now()
+        for columns in zip(*(batch[name] for name in ("image", "inside", "minimum", "normalisation")), strict=True):
+            normalise(pad_outside(*columns[:3]), columns[3])
+        normalised = now()
         images, labels = placed_crops(batch, size)
         images = change(images, batch["seed"])
         images, labels = flip(images, batch["flip"]), flip(labels, batch["flip"])
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        done = now()
         if first >= 0:
-            seconds += clock() - began
+            normalising += normalised - began
+            seconds += done - normalised
             read += sum(each["label"].size for each in drawn)
-    return {"ms": 1e3 * seconds / arguments.samples, "read": read / arguments.samples / math.prod(size)}
+    per_sample = 1e3 / arguments.samples
+    return {
+        "ms": per_sample * (seconds - normalising),
+        "normalising_ms": per_sample * normalising,
+        "read": read / arguments.samples / math.prod(size),
+    }
 
 
 def nnunet(arguments: argparse.Namespace) -> dict[str, float]:

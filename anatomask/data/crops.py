@@ -37,11 +37,9 @@ def pad_outside(image: Tensor, inside: Tensor, minimum: Tensor) -> Tensor:
 
 
 def flip(volume: Tensor, axes: Tensor) -> Tensor:
-    """Mirror sample b of (B, C, D, H, W) along the axes that are true in row b of (B, 3)."""
-    for axis in range(3):
-        chosen = axes[:, axis].view(-1, 1, 1, 1, 1)
-        volume = torch.where(chosen, volume.flip(axis + 2), volume)
-    return volume
+    """Mirror sample b of (B, C, D, H, W) along the axes that are true in row b of (B, 3), which the host reads."""
+    chosen = [[axis + 1 for axis in range(3) if row[axis]] for row in axes.tolist()]
+    return torch.stack([one.flip(along) if along else one for one, along in zip(volume, chosen, strict=True)])
 
 
 def pad_to(volume: Tensor, shape: Sequence[int], before: Sequence[int] = (0, 0, 0)) -> Tensor:

@@ -13,4 +13,4 @@ def normalise(voxels: Tensor, normalisation: Tensor) -> Tensor:
         normalisation: (…, C, 4) low, high, mean and std, from `PreparedDataset.normalisation`.
     """
     low, high, mean, std = normalisation[..., None, None, None].unbind(-4)
-    return (voxels.float().clamp(low, high) - mean) / std
+    return voxels.float().clamp(low, high).sub_(mean).div_(std)

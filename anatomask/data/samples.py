@@ -25,7 +25,7 @@ CROP_MULTIPLE = 16
 Sample = dict[str, np.ndarray]
 Draw = Callable[["PreparedDataset", str, np.random.Generator], Sample]
 
-ON_HOST = ("sample", "seed", "seeds", "candidates", "matrix", "box_start")
+ON_HOST = ("sample", "seed", "seeds", "candidates", "flip", "second_flip", "matrix", "box_start")
 """Columns of a batch that only the host reads; they are never copied to the device."""
 
 

@@ -120,7 +120,8 @@ def _elect(label: Tensor, bounds: tuple[Tensor, Tensor] | None, cells: Tensor, f
     classes = [_at(label, cells, corner) for corner in CORNERS]
     winner = torch.where(_blend([(each == high).float() for each in classes], fractions) > 0.5, high, low)
     several = torch.stack([(each != low) & (each != high) for each in classes]).any(0).nonzero()[:, 0]
-    winner[several] = _of_largest_weight(label, cells[several], fractions[:, several])
+    if len(several):
+        winner[several] = _of_largest_weight(label, cells[several], fractions[:, several])
     return lowest.index_put_((mixed,), winner)
 
 

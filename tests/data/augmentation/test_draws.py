@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anatomask.data.augmentation import draws
@@ -130,6 +130,7 @@ def test_voxels_are_anisotropic_beyond_a_ratio_of_three() -> None:
     assert coarse_axis((1, 1, 3.1)) == 2 and coarse_axis((5, 0.8, 0.8)) == 0
 
 
+@settings(deadline=None)
 @given(
     angles=st.tuples(*[st.floats(-4, 4)] * 3),
     scale=st.floats(0.5, 2),

@@ -25,7 +25,7 @@ def images() -> torch.Tensor:
     return torch.randn(3, 2, 16, 20, 24, generator=torch.Generator().manual_seed(0))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(edge=st.integers(8, 130), zoom=st.floats(0.5, 1, width=32))
 def test_low_resolution_is_torchs_interpolation_twice(edge: int, zoom: float) -> None:
     line = torch.rand(1, 1, edge, generator=torch.Generator().manual_seed(edge))
@@ -35,7 +35,7 @@ def test_low_resolution_is_torchs_interpolation_twice(edge: int, zoom: float) ->
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(edge=st.integers(8, 130), sigma=st.floats(0.5, 1, width=32))
 def test_a_blur_is_a_mirrored_convolution(edge: int, sigma: float) -> None:
     radius = min((1, 2, 3), key=lambda r: abs(2 * r + 1 - (6 * sigma + 0.5)))

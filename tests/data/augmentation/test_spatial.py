@@ -20,7 +20,7 @@ def positions(matrix: np.ndarray, start: np.ndarray, size: tuple[int, ...]) -> n
     return np.moveaxis(offsets @ matrix.T + centre - start, -1, 0)
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(angles=st.tuples(*[st.floats(-3, 3)] * 3), scale=st.floats(0.6, 1.5), seed=st.integers(0, 99))
 def test_linear_interpolation_of_image_and_of_each_class(
     angles: tuple[float, float, float], scale: float, seed: int
