@@ -37,8 +37,9 @@ def losses(job: TrainingJob, dataset: PreparedDataset, updates: int) -> list[flo
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", [name for name in SMALL if RECIPES[name].method is not None])
+@pytest.mark.parametrize("name", [name for name in SMALL if RECIPES[name].method not in (None, "moco")])
 def test_a_small_recipe_pretrains_on_a_real_scan(name: str, head: PreparedDataset, tmp_path: Path) -> None:
+    """But for MoCo, whose loss rises while its queue fills; see tests/methods/test_moco.py."""
     config = replace(RECIPES[name].settings("pretrain"), data=head.path, runs=str(tmp_path), splits=("train",))
     first, *_, last = losses(pretrain.build_job(config), head, 6)
     assert last < 0.98 * first
