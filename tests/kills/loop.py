@@ -64,6 +64,8 @@ class Life:
     log: Path
     said_before: int
     started: float = field(default_factory=time.monotonic)
+    advanced: bool = False
+    """Whether it has been seen to work: before, there is nothing that it could save."""
 
     def seconds(self) -> float:
         """Return its age."""
@@ -198,6 +200,7 @@ class Loop:
     def disturb(self, attempt: int, place: Place, life: Life, leftovers: Leftovers) -> str:
         """Kill processes of a life at random moments until it has ended; return what was killed last, if anything."""
         limit = PATIENCE * self.whole["seconds"] + 300
+        before = self.subject.progress(place)
         last = ""
         while True:
             number = len(self.records("kill"))
@@ -205,6 +208,7 @@ class Loop:
             due = self.moment(rng, place, life) if number < self.count else lambda: False
             while life.process.poll() is None and not due():
                 leftovers.look()
+                life.advanced |= self.subject.progress(place) != before
                 if life.seconds() > limit:
                     raise Failed(f"{place.out} hangs: {self.whole['seconds']:.0f} s would do\n{life.said()[-2000:]}")
                 time.sleep(POLL_SECONDS)
@@ -257,9 +261,8 @@ class Loop:
         if killed in ("driver", "all"):
             last = self.records("kill")[-1]
             how = signal.Signals[last["signal"]]
-            in_order = (
-                code == 128 + how and "Traceback" not in said and self.subject.saved(place) > last["progress"] - 1e-3
-            )
+            saved = not life.advanced or self.subject.saved(place) > last["progress"] - 1e-3
+            in_order = code == 128 + how and "Traceback" not in said and saved
             ok = code == -how or (how != signal.SIGKILL and in_order)  # -how: before it listens to signals
         else:
             ok = bool(killed) and len(MESSAGE.findall(said)) == 1 and "Traceback" not in said
