@@ -22,7 +22,7 @@ import numpy as np
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.metrics import score_classes
-from anatomask.evaluation.results import CASES_FILE, IDENTITY_FILE, PREDICTIONS, from_csv
+from anatomask.evaluation.results import CASES_FILE, PREDICTIONS, from_csv
 from anatomask.files import write_text
 from anatomask.runs.folder import environment
 from anatomask.training.journal import METRICS
@@ -120,9 +120,14 @@ class Finetuning:
 
     @property
     def name(self) -> str:
-        """Return the name of the run. It leaves out the split, because a network may be scored on several."""
+        """Return the name without the split."""
         start = self.init.replace(":", "=")
         return f"{start}-n{self.labels}-u{self.updates}-lr{self.rate:g}-s{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """Return the name of the run. A training watches its split, so each split has a training of its own."""
+        return self.name if self.split == "budget" else f"{self.name}-{self.split}"
 
     def settings(self, all_labels: int) -> list[str]:
         """Return the flags of `finetune`."""
@@ -267,18 +272,13 @@ class Experiment:
         elif source != "scratch":
             init = f"{part}:{self._encoder(source).parent}".lstrip(":")
         seconds = self._command(
-            "finetune", run.name, [*self._data(), "--init", init, *run.settings(self.scale.all_labels)]
+            "finetune", run.folder, [*self._data(), "--init", init, *run.settings(self.scale.all_labels)]
         )
-        folder = self.out / "runs" / run.name
-        identity = folder / IDENTITY_FILE
-        again = identity.exists() and json.loads(identity.read_text()).get("split") != run.split
+        folder = self.out / "runs" / run.folder
         self._command(
             "evaluate",
             f"{run.name}.{run.split}",
-            [
-                *("--run", str(folder), "--split", run.split, "--checkpoint", "last", "--inference.no-mirror"),
-                *(["--overwrite"] if again else []),
-            ],
+            ["--run", str(folder), "--split", run.split, "--checkpoint", "last", "--inference.no-mirror"],
         )
         write_text(self._record(run), json.dumps(self._scored(run, folder, seconds), indent=1))
 

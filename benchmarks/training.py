@@ -32,7 +32,7 @@ from anatomask.cluster import running, training_resources
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import PretrainConfig
 from anatomask.data.samples import Draw, SampleSequence
-from anatomask.data.storage import Storage
+from anatomask.data.storage import Roots
 from anatomask.data.stream import SampleReader
 from anatomask.recipes import RECIPES
 from anatomask.stages.pretrain import build_job
@@ -181,10 +181,10 @@ class TimedCheckpoints(Checkpoints):
 
 
 def same_batch(
-    path: str, sequence: SampleSequence, draw: Draw, samples: np.ndarray, batch_size: int, **settings: Any
+    data: Roots, sequence: SampleSequence, draw: Draw, samples: np.ndarray, batch_size: int, **settings: Any
 ) -> Iterator[dict[str, np.ndarray]]:
     """Replace `stream_batches`: repeat its first batch for ever."""
-    return repeat(SampleReader(Storage(path), sequence, draw)({"sample": samples[:batch_size]}))
+    return repeat(SampleReader(data, sequence, draw)({"sample": samples[:batch_size]}))
 
 
 def only_load(

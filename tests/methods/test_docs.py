@@ -89,4 +89,4 @@ def test_it_is_trained_and_finetuned_from(
     plugin.write_text(plugin.read_text() + "# changed\n")
     capsys.readouterr()
     assert main(command) == 1
-    assert "--plugin example.py" in capsys.readouterr().err.replace("\n", " ")
+    assert "--plugin changed since" in capsys.readouterr().err.replace("\n", " ")

@@ -74,7 +74,7 @@ def test_an_outage_is_survived_and_one_that_is_too_long_ends_with_the_last_check
         with pytest.raises(UserError, match=r"^s3://bucket/data/\S+: no answer for 0.2 min; .*same command goes on$"):
             fitting.result()
     told = lines(training)
-    assert sum("on with" in line for line in told) == 1, told
+    assert sum("training with" in line for line in told) == 1, told
     assert sum("storage does not answer" in line for line in told) == 2, told
     assert any(line.startswith("stopped: s3://bucket/data/") for line in told), told
     assert "hush" not in " ".join(told)

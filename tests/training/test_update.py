@@ -153,6 +153,7 @@ def test_settings_of_speed_and_memory_change_rounding_alone(setting: dict, scan:
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_compiled_networks_make_the_same_updates(recompute: bool, scan: PreparedDataset) -> None:
+    torch.compiler.reset()  # shapes that earlier tests compiled for make these symbolic, which takes 15 minutes
     config = TrainingConfig(batch_size=2)
     exact, _ = update(scan, config)
     other, _ = update(scan, replace(config, compile=True, recompute_activations=recompute))
