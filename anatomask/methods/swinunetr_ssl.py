@@ -209,7 +209,7 @@ class SwinUNETRSSL(Method):
         """
         logits, vectors, reconstruction = self.network(batch.cut)
         losses = self.losses(logits, vectors, reconstruction, batch)
-        found = (logits.detach().argmax(1) == batch.turns).float().mean()
+        found = (logits.detach().argmax(1) == batch.turns).to(losses["rotation_loss"].dtype).mean()
         scalars = {name: loss.detach() for name, loss in losses.items()}
         return StepResult(torch.stack(list(losses.values())).sum(), {**scalars, "rotation_accuracy": found})
 
