@@ -59,6 +59,5 @@ def _touched(mask: np.ndarray, other: np.ndarray) -> tuple[int, int, int]:
     """Count the components of a mask, those that touch the other mask, and the voxels of those that do not."""
     labels, count = ndimage.label(mask, NEIGHBOURS)
     touched = np.unique(labels[other & mask])
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    sizes[0] = 0
+    sizes = np.bincount(labels[mask], minlength=count + 1)
     return count, len(touched), int(sizes.sum() - sizes[touched].sum())
