@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from anatomask.errors import UserError
 
 MOST_VALUES = 100_000
 """Number of values that a YAML file may expand to: with a few aliases of aliases, a file of 1 kB expands to 10^8."""
@@ -31,6 +34,30 @@ def from_json(text: str | bytes, *, finite: bool = False, by_hand: bool = False)
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    try:
+        return from_json(Path(path).read_bytes(), by_hand=True)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}; correct the file, or get it again") from error
+
+
+def entry_of(data: Any, key: str, path: str | Path) -> Any:
+    """Return an entry of the object that `path` holds.
+
+    Raises:
+        UserError: the object lacks it.
+    """
+    try:
+        return data[key]
+    except (KeyError, TypeError):
+        raise UserError(f"{path} lacks {key!r}; add it") from None
 
 
 def _refuse_constant(name: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import tyro
 
 from anatomask.config import SCRATCH, FinetuneConfig, SweepConfig
+from anatomask.data.settings import PreprocessConfig
 from anatomask.errors import Note, UserError
 from anatomask.files import refuse_pipe
 from anatomask.methods import method_names
@@ -83,6 +84,8 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Recipe]) -> Invo
     if verb in TRAINING_VERBS:
         recipe = recipe.composed(own.network, own.method if verb in METHOD_FLAG else None)
     default = recipe.settings(verb)
+    if verb == "prepare" and own.recipe is None:  # whose voxel size is meant for nobody's scans
+        default = dataclasses.replace(default, preprocess=PreprocessConfig())
     from_file = {} if own.config is None else read_yaml(own.config)
     if verb == "finetune":
         named = default.network

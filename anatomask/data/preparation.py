@@ -41,7 +41,7 @@ UNRECORDED = {
     "split.fold": 0,
     "split.val_as": "test",
     "split.folds": None,
-    **{f"reader.{name}": "" for name in ("image", "label", "label_names", "patient")},
+    **{f"reader.{name}": "" for name in ("image", "label", "label_names", "patient", "plans")},
 }
 """Values of settings that a folder does not record: its version had them not, or they meant nothing for its source."""
 SPLITS, CASES = "splits.json", "cases.jsonl"

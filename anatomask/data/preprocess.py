@@ -19,6 +19,7 @@ from anatomask.data.grids import same_grid
 from anatomask.data.memory import TooLarge, available_memory, bytes_to_prepare, product
 from anatomask.data.records import PreparedCase, triple
 from anatomask.data.resampling import (
+    ANISOTROPIC,
     resample_image,
     resample_label,
     resampled_affine,
@@ -244,9 +245,25 @@ def readable_grids(cases: Iterable[RawCase]) -> list[Grid]:
     return grids
 
 
-def median_spacing(grids: Sequence[Grid]) -> tuple[float, float, float]:
-    """Compute the median voxel size in mm per RAS axis, to a thousandth of a millimetre."""
-    return triple(np.median([grid.spacing for grid in grids], axis=0).round(3), float)
+def planned_spacing(grids: Sequence[Grid]) -> tuple[tuple[float, float, float], int | None]:
+    """Plan a voxel size as nnU-Net 2.8.1 does (`ExperimentPlanner.determine_fullres_target_spacing`).
+
+    It is the median along each axis. Where the median scan has thick slices and few of them, both by a factor of 3, it
+    is the tenth percentile across them, but no less than along the other axes.
+
+    Returns:
+        The size in mm per RAS axis, to a thousandth of a millimetre, and the axis of thick slices, None where there is
+        none.
+    """
+    spacings, shapes = (np.array([getattr(grid, name) for grid in grids]) for name in ("spacing", "shape"))
+    target, extent = np.median(spacings, axis=0), np.median(shapes, axis=0)
+    thick = int(np.argmax(target))
+    others = [axis for axis in range(3) if axis != thick]
+    fine = max(target[others])
+    if target[thick] > ANISOTROPIC * fine and extent[thick] * ANISOTROPIC < min(extent[others]):
+        target[thick] = max(np.percentile(spacings[:, thick], 10), fine)
+        return triple(target.round(3), float), thick
+    return triple(target.round(3), float), None
 
 
 def read_images(images: Sequence[RawImage]) -> tuple[list[np.ndarray], np.ndarray]:

@@ -33,8 +33,10 @@ class ReaderConfig(Settings):
     patient: str = ""
     """Regular expression of the patient in a scan's path, or its first group, as "P[0-9]+": folder. Default: BIDS'
     sub-XX, else the topmost folder that may name a patient, else the case."""
+    plans: str = ""
+    """File of nnU-Net's plans whose voxel size is taken: nnunet. Default: planned from the scans, as nnU-Net does."""
     configuration: str = "3d_fullres"
-    """Configuration of the plans, or folder of preprocessed files: nnunet_preprocessed."""
+    """Configuration of the plans: nnunet, nnunet_preprocessed; of the latter also the folder of its files."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class PreprocessConfig(Settings):
     spacing: tuple[float, float, float] | None = None
     """Target voxel size in mm (R, A, S). Default: the data set's own, else default_spacing."""
     default_spacing: tuple[float, float, float] | None = None
-    """The recipe's voxel size in mm, for data sets that define none. Default: the median of the scans."""
+    """Voxel size in mm of a recipe that is named, for data sets that define none. Default: planned from the scans as
+    nnU-Net does: their median, or a tenth percentile across thick slices."""
     normalisation: tuple[Scheme, ...] = ()
     """Scheme per channel: ct (whole HU) and quantitative (any other unit) clip and z-score by the data set, zscore
     z-scores by the scan, none changes nothing. Default: the schemes that the data set's reader chooses."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from anatomask.data.classes import select_classes
-from anatomask.data.datasets import RawDataset, read_dataset
+from anatomask.data.datasets import RawCase, RawDataset, read_dataset
 from anatomask.data.preparation import choose_schemes, dataset_info, settings_of
-from anatomask.data.preprocess import median_spacing, readable_grids
+from anatomask.data.preprocess import planned_spacing, readable_grids
 from anatomask.data.records import DatasetInfo
 from anatomask.data.settings import PreprocessConfig, ReaderConfig
 from anatomask.data.splits import SplitConfig, Splits, choose_split, dataset_splits
@@ -46,7 +46,10 @@ def read_source(
     fold = split.fold if isinstance(split.fold, int) else 0
     raw = choose_split(read_dataset(folder.absolute(), dataset, fold, reader), split)
     raw = choose_schemes(select_classes(raw, preprocess.classes), preprocess.normalisation)
-    spacing = preprocess.spacing or raw.spacing or preprocess.default_spacing or _median_spacing(raw, folder)
+    spacing = preprocess.spacing or raw.spacing or preprocess.default_spacing
+    if spacing is None:
+        spacing, how = _plan_spacing(raw, folder)
+        raw = replace(raw, remarks=(*raw.remarks, how))
     unused = preprocess.default_spacing
     if unused and spacing == raw.spacing != unused and not preprocess.spacing:
         here, recipe = (" x ".join(f"{mm:g}" for mm in one) for one in (spacing, unused))
@@ -57,8 +60,22 @@ def read_source(
     return Source(raw, info, dataset_splits(raw, split), settings)
 
 
-def _median_spacing(raw: RawDataset, folder: Path) -> tuple[float, float, float]:
-    grids = readable_grids(raw.cases)
+def planning_cases(raw: RawDataset) -> list[RawCase]:
+    """List the cases by which a voxel size is planned: those with labels, else those that are not held back."""
+    labelled = [case for case in raw.cases if case.label is not None]
+    return labelled or [case for case in raw.cases if case.case not in raw.held_back] or list(raw.cases)
+
+
+def _plan_spacing(raw: RawDataset, folder: Path) -> tuple[tuple[float, float, float], str]:
+    """Plan a voxel size, and say how."""
+    cases = planning_cases(raw)
+    grids = readable_grids(cases)
     if not grids:
         raise UserError(f"none of the scans of {folder} has a header that can be read")
-    return median_spacing(grids)
+    spacing, thick = planned_spacing(grids)
+    labelled = " labelled" if cases[0].label is not None else ""
+    percentile = "" if thick is None else f" and, along {'RAS'[thick]}, the tenth percentile, for slices are thick"
+    return spacing, (
+        f"voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm are planned from {len(grids)}{labelled} scans as "
+        f"nnU-Net does: the median{percentile}; --preprocess.spacing sets others"
+    )

@@ -19,7 +19,8 @@ from anatomask.config import SurveyConfig
 from anatomask.data.datasets import RawCase, RawDataset, read_dataset
 from anatomask.data.memory import TooLarge
 from anatomask.data.overview import cases_csv, class_rows, classes_csv, document, images_of
-from anatomask.data.preprocess import Grid, median_spacing, target_shape
+from anatomask.data.preprocess import Grid, planned_spacing, target_shape
+from anatomask.data.source import planning_cases
 from anatomask.data.storage import Storage
 from anatomask.data.survey import CaseFacts, survey_case
 from anatomask.data.suspicions import Suspicion, suspicions
@@ -63,11 +64,18 @@ def stage(config: SurveyConfig, *, overwrite: bool = False) -> int:
     out.write(CLASSES, classes_csv(rows).encode())
     draw_sheet(Path(config.output) / SHEET, config.source, raw, cases, tiles, found)
     grids = [Grid(facts.shape, facts.spacing) for facts in images_of(cases)]
-    spacing = raw.spacing or median_spacing(grids)
+    spacing = raw.spacing or _planned(raw, cases)
     shapes = [target_shape(grid.shape, grid.spacing, spacing) for grid in grids]
     show_survey(Console(), config.source, config.output, raw, cases, rows, found)
     print(*after_survey(config.source, spacing, shapes, Path(config.source).absolute().name), sep="\n")
     return 0
+
+
+def _planned(raw: RawDataset, cases: Sequence[CaseFacts]) -> tuple[float, float, float]:
+    """Plan the voxel size that `prepare` does."""
+    planning = {one.case for one in planning_cases(raw)}
+    chosen = images_of([facts for facts in cases if facts.case in planning]) or images_of(cases)
+    return planned_spacing([Grid(facts.shape, facts.spacing) for facts in chosen])[0]
 
 
 def _look(config: SurveyConfig) -> RawDataset:

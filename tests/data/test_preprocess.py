@@ -11,7 +11,7 @@ from nibabel import orientations
 
 from anatomask.data.datasets import read_dataset
 from anatomask.data.datasets.base import RawCase, nifti_image
-from anatomask.data.preprocess import grid_of, median_spacing, prepare_case, readable_grids, to_stored_type
+from anatomask.data.preprocess import Grid, grid_of, planned_spacing, prepare_case, readable_grids, to_stored_type
 from anatomask.data.settings import PreprocessConfig
 from anatomask.errors import UserError
 
@@ -227,7 +227,44 @@ def test_grids_are_in_ras_order(raw_case: MakeRaw) -> None:
     grid = grid_of(raw_case(np.zeros((4, 5, 6), np.int16), affine=affine).images[0])
     assert grid.shape == (6, 4, 5)
     assert grid.spacing == (3.0, 1.0, 2.0)
-    assert median_spacing([grid, grid]) == (3.0, 1.0, 2.0)
+    assert planned_spacing([grid, grid]) == ((3.0, 1.0, 2.0), None)
+
+
+PLANNED: list[tuple[list[tuple[float, float, float]], list[tuple[int, int, int]], tuple[float, float, float]]] = [
+    (
+        [(0.8, 0.8, 5), (0.7, 0.7, 3), (0.9, 0.9, 5), (0.75, 0.75, 4)],
+        [(512, 512, 60), (512, 512, 100), (512, 512, 55), (512, 512, 80)],
+        (0.775, 0.775, 3.3),
+    ),
+    (  # thick slices, but many
+        [(0.8, 0.8, 5), (0.7, 0.7, 3), (0.9, 0.9, 5)],
+        [(512, 512, 300), (512, 512, 400), (512, 512, 255)],
+        (0.8, 0.8, 5.0),
+    ),
+    (
+        [(1.4, 1.4, 10), (1.5, 1.5, 1.2), (1.6, 1.6, 10)],
+        [(220, 220, 10), (220, 240, 12), (200, 220, 9)],
+        (1.5, 1.5, 2.96),
+    ),
+    ([(4.5, 4.5, 2.5), (4.0, 4.0, 3.0)], [(110, 65, 128), (100, 60, 120)], (4.25, 4.25, 2.75)),
+    (
+        [(6, 0.5, 0.6), (5, 0.55, 0.5), (7.5, 0.5, 0.5), (5.5, 0.4, 0.5), (3.3, 0.5, 0.5)],
+        [(24, 400, 400), (30, 384, 400), (20, 512, 512), (26, 300, 320), (40, 320, 320)],
+        (3.98, 0.5, 0.5),
+    ),
+]
+"""Voxel sizes and shapes of scans, and what nnU-Net 2.8.1's `determine_fullres_target_spacing` plans for them."""
+
+
+@pytest.mark.parametrize(("spacings", "shapes", "planned"), PLANNED)
+def test_a_voxel_size_is_planned_as_nnunet_plans_it(
+    spacings: list[tuple[float, float, float]],
+    shapes: list[tuple[int, int, int]],
+    planned: tuple[float, float, float],
+) -> None:
+    spacing, thick = planned_spacing([Grid(*pair) for pair in zip(shapes, spacings, strict=True)])
+    assert spacing == pytest.approx(planned, abs=1e-3)
+    assert (thick is None) == (planned == pytest.approx(np.median(spacings, axis=0).tolist()))
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,17 @@ OWN, RECIPE = (1.0, 1.5, 2.0), (4.0, 4.0, 4.0)
     [
         (PreprocessConfig(spacing=OWN, default_spacing=RECIPE), OWN),
         (PreprocessConfig(default_spacing=RECIPE), RECIPE),
-        (PreprocessConfig(), (2.0, 2.0, 3.0)),  # the median of the scans
+        (PreprocessConfig(), (2.0, 2.0, 3.0)),  # planned: the median of the scans
     ],
 )
-def test_a_spacing_is_the_users_or_the_recipes_or_the_median(
+def test_a_spacing_is_the_users_or_the_recipes_or_planned(
     nnunet_source: Path, preprocess: PreprocessConfig, spacing: tuple[float, float, float]
 ) -> None:
     source = read_source(nnunet_source, "auto", "", ReaderConfig(), preprocess, SplitConfig())
     assert source.info.spacing == pytest.approx(spacing)
     assert source.settings["preprocess.spacing"] == pytest.approx(list(spacing))
+    told = "voxels of 2 x 2 x 3 mm are planned from 4 labelled scans as nnU-Net does: the median; --preprocess.spacing"
+    assert any(told in text for text in source.raw.remarks) == (preprocess == PreprocessConfig())
     assert (source.info.name, source.raw.reader) == (nnunet_source.name, "nnunet")
     assert sorted(case for cases in source.splits.values() for case in cases) == ["a", "b", "c", "d", "u"]
 

@@ -31,12 +31,13 @@ from anatomask.data.datasets.base import (
     stem,
 )
 from anatomask.data.datasets.masks import Found, find_masks, values_of
-from anatomask.data.datasets.nnunet import classes_of, read_json
+from anatomask.data.datasets.nnunet import classes_of
 from anatomask.data.datasets.patterns import matched
 from anatomask.data.listing import is_file
 from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 from anatomask.names import some
+from anatomask.parsing import read_json
 
 LOOKED_AT = 8
 AIR_HU = -500

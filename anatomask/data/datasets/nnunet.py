@@ -3,7 +3,7 @@
 Images in `imagesUnlabeled/` and `imagesTs/` are cases without labels. Those of `imagesTs/` are held back: they go to
 the split "unlabeled_test", on which no training runs unless it is named. `splits_final.json` beside them takes
 precedence: a fold's "val" cases are those that nnU-Net scores, so they become the test split here, and val is empty;
-`--split.val-as val` leaves them there.
+`--split.val-as val` leaves them there. `--reader.plans` names the plans whose voxel size is taken.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import nibabel as nib
+import numpy as np
 
 from anatomask.data.datasets.base import (
     DEFAULT_NSD_TOLERANCE,
@@ -26,9 +29,11 @@ from anatomask.data.datasets.base import (
 )
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.listing import is_file, is_folder
+from anatomask.data.plans import PlannedGrid, planned_grid
 from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
-from anatomask.parsing import from_json
+from anatomask.files import refuse_pipe
+from anatomask.parsing import entry_of, read_json
 
 TRAINING, UNLABELLED, TEST = "imagesTr", "imagesUnlabeled", "imagesTs"
 LABELS = "labelsTr"
@@ -78,6 +83,11 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         raise UserError(f"{source}: case {min(twice)} lies in more than one image folder; rename or delete one of them")
     folds = given_folds(source / SPLITS, {raw.case for raw in labelled})
     splits = chosen_fold(folds, fold, source / SPLITS)
+    if not options.plans and options.configuration != ReaderConfig().configuration:
+        raise UserError(
+            "--reader.configuration is one of --reader.plans here; name plans of nnU-Net, too, or leave it out"
+        )
+    spacing = _planned_spacing(labelled, options) if options.plans else None
     idle = [] if splits is None else sorted({raw.case for raw in labelled} - set().union(*splits.values()))
     return RawDataset(
         reader="nnunet",
@@ -86,14 +96,44 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         schemes=tuple(map(scheme_of, names)),
         class_names=classes,
         nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
+        spacing=spacing,
         splits=splits,
         folds=folds,
         remarks=(
+            *((f"voxel size of {options.configuration} in {options.plans}",) if spacing else ()),
             *((f"{len(idle)} labelled cases are in no split of {SPLITS}, as {idle[0]}: not used",) if idle else ()),
             *_unnamed_channels(source, names, ending),
         ),
         held_back=frozenset(_cases(source / TEST, ending)),
     )
+
+
+def _planned_spacing(cases: Sequence[RawCase], options: ReaderConfig) -> tuple[float, float, float]:
+    path = Path(options.plans)
+    refuse_pipe(path, "--reader.plans")
+    if not path.is_file():
+        raise UserError(f"--reader.plans {path}: there is no such file; name plans of nnU-Net, as nnUNetPlans.json")
+    return ras_spacing(cases, planned_grid(read_json(path), options.configuration, path))
+
+
+def ras_spacing(cases: Sequence[RawCase], planned: PlannedGrid) -> tuple[float, float, float]:
+    """Return the planned spacing in the order R, A, S, given by the first case whose grid can be read.
+
+    Raises:
+        UserError: none can be read.
+    """
+    z, y, x = (planned.spacing[axis] for axis in planned.backward)
+    if planned.reoriented:
+        return x, y, z
+    for raw in cases:
+        image = raw.images[0]
+        try:
+            _, affine = image.grid(image.path)
+        except Exception:  # whatever a broken file makes its library do
+            continue  # it will be listed with its reason when its turn comes
+        a, b, c = ((x, y, z)[axis] for axis in np.argsort(nib.io_orientation(affine)[:, 0]))
+        return a, b, c
+    raise UserError(f"none of the scans for {planned.name} of {planned.plans} can be read")
 
 
 def _channels(channels: Any, path: Path) -> tuple[str, ...]:
@@ -209,28 +249,4 @@ def _members(fold: Any, name: str, path: Path) -> tuple[str, ...]:
     return tuple(cases)
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file.
-
-    Raises:
-        UserError: the file is not JSON.
-    """
-    try:
-        return from_json(path.read_bytes(), by_hand=True)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}; correct the file, or get it again") from error
-
-
-def entry_of(data: Any, key: str, path: Path) -> Any:
-    """Return an entry of the object that `path` holds.
-
-    Raises:
-        UserError: the object lacks it.
-    """
-    try:
-        return data[key]
-    except (KeyError, TypeError):
-        raise UserError(f"{path} lacks {key!r}; add it") from None
-
-
-READER = Reader(_matches, _read)
+READER = Reader(_matches, _read, frozenset({"plans", "configuration"}))

@@ -10,7 +10,7 @@ taken to point R, A, S. Labels are the resampled ones, and scores are computed o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,35 +21,21 @@ from nibabel import orientations
 
 from anatomask.data.arrays import b2nd_shape, finite, npz_names, npz_shape, read_b2nd, read_npz
 from anatomask.data.datasets.base import DEFAULT_NSD_TOLERANCE, NIFTI, RawCase, RawDataset, RawImage, RawLabel, Reader
-from anatomask.data.datasets.nnunet import SPLITS, chosen_fold, entry_of, given_folds, read_header, read_json
+from anatomask.data.datasets.nnunet import SPLITS, chosen_fold, given_folds, ras_spacing, read_header
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.listing import is_entry, is_file, is_folder
 from anatomask.data.nifti import nifti_grid
+from anatomask.data.plans import PlannedGrid, find_configuration, planned_grid
 from anatomask.data.resampling import resampled_affine, target_shape
 from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 from anatomask.names import component
+from anatomask.parsing import read_json
 
 HEADER, TRUTH = "dataset.json", "gt_segmentations"
 NOT_PLANS = {HEADER, "dataset_fingerprint.json", SPLITS}
-READERS = {"SimpleITKIO": False, "NibabelIO": False, "SimpleITKIOWithReorient": True, "NibabelIOWithReorient": True}
-"""Names of nnU-Net's image readers whose axes are known -> whether they turn the scan to RAS."""
 SEGMENTATION = "_seg"
 NORMALISED: Scheme = "none"
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One configuration of one plans file, and the folder of its cases."""
-
-    plans: Path
-    name: str
-    folder: Path
-    spacing: tuple[float, float, float]
-    """Voxel size in mm, in the order of the array's axes."""
-    backward: tuple[int, int, int]
-    """Permutation of the array's axes that makes them (z, y, x) of the file."""
-    reoriented: bool
 
 
 @dataclass(frozen=True)
@@ -111,8 +97,8 @@ def _matches(source: Path) -> bool:
 
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     _, channels, classes = read_header(source / HEADER)
-    chosen = _choose(source, options.configuration)
-    cases = tuple(_case(source, chosen, case, len(channels)) for case in _names(chosen.folder))
+    chosen, folder = _choose(source, options.configuration)
+    cases = tuple(_case(source, chosen, folder, case, len(channels)) for case in _names(folder))
     folds = given_folds(source / SPLITS, {raw.case for raw in cases})
     unplaced = sum(_truth(source, raw.case) is None for raw in cases)
     return RawDataset(
@@ -122,7 +108,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         schemes=tuple(NORMALISED for _ in channels),
         class_names=classes,
         nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
-        spacing=_ras_spacing(cases, chosen),
+        spacing=ras_spacing(cases, replace(chosen, reoriented=False)),  # the cases' own axes say whether they are RAS
         splits=chosen_fold(folds, fold, source / SPLITS),
         folds=folds,
         remarks=(
@@ -132,17 +118,17 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     )
 
 
-def _choose(source: Path, wanted: str) -> Configuration:
-    """Find the configuration of that name or with that folder; there must be exactly one, and it must have files.
+def _choose(source: Path, wanted: str) -> tuple[PlannedGrid, Path]:
+    """Find the configuration of that name or with that folder, and its folder; there must be exactly one, with files.
 
     Raises:
         UserError: there is none or more than one, or its plans are not understood.
     """
-    there: list[Configuration] = []
+    there: dict[Path, PlannedGrid] = {}
     seen: set[str] = set()
     for path, plans in _plans(source).items():
         for name in plans["configurations"]:
-            entries = _inherited(plans["configurations"], name, path)
+            entries = find_configuration(plans, name, path)
             identifier = str(entries.get("data_identifier", ""))
             try:
                 if not identifier or not _names(source / component(identifier)):
@@ -151,47 +137,15 @@ def _choose(source: Path, wanted: str) -> Configuration:
                 raise UserError(f"{path}: data_identifier of configuration {name}: {error}") from error
             seen |= {name, identifier}
             if wanted in (name, identifier):
-                there.append(_configuration(path, plans, name, entries, source / identifier))
-    folders = {configuration.folder for configuration in there}
-    if len(folders) > 1:
-        names = ", ".join(sorted(folder.name for folder in folders))
+                there.setdefault(source / identifier, planned_grid(plans, name, path))
+    if len(there) > 1:
+        names = ", ".join(sorted(folder.name for folder in there))
         raise UserError(f"{source}: --reader.configuration {wanted} may be {names}; name one of these folders")
     if not there:
         others = ", ".join(sorted(seen)) or "none with files"
         raise UserError(f"{source} has no preprocessed files of --reader.configuration {wanted}; there are {others}")
-    return there[0]
-
-
-def _inherited(configurations: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """Return a configuration's entries, including those that it inherits."""
-    entries: dict[str, Any] = {}
-    chain: list[Any] = [name]
-    while chain[-1] is not None:
-        own = entry_of(configurations, chain[-1], path)
-        if not isinstance(own, Mapping) or chain[-1] in chain[:-1]:
-            raise UserError(f"{path}: configuration {name} is not understood; make the plans again")
-        entries = {**own, **entries}
-        chain.append(own.get("inherits_from"))
-    return entries
-
-
-def _configuration(
-    path: Path, plans: Mapping[str, Any], name: str, entries: Mapping[str, Any], folder: Path
-) -> Configuration:
-    reader = entry_of(plans, "image_reader_writer", path)
-    if reader not in READERS:
-        raise UserError(f"{path}: scans were read by {reader}; {', '.join(READERS)} are understood")
-    spacing = entry_of(entries, "spacing", path)
-    if not _three(spacing, int | float) or min(spacing) <= 0:
-        raise UserError(f"{path}: spacing of configuration {name} is {spacing}; three sizes in mm are expected (3-D)")
-    backward = entry_of(plans, "transpose_backward", path)
-    if not _three(backward, int) or sorted(backward) != [0, 1, 2]:
-        raise UserError(f"{path}: transpose_backward is {backward}; an order of 0, 1, 2 is expected")
-    return Configuration(path, name, folder, tuple(map(float, spacing)), tuple(backward), READERS[reader])  # type: ignore[arg-type]
-
-
-def _three(values: Any, kind: Any) -> bool:
-    return isinstance(values, list) and len(values) == 3 and all(isinstance(value, kind) for value in values)
+    ((folder, chosen),) = there.items()
+    return chosen, folder
 
 
 def _names(folder: Path) -> list[str]:
@@ -205,12 +159,12 @@ def _truth(source: Path, case: str) -> Path | None:
     return next((path for path in paths if is_entry(path)), None)
 
 
-def _case(source: Path, chosen: Configuration, case: str, channels: int) -> RawCase:
+def _case(source: Path, chosen: PlannedGrid, folder: Path, case: str, channels: int) -> RawCase:
     z, y, x = (chosen.spacing[axis] for axis in chosen.backward)
     geometry = Geometry((x, y, z), chosen.backward, _truth(source, case), chosen.reoriented)
-    path, segmentation = chosen.folder / f"{case}.b2nd", chosen.folder / f"{case}{SEGMENTATION}.b2nd"
+    path, segmentation = folder / f"{case}.b2nd", folder / f"{case}{SEGMENTATION}.b2nd"
     if not is_entry(path):
-        path = segmentation = chosen.folder / f"{case}.npz"
+        path = segmentation = folder / f"{case}.npz"
     label_grid = partial(read_grid, geometry=geometry, name="seg")
     label = RawLabel(segmentation, partial(read_label, geometry=geometry), label_grid)
     grid = partial(read_grid, geometry=geometry, channels=channels)
@@ -219,21 +173,6 @@ def _case(source: Path, chosen: Configuration, case: str, channels: int) -> RawC
         for c in range(channels)
     )
     return RawCase(case, case, images, label)
-
-
-def _ras_spacing(cases: Sequence[RawCase], chosen: Configuration) -> tuple[float, float, float]:
-    """Return the plans' spacing in the order R, A, S, given by the first case whose grid can be read."""
-    for raw in cases:
-        image = raw.images[0]
-        try:
-            _, affine = image.grid(image.path)
-        except Exception:  # whatever a broken file makes its library do
-            continue  # it will be listed with its reason when its turn comes
-        z, y, x = (chosen.spacing[axis] for axis in chosen.backward)
-        order = np.argsort(nib.io_orientation(affine)[:, 0])
-        a, b, c = ((x, y, z)[axis] for axis in order)
-        return a, b, c
-    raise UserError(f"none of the files in {chosen.folder} can be read")
 
 
 def read_image(path: Path, channel: int, channels: int, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:

@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from anatomask.config import PretrainConfig
 from anatomask.data.datasets import read_dataset
 from anatomask.data.preprocess import prepare_case
+from anatomask.data.settings import ReaderConfig
 from anatomask.data.splits import SplitConfig, dataset_splits
 from anatomask.errors import UserError
 
@@ -31,6 +34,48 @@ def test_cases_channels_and_classes(nnunet_source: Path) -> None:
     assert raw.nsd_tolerance == {1: 3.0, 2: 3.0}
     assert raw.spacing is None
     assert raw.splits is None
+
+
+def plans_file(source: Path, **entries: Any) -> Path:
+    """nnU-Net's plans: arrays whose axes are (y, z, x) of the files."""
+    plans = {
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_backward": [1, 0, 2],
+        "configurations": {
+            "3d_fullres": {"spacing": [0.8, 2.5, 0.7]},
+            "3d_lowres": {"inherits_from": "3d_fullres", "spacing": [1.6, 5, 1.4]},
+            "2d": {"spacing": [0.8, 0.7]},
+        },
+    }
+    path = source.parent / "nnUNetPlans.json"
+    path.write_text(json.dumps(plans | entries))
+    return path
+
+
+def test_the_voxel_size_is_that_of_plans(nnunet_source: Path) -> None:
+    path = str(plans_file(nnunet_source))
+    raw = read_dataset(nnunet_source, options=ReaderConfig(plans=path))
+    affine = raw.cases[0].images[0].grid(raw.cases[0].images[0].path)[1]
+    ras = [(0.7, 0.8, 2.5)[axis] for axis in np.argsort(nib.io_orientation(affine)[:, 0])]
+    assert raw.spacing == tuple(ras) and raw.remarks == (f"voxel size of 3d_fullres in {path}",)
+    low = read_dataset(nnunet_source, options=ReaderConfig(plans=path, configuration="3d_lowres"))
+    assert low.spacing == tuple(2 * edge for edge in ras)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"configuration": "3d_lowres"}, "--reader.configuration is one of --reader.plans here"),
+        ({"plans": "nowhere.json"}, "--reader.plans nowhere.json: there is no such file"),
+        ({"plans": "plans", "configuration": "4d"}, "lacks '4d'"),
+        ({"plans": "plans", "configuration": "2d"}, r"spacing of configuration 2d is \[0.8, 0.7\]; three sizes"),
+    ],
+)
+def test_plans_that_do_not_fit_are_refused(nnunet_source: Path, options: dict[str, Any], message: str) -> None:
+    if options.get("plans") == "plans":
+        options = {**options, "plans": str(plans_file(nnunet_source))}
+    with pytest.raises(UserError, match=message):
+        read_dataset(nnunet_source, options=ReaderConfig(**options))
 
 
 def test_a_given_fold_is_train_and_test(nnunet_source: Path) -> None:
