@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anatomask.nn.backbones import without_usual_name
+from anatomask.nn.backbones import as_older_versions
 
 WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every", "training.on_non_finite")
 ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", *WATCHED)
@@ -23,7 +23,7 @@ SINCE: Mapping[str, Any] = {
 """Fields that older versions did not have, and the value with which they computed the same: left out, so that the keys
 of older runs hold."""
 
-RESULTS = {"pretrain": 1, "pretrain byol": 2, "finetune": 2, "evaluate": 1}
+RESULTS = {"pretrain": 1, "pretrain byol": 2, "finetune": 2, "evaluate": 2}
 """Number of each verb, or of a verb with one method, which is raised when equal settings and inputs begin to give other
 results."""
 
@@ -31,7 +31,7 @@ results."""
 def identity(settings: Mapping[str, Any], inputs: Sequence[str] = ()) -> dict[str, Any]:
     """Return the settings that decide what a run computes, without the fields `inputs`, which name what it reads."""
     usual = [name for name, value in SINCE.items() if _at(settings, name) == value]
-    return _without(without_usual_name(settings), (*ELSEWHERE, *usual, *inputs))
+    return _without(as_older_versions(settings), (*ELSEWHERE, *usual, *inputs))
 
 
 def run_key(verb: str, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:

@@ -64,7 +64,10 @@ def output_path(config: ExportWeightsConfig) -> Path:
 
 def describe(export: Export) -> list[tuple[str, str]]:
     """Return titles and texts of what is exported, what completes it, and what is left out."""
-    rows = [("tensors", f"{export.exported}")]
+    rows = [
+        ("tensors", f"{export.exported}"),
+        ("strides", f"{export.strides} relative to the input; the network that loads the file needs the same"),
+    ]
     if export.fresh:
         rows.append(("freshly drawn, not trained", _grouped(export.fresh, 1)))
     if export.left_out:

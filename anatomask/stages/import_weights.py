@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from torch import Tensor
 
@@ -59,7 +60,12 @@ def read_file(config: ImportWeightsConfig) -> Weights:
         "kind": foreign.kind,
         "architecture": describe_architecture(network, foreign.classes),
         "dataset": config.dataset,
-        "imported": {"form": foreign.form.title, "file": path.name, "sha256": file_digest(path)},
+        "imported": {
+            "form": foreign.form.title,
+            "file": path.name,
+            "sha256": file_digest(path),
+            "strides": "those of the plans in the file" if foreign.planned else "the published ones: the file has none",
+        },
         "missing": list(foreign.missing),
         "not_transferred": [f"{name} ({why})" for name, why in foreign.left_out],
     }
@@ -92,9 +98,11 @@ def describe(weights: Weights) -> list[tuple[str, str]]:
         what = "pretrained encoder and decoder"
     if what is None:
         raise UserError(f"weights of kind {kind!r} cannot start a finetuning")
+    origin = header.get("imported", {}).get("strides", "those of its header")
     return [
         ("read", header.get("imported", {}).get("form", "weights of anatomask")),
         (what, f"{len(weights.tensors)} tensors; {size_in_words(network)}"),
+        ("strides", f"{network.strides_in_words()} ({origin})"),
         *(("not transferred", name) for name in header.get("not_transferred", ())),
         *(("missing, drawn afresh in finetuning", name) for name in header.get("missing", ())),
     ]
@@ -111,6 +119,6 @@ def _flags(weights: Weights) -> str:
     for field in dataclasses.fields(network):
         value = getattr(network, field.name)
         if field.name != "in_channels" and value is not None:
-            values = value if isinstance(value, tuple) else (value,)
+            values = np.ravel(value).tolist()  # pooling is nested
             flags += [f"--network.{field.name.replace('_', '-')}", *map(str, values)]
     return " ".join(flags)

@@ -46,6 +46,8 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
 }
 """Endings that files of each format may have; the first is the usual one."""
+CONFIGURATION = "3d_fullres"
+"""Name, in exported plans, of the configuration with the network's strides."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Export:
     """Names, in the other program, of the tensors that were drawn to complete a network."""
     left_out: tuple[str, ...]
     """Names, in our checkpoint, of the tensors that are not exported."""
+    strides: str
+    """Strides of the network's stages relative to the input, which no tensor shows."""
 
 
 def export_weights(weights: Weights, format: ExportFormat, ending: str, in_channels: int | None = None) -> Export:
@@ -111,7 +115,13 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
             "lr_scheduler_state_dict": None,
             "plot_stuff": ([], [], [], []),
         }
-    elif kind == "pretraining" and ending == ".pt":
+    elif ending == ".pt" and kind != "pretraining":
+        raise UserError(
+            "--format nnunet writes .pt for pretraining runs alone: AnatoMask's load_stunet_ssl_weights, which reads "
+            "it, takes an encoder and would load nothing of this network. Choose an --output that ends in .pth, for "
+            "its load_stunet_pretrained_weights"
+        )
+    elif ending == ".pt":
         published = _renamed(tensors, AUTOENCODER)
         content = {"network_weights": {f"module.{name}": tensor for name, tensor in published.items()}}
     else:
@@ -120,7 +130,9 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
         content = {"network_weights": _renamed(tensors, PUBLISHED_STUNET) | fresh}
         if fresh:
             content[FRESH] = sorted(fresh)
-    return Export(content, header, len(tensors), tuple(sorted(fresh)), left_out)
+    if isinstance(network, STUNetConfig) and format in ("nnunet", "stunet"):
+        content["init_args"] = _init_args(network)
+    return Export(content, header, len(tensors), tuple(sorted(fresh)), left_out, network.strides_in_words())
 
 
 def write_export(path: Path, format: ExportFormat, export: Export) -> None:
@@ -140,6 +152,13 @@ def write_export(path: Path, format: ExportFormat, export: Export) -> None:
             if isinstance(error.__context__, OSError):  # a full disk, which torch does not say
                 raise error.__context__ from error
             raise
+
+
+def _init_args(network: STUNetConfig) -> dict[str, Any]:
+    """Describe the strides where nnU-Net's own checkpoints do, and `import-weights` looks for them."""
+    strides = [list(axes) for axes in network.stage_strides]
+    plans = {"configurations": {CONFIGURATION: {"pool_op_kernel_sizes": strides}}}
+    return {"plans": plans, "configuration": CONFIGURATION}
 
 
 def _renamed(tensors: Mapping[str, Tensor], form: Form) -> dict[str, Tensor]:

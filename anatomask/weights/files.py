@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anatomask.errors import UserError
 from anatomask.files import file_digest, write_text
-from anatomask.nn.backbones import UNNAMED, backbone_config, backbone_names
+from anatomask.nn.backbones import UNNAMED, backbone_config, backbone_names, without_later_fields
 from anatomask.nn.backbones.base import BackboneConfig, Segmenter
 from anatomask.runs.checkpoint_index import CHECKPOINTS, read_index
 from anatomask.weights.matching import is_named
@@ -117,7 +117,7 @@ def run_name(path: str | Path) -> str:
 
 def describe_architecture(network: BackboneConfig, classes: int | None = None) -> dict[str, Any]:
     """Return the header's `architecture`; `classes` (without the background) for a segmentation network."""
-    described = {"name": network.name, **dataclasses.asdict(network)}
+    described = {"name": network.name, **without_later_fields(dataclasses.asdict(network))}
     return described if classes is None else {**described, "classes": classes}
 
 
@@ -137,15 +137,16 @@ def network_of(header: Mapping[str, Any]) -> BackboneConfig:
             "adds more"
         )
     described.pop("classes", None)
-    sizes: dict[str, Any] = {
-        field: tuple(value) if isinstance(value, list) else value for field, value in described.items()
-    }
     try:
-        return backbone_config(name)(**sizes)
+        return backbone_config(name)(**{field: _tuples(value) for field, value in described.items()})
     except (TypeError, ValueError) as error:
         raise UserError(
             f"the header's architecture cannot be read ({error}): give weights that anatomask wrote"
         ) from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def trained_stages(header: Mapping[str, Any]) -> int:

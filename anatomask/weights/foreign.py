@@ -2,7 +2,7 @@
 
 The `forms` of each backbone describe the files that it knows. Tensors are looked for in the file itself, in
 `network_weights` (nnU-Net's version 2, the published AnatoMask and SparK-3D code) and in `state_dict` (nnU-Net's
-version 1).
+version 1). Strides show in no tensor: they are those of the plans in `init_args`, where a file has them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anatomask.data.plans import find_configuration, stage_strides
 from anatomask.errors import Note, UserError
 from anatomask.nn.backbones import backbone_config, backbone_names
 from anatomask.nn.backbones.base import BackboneConfig
@@ -26,6 +27,7 @@ from anatomask.nn.backbones.names import Form
 from anatomask.nn.backbones.stunet import AUTOENCODER
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.norms import NormScope
+from anatomask.parsing import entry_of
 from anatomask.weights.matching import describe_faults, find_faults, is_named
 
 FRESH = "fresh"
@@ -49,6 +51,8 @@ class ForeignWeights:
     """Number of stages of a pretrained encoder; None for a whole network."""
     classes: int | None
     """Number of classes of a whole network, without the background; None without heads."""
+    planned: bool
+    """True if the strides are those of nnU-Net plans in the file. False: those published, for the file has none."""
     tensors: dict[str, Tensor]
     """Tensors by our names: of a `Segmenter`, of an encoder, or of a `MaskedAutoencoder`."""
     missing: tuple[str, ...]
@@ -67,7 +71,8 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
         allow_missing: names (the file's or ours), prefixes that end at a dot, or patterns that need not match.
 
     Raises:
-        UserError: the file cannot be read safely, is of no known form, or holds tensors (named) that do not fit.
+        UserError: the file cannot be read safely, is of no known form, holds tensors (named) that do not fit, or plans
+            with strides that the network cannot have.
     """
     content = _load(Path(path))
     held = next((content[key] for key in STUNET_KEYS if isinstance(content.get(key), Mapping)), content)
@@ -100,7 +105,8 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
             tensors[native], called[native] = value, name
             if value.is_floating_point() and not value.isfinite().all():
                 faults[name] = "not finite"
-    network, stages, classes, own = _match_network(backbone, form, tensors, path)
+    strides = _planned_strides(content, path)
+    network, stages, classes, own = _match_network(backbone, form, tensors, strides, path)
     tensors |= (computed := _computed(network, own.keys() - tensors.keys()))
     called |= {native: native for native in computed}
     whole = NNSSL in content and stages is None
@@ -118,7 +124,8 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
     kept = {native: tensor.clone() for native, tensor in tensors.items() if called[native] not in faults}
     missing = tuple(sorted(own.keys() - kept.keys()))
     kind = "segmentation" if stages is None else "pretraining"
-    return ForeignWeights(form, kind, network, stages, classes, kept, missing, tuple(sorted(left_out.items())), whole)
+    dropped, planned = tuple(sorted(left_out.items())), strides is not None
+    return ForeignWeights(form, kind, network, stages, classes, planned, kept, missing, dropped, whole)
 
 
 def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sample") -> MaskedAutoencoder:
@@ -161,7 +168,7 @@ def _load(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
     except pickle.UnpicklingError as error:
-        foreign = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
         what = f"{foreign[1]}, which could run code" if foreign else "more than plain tensors, or is no PyTorch file"
         raise UserError(
             f"{path} is refused: it holds {what}. Ask its author for the tensors alone: a file that "
@@ -207,14 +214,36 @@ def _is_allowed(name: str, form: Form, allow_missing: Sequence[str]) -> bool:
     return any(is_named(alias, allow_missing) for alias in (name, bare, form.ours(bare)) if alias is not None)
 
 
+def _planned_strides(content: Mapping[str, Any], path: str | Path) -> tuple[tuple[int, int, int], ...] | None:
+    """Read the strides in the plans of a checkpoint; return None where it has no plans.
+
+    Raises:
+        UserError: the plans are not understood.
+    """
+    arguments = content.get("init_args")
+    plans = arguments.get("plans") if isinstance(arguments, Mapping) else None
+    if not isinstance(arguments, Mapping) or not isinstance(plans, Mapping) or "configurations" not in plans:
+        return None
+    where = f"init_args.plans of {path}"
+    return stage_strides(find_configuration(plans, entry_of(arguments, "configuration", where), where), where)
+
+
 def _match_network(
-    backbone: type[BackboneConfig], form: Form, tensors: Mapping[str, Tensor], path: str | Path
+    backbone: type[BackboneConfig],
+    form: Form,
+    tensors: Mapping[str, Tensor],
+    strides: Sequence[Sequence[int]] | None,
+    path: str | Path,
 ) -> tuple[BackboneConfig, int | None, int | None, Mapping[str, Tensor]]:
     """Find the network of tensors (by our names), its encoder's stages, its classes and its empty state."""
     try:
         network, stages, classes = backbone.of_tensors(form, tensors)
+        network = network if strides is None else network.with_strides(strides)
     except KeyError as error:
-        raise UserError(f"{path} lacks the tensor {error.args[0]}: not complete; get it again") from error
+        name = form.theirs(error.args[0]) or error.args[0]
+        raise UserError(
+            f"{path} lacks the tensor {name} and all others that tell its size: not complete; get it again"
+        ) from error
     except (ValueError, IndexError) as error:
         raise UserError(f"{path}: {error}") from error
     if classes is not None and classes < 1:

@@ -30,6 +30,7 @@ class _Architecture(_Fields):
     base: Annotated[int, Field(ge=1, le=4_096)] = 1
     depth: Annotated[int, Field(ge=1, le=100)] = 1
     widths: Annotated[list[Width], Field(min_length=1, max_length=32)] | None = None
+    pooling: Annotated[list[list[Width]], Field(max_length=32)] | None = None
     classes: Width = 1
 
 

@@ -50,6 +50,14 @@ def test_a_number_of_results_may_be_one_methods_own() -> None:
     assert key("pretrain", "byol") != key("pretrain", "spark")
 
 
+def test_the_same_of_a_network() -> None:
+    networks = [{"name": "stunet", "base": 8}, {"base": 8, "pooling": None}, {"base": 8, "pooling": [[2, 2, 2]]}]
+    for sweep in (False, True):
+        settings = [{"pretrain": {"network": one}} if sweep else {"network": one} for one in networks]
+        keys = [run_key("sweep", SETTINGS | one, INPUTS) for one in settings]
+        assert keys[0] == keys[1] != keys[2]
+
+
 def test_whatever_changes_results_is() -> None:
     others = [
         run_key("pretrain", SETTINGS, INPUTS),

@@ -70,7 +70,7 @@ def published_stunet(network: STUNet) -> OrderedDict[str, Tensor]:
     return published
 
 
-def save_stunet(path: Path, tensors: dict[str, Any]) -> Path:
+def save_stunet(path: Path, tensors: dict[str, Any], plans: dict[str, Any] | None = None) -> Path:
     """As nnU-Net's version 1 (`.model`) or 2 saves, with what lies beside the tensors there."""
     scores = [np.float32(0.5), np.float64(0.25)]
     extra: dict[str, Any]
@@ -79,7 +79,7 @@ def save_stunet(path: Path, tensors: dict[str, Any]) -> Path:
         torch.save({"state_dict": tensors, **extra}, path)
     else:
         extra = {"logging": {"mean_fg_dice": scores}, "_best_ema": scores[0], "current_epoch": np.int64(3)}
-        init = {"plans": {"patch_size": [112, 112, 128]}, "device": torch.device("cuda")}
+        init = {"plans": plans or {}, "configuration": "3d_fullres", "device": torch.device("cuda")}
         torch.save({"network_weights": tensors, "init_args": init, "trainer_name": "STUNetTrainer", **extra}, path)
     return path
 
@@ -151,7 +151,11 @@ FORGED_AUTOENCODERS: dict[str, dict[str, Any]] = {
     "2.0.conv2.bias is module.": {SPCNN.removeprefix("module.") + "2.0.conv2.bias": torch.zeros(8)},
     "5.0.conv1.weight is unknown": {SPCNN + "5.0.conv1.weight": torch.zeros(1)},
     "dense_decoder.proj.weight is missing": {"module.dense_decoder.proj.weight": None},
-    "lacks the tensor encoder.stages.2.0.conv1.weight": {SPCNN + "2.0.conv1.weight": None},
+    "conv_blocks_context.2.0.conv1.weight is missing": {SPCNN + "2.0.conv1.weight": None},
+    "lacks the tensor sparse_encoder.sp_cnn.conv_blocks_context.0.0.conv1.weight and": {
+        SPCNN + "0.0.conv1.weight": None,
+        SPCNN + "0.0.conv3.weight": None,
+    },
     "stages of different depth": {SPCNN + "2.1.conv1.weight": torch.zeros(8, 8, 3, 3, 3)},
     "decoder_width must be a multiple of 16": {
         "module.dense_decoder.dec.0.up_sample.weight": torch.zeros(3, 3, 4, 4, 4)
@@ -182,7 +186,7 @@ def test_forged_autoencoders_are_refused_by_name(tmp_path: Path, message: str) -
         ("upsample_layers.9.conv.bias is unknown", {"upsample_layers.9.conv.bias": torch.zeros(1)}),
         ("extra.bias is unknown", {"extra.bias": torch.zeros(1)}),
         ("no class besides", {"seg_outputs.4.weight": torch.zeros(1, 2, 1, 1, 1)}),
-        ("lacks the tensor encoder.stages.5.0.conv1", {"conv_blocks_context.5.0.conv1.weight": None}),
+        ("conv_blocks_context.5.0.conv1.weight is missing", {"conv_blocks_context.5.0.conv1.weight": None}),
     ],
 )
 def test_forged_segmentation_networks_are_refused_by_name(tmp_path: Path, message: str, changes: Any) -> None:
@@ -229,6 +233,73 @@ def test_an_allowed_tensor_is_left_out_and_only_it(tmp_path: Path) -> None:
         assert same(foreign.tensors, {name: tensor for name, tensor in model.state_dict().items() if name != ours})
 
 
+@pytest.mark.parametrize("stage", [0, 2, 5])
+def test_a_first_convolution_may_be_missing_if_it_is_named(tmp_path: Path, stage: int) -> None:
+    network = STUNetConfig(in_channels=2, base=2)
+    tensors, name = published_stunet(STUNet(network, 2)), f"conv_blocks_context.{stage}.0.conv1.weight"
+    del tensors[name]
+    path = save_stunet(tmp_path / "s.pth", tensors)
+    foreign = read_foreign_weights(path, (name,))
+    assert foreign.network == network and foreign.missing == (f"encoder.stages.{stage}.0.conv1.weight",)
+    theirs = dict(ResEncConfig(widths=(4, 8, 8), blocks=(1, 1, 1)).segmenter(2).state_dict())
+    del theirs["encoder.stages.1.blocks.0.conv1.conv.weight"]
+    torch.save({"network_weights": theirs}, tmp_path / "r.pth")
+    assert read_foreign_weights(tmp_path / "r.pth", ("encoder.stages.1",)).network.size()["widths"] == (4, 8, 8)
+
+
+ISOTROPIC = [[1, 1, 1], *[[2, 2, 2]] * 4]
+
+
+@pytest.mark.parametrize(
+    ("strides", "pooling"),
+    [
+        (ISOTROPIC, None),
+        ([*ISOTROPIC, [1, 1, 1]], None),
+        ([*ISOTROPIC, [1, 2, 2]], ((2, 2, 2),) * 4 + ((1, 2, 2),)),
+        ([*ISOTROPIC, [2, 1, 1], [1, 2, 2]], ((2, 2, 2),) * 4 + ((2, 1, 1),)),  # a seventh stage is cut off
+        ([[1, 1, 1], [1, 2, 2], [2, 2, 2]], ((1, 2, 2), (2, 2, 2)) + ((1, 1, 1),) * 3),
+        ([1, 2, 2, 2, 2, 2], ((2, 2, 2),) * 5),
+    ],
+)
+@pytest.mark.parametrize("version", ["2.2", "2.8"])
+def test_strides_are_those_of_the_plans(tmp_path: Path, strides: Any, pooling: Any, version: str) -> None:
+    new = {"architecture": {"arch_kwargs": {"strides": strides}}}
+    base = {"pool_op_kernel_sizes": strides} if version == "2.2" else new
+    plans = {"configurations": {"3d_base": base, "3d_fullres": {"inherits_from": "3d_base", "batch_size": 2}}}
+    foreign = read_foreign_weights(save_stunet(tmp_path / "s.pth", published_stunet(STUNet(TINY, 2)), plans))
+    assert foreign.network == STUNetConfig(base=2, pooling=pooling) and foreign.planned
+    assert not read_foreign_weights(save_stunet(tmp_path / "s.pth", published_stunet(STUNet(TINY, 2)))).planned
+
+
+@pytest.mark.parametrize(
+    ("configurations", "message"),
+    [
+        ({"2d": {}}, "init_args.plans of .*s.pth lacks '3d_fullres'"),
+        ({"3d_fullres": {"pool_op_kernel_sizes": [[1, 1], [2, 2]]}}, r"strides \[\[1, 1\].* are not understood"),
+        ({"3d_fullres": {"pool_op_kernel_sizes": 2}}, "strides 2 of the plans are not understood"),
+        ({"3d_fullres": {"pool_op_kernel_sizes": [[1, 1, 1], [0, 2, 2]]}}, "are not understood"),
+        ({"3d_fullres": {"inherits_from": "3d_fullres"}}, "is not understood"),
+        ({"3d_fullres": 5}, "is not understood"),
+    ],
+)
+def test_plans_that_are_not_understood_are_refused(tmp_path: Path, configurations: Any, message: str) -> None:
+    path = save_stunet(tmp_path / "s.pth", published_stunet(STUNet(TINY, 2)), {"configurations": configurations})
+    with pytest.raises(UserError, match=message):
+        read_foreign_weights(path)
+
+
+def test_plans_whose_strides_a_network_cannot_have_are_refused(tmp_path: Path) -> None:
+    network = ResEncConfig(widths=(4, 8, 8), blocks=(1, 1, 1))
+    for last, refused in (([2, 2, 2], False), ([1, 2, 2], True)):
+        plans = {"configurations": {"3d_fullres": {"pool_op_kernel_sizes": [[1, 1, 1], [2, 2, 2], last]}}}
+        path = save_stunet(tmp_path / "r.pth", network.segmenter(2).state_dict(), plans)
+        if refused:
+            with pytest.raises(UserError, match="strides 1x1x1, 2x2x2, 1x2x2, with which it would compute something"):
+                read_foreign_weights(path)
+        else:
+            assert read_foreign_weights(path).network == network
+
+
 def test_a_file_without_an_encoder_is_refused(tmp_path: Path) -> None:
     for content in ({"network_weights": {"a": torch.zeros(1)}}, {"epoch": 3}, {}):
         torch.save(content, tmp_path / "c.pt")
@@ -270,8 +341,9 @@ def test_a_malicious_file_is_refused_and_runs_nothing(tmp_path: Path, kind: Any,
     }[place]
     torch.save(content, path)
     for read in (read_foreign_weights, import_anatomask_checkpoint):
-        with pytest.raises(UserError, match="is refused"):
+        with pytest.raises(UserError, match=r"is refused: it holds (posix\.mkdir|more than plain tensors)") as refusal:
             read(path)
+        assert "posix.mkdir" in str(refusal.value) or kind is _Hidden
     assert not marker.exists()
     with suppress(TypeError):
         torch.load(path, weights_only=False)

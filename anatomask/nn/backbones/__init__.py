@@ -17,6 +17,10 @@ BACKBONES = {
 UNNAMED = "stunet"
 """Name of the backbone in settings and headers of older versions, which knew no other and did not write it."""
 
+SINCE: Mapping[str, Any] = {"pooling": None}
+"""Fields that older versions did not have, and the value with which they built the same: not written then, so that
+headers and the keys of runs hold."""
+
 
 def backbone_config(name: str) -> type[BackboneConfig]:
     """Find the settings of a backbone by its name.
@@ -33,13 +37,20 @@ def backbone_names() -> list[str]:
     return list(with_extensions("BACKBONES", BACKBONES))
 
 
-def without_usual_name(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings as older versions wrote them: a `network` that is `UNNAMED` has no name."""
+def as_older_versions(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings as older versions wrote them: a `network` without the name `UNNAMED` and later fields."""
     plain: dict[str, Any] = {}
     for section, value in settings.items():
         if isinstance(value, Mapping):
-            value = without_usual_name(value)
-            if section == "network" and value.get("name") == UNNAMED:
-                del value["name"]
+            value = as_older_versions(value)
+            if section == "network":
+                value = without_later_fields(value)
+                if value.get("name") == UNNAMED:
+                    del value["name"]
         plain[section] = value
     return plain
+
+
+def without_later_fields(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a network without those that are as in older versions, which did not have them."""
+    return {name: value for name, value in network.items() if name not in SINCE or value != SINCE[name]}

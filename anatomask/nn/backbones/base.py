@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -88,6 +88,28 @@ class BackboneConfig(Settings, ABC):
         """
         return sum(stride <= patch for stride in self.strides)
 
+    def crop_steps(self, stages: int | None = None) -> tuple[int, ...]:
+        """Return the numbers, one per axis, of which the sides of an encoder's crops are multiples: its last strides.
+
+        `stages` is the number of the encoder's stages. Default: all.
+        """
+        return (max(self.strides[:stages]),) * 3
+
+    def strides_in_words(self) -> str:
+        """Format the strides relative to the input, as in "1, 2, 4, 8, 16"."""
+        return ", ".join(map(str, self.strides))
+
+    def with_strides(self, strides: Sequence[Sequence[int]]) -> Self:
+        """Return the network with the strides of nnU-Net plans. Default: it has its own, whatever plans say.
+
+        Args:
+            strides: strides of each stage relative to the stage before, along each axis.
+
+        Raises:
+            ValueError: the network cannot have these strides.
+        """
+        return self
+
     def check_crop(self, size: Sequence[int], stages: int | None = None) -> None:
         """Check that an encoder of `stages` stages (default: all) takes crops of `size` voxels.
 
@@ -95,18 +117,37 @@ class BackboneConfig(Settings, ABC):
             ValueError: a side is not a multiple of the largest stride, or the coarsest map is a single voxel, which has
                 no variance.
         """
-        stride = max(self.strides[:stages])
-        if any(edge % stride for edge in size) or all(edge <= stride for edge in size):
+        steps = self.crop_steps(stages)
+        pairs = list(zip(size, steps, strict=True))
+        if any(edge % step for edge, step in pairs) or all(edge <= step for edge, step in pairs):
+            multiples = f"{steps[0]}, not all of them {steps[0]}," if len(set(steps)) == 1 else f"{steps}, not these,"
             raise ValueError(
-                f"loader.patch_size {tuple(size)} must be three multiples of {stride}, not all of them {stride}, for "
-                f"the network {self.name}: choose {self.fitting_crop(size)}"
+                f"loader.patch_size {tuple(size)} must be three multiples of {multiples} for the network {self.name}: "
+                f"choose {self.fitting_crop(size)}"
             )
 
     def fitting_crop(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Round a crop of `size` voxels up to the smallest that the segmentation network takes."""
-        stride = max(self.strides)
-        d, h, w = (-(-edge // stride) * stride for edge in size)
-        return (d, h, w) if max(d, h, w) > stride else (2 * stride, 2 * stride, 2 * stride)
+        steps = self.crop_steps()
+        d, h, w = (-(-edge // step) * step for edge, step in zip(size, steps, strict=True))
+        if (d, h, w) != steps:
+            return d, h, w
+        d, h, w = (2 * step for step in steps)
+        return d, h, w
+
+
+def first_size(tensors: Mapping[str, Tensor], prefix: str, named: str) -> int:
+    """Return the first dimension that the tensors named `prefix`* share: that of `named`, or of another without it.
+
+    Raises:
+        KeyError: there is no such tensor; it holds the name `prefix` + `named`.
+    """
+    found = tensors.get(prefix + named)
+    if found is None:
+        found = next((tensor for name, tensor in tensors.items() if name.startswith(prefix)), None)
+    if found is None:
+        raise KeyError(prefix + named)
+    return found.shape[0]
 
 
 def classes_of(head: Tensor | None) -> int | None:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder, Segmenter, classes_of
+from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder, Segmenter, classes_of, first_size
 from anatomask.nn.backbones.names import Form
 from anatomask.nn.backbones.operations import DENSE, NEGATIVE_SLOPE, Operations
 from anatomask.nn.recompute import Recomputable
@@ -74,6 +74,21 @@ class ResEncConfig(BackboneConfig):
         """Build the segmentation network."""
         return ResEncUNet(self, classes)
 
+    def with_strides(self, strides: Sequence[Sequence[int]]) -> ResEncConfig:
+        """Check that nnU-Net plans have the strides of this network: each stage but the first halves all axes.
+
+        Raises:
+            ValueError: they have others.
+        """
+        own = [(1, 1, 1), *[(2, 2, 2)] * (len(self.widths) - 1)]
+        if [tuple(axes) for axes in strides] != own:
+            words = ", ".join("x".join(map(str, axes)) for axes in strides)
+            raise ValueError(
+                f"its nnU-Net plans have the strides {words}, with which it would compute something else here: the "
+                f"network {self.name} halves all axes in each of its {len(self.widths)} stages but the first"
+            )
+        return self
+
     @classmethod
     def of_tensors(cls, form: Form, tensors: Mapping[str, Tensor]) -> tuple[ResEncConfig, int | None, int | None]:
         """Infer channels, widths and blocks; without a decoder, it is a pretrained encoder of all its stages."""
@@ -81,7 +96,7 @@ class ResEncConfig(BackboneConfig):
         found = {(int(place[1]), int(place[2])) for place in places if place}
         stages = 1 + max(stage for stage, _ in found)
         widths = tuple(
-            tensors[f"encoder.stages.{stage}.blocks.0.conv1.conv.weight"].shape[0] for stage in range(stages)
+            first_size(tensors, f"encoder.stages.{stage}.blocks.0.", "conv1.conv.weight") for stage in range(stages)
         )
         blocks = tuple(1 + max(block for at, block in found if at == stage) for stage in range(stages))
         network = cls(tensors[cls.stem[0]].shape[1], widths, blocks)

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder, Segmenter, classes_of
+from anatomask.nn.backbones.base import BackboneConfig, ConvolutionalEncoder, Segmenter, classes_of, first_size
 from anatomask.nn.backbones.names import Form
 from anatomask.nn.backbones.operations import DENSE, Operations
 from anatomask.nn.recompute import Recomputable
 
-STAGE_STRIDES = (1, 2, 2, 2, 2, 1)
-"""Stride of each stage relative to the one before."""
-STRIDES = tuple(accumulate(STAGE_STRIDES, mul))
-"""Stride of each stage relative to the input: 1, 2, 4, 8, 16, 16."""
+STAGES = 6
+"""Number of stages."""
+POOLING = (*((2, 2, 2),) * 4, (1, 1, 1))
+"""Published strides of stages 2 to 6, along each axis, relative to the stage before."""
 
 
 AUTOENCODER = Form(
@@ -73,14 +73,22 @@ class STUNetConfig(BackboneConfig):
     """Number of residual blocks per stage."""
     widths: tuple[int, int, int, int, int, int] | None = None
     """Widths of the six stages. Default: those that follow from base."""
+    pooling: tuple[tuple[int, int, int], ...] | None = None
+    """Strides of stages 2 to 6 relative to the stage before: three numbers each, for axes 0, 1 and 2. Default: 2 2 2
+    four times, then 1 1 1, as published."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_range(1, 1000, "in_channels", "depth")
         self.require_range(1, 4096, "base")
         self.require_range(1, 65_536, "widths")
-        if self.widths is not None and len(self.widths) != len(STAGE_STRIDES):
+        if self.widths is not None and len(self.widths) != STAGES:
             raise ValueError(f"widths must be six positive numbers, not {self.widths}")
+        if self.pooling is not None and (
+            len(self.pooling) != STAGES - 1
+            or any(len(axes) != 3 or not all(1 <= stride <= 4 for stride in axes) for axes in self.pooling)
+        ):
+            raise ValueError(f"pooling must be three strides of 1 to 4 for each of stages 2 to 6, not {self.pooling}")
 
     @property
     def stage_widths(self) -> tuple[int, ...]:
@@ -88,21 +96,50 @@ class STUNetConfig(BackboneConfig):
         return self.widths or tuple(self.base * factor for factor in (1, 2, 4, 8, 16, 16))
 
     def label(self) -> str:
-        """Return the name in tables: STU-Net-B for a published size, else widths and depth."""
+        """Return the name in tables: STU-Net-B for a published size, else widths and depth; and other strides."""
+        strides = "" if self.stage_strides[1:] == POOLING else f"strides {self.strides_in_words()}"
         for letter, size in SIZES.items():
             if (size.stage_widths, size.depth) == (self.stage_widths, self.depth):
-                return f"STU-Net-{letter.upper()}"
+                return f"STU-Net-{letter.upper()}" + (f" ({strides})" if strides else "")
         widths = f"base {self.base}" if self.widths is None else f"widths {', '.join(map(str, self.widths))}"
-        return f"STU-Net ({widths}, depth {self.depth})"
+        return f"STU-Net ({widths}, depth {self.depth}{strides and ', '}{strides})"
+
+    @property
+    def stage_strides(self) -> tuple[tuple[int, int, int], ...]:
+        """Strides of the six stages relative to the stage before, along each axis."""
+        return ((1, 1, 1), *(self.pooling or POOLING))
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Strides of the six stages relative to the input."""
-        return STRIDES
+        """Strides of the six stages relative to the input, along the axis where they are largest."""
+        return tuple(map(max, self.axis_strides))
+
+    @property
+    def axis_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Strides of the six stages relative to the input, along each axis."""
+        axes = [accumulate(strides, mul) for strides in zip(*self.stage_strides, strict=True)]
+        return tuple(zip(*axes, strict=True))
+
+    def crop_steps(self, stages: int | None = None) -> tuple[int, ...]:
+        """Return the strides of the last of `stages` stages along each axis."""
+        return self.axis_strides[:stages][-1]
+
+    def strides_in_words(self) -> str:
+        """Format the strides relative to the input, as in "1, 2, 4, 8, 16, 16x32x32"."""
+        return ", ".join("x".join(map(str, axes if len(set(axes)) > 1 else axes[:1])) for axes in self.axis_strides)
+
+    def with_strides(self, strides: Sequence[Sequence[int]]) -> STUNetConfig:
+        """Take the strides of nnU-Net plans as STU-Net's trainers do: the first is 1, more than six are cut off.
+
+        Stages for which the plans have none change no resolution.
+        """
+        padded = [*strides[1:], *[(1, 1, 1)] * STAGES][: STAGES - 1]
+        pooling = tuple((a, b, c) for a, b, c in padded)
+        return replace(self, pooling=None if pooling == POOLING else pooling)
 
     def encoder(self, stages: int | None = None) -> STUNetEncoder:
         """Build the contracting path, or its first `stages` stages."""
-        return STUNetEncoder(self, len(STAGE_STRIDES) if stages is None else stages)
+        return STUNetEncoder(self, STAGES if stages is None else stages)
 
     def segmenter(self, classes: int) -> STUNet:
         """Build the segmentation network."""
@@ -110,7 +147,7 @@ class STUNetConfig(BackboneConfig):
 
     def fresh(self, stages: int) -> tuple[str, ...]:
         """List the stages that are not pretrained, and the decoder."""
-        left = range(stages, len(STAGE_STRIDES))
+        left = range(stages, STAGES)
         return (*(f"encoder.stages.{stage}" for stage in left), "upsample", "decoder", "heads")
 
     @classmethod
@@ -120,31 +157,42 @@ class STUNetConfig(BackboneConfig):
         whole = form is not AUTOENCODER and not all(
             re.match(rf"encoder\.stages\.[0-{stages - 1}]\.", n) for n in tensors
         )
-        count = len(STAGE_STRIDES) if whole else stages
+        count = STAGES if whole else stages
         places = [re.match(r"encoder\.stages\.(\d+)\.(\d+)\.", name) for name in tensors]
         blocks = {(int(place[1]), int(place[2])) for place in places if place}
         depths = {max((b for s, b in blocks if s == stage), default=-1) + 1 for stage in range(count)}
-        stems = [tensors[f"encoder.stages.{stage}.0.conv1.weight"] for stage in range(count)]
-        widths = [stem.shape[0] for stem in stems]
+        widths = [first_size(tensors, f"encoder.stages.{stage}.0.", "conv1.weight") for stage in range(count)]
+        stem = next((tensors[name] for name in cls.stem if name in tensors), None)
+        if stem is None:
+            raise KeyError(cls.stem[0])
         if len(depths) != 1:
             raise ValueError(f"stages of different depth ({sorted(depths)}) are no STU-Net")
-        network = STUNetConfig(in_channels=stems[0].shape[1], base=widths[0], depth=depths.pop())
+        network = STUNetConfig(in_channels=stem.shape[1], base=widths[0], depth=depths.pop())
         if list(network.stage_widths[:count]) != widths:
-            a, b, c, d, e, f = [*widths, widths[-1]][: len(STAGE_STRIDES)]
+            a, b, c, d, e, f = [*widths, widths[-1]][:STAGES]
             network = replace(network, widths=(a, b, c, d, e, f))
-        return network, None if whole else stages, classes_of(tensors.get(f"heads.{len(STAGE_STRIDES) - 2}.weight"))
+        return network, None if whole else stages, classes_of(tensors.get(f"heads.{STAGES - 2}.weight"))
 
     def size(self) -> dict[str, Any]:
-        """Return the widths, which follow from base or are given, and the depth."""
-        return {"widths": self.stage_widths, "depth": self.depth}
+        """Return the widths, which follow from base or are given, the depth, and strides other than the published."""
+        pooling = self.stage_strides[1:]
+        return {"widths": self.stage_widths, "depth": self.depth} | ({} if pooling == POOLING else {"pooling": pooling})
 
     def pretrained_stages(self, patch: int) -> int:
         """Count the stages that pretraining trains when hidden patches are `patch` voxels wide.
 
         A stage is trained if a patch is at least one voxel wide at its resolution, and if it changes the resolution:
         four stages (strides 1 to 8) for patches of 8 voxels, five (1 to 16) for those of 16 and 32.
+
+        Raises:
+            ValueError: one of the first five stages has other strides than those published.
         """
-        return sum(stride <= patch for stride in STRIDES[:-1])
+        if self.stage_strides[:-1] != STUNetConfig().stage_strides[:-1]:
+            raise ValueError(
+                "network.pooling must begin with 2 2 2 four times in pretraining, whose patches are cubes, not "
+                f"{self.pooling}; only the last stage may have other strides"
+            )
+        return sum(stride <= patch for stride in self.strides[:-1])
 
 
 SIZES = {
@@ -159,7 +207,9 @@ SIZES = {
 class ResidualBlock(Recomputable, nn.Module):
     """conv3 – InstanceNorm – leaky ReLU – conv3 – InstanceNorm, plus the shortcut, then leaky ReLU."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, projection: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int | tuple[int, int, int] = 1, projection: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(in_channels, channels, 3, stride=stride, padding=1)
         self.norm1 = nn.InstanceNorm3d(channels, affine=True)
@@ -177,7 +227,7 @@ class ResidualBlock(Recomputable, nn.Module):
         return operations.convolve(hidden, self.conv2, self.norm2, skip)
 
 
-def _stage(in_channels: int, channels: int, depth: int, stride: int = 1) -> nn.Sequential:
+def _stage(in_channels: int, channels: int, depth: int, stride: int | tuple[int, int, int] = 1) -> nn.Sequential:
     """Build `depth` residual blocks, the first of which changes width and resolution."""
     first = ResidualBlock(in_channels, channels, stride, projection=True)
     return nn.Sequential(first, *(ResidualBlock(channels, channels) for _ in range(depth - 1)))
@@ -186,20 +236,20 @@ def _stage(in_channels: int, channels: int, depth: int, stride: int = 1) -> nn.S
 class STUNetEncoder(ConvolutionalEncoder):
     """Contracting path: `stages` = 6 for segmentation, `pretrained_stages` for pretraining."""
 
-    def __init__(self, config: STUNetConfig, stages: int = len(STAGE_STRIDES)) -> None:
+    def __init__(self, config: STUNetConfig, stages: int = STAGES) -> None:
         super().__init__()
-        if not 1 <= stages <= len(STAGE_STRIDES):
-            raise ValueError(f"stages must be 1 to {len(STAGE_STRIDES)}, not {stages}")
+        if not 1 <= stages <= STAGES:
+            raise ValueError(f"stages must be 1 to {STAGES}, not {stages}")
         self.widths = config.stage_widths[:stages]
-        self.strides = STRIDES[:stages]
+        self.strides = config.strides[:stages]
         inputs = (config.in_channels, *self.widths)
         self.stages = nn.ModuleList(
             _stage(in_channels, channels, config.depth, stride)
-            for in_channels, channels, stride in zip(inputs, self.widths, STAGE_STRIDES, strict=False)
+            for in_channels, channels, stride in zip(inputs, self.widths, config.stage_strides, strict=False)
         )
 
     def forward(self, volume: Tensor, operations: Operations = DENSE) -> list[Tensor]:
-        """Encode (B, C, D, H, W), sides multiples of 16, into one map per stage, highest resolution first."""
+        """Encode (B, C, D, H, W), sides multiples of the strides, into one map per stage, highest resolution first."""
         maps: list[Tensor] = []
         x = volume
         for stage in self.stages:
@@ -231,7 +281,7 @@ class STUNet(Segmenter):
         self.heads = nn.ModuleList(nn.Conv3d(widths[level], classes + 1, 1) for level in levels)
 
     def forward(self, volume: Tensor) -> list[Tensor]:
-        """Predict logits at strides 1, 2, 4, 8, 16 of (B, C, D, H, W), sides multiples of 16 and not all 16."""
+        """Predict logits at the strides of stages 5 to 1 of (B, C, D, H, W), sides as `check_crop` accepts them."""
         *skips, x = self.encoder(volume)
         logits: list[Tensor] = []
         for index, (convolution, stage, head) in enumerate(zip(self.upsample, self.decoder, self.heads, strict=True)):

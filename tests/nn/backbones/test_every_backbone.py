@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from anatomask.errors import UserError
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.methods.base import MethodConfig
 from anatomask.methods.byol import BYOLConfig
 from anatomask.nn.backbones import BACKBONES, backbone_config
 from anatomask.nn.backbones.base import BackboneConfig
+from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.training.finetuning import prepare_gradients
 from anatomask.training.losses import segmentation_loss
-from anatomask.weights.files import describe_architecture, initialise, network_of
+from anatomask.weights.files import describe_architecture, initialise, network_of, require_same_size
+from anatomask.weights.header import parse_header
 from anatomask.weights.matching import is_named
 from anatomask.weights.tensor_files import Weights
 
@@ -78,6 +81,15 @@ def test_names_of_stem_heads_and_what_stays_fresh(config: BackboneConfig) -> Non
 def test_a_header_describes_it(config: BackboneConfig) -> None:
     header = json.loads(json.dumps({"architecture": describe_architecture(config, 3)}))
     assert header["architecture"]["name"] == config.name and network_of(header) == config
+
+
+def test_strides_are_in_the_header_where_they_are_not_the_published_ones() -> None:
+    assert "pooling" not in describe_architecture(STUNetConfig())
+    config = STUNetConfig(base=2, pooling=((2, 2, 2),) * 5)
+    header = json.loads(json.dumps({"architecture": describe_architecture(config)}))
+    assert network_of(parse_header(json.dumps(header))) == config
+    with pytest.raises(UserError, match=r"depth 1, the network has widths .*pooling.*set .*network\.pooling alike"):
+        require_same_size({"architecture": describe_architecture(STUNetConfig(base=2))}, config)
 
 
 def test_a_finetuned_network_starts_one_of_more_channels_and_classes(config: BackboneConfig) -> None:

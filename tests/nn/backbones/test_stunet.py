@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from anatomask.config import PretrainConfig
 from anatomask.nn.backbones.operations import NEGATIVE_SLOPE
-from anatomask.nn.backbones.stunet import ResidualBlock, STUNet, STUNetConfig, STUNetEncoder
+from anatomask.nn.backbones.stunet import POOLING, ResidualBlock, STUNet, STUNetConfig, STUNetEncoder
+
+THICK = (*POOLING[:4], (1, 2, 2))
+"""Strides of thick slices across axis 0."""
 
 
 def _millions(module: torch.nn.Module) -> float:
@@ -86,7 +90,36 @@ def test_widths_override_base() -> None:
     assert [x.shape[1] for x in encoder(torch.randn(1, 1, 32, 32, 32))] == [4, 6, 8, 8, 12, 12]
 
 
-@pytest.mark.parametrize("bad", [{"base": 0}, {"depth": 0}, {"in_channels": 0}, {"widths": (1, 2, 3)}])
+def test_strides_of_its_own_per_axis() -> None:
+    config = STUNetConfig(base=2, pooling=((2, 2, 2), (2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 2, 1)))
+    assert config.strides == (1, 2, 4, 8, 16, 32) and config.crop_steps() == (4, 32, 16)
+    assert [tuple(one.shape[2:]) for one in config.encoder()(torch.randn(1, 1, 16, 64, 32))] == [
+        (16, 64, 32), (8, 32, 16), (4, 16, 8), (4, 8, 4), (4, 4, 2), (4, 2, 2)
+    ]  # fmt: skip
+    assert [tuple(one.shape[2:]) for one in STUNet(config, 2)(torch.randn(1, 1, 16, 32, 32))][-1] == (4, 2, 2)
+    config.check_crop((16, 64, 48))
+    with pytest.raises(ValueError, match=r"multiples of \(4, 32, 16\), .*choose \(20, 64, 16\)"):
+        config.check_crop((20, 48, 16))
+    assert config.fitting_crop((1, 32, 16)) == (8, 64, 32)
+
+
+def test_pretraining_takes_other_strides_of_the_last_stage_alone() -> None:
+    assert STUNetConfig(pooling=THICK).pretrained_stages(16) == STUNetConfig().pretrained_stages(16) == 5
+    with pytest.raises(ValueError, match=r"network\.pooling must begin with 2 2 2 four times in pretraining"):
+        PretrainConfig(data="x", network=STUNetConfig(pooling=((1, 2, 2), *POOLING[1:])))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"base": 0},
+        {"depth": 0},
+        {"in_channels": 0},
+        {"widths": (1, 2, 3)},
+        {"pooling": ((2, 2, 2),)},
+        {"pooling": ((2, 2, 0),) * 5},
+    ],
+)
 def test_impossible_sizes_are_refused_by_name(bad: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         STUNetConfig(**bad)  # type: ignore[arg-type]
@@ -100,6 +133,9 @@ def test_impossible_sizes_are_refused_by_name(bad: dict[str, object]) -> None:
         (STUNetConfig(base=32, depth=2), "STU-Net (base 32, depth 2)"),
         (STUNetConfig(widths=(64, 128, 256, 512, 1024, 1024), depth=2), "STU-Net-L"),
         (STUNetConfig(widths=(4, 6, 8, 8, 12, 12)), "STU-Net (widths 4, 6, 8, 8, 12, 12, depth 1)"),
+        (STUNetConfig(pooling=POOLING), "STU-Net-B"),
+        (STUNetConfig(pooling=THICK), "STU-Net-B (strides 1, 2, 4, 8, 16, 16x32x32)"),
+        (STUNetConfig(base=8, pooling=THICK), "STU-Net (base 8, depth 1, strides 1, 2, 4, 8, 16, 16x32x32)"),
     ],
 )
 def test_a_network_is_called_by_its_published_size_where_it_has_one(config: STUNetConfig, label: str) -> None:
