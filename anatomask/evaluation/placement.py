@@ -43,7 +43,7 @@ def inference_bytes(
 ) -> int:
     """Bound the bytes of main memory that predicting one case takes.
 
-    The networks with a batch of windows; the weighted logits of a window; the sums of logits, and those of weights; a
+    The networks with a batch of windows; the logits of a window; the means of logits, and the sums of weights; a
     resampled plane with its softmax; the scan as stored, normalised and padded; the label map.
 
     Args:
@@ -56,10 +56,10 @@ def inference_bytes(
         forward: as `forward_bytes` counts.
     """
     grid = WindowGrid(tuple(shape), tuple(patch_size), inference.overlap)
-    sums = grid.sums_bytes(classes) + 4 * math.prod(grid.sums)
+    kept = grid.kept_bytes(classes) + 4 * math.prod(grid.kept)
     window = 4 * (classes + 1) * math.prod(patch_size)
     plane = 4 * 4 * (classes + 1) * math.prod(original_shape) // min(original_shape)
-    return forward + window + sums + plane + 10 * channels * math.prod(grid.padded) + math.prod(original_shape)
+    return forward + window + kept + plane + 10 * channels * math.prod(grid.padded) + math.prod(original_shape)
 
 
 def bytes_to_evaluate(

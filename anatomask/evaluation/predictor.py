@@ -23,7 +23,7 @@ from anatomask.evaluation.windows import WindowGrid, slide
 from anatomask.weights.tensor_files import Weights
 
 GPU_SHARE = 0.25
-"""Share of a GPU's free memory that the sums of windows may take."""
+"""Share of a GPU's free memory that the means over windows may take."""
 
 
 class Predictor:
@@ -156,7 +156,7 @@ class Predictor:
                 )
             return logits
 
-        store = _stitching_device(grid.sums_bytes(self.classes), self.device)
+        store = _stitching_device(grid.kept_bytes(self.classes), self.device)
         return slide(volume.to(self.device), grid, predict, self.inference.batch, store)
 
     def _fill(self, volume: Tensor, label: np.ndarray, probabilities: np.ndarray | None, name: str) -> None:

@@ -1,7 +1,12 @@
 """Windows that slide over a volume: where they lie, how they are weighted, and how their logits are put together.
 
 The logits of a whole volume are never in memory. Windows go through the network in the order of their starts along one
-axis, and planes across that axis leave as soon as no later window reaches them. So the sums are as thick as a window.
+axis, and planes across that axis leave as soon as no later window reaches them. So no more is kept than a window is
+thick.
+
+Windows lie where nnU-Net 2.8.1 puts them (`compute_steps_for_sliding_window`), with the weights that it gives them
+(`compute_gaussian`). These are so small at a window's corners that half precision cannot hold them, and nnU-Net, which
+keeps weights and sums in it, raises those that round to 0. Here means are kept instead of sums, and need no such floor.
 """
 
 from __future__ import annotations
@@ -18,10 +23,10 @@ from anatomask.data.crops import pad_to
 
 SIGMA = 0.125
 """Standard deviation of the Gaussian weights, as a share of the window's edge."""
-LEAST_WEIGHT = 1e-3
-"""Smallest weight of a voxel of a window, whose middle has weight 1."""
+VERSION = 2
+"""Number of the way in which windows are laid and weighted, raised when equal settings begin to give other logits."""
 EXACT_BYTES = 2**31
-"""Number of bytes of sums in float32 above which they are kept in float16, as nnU-Net keeps all."""
+"""Number of bytes of means in float32 above which they are kept in float16, as nnU-Net keeps all its sums."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,8 @@ class WindowGrid:
 
     @property
     def starts(self) -> tuple[list[int], ...]:
-        """First voxels of the windows, for each axis: evenly spaced, but the last window ends with the volume."""
-        steps = [max(1, int(window * (1 - self.overlap))) for window in self.window]
-        return tuple(
-            [min(i * step, extent - window) for i in range(math.ceil((extent - window) / step) + 1)]
-            for extent, window, step in zip(self.padded, self.window, steps, strict=True)
-        )
+        """First voxels of the windows, for each axis: evenly spaced from one end of the volume to the other."""
+        return tuple(_starts(*pair, self.overlap) for pair in zip(self.padded, self.window, strict=True))
 
     @property
     def count(self) -> int:
@@ -66,27 +67,33 @@ class WindowGrid:
         return lengths.index(max(lengths))
 
     @property
-    def sums(self) -> tuple[int, ...]:
-        """Voxels for which logits are summed at once: a window's along `axis`, all along the others."""
+    def kept(self) -> tuple[int, ...]:
+        """Voxels whose logits are kept at once: a window's along `axis`, all along the others."""
         return (*self.padded[: self.axis], self.window[self.axis], *self.padded[self.axis + 1 :])
 
-    def sums_type(self, classes: int) -> torch.dtype:
-        """Choose the type of the sums of `classes` and the background: float32 as long as that takes few bytes."""
-        exact = 4 * (classes + 1) * math.prod(self.sums)
+    def kept_type(self, classes: int) -> torch.dtype:
+        """Choose the type of the means of `classes` and the background: float32 as long as that takes few bytes."""
+        exact = 4 * (classes + 1) * math.prod(self.kept)
         return torch.float32 if exact <= EXACT_BYTES else torch.float16
 
-    def sums_bytes(self, classes: int) -> int:
-        """Compute the bytes of the sums of `classes` and the background."""
-        return self.sums_type(classes).itemsize * (classes + 1) * math.prod(self.sums)
+    def kept_bytes(self, classes: int) -> int:
+        """Compute the bytes of the means of `classes` and the background."""
+        return self.kept_type(classes).itemsize * (classes + 1) * math.prod(self.kept)
+
+
+def _starts(extent: int, window: int, overlap: float) -> list[int]:
+    """List the first voxels of the fewest windows along an axis that overlap by `overlap` at least."""
+    last = math.ceil((extent - window) / max(1.0, window * (1 - overlap)))
+    return [round((extent - window) / last * number) for number in range(last + 1)] if last else [0]
 
 
 def gaussian(window: Sequence[int], device: torch.device) -> Tensor:
-    """Compute the weights of a window's voxels, (d, h, w): a Gaussian about its middle."""
+    """Compute the weights of a window's voxels, (d, h, w): a Gaussian about voxel `extent // 2` of each axis."""
     weights = torch.ones((), device=device)
     for extent in window:
-        offset = torch.arange(extent, dtype=torch.float32, device=device) - (extent - 1) / 2
+        offset = torch.arange(extent, dtype=torch.float32, device=device) - extent // 2
         weights = weights[..., None] * torch.exp(offset**2 / (-2 * (SIGMA * extent) ** 2))
-    return weights.clamp(min=LEAST_WEIGHT)
+    return weights
 
 
 def slide(
@@ -99,7 +106,7 @@ def slide(
         grid: grid of the windows.
         predict: function from windows (B, C, d, h, w) to logits (B, K, d, h, w).
         batch: number of windows in one call of `predict` at most.
-        store: device that keeps the sums.
+        store: device that keeps the means.
 
     Yields:
         Logits (K, D, H, W) of consecutive planes: less than all voxels along `grid.axis`, all along the others. They
@@ -107,29 +114,29 @@ def slide(
     """
     axis, starts = grid.axis, grid.starts
     volume = pad_to(volume, grid.padded, grid.before)
-    weights = gaussian(grid.window, volume.device)
-    share = weights.to(store)
-    total = torch.zeros(grid.sums, device=store)
-    sums: Tensor | None = None
+    weights = gaussian(grid.window, store)
+    total = torch.zeros(grid.kept, device=store)
+    means: Tensor | None = None
     for row, following in itertools.pairwise([*starts[axis], grid.padded[axis]]):
         others = [starts[other] if other != axis else [row] for other in range(3)]
         for corners in _batches(list(itertools.product(*others)), batch):
             windows = torch.stack([volume[:, *_box(corner, grid.window)] for corner in corners])
             for corner, logits in zip(corners, predict(windows), strict=True):
-                if sums is None:
-                    shape = (len(logits), *grid.sums)
-                    sums = torch.zeros(shape, dtype=grid.sums_type(len(logits) - 1), device=store)
+                if means is None:
+                    shape = (len(logits), *grid.kept)
+                    means = torch.zeros(shape, dtype=grid.kept_type(len(logits) - 1), device=store)
                 there = _box([0 if other == axis else corner[other] for other in range(3)], grid.window)
-                sums[:, *there] += (logits * weights).to(store)
-                total[there] += share
-        assert sums is not None
+                total[there] += weights
+                share = (weights / total[there]).to(means.dtype)
+                means[:, *there].lerp_(logits.to(store, means.dtype), share)
+        assert means is not None
         done = following - row
-        finished = sums.narrow(axis + 1, 0, done).div_(total.narrow(axis, 0, done))
+        finished = means.narrow(axis + 1, 0, done)
         inside = [slice(margin, margin + extent) for margin, extent in zip(grid.before, grid.shape, strict=True)]
         if len(starts[axis]) > 1:
             inside[axis] = slice(None)  # planes that leave before the last are not padded
         yield finished[:, *inside]
-        for kept in (total, *sums):
+        for kept in (total, *means):
             _advance(kept, axis, done)
 
 

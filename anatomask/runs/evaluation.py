@@ -21,6 +21,7 @@ from anatomask.evaluation.results import (
     from_csv,
 )
 from anatomask.evaluation.settings import InferenceConfig, Metric
+from anatomask.evaluation.windows import VERSION
 from anatomask.weights.files import weights_digest
 
 OVERWRITE = "--overwrite evaluates it anew"
@@ -53,7 +54,7 @@ def evaluation_identity(
         "split": split,
         "checkpoint": checkpoint,
         "weights": weights_digest(weights),
-        "inference": {"overlap": inference.overlap, "mirror": inference.mirror},
+        "inference": {"overlap": inference.overlap, "mirror": inference.mirror, "windows": VERSION},
         **({"metrics": sorted(metrics)} if metrics is not None else {}),
     }
 

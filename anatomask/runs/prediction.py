@@ -12,6 +12,7 @@ from anatomask.errors import UserError
 from anatomask.evaluation.label_names import ITK_SNAP, SLICER
 from anatomask.evaluation.prediction import LABEL_MAP, PROBABILITIES
 from anatomask.evaluation.settings import InferenceConfig
+from anatomask.evaluation.windows import VERSION
 from anatomask.weights.files import weights_digest
 
 SETTINGS = "prediction.json"
@@ -38,7 +39,7 @@ def prediction_identity(
         "source": str(source.resolve()),
         "checkpoint": checkpoint,
         "weights": sorted(weights_digest(folder) for folder in weights),
-        "inference": {"overlap": inference.overlap, "mirror": inference.mirror},
+        "inference": {"overlap": inference.overlap, "mirror": inference.mirror, "windows": VERSION},
         "probabilities": probabilities,
     }
 
