@@ -37,6 +37,8 @@ from anatomask.reports.tables import verdict
 from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, finished_cases, read_scores
 from anatomask.runs.siblings import kinship
 from anatomask.stages.cases import map_cases
+from anatomask.stages.remarks import little_context
+from anatomask.terminal.printing import remark
 from anatomask.terminal.progress import outages_told
 from anatomask.weights.files import find_weights, run_name
 from anatomask.weights.header import require_fields
@@ -66,6 +68,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
         ),
         ("windows", f"{windows} of {' × '.join(map(str, patch))} voxels, {passes} forward passes each"),
         ("memory that the largest case reserves", f"{memory / 2**30:.2f} GiB"),
+        *(("note", note) for note in _remarks(weights, dataset, cases)),
     ]
 
 
@@ -86,6 +89,8 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
     source = find_weights(config.run, config.checkpoint)
     identity = evaluation_identity(dataset, split, config.checkpoint, source, config.inference, config.scoring.metrics)
     claim_evaluation(folder, identity, overwrite=overwrite)
+    for note in _remarks(weights, dataset, cases):
+        remark(note)
     run = Path(config.run).absolute().name
     finished = finished_cases(folder, cases)
     pending = [case for case in cases if case not in finished]
@@ -106,6 +111,10 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
         console.print(verdict(summary), markup=False, highlight=False)
         console.print(f"{folder.show(SUMMARY_FILE)}, {CASES_FILE}, {PREDICTIONS}/", highlight=False, soft_wrap=True)
     return failures
+
+
+def _remarks(weights: Weights, dataset: PreparedDataset, cases: Sequence[str]) -> list[str]:
+    return little_context({case: dataset.records[case].shape for case in cases}, weights.header["patch_size"])
 
 
 def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:

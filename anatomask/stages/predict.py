@@ -13,6 +13,7 @@ the others. `--out` then holds:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from anatomask.data.addresses import is_address
 from anatomask.data.datasets.base import RawDataset
 from anatomask.data.datasets.scans import read_scans
 from anatomask.data.memory import in_units
+from anatomask.data.preprocess import shared_grid
+from anatomask.data.resampling import target_shape
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError, unexpected
 from anatomask.evaluation.ensemble import require_alike
@@ -35,6 +38,7 @@ from anatomask.evaluation.prediction import LABEL_MAP, PROBABILITIES, Prediction
 from anatomask.evaluation.predictor import mirror_axes
 from anatomask.runs.prediction import claim_prediction, finished_cases, prediction_identity
 from anatomask.stages.cases import map_cases
+from anatomask.stages.remarks import little_context
 from anatomask.terminal.printing import remark
 from anatomask.weights.files import find_weights
 from anatomask.weights.tensor_files import Weights
@@ -63,7 +67,7 @@ def plan(config: PredictConfig) -> list[tuple[str, str]]:
         ("runs", ", ".join(config.run)),
         ("source", f"{config.source} ({task.raw.reader})"),
         ("scans", f"{len(cases)}, of which {len(finished_cases(task.out, cases))} are finished"),
-        *(("note", note) for note in task.raw.remarks),
+        *(("note", note) for note in _remarks(task)),
         *(("cannot be read", f"{case}: {why}") for case, why in failures.items()),
         ("classes", f"{header['architecture']['classes']}"),
         ("spacing", " × ".join(f"{mm:g}" for mm in header["spacing"]) + " mm"),
@@ -76,7 +80,7 @@ def plan(config: PredictConfig) -> list[tuple[str, str]]:
 def stage(config: PredictConfig, *, overwrite: bool = False) -> int:
     """Predict what is not finished yet; return 1 if a scan failed."""
     task = _look(config)
-    for note in task.raw.remarks:
+    for note in _remarks(task):
         remark(note)
     cases = [case.case for case in task.raw.cases]
     source = Path(config.source)
@@ -120,6 +124,17 @@ def _look(config: PredictConfig) -> Task:
             "for scans; choose an --out beside the source"
         )
     return Task(weights, folders, read_scans(source, config.dataset, config.reader), Storage(out))
+
+
+def _remarks(task: Task) -> list[str]:
+    """List what may surprise: how the source was read, and scans that are small beside a window."""
+    header = task.weights[0].header
+    shapes = {}
+    for raw in task.raw.cases:
+        with suppress(Exception):  # whatever a broken file makes its library do: its turn comes
+            grid = shared_grid(raw)
+            shapes[raw.case] = target_shape(grid.shape, grid.spacing, header["spacing"])
+    return [*task.raw.remarks, *little_context(shapes, header["patch_size"])]
 
 
 def _needs(config: PredictConfig, task: Task, cases: list[str]) -> tuple[dict[str, int], dict[str, str]]:

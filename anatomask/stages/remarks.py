@@ -28,6 +28,27 @@ def large_crops(dataset: PreparedDataset, cases: Sequence[str], patch_size: Sequ
     ]
 
 
+def little_context(shapes: Mapping[str, Sequence[int]], window: Sequence[int]) -> list[str]:
+    """Remark on scans that fill less than half of a window along some axis, so that a network sees mostly padding.
+
+    Args:
+        shapes: voxels of each scan in RAS axes, at the network's spacing, by case.
+        window: voxels of a window.
+    """
+    thin = [
+        f"{case} {shape[axis]} of {window[axis]} voxels along {'RAS'[axis]}"
+        for case, shape in shapes.items()
+        for axis in [min(range(3), key=lambda axis: shape[axis] / window[axis])]
+        if 2 * shape[axis] < window[axis]
+    ]
+    if not thin:
+        return []
+    return [
+        f"the network sees more padding than scan in {len(thin)} of the {len(shapes)} scans, which fill less than half "
+        f"of a window ({some(thin)}): look at their label maps before you use them"
+    ]
+
+
 def watched_test_cases(dataset: PreparedDataset, fixed: FixedCases) -> list[str]:
     """Remark on test cases by which a pretraining is watched, because there are no others that it does not train on."""
     tested = set(dataset.splits.get("test", ()))

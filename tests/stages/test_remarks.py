@@ -12,7 +12,14 @@ from anatomask.cli.main import main
 from anatomask.data.phantom import write_phantom
 from anatomask.data.settings import PhantomConfig
 from anatomask.data.shards import PreparedDataset
-from anatomask.stages.remarks import labels_besides, large_crops, other_data, unused_folds, watched_test_cases
+from anatomask.stages.remarks import (
+    labels_besides,
+    large_crops,
+    little_context,
+    other_data,
+    unused_folds,
+    watched_test_cases,
+)
 from anatomask.training.fixed_scans import FixedCases
 
 
@@ -50,6 +57,13 @@ def test_folds_that_are_all_trained_on_are_told(head: PreparedDataset) -> None:
     head.splits = {"train": ("one",), "fold_0": ("one",), "fold_1": ()}
     assert unused_folds(head, 1) == []
     assert unused_folds(head, None) == ["the cases of all 2 folds are trained on; to leave one out, --fold 0 to 1"]
+
+
+def test_scans_that_are_small_beside_a_window_are_told() -> None:
+    window = (64, 64, 32)
+    assert little_context({"a": (32, 64, 300), "b": (64, 500, 16)}, window) == []
+    (text,) = little_context({"a": (32, 64, 300), "thin": (200, 31, 7), "c": (64, 64, 32)}, window)
+    assert "more padding than scan in 1 of the 3 scans" in text and "(thin 7 of 32 voxels along S)" in text
 
 
 def test_labels_that_choose_the_checkpoint_are_told() -> None:
