@@ -51,7 +51,7 @@ class Ensemble(Predictor):
         parts = windows.chunk(len(self.members), 1)
         total: Tensor | None = None
         for member, part in zip(self.members, parts, strict=True):
-            scores = member.predict_windows(part).log_softmax(1)
+            scores = member.window_logits(part).log_softmax(1)
             total = scores if total is None else torch.logaddexp(total, scores)
         assert total is not None
         return total - math.log(len(self.members))

@@ -1,4 +1,4 @@
-"""Memory of the networks, and of a batch of windows on its way through them."""
+"""Memory of the networks, and of a window on its way through them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anatomask.data.fingerprint import Fingerprint
 from anatomask.evaluation.ensemble import Ensemble
+from anatomask.evaluation.placement import ForwardPass
 from anatomask.evaluation.predictor import Predictor, evaluating, mirror_axes
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.nn.live_bytes import LiveBytes
@@ -17,10 +18,10 @@ from anatomask.weights.files import network_of
 from anatomask.weights.tensor_files import Weights
 
 
-def forward_bytes(weights: Sequence[Weights], inference: InferenceConfig) -> int:
-    """Count the bytes of networks, and of all tensors at the peak of a batch of windows, logits included.
+def forward_pass(weights: Sequence[Weights], inference: InferenceConfig) -> ForwardPass:
+    """Count the bytes of networks and of all tensors at the peak of a window, as on a CPU, and what is kept of a voxel.
 
-    The batch is computed on tensors that have shapes but no numbers, in a second or so.
+    The window is computed on tensors that have shapes but no numbers, in a second or so.
     """
     headers = [one.header for one in weights]
     with torch.device("meta"):
@@ -42,5 +43,6 @@ def forward_bytes(weights: Sequence[Weights], inference: InferenceConfig) -> int
         kept = list(chain(predictor.network.parameters(), predictor.network.buffers()))
         channels = sum(network_of(header).in_channels for header in headers)
         with evaluating(predictor.network), LiveBytes(kept) as live:
-            predictor.predict_windows(torch.empty(inference.batch, channels, *predictor.patch_size))
-    return live.peak + sum(tensor.numel() * tensor.element_size() for tensor in kept)
+            predictor.predict_windows(torch.empty(1, channels, *predictor.patch_size))
+    peak = live.peak + sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    return ForwardPass(peak, predictor.channels)

@@ -22,6 +22,15 @@ SCORE_BYTES = 15
 """Bytes that scoring takes per voxel of the source's grid: three scores and as many label maps, class by class."""
 
 
+class ForwardPass(NamedTuple):
+    """What a window takes on its way through the networks."""
+
+    bytes: int
+    """Bytes of the networks, and of all tensors at the peak."""
+    channels: int
+    """Number of numbers per voxel whose means over windows are kept."""
+
+
 class Placement(NamedTuple):
     """Share of a node that a task takes."""
 
@@ -39,12 +48,12 @@ def inference_bytes(
     classes: int,
     patch_size: Sequence[int],
     inference: InferenceConfig,
-    forward: int,
+    forward: ForwardPass,
 ) -> int:
     """Bound the bytes of main memory that predicting one case takes.
 
-    The networks with a batch of windows; the logits of a window; the means of logits, and the sums of weights; a
-    resampled plane with its softmax; the scan as stored, normalised and padded; the label map.
+    The networks with a window; what is kept of a window; the means, and the sums of weights; a resampled
+    plane with its softmax; the scan as stored, normalised and padded; the label map.
 
     Args:
         shape: voxels of the scan at the network's spacing.
@@ -53,17 +62,17 @@ def inference_bytes(
         classes: number of classes without the background.
         patch_size: voxels of a window; smaller scans are padded to it.
         inference: how windows slide.
-        forward: as `forward_bytes` counts.
+        forward: as `forward_pass` counts.
     """
     grid = WindowGrid(tuple(shape), tuple(patch_size), inference.overlap)
-    kept = grid.kept_bytes(classes) + 4 * math.prod(grid.kept)
-    window = 4 * (classes + 1) * math.prod(patch_size)
+    kept = grid.kept_bytes(forward.channels) + 4 * math.prod(grid.kept)
+    window = 4 * forward.channels * math.prod(patch_size)
     plane = 4 * 4 * (classes + 1) * math.prod(original_shape) // min(original_shape)
-    return forward + window + kept + plane + 10 * channels * math.prod(grid.padded) + math.prod(original_shape)
+    return forward.bytes + window + kept + plane + 10 * channels * math.prod(grid.padded) + math.prod(original_shape)
 
 
 def bytes_to_evaluate(
-    dataset: PreparedDataset, case: str, patch_size: Sequence[int], inference: InferenceConfig, forward: int
+    dataset: PreparedDataset, case: str, patch_size: Sequence[int], inference: InferenceConfig, forward: ForwardPass
 ) -> int:
     """Bound the bytes of main memory that predicting and scoring a prepared case takes."""
     record, classes = dataset.records[case], len(dataset.class_names)
@@ -80,7 +89,7 @@ def bytes_to_predict(
     classes: int,
     patch_size: Sequence[int],
     inference: InferenceConfig,
-    forward: int,
+    forward: ForwardPass,
 ) -> int:
     """Bound the bytes of main memory that a task needs to resample a raw scan and to predict it.
 
@@ -92,7 +101,7 @@ def bytes_to_predict(
         classes: number of classes without the background.
         patch_size: voxels of a window.
         inference: how windows slide.
-        forward: as `forward_bytes` counts.
+        forward: as `forward_pass` counts.
     """
     shape = target_shape(grid.shape, grid.spacing, spacing)
     before = bytes_to_prepare(grid.shape, shape, channels)

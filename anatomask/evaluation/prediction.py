@@ -28,7 +28,7 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError, unexpected
 from anatomask.evaluation.ensemble import predictor_of
 from anatomask.evaluation.label_names import name_classes
-from anatomask.evaluation.placement import bytes_to_predict
+from anatomask.evaluation.placement import ForwardPass, bytes_to_predict
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.files import flush
 from anatomask.weights.tensor_files import Weights
@@ -127,8 +127,8 @@ def read_scan_of(raw: RawCase, weights: Weights) -> Scan:
     return scan
 
 
-def bytes_of(raw: RawCase, weights: Sequence[Weights], inference: InferenceConfig, forward: int) -> int:
-    """Bound the bytes of main memory that predicting a scan takes, by its header; `forward` is of `forward_bytes`.
+def bytes_of(raw: RawCase, weights: Sequence[Weights], inference: InferenceConfig, forward: ForwardPass) -> int:
+    """Bound the bytes of main memory that predicting a scan takes, by its header; `forward` is of `forward_pass`.
 
     Raises:
         UserError: the header cannot be read.

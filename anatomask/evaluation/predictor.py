@@ -1,4 +1,9 @@
-"""Prediction by a finetuned network: windows slide over a volume, and the label map lies on the scan's grid."""
+"""Prediction by a finetuned network: windows slide over a volume, and the label map lies on the scan's grid.
+
+A network's last convolution often reads fewer channels than there are classes, such as 32 for 105. As it is linear and
+sees one voxel at a time, means over windows and mirrorings are then taken of what it reads, and it is computed once per
+voxel of the scan, on finished planes.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +25,7 @@ from anatomask.evaluation.label_names import label_image
 from anatomask.evaluation.network import build_network
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.evaluation.windows import WindowGrid, slide
+from anatomask.nn.backbones.base import Segmenter
 from anatomask.weights.tensor_files import Weights
 
 GPU_SHARE = 0.25
@@ -54,6 +60,8 @@ class Predictor:
         self.mirror_axes = tuple(mirror_axes)
         self.inference = inference or InferenceConfig()
         self.device = device or torch.device("cpu")
+        head = network.last_head if isinstance(network, Segmenter) else None
+        self.head = head if head is not None and head.in_channels <= classes else None
 
     @classmethod
     def of(
@@ -86,8 +94,12 @@ class Predictor:
         """
         grid = self.windows(volume.shape[1:])
         with evaluating(self.network):
-            planes = [finished.to(torch.float32, copy=True) for finished in self._regions(volume, grid, name)]
-        return torch.cat(planes, grid.axis + 1)
+            planes = [
+                self._logits_of(plane, name).to(plane.device, copy=True)
+                for finished in self._regions(volume, grid)
+                for plane in finished.unbind(grid.axis + 1)
+            ]
+        return torch.stack(planes, grid.axis + 1)
 
     def labels(self, volume: Tensor, shape: Sequence[int], name: str = "the scan") -> np.ndarray:
         """Predict a volume's label map, whose logits are never all in memory.
@@ -136,35 +148,53 @@ class Predictor:
         """Normalise a scan as the network reads it: (C, D, H, W) float32 on `device`."""
         return scan.normalised(self.device)
 
-    def predict_windows(self, windows: Tensor) -> Tensor:
-        """Turn normalised windows (B, C, d, h, w) into logits (B, classes + 1, d, h, w), averaged over mirrorings."""
-        return _mirrored(self.network, self.mirror_axes)(windows)
+    @property
+    def channels(self) -> int:
+        """Number of numbers per voxel whose means are taken: what the last convolution reads, or logits."""
+        return self.classes + 1 if self.head is None else self.head.in_channels
 
-    def _regions(self, volume: Tensor, grid: WindowGrid, name: str) -> Iterator[Tensor]:
-        """Predict as `slide` does.
+    def predict_windows(self, windows: Tensor) -> Tensor:
+        """Turn normalised windows (B, C, d, h, w) into (B, `channels`, d, h, w), averaged over mirrorings."""
+        if self.head is None:
+            return self.window_logits(windows)
+        assert isinstance(self.network, Segmenter)
+        return _mirrored(self.network.before_head, self.mirror_axes)(windows)
+
+    def window_logits(self, windows: Tensor) -> Tensor:
+        """Turn normalised windows (B, C, d, h, w) into logits (B, classes + 1, d, h, w), averaged over mirrorings."""
+        return _mirrored(lambda volume: self.network(volume)[0], self.mirror_axes)(windows)
+
+    def _logits_of(self, means: Tensor, name: str) -> Tensor:
+        """Turn means (`channels`, …) into logits (classes + 1, …) float32 on `device`.
 
         Raises:
             UserError: a logit is not finite.
         """
+        logits = means.to(self.device, torch.float32)
+        if self.head is not None:
+            logits = torch.tensordot(self.head.weight.flatten(1), logits, 1)
+            if self.head.bias is not None:
+                logits += self.head.bias.view(-1, *[1] * (logits.dim() - 1))
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError(
+                f"{name}: the network predicts values that are not finite; its weights or this scan are broken. "
+                "Try the run's other checkpoint, or look at the training loss"
+            )
+        return logits
 
-        def predict(windows: Tensor) -> Tensor:
-            logits = self.predict_windows(windows)
-            if not bool(torch.isfinite(logits).all()):
-                raise UserError(
-                    f"{name}: the network predicts values that are not finite; its weights or this scan are broken. "
-                    "Try the run's other checkpoint, or look at the training loss"
-                )
-            return logits
-
-        store = _stitching_device(grid.kept_bytes(self.classes), self.device)
-        return slide(volume.to(self.device), grid, predict, self.inference.batch, store)
+    def _regions(self, volume: Tensor, grid: WindowGrid) -> Iterator[Tensor]:
+        """Predict as `slide` does."""
+        store = _stitching_device(grid.kept_bytes(self.channels), self.device)
+        batch = 1 if self.device.type == "cpu" else self.inference.batch
+        return slide(volume.to(self.device), grid, self.predict_windows, batch, store)
 
     def _fill(self, volume: Tensor, label: np.ndarray, probabilities: np.ndarray | None, name: str) -> None:
         """Write the label map (D', H', W'), and the softmax (D', H', W', classes + 1), plane by plane."""
         grid = self.windows(volume.shape[1:])
         with evaluating(self.network):
-            planes = resampled_planes(self._regions(volume, grid, name), grid.axis, grid.shape, label.shape)
-            for index, logits in enumerate(planes):
+            planes = resampled_planes(self._regions(volume, grid), grid.axis, grid.shape, label.shape)
+            for index, plane in enumerate(planes):
+                logits = self._logits_of(plane, name)
                 there: tuple[slice | int, ...] = (*[slice(None)] * grid.axis, index)
                 label[there] = logits.argmax(0).to(torch.uint8).cpu().numpy()
                 if probabilities is not None:
@@ -198,15 +228,15 @@ def _stitching_device(needed: int, device: torch.device) -> torch.device:
     return device
 
 
-def _mirrored(network: nn.Module, axes: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """Return a function from windows (B, C, d, h, w) to logits averaged over all mirrorings of `axes`."""
+def _mirrored(compute: Callable[[Tensor], Tensor], axes: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Return a function from windows (B, C, d, h, w) to what `compute` makes of them, averaged over mirrorings."""
     mirrorings = [chosen for count in range(len(axes) + 1) for chosen in itertools.combinations(axes, count)]
 
     def predict(windows: Tensor) -> Tensor:
-        total = network(windows)[0]
+        total = compute(windows)
         for chosen in mirrorings[1:]:  # the first is none
             dims = [axis + 2 for axis in chosen]
-            total = total + network(windows.flip(dims))[0].flip(dims)
+            total = total + compute(windows.flip(dims)).flip(dims)
         return total / len(mirrorings) if len(mirrorings) > 1 else total
 
     return predict

@@ -22,7 +22,7 @@ class InferenceConfig(Settings):
     mirror: bool = True
     """True: average over all mirrorings of the axes along which the training crops were mirrored."""
     batch: int = 2
-    """Number of windows per forward pass."""
+    """Number of windows per forward pass of a GPU; a CPU, which gains nothing from more, takes one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -68,17 +68,16 @@ class WindowGrid:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Voxels whose logits are kept at once: a window's along `axis`, all along the others."""
+        """Voxels whose means are kept at once: a window's along `axis`, all along the others."""
         return (*self.padded[: self.axis], self.window[self.axis], *self.padded[self.axis + 1 :])
 
-    def kept_type(self, classes: int) -> torch.dtype:
-        """Choose the type of the means of `classes` and the background: float32 as long as that takes few bytes."""
-        exact = 4 * (classes + 1) * math.prod(self.kept)
-        return torch.float32 if exact <= EXACT_BYTES else torch.float16
+    def kept_type(self, channels: int) -> torch.dtype:
+        """Choose the type of the means of `channels` numbers per voxel: float32 as long as that takes few bytes."""
+        return torch.float32 if 4 * channels * math.prod(self.kept) <= EXACT_BYTES else torch.float16
 
-    def kept_bytes(self, classes: int) -> int:
-        """Compute the bytes of the means of `classes` and the background."""
-        return self.kept_type(classes).itemsize * (classes + 1) * math.prod(self.kept)
+    def kept_bytes(self, channels: int) -> int:
+        """Compute the bytes of the means of `channels` numbers per voxel."""
+        return self.kept_type(channels).itemsize * channels * math.prod(self.kept)
 
 
 def _starts(extent: int, window: int, overlap: float) -> list[int]:
@@ -104,12 +103,12 @@ def slide(
     Args:
         volume: (C, D, H, W) as the network reads it, of `grid.shape` voxels; padded by each channel's minimum.
         grid: grid of the windows.
-        predict: function from windows (B, C, d, h, w) to logits (B, K, d, h, w).
+        predict: function from windows (B, C, d, h, w) to numbers (B, K, d, h, w), such as logits.
         batch: number of windows in one call of `predict` at most.
         store: device that keeps the means.
 
     Yields:
-        Logits (K, D, H, W) of consecutive planes: less than all voxels along `grid.axis`, all along the others. They
+        Means (K, D, H, W) of consecutive planes: less than all voxels along `grid.axis`, all along the others. They
         are on `store`, and valid until the next planes are taken.
     """
     axis, starts = grid.axis, grid.starts
@@ -121,14 +120,14 @@ def slide(
         others = [starts[other] if other != axis else [row] for other in range(3)]
         for corners in _batches(list(itertools.product(*others)), batch):
             windows = torch.stack([volume[:, *_box(corner, grid.window)] for corner in corners])
-            for corner, logits in zip(corners, predict(windows), strict=True):
+            for corner, values in zip(corners, predict(windows), strict=True):
                 if means is None:
-                    shape = (len(logits), *grid.kept)
-                    means = torch.zeros(shape, dtype=grid.kept_type(len(logits) - 1), device=store)
+                    shape = (len(values), *grid.kept)
+                    means = torch.zeros(shape, dtype=grid.kept_type(len(values)), device=store)
                 there = _box([0 if other == axis else corner[other] for other in range(3)], grid.window)
                 total[there] += weights
                 share = (weights / total[there]).to(means.dtype)
-                means[:, *there].lerp_(logits.to(store, means.dtype), share)
+                means[:, *there].lerp_(values.to(store, means.dtype), share)
         assert means is not None
         done = following - row
         finished = means.narrow(axis + 1, 0, done)

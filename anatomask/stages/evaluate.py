@@ -26,7 +26,7 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.absent import by_rule
 from anatomask.evaluation.case import Evaluation
-from anatomask.evaluation.forward import forward_bytes
+from anatomask.evaluation.forward import forward_pass
 from anatomask.evaluation.network import match_dataset, read_network
 from anatomask.evaluation.placement import bytes_to_evaluate
 from anatomask.evaluation.predictor import mirror_axes
@@ -55,7 +55,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     shapes = [dataset.records[case].shape for case in cases]
     windows = sum(WindowGrid(shape, tuple(patch), config.inference.overlap).count for shape in shapes)
     passes = 2 ** len(mirror_axes(weights.header, config.inference))
-    forward = forward_bytes([weights], config.inference)
+    forward = forward_pass([weights], config.inference)
     memory = max(bytes_to_evaluate(dataset, case, patch, config.inference, forward) for case in cases)
     parameters = sum(tensor.numel() for tensor in weights.tensors.values())
     return [
@@ -166,7 +166,7 @@ def evaluate_cases(
 ) -> dict[str, str]:
     """Evaluate the cases, one Ray task each; return the reason of each that failed."""
     patch, inference = weights.header["patch_size"], evaluation.inference
-    forward = forward_bytes([weights], inference)
+    forward = forward_pass([weights], inference)
     needs = {case: bytes_to_evaluate(evaluation.dataset, case, patch, inference, forward) for case in cases}
     with running(cluster), outages_told(evaluation.dataset.storage):
         return map_cases("predicting and scoring", evaluation, weights, needs, cluster)

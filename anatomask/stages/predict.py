@@ -31,7 +31,7 @@ from anatomask.data.resampling import target_shape
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError, unexpected
 from anatomask.evaluation.ensemble import require_alike
-from anatomask.evaluation.forward import forward_bytes
+from anatomask.evaluation.forward import forward_pass
 from anatomask.evaluation.label_names import ITK_SNAP, SLICER, itk_snap, slicer
 from anatomask.evaluation.network import read_network
 from anatomask.evaluation.prediction import LABEL_MAP, PROBABILITIES, Prediction, bytes_of, class_names
@@ -140,8 +140,11 @@ def _remarks(task: Task) -> list[str]:
 def _needs(config: PredictConfig, task: Task, cases: list[str]) -> tuple[dict[str, int], dict[str, str]]:
     """Find the bytes that each case takes by its header, and why a header cannot be read."""
     known = {case.case: case for case in task.raw.cases}
-    needs, failures = {}, {}
-    forward = forward_bytes(task.weights, config.inference) if cases else 0
+    needs: dict[str, int] = {}
+    failures: dict[str, str] = {}
+    if not cases:
+        return needs, failures
+    forward = forward_pass(task.weights, config.inference)
     for case in cases:
         try:
             needs[case] = bytes_of(known[case], task.weights, config.inference, forward)

@@ -181,6 +181,25 @@ KINDS = [
     reading(
         "an export of an unknown kind", entry("kind", "magic"), "kind 'magic' cannot be exported, only those of", EXPORT
     ),
+    Kind(
+        "an export of a whole network for a loader of encoders",
+        "export-weights runs/finetuned --format nnunet --output w.pt",
+        r"load nothing of this network. Choose an --output that ends in \.pth",
+    ),
+    reading(
+        "an import with plans of two axes",
+        torch_file(
+            {
+                "network_weights": {"conv_blocks_context.0.0.conv1.weight": torch.zeros(2, 1, 3, 3, 3)},
+                "init_args": {
+                    "configuration": "2d",
+                    "plans": {"configurations": {"2d": {"pool_op_kernel_sizes": [[1, 1], [2, 2]]}}},
+                },
+            }
+        ),
+        r"init_args.plans of .*w.pth: strides \[\[1, 1\].*are not understood",
+        IMPORT,
+    ),
     reading("an import of nothing", text("x", ""), "w.pth: there is no such file or folder", IMPORT),
     reading(
         "an import of a pickle that runs code",

@@ -19,6 +19,9 @@ from anatomask.evaluation.metrics import dice_scores
 from anatomask.evaluation.predictor import Predictor, _mirrored, _stitching_device
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.evaluation.validation import Validation
+from anatomask.nn.backbones.base import BackboneConfig
+from anatomask.nn.backbones.resenc import ResEncConfig
+from anatomask.nn.backbones.stunet import STUNetConfig
 
 CPU = torch.device("cpu")
 PLAIN = InferenceConfig(mirror=False)
@@ -216,14 +219,27 @@ def test_one_class_that_is_not_finite_is_found(make_dataset: MakeDataset, blobs:
         predict_logits(OneBadVoxel(), make_dataset({"a": blobs(PATCH)}), "a")
 
 
+@pytest.mark.parametrize(
+    "config", [STUNetConfig(base=2), ResEncConfig(widths=(4, 8, 8), blocks=(1, 1, 1))], ids=["stunet", "resenc"]
+)
+def test_means_of_what_the_last_head_reads_give_the_means_of_logits(config: BackboneConfig) -> None:
+    """Over windows and mirrorings, on the way to another grid."""
+    torch.manual_seed(1)
+    network, volume = config.segmenter(5).eval(), torch.randn(1, 40, 37, 50)
+    few = Predictor(network, (32, 32, 32), 5, (0, 2))
+    many = Predictor(network, (32, 32, 32), 5, (0, 2))
+    many.head = None
+    assert few.channels < many.channels == 6
+    torch.testing.assert_close(few.logits(volume), many.logits(volume), atol=1e-4, rtol=1e-4)
+    labels = [one.labels(volume, (30, 50, 41)) for one in (few, many)]
+    assert (labels[0] == labels[1]).mean() > 0.999
+    assert Predictor(network, (32, 32, 32), 1).head is None
+
+
 def test_mirrorings_are_summed_without_touching_the_windows() -> None:
     """Against the mean over all eight, one at a time, of a network that sees left from right."""
     torch.manual_seed(0)
     layer = nn.Conv3d(1, 3, 3, padding=1)
-
-    class Net(nn.Module):
-        def forward(self, windows: Tensor) -> list[Tensor]:
-            return [layer(windows)]
 
     windows = torch.randn(2, 1, 6, 5, 4)
     before = windows.clone()
@@ -231,5 +247,5 @@ def test_mirrorings_are_summed_without_touching_the_windows() -> None:
     for bits in range(8):
         dims = [axis + 2 for axis in range(3) if bits >> axis & 1]
         expected += layer(windows.flip(dims)).flip(dims) / 8
-    torch.testing.assert_close(_mirrored(Net(), (0, 1, 2))(windows), expected)
+    torch.testing.assert_close(_mirrored(layer, (0, 1, 2))(windows), expected)
     assert torch.equal(windows, before)

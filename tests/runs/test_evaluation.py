@@ -18,10 +18,10 @@ from anatomask.evaluation.settings import InferenceConfig
 from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, read_scores
 
 
-def test_an_evaluation_of_an_earlier_version_is_recognised(
+def test_an_evaluation_is_known_by_what_decides_its_scores(
     prepared: Callable[..., PreparedDataset], tmp_path: Path
 ) -> None:
-    """These digests lie in `evaluation.json` and `inputs.json` since the first version."""
+    """These digests lie in `evaluation.json` and `inputs.json` since the first version; windows have a number since."""
     dataset = prepared(np.arange(4096, dtype=np.int16).reshape(16, 16, 16))
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     cases, splits = (dataset.storage.read(name) for name in ("cases.jsonl", "splits.json"))
@@ -33,9 +33,16 @@ def test_an_evaluation_of_an_earlier_version_is_recognised(
         "split": "test",
         "checkpoint": "best",
         "weights": hashlib.sha256(b"weights").hexdigest(),
-        "inference": {"overlap": 0.5, "mirror": True},
+        "inference": {"overlap": 0.5, "mirror": True, "windows": 2},
     }
     assert data_digest(dataset.storage, splits=True) == hashlib.sha256(cases + splits).hexdigest()
+
+
+def test_an_evaluation_with_the_windows_of_an_earlier_version_is_not_continued(tmp_path: Path) -> None:
+    now = {"split": "test", "inference": {"overlap": 0.5, "mirror": True, "windows": 2}}
+    claim_evaluation(Storage(tmp_path), {**now, "inference": {"overlap": 0.5, "mirror": True}}, overwrite=False)
+    with pytest.raises(UserError, match=r"inference.*--overwrite evaluates it anew"):
+        claim_evaluation(Storage(tmp_path), now, overwrite=False)
 
 
 @pytest.mark.parametrize("text", ['{"cut', "[]"])

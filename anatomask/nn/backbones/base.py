@@ -199,6 +199,15 @@ class Segmenter(nn.Module, ABC):
             Maps (B, classes + 1, D/s, H/s, W/s), the first with s = 1; channel 0 is the background.
         """
 
+    @property
+    def last_head(self) -> nn.Conv3d | None:
+        """Convolution of one voxel that turns `before_head` into the finest logits. Default: there is none."""
+        return None
+
+    def before_head(self, volume: Tensor) -> Tensor:
+        """Compute what `last_head` reads, (B, width, D, H, W), of (B, C, D, H, W), and nothing for the other levels."""
+        raise NotImplementedError
+
     def without_loss(self) -> Sequence[nn.Module]:
         """List the modules that only the coarsest level reads, whose loss has weight 0. Default: none."""
         return ()

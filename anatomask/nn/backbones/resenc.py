@@ -7,7 +7,7 @@ to many: its blocks list their layers again as `all_modules`, its decoder holds 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -231,14 +231,15 @@ class Decoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Map the encoder's maps to the logits of every level, highest resolution first."""
+        logits = [head(x) for head, x in zip(self.seg_layers, self.decode(maps), strict=True)]
+        return logits[::-1]
+
+    def decode(self, maps: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield what the heads read, coarsest level first."""
         *skips, x = maps
-        logits: list[Tensor] = []
-        for skip, upsample, stage, head in zip(
-            reversed(skips), self.transpconvs, self.stages, self.seg_layers, strict=True
-        ):
-            x = stage(torch.cat((upsample(x), skip), 1))
-            logits.insert(0, head(x))
-        return logits
+        for upsample, stage in zip(self.transpconvs, self.stages, strict=True):
+            x = stage(torch.cat((upsample(x), skips.pop()), 1))
+            yield x
 
 
 class ResEncUNet(Segmenter):
@@ -256,6 +257,19 @@ class ResEncUNet(Segmenter):
     def forward(self, volume: Tensor) -> list[Tensor]:
         """Predict logits at the strides of all stages but the last; sides are multiples of the largest stride."""
         return self.decoder(self.encoder(volume))
+
+    @property
+    def last_head(self) -> nn.Conv3d:
+        """Return the head of full resolution."""
+        head = self.decoder.seg_layers[-1]
+        assert isinstance(head, nn.Conv3d)
+        return head
+
+    def before_head(self, volume: Tensor) -> Tensor:
+        """Compute the decoder's finest map."""
+        for x in self.decoder.decode(self.encoder(volume)):
+            finest = x
+        return finest
 
     def without_loss(self) -> Sequence[nn.Module]:
         """Return the head of the coarsest level, unless it is the only one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import mul
@@ -282,15 +282,31 @@ class STUNet(Segmenter):
 
     def forward(self, volume: Tensor) -> list[Tensor]:
         """Predict logits at the strides of stages 5 to 1 of (B, C, D, H, W), sides as `check_crop` accepts them."""
+        logits = [head(x) for head, x in zip(self.heads, self._decode(volume), strict=True)]
+        return logits[::-1]
+
+    @property
+    def last_head(self) -> nn.Conv3d:
+        """Return the head of full resolution."""
+        head = self.heads[-1]
+        assert isinstance(head, nn.Conv3d)
+        return head
+
+    def before_head(self, volume: Tensor) -> Tensor:
+        """Compute the decoder's finest map."""
+        for x in self._decode(volume):
+            finest = x
+        return finest
+
+    def _decode(self, volume: Tensor) -> Iterator[Tensor]:
+        """Yield the decoder's maps, coarsest first."""
         *skips, x = self.encoder(volume)
-        logits: list[Tensor] = []
-        for index, (convolution, stage, head) in enumerate(zip(self.upsample, self.decoder, self.heads, strict=True)):
-            skip = skips[-1 - index]
+        for convolution, stage in zip(self.upsample, self.decoder, strict=True):
+            skip = skips.pop()
             # A 1x1 convolution and nearest-neighbour upsampling commute: convolving first is 8 times cheaper.
             x = functional.interpolate(convolution(x), size=skip.shape[2:], mode="nearest")
             x = stage(torch.cat((x, skip), dim=1))
-            logits.insert(0, head(x))
-        return logits
+            yield x
 
     def without_loss(self) -> Sequence[nn.Module]:
         """Return the head of stride 16."""

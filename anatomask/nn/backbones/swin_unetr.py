@@ -240,9 +240,21 @@ class SwinUNETR(Segmenter):
 
     def forward(self, volume: Tensor) -> list[Tensor]:
         """Predict logits at full resolution of (B, C, D, H, W), whose sides are multiples of 32."""
+        return [self.out(self.before_head(volume))]
+
+    @property
+    def last_head(self) -> nn.Conv3d:
+        """Return the only head."""
+        head = self.out.conv.conv
+        assert isinstance(head, nn.Conv3d)
+        return head
+
+    def before_head(self, volume: Tensor) -> Tensor:
+        """Compute the decoder's finest map."""
         first, second, third, fourth, fifth = self.encoder(volume)
         x = self.decoder5(self.encoder10(fifth), fourth)
         x = self.decoder4(x, self.encoder4(third))
         x = self.decoder3(x, self.encoder3(second))
         x = self.decoder2(x, self.encoder2(first))
-        return [self.out(self.decoder1(x, self.encoder1(volume)))]
+        finest: Tensor = self.decoder1(x, self.encoder1(volume))
+        return finest

@@ -52,6 +52,14 @@ def test_logits_have_the_strides_that_the_loss_takes(config: BackboneConfig) -> 
     assert sum(not parameter.requires_grad for parameter in network.parameters()) == len(left)
 
 
+def test_the_last_head_reads_what_comes_before_it(config: BackboneConfig) -> None:
+    network, volume = config.segmenter(3).eval(), torch.randn(1, 1, *CROP)
+    with torch.no_grad():
+        head, before = network.last_head, network.before_head(volume)
+        assert head is not None and before.shape == (1, head.in_channels, *CROP) and set(head.kernel_size) == {1}
+        torch.testing.assert_close(head(before), network(volume)[0])
+
+
 def test_the_encoder_is_as_it_says_and_has_the_same_names_in_both(config: BackboneConfig) -> None:
     encoder, network = config.encoder(), config.segmenter(3)
     maps = encoder(torch.randn(1, 1, *CROP))
