@@ -131,7 +131,7 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
         if fresh:
             content[FRESH] = sorted(fresh)
     if isinstance(network, STUNetConfig) and format in ("nnunet", "stunet"):
-        content["init_args"] = _init_args(network)
+        content = {**content, "init_args": _init_args(network)}
     return Export(content, header, len(tensors), tuple(sorted(fresh)), left_out, network.strides_in_words())
 
 
