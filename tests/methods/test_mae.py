@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from anatomask.config import ImportWeightsConfig, PretrainConfig
+from anatomask.config import FinetuneConfig, ImportWeightsConfig, PretrainConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods.mae import MAE, MAEConfig, reconstructor
@@ -17,8 +17,10 @@ from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.stages import finetune, pretrain
 from anatomask.stages.import_weights import describe, read_file
-from anatomask.weights.files import Weights, describe_architecture, initialise
+from anatomask.training.settings import TrainingConfig
+from anatomask.weights.files import Weights, describe_architecture, initialise, write_weights
 from tests.methods.drawn import drawn_batch
 
 SETTINGS = MAEConfig(patch=8)
@@ -69,6 +71,22 @@ def test_encoder_and_decoder_start_a_segmentation_network(network: BackboneConfi
         assert name in fresh or torch.equal(tensor, weights[SETTINGS.whole + name]), name
     left = initialise(encoder, Weights(weights, header), "encoder")
     assert set(left) == {name for name in encoder.state_dict() if not name.startswith("encoder.")}
+
+
+def test_a_finetuning_takes_over_what_a_run_trained(head: PreparedDataset, tmp_path: Path) -> None:
+    """From the job of a pretraining to that of a finetuning, without training."""
+    common: dict[str, Any] = {"data": head.path, "network": STUNET, "loader": LoaderConfig((32, 32, 32)), "seed": 1}
+    training = TrainingConfig(epochs=30, batch_size=1)
+    config = PretrainConfig(**common, method=SETTINGS, training=training, runs=str(tmp_path), splits=("train",))
+    task = pretrain.build_job(config).build_task(torch.device("cpu"))
+    write_weights(tmp_path / "weights", task.kept().state_dict(), task.header)
+    finetuning = FinetuneConfig(**common, training=training, runs=str(tmp_path), init=str(tmp_path / "weights"))
+    started = finetune.build_job(finetuning).build_task(torch.device("cpu"))
+    ours, theirs = started.kept().state_dict(), task.kept().state_dict()
+    taken = [name for name in ours if not name.startswith("heads.")]
+    assert all(torch.equal(ours[name], theirs[f"network.{name}"]) for name in taken)
+    assert started.header["loaded"]["tensors"] == len(taken)
+    assert started.header["initialisation"]["method"] == "MAE"
 
 
 def test_the_loss_falls_on_a_real_scan(head_scan: PreparedDataset) -> None:
