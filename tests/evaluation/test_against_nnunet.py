@@ -39,10 +39,11 @@ def trained(volume: Tensor, label: Tensor, classes: int, updates: int = 40) -> S
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_label_map_is_that_of_nnunet(head: PreparedDataset, nnunet: Callable[..., dict[str, np.ndarray]]) -> None:
     classes, volume = len(head.class_names), prepared_scan(head, "one").normalised(CPU)
-    label = torch.from_numpy(head.read_volume("one", label=True)[1])
-    network = trained(volume, label, classes)
+    tissue = np.digitize(head.read_volume("one", label=False)[0][0], (-500, -30, 150))  # air, fat, soft tissue, bone
+    network = trained(volume, torch.from_numpy(tissue.astype(np.uint8)), classes)
     grids = [(volume.shape[1:], WINDOW), ((400, 317, 600), (112, 112, 128)), ((41, 47, 53), (13, 15, 11))]
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     theirs = nnunet(SCRIPT, grids=grids, volume=volume.numpy(), window=WINDOW, classes=classes, **tensors)
@@ -54,5 +55,5 @@ def test_the_label_map_is_that_of_nnunet(head: PreparedDataset, nnunet: Callable
             gaussian(window, CPU).double(), torch.from_numpy(theirs[f"gaussian{number}"]), rtol=1e-4, atol=0
         )
     ours = Predictor(network, WINDOW, classes, (0, 1, 2)).labels(volume, volume.shape[1:])
-    assert len(np.unique(ours)) > 1
+    assert len(np.unique(ours)) > 2
     assert (ours != theirs["label"]).mean() < 1e-3
