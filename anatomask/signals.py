@@ -15,15 +15,15 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], object], *numbers: signal.Signals) -> Iterator[None]:
-    """Let `handler` answer signals inside the block; a signal that is ignored, as SIGHUP by `nohup`, stays so.
+    """Let `handler` answer signals inside the block, but for a SIGHUP that `nohup` has told the program to ignore.
 
     Outside the main thread, where no signal arrives, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    answered = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in answered}
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before = {number: signal.signal(number, handler) for number in numbers if number not in ignored}
     try:
         yield
     finally:

@@ -38,5 +38,9 @@ def test_of_two_blocks_the_inner_one_answers() -> None:
 
 
 def test_ctrl_c_stays_itself() -> None:
-    with pytest.raises(KeyboardInterrupt), stopped_by_signals():
-        os.kill(os.getpid(), signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's own processes ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt), stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
