@@ -12,6 +12,7 @@ from gpu_volumes import Volumes
 from torch import Tensor, nn
 
 from anatomask.data.crops import normalised_crops
+from anatomask.evaluation.windows import WindowGrid, gaussian
 from anatomask.methods.anatomask import AnatoMask
 from anatomask.nn.backbones.stunet import STUNet
 from anatomask.training.losses import segmentation_loss
@@ -193,13 +194,13 @@ def logits(network: STUNet, volumes: Volumes, scan: int, edge: int, overlap: flo
     its call would be compiled once more.
     """
     shape = volumes.shapes[scan].tolist()
-    starts = [window_starts(extent, edge, overlap) for extent in shape]
-    origins = list(itertools.product(*starts))
-    weight = gaussian_window(edge).to(volumes.device)
-    before = [max(edge - extent, 0) // 2 for extent in shape]
-    padded = [max(edge, extent) for extent in shape]
-    total = torch.zeros(network.classes + 1, *padded, device=volumes.device)
-    weights = torch.zeros(padded, device=volumes.device)
+    grid = WindowGrid(tuple(shape), (edge, edge, edge), overlap)
+    before = grid.before
+    inner = [[start - b for start in starts] for starts, b in zip(grid.starts, before, strict=True)]
+    origins = list(itertools.product(*inner))
+    weight = gaussian(grid.window, volumes.device)
+    total = torch.zeros(network.classes + 1, *grid.padded, device=volumes.device)
+    weights = torch.zeros(grid.padded, device=volumes.device)
     scans = torch.full((len(origins),), scan, device=volumes.device)
     places = torch.tensor(origins, device=volumes.device)
     for some, where in zip(scans.split(8), places.split(8), strict=True):
@@ -212,17 +213,3 @@ def logits(network: STUNet, volumes: Volumes, scan: int, edge: int, overlap: flo
             weights[place] += weight
     inside = tuple(slice(b, b + extent) for b, extent in zip(before, shape, strict=True))
     return (total / weights)[:, *inside]
-
-
-def window_starts(extent: int, edge: int, overlap: float) -> list[int]:
-    """Compute the first voxels of the windows that cover an axis; a window longer than the axis is centred on it."""
-    room, step = max(extent - edge, 0), max(1, int(edge * (1 - overlap)))
-    return [min(number * step, room) - max(edge - extent, 0) // 2 for number in range(-(-room // step) + 1)]
-
-
-def gaussian_window(edge: int) -> Tensor:
-    """Compute weights (e, e, e): a Gaussian of an eighth of the edge about the middle, at least 0.001."""
-    axis = torch.arange(edge) - (edge - 1) / 2
-    bell = torch.exp(-(axis**2) / (2 * (edge / 8) ** 2))
-    window = bell[:, None, None] * bell[:, None] * bell
-    return window.clamp_min(max(float(window.min()), 1e-3))

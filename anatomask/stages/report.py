@@ -67,8 +67,8 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
         console.print(comparisons_table(made, rows))
     for note in measures_in_words(rows) + remarks:
         console.print(note, style="dim", markup=False, highlight=False)
-    for note in twins:  # in one piece, as they hold commands
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    for note in twins:
+        console.print(note, markup=False, highlight=False, soft_wrap="`" in note)  # a command stays in one piece
     paths = [Path(config.out) / "table.md", Path(config.out) / "table.csv"]
     members = runs_by_dataset(runs)
     for dataset, path in overlay_paths(Path(config.out), members).items():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gpu_pack import KIND, LEVELS, Packed, encode
 from gpu_study import Setting, Study
-from gpu_training import dice, train, window_starts
+from gpu_training import dice, train
 from gpu_volumes import Volumes
 from torch import Tensor
 
@@ -133,15 +133,6 @@ def test_a_training_stops_when_its_time_is_over(tmp_path: Path) -> None:
     each = study(tmp_path)
     config = SETTING.training(2)
     assert len(train(each.finetuning, each.batches(0), 50, config, OptimiserConfig(), CPU, ends=0.0)) == 1
-
-
-@pytest.mark.parametrize("extent", [20, 32, 33, 48, 100])
-@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
-def test_windows_cover_an_axis_and_stay_in_it(extent: int, overlap: float) -> None:
-    starts = window_starts(extent, 32, overlap)
-    covered = {voxel for start in starts for voxel in range(start, start + 32)}
-    assert covered >= set(range(extent))
-    assert len(covered) == max(extent, 32)
 
 
 def test_dice_of_every_class_that_is_there() -> None:

@@ -52,7 +52,7 @@ def test_real_layouts(real_data: Path, folder: str, reader: str, labelled: int, 
     [
         (ReaderConfig(modality="ct"), r"--reader\.modality does not apply to nnunet, only to amos22, dicom"),
         (ReaderConfig(positives_only=True), r"--reader\.positives-only does not apply to nnunet, only to autopet2"),
-        (ReaderConfig(configuration="2d"), r"--reader\.configuration does not apply to nnunet, only to nnunet_preproc"),
+        (ReaderConfig(configuration="2d"), r"--reader\.configuration is one of --reader\.plans here"),
     ],
 )
 def test_an_option_that_means_nothing_in_a_layout_is_refused(
