@@ -190,7 +190,7 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> dict[int, float]:
 def logits(network: STUNet, volumes: Volumes, scan: int, edge: int, overlap: float, precision: str) -> Tensor:
     """Predict a scan (classes + 1, D, H, W) from windows that are cubes, weighted by a Gaussian.
 
-    `anatomask.evaluation.predictor.Predictor.logits` does the same through MONAI. The network is not compiled for it:
+    `anatomask.evaluation.windows.slide` does the same with less memory. The network is not compiled for it:
     its call would be compiled once more.
     """
     shape = volumes.shapes[scan].tolist()
