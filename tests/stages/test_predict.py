@@ -327,7 +327,8 @@ def test_the_command_spreads_scans_over_ray(
     (tmp_path / "scans").mkdir()
     for case in ("head", "turned"):
         shutil.copy(world.scans / f"{case}.nii.gz", tmp_path / "scans")
-    huge = nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.diag([1000.0, 1000.0, 9000.0, 1.0]))
+    voxels = np.array([-1000, 40] * 4, np.int16).reshape(2, 2, 2)  # as CT has them
+    huge = nib.Nifti1Image(voxels, np.diag([4000.0, 4000.0, 9000.0, 1.0]))
     nib.save(huge, tmp_path / "scans/huge.nii.gz")
     command = ["predict", "--run", *map(str, world.runs), "--source", str(tmp_path / "scans"), "--probabilities"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 1
