@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from anatomask.config import ImportWeightsConfig
-from anatomask.errors import Note, UserError
-from anatomask.methods.swinunetr_ssl import SwinUNETRSSLConfig
+from anatomask.errors import UserError
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import AUTOENCODER, PUBLISHED_STUNET, STUNet, STUNetConfig
-from anatomask.nn.backbones.swin_unetr import PatchMerging, SwinUNETRConfig
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
-from anatomask.stages.import_weights import read_file
-from anatomask.weights.files import initialise
 from anatomask.weights.foreign import import_anatomask_checkpoint, read_foreign_weights
+from tests.weights.checkpoints import forge, same, save_stunet
 
 TINY = STUNetConfig(base=2)
 SIZES = [TINY, STUNetConfig(2, 4, 2), STUNetConfig(base=2, widths=(2, 4, 4, 8, 8, 8))]
@@ -68,24 +62,6 @@ def published_stunet(network: STUNet) -> OrderedDict[str, Tensor]:
         name = name.replace("decoder", "conv_blocks_localization").replace("heads", "seg_outputs")
         published[name] = tensor
     return published
-
-
-def save_stunet(path: Path, tensors: dict[str, Any], plans: dict[str, Any] | None = None) -> Path:
-    """As nnU-Net's version 1 (`.model`) or 2 saves, with what lies beside the tensors there."""
-    scores = [np.float32(0.5), np.float64(0.25)]
-    extra: dict[str, Any]
-    if path.suffix == ".model":
-        extra = {"epoch": 4000, "optimizer_state_dict": None, "plot_stuff": (scores, [], [], scores), "best_stuff": ()}
-        torch.save({"state_dict": tensors, **extra}, path)
-    else:
-        extra = {"logging": {"mean_fg_dice": scores}, "_best_ema": scores[0], "current_epoch": np.int64(3)}
-        init = {"plans": plans or {}, "configuration": "3d_fullres", "device": torch.device("cuda")}
-        torch.save({"network_weights": tensors, "init_args": init, "trainer_name": "STUNetTrainer", **extra}, path)
-    return path
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "module._orig_mod.", ""])
@@ -163,14 +139,10 @@ FORGED_AUTOENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
-def _forge(right: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in {**right, **changes}.items() if value is not None}
-
-
 @pytest.mark.parametrize("message", FORGED_AUTOENCODERS)
 def test_forged_autoencoders_are_refused_by_name(tmp_path: Path, message: str) -> None:
     right = published_autoencoder(MaskedAutoencoder(TINY, decoder_width=16))
-    torch.save({"network_weights": _forge(right, FORGED_AUTOENCODERS[message])}, tmp_path / "c.pt")
+    torch.save({"network_weights": forge(right, FORGED_AUTOENCODERS[message])}, tmp_path / "c.pt")
     for read in (read_foreign_weights, import_anatomask_checkpoint):
         with pytest.raises(UserError) as refusal:
             read(tmp_path / "c.pt")
@@ -192,7 +164,7 @@ def test_forged_autoencoders_are_refused_by_name(tmp_path: Path, message: str) -
 def test_forged_segmentation_networks_are_refused_by_name(tmp_path: Path, message: str, changes: Any) -> None:
     right = published_stunet(STUNet(TINY, 2))
     with pytest.raises(UserError) as refusal:
-        read_foreign_weights(save_stunet(tmp_path / "s.model", _forge(right, changes)))
+        read_foreign_weights(save_stunet(tmp_path / "s.model", forge(right, changes)))
     assert message in str(refusal.value)
 
 
@@ -372,103 +344,3 @@ def test_truncated_missing_and_other_files_are_refused(tmp_path: Path) -> None:
         read_foreign_weights(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         read_foreign_weights(tmp_path / "nowhere.pt")
-
-
-RESENC = ResEncConfig(2, (4, 8, 8), (1, 1, 2))
-FIRST = "encoder.stages.0.blocks.0.conv1.conv.weight"
-
-
-def nnunet_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As `ResidualEncoderUNet` names them: layers again as `all_modules`, the encoder again within the decoder."""
-    named = dict(state)
-    for name, tensor in state.items():
-        for layer, index in ((".conv.", "0"), (".norm.", "1")):
-            if layer in name:
-                named[name.replace(layer, f".all_modules.{index}.")] = tensor
-    return named | {f"decoder.{name}": tensor for name, tensor in named.items() if name.startswith("encoder.")}
-
-
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
-def test_checkpoints_of_nnunets_residual_encoder_are_read(tmp_path: Path, prefix: str) -> None:
-    state = RESENC.segmenter(3).state_dict()
-    given = {prefix + name: tensor for name, tensor in nnunet_state(state).items()}
-    assert len(given) > 3 * len(state)
-    foreign = read_foreign_weights(save_stunet(tmp_path / "checkpoint_final.pth", given))
-    assert (foreign.kind, foreign.network, foreign.stages, foreign.classes) == ("segmentation", RESENC, None, 3)
-    assert same(foreign.tensors, state) and foreign.missing == () and foreign.left_out == ()
-
-
-def test_an_encoder_alone_of_nnunets_is_a_pretrained_one(tmp_path: Path) -> None:
-    state = {name: tensor for name, tensor in RESENC.segmenter(3).state_dict().items() if name.startswith("encoder.")}
-    foreign = read_foreign_weights(save_stunet(tmp_path / "c.pth", dict(state)))
-    assert (foreign.kind, foreign.network, foreign.stages) == ("pretraining", RESENC, 3)
-    assert same(foreign.tensors, state)
-
-
-@pytest.mark.parametrize(
-    ("message", "changes"),
-    [
-        ("conv1.conv.weight once more", {f"decoder.{FIRST}": torch.zeros(4, 4, 3, 3, 3)}),
-        ("decoder.transpconvs.0.weight is of shape", {"decoder.transpconvs.0.weight": torch.zeros(8, 8, 1, 2, 2)}),
-        ("encoder.stages.1.blocks.0.conv2.norm.bias is missing", {"encoder.stages.1.blocks.0.conv2.norm.bias": None}),
-        ("lacks the tensor encoder.stem.convs.0.conv.weight", {"encoder.stem.convs.0.conv.weight": None}),
-        (
-            "lacks the tensor encoder.stages.3.blocks.0.conv1",
-            {FIRST.replace("0", "9", 1): torch.zeros(1)},
-        ),
-    ],
-)
-def test_forged_residual_encoders_are_refused_by_name(tmp_path: Path, message: str, changes: dict[str, Any]) -> None:
-    right = RESENC.segmenter(3).state_dict()
-    with pytest.raises(UserError) as refusal:
-        read_foreign_weights(save_stunet(tmp_path / "c.pth", _forge(right, changes)))
-    assert message in str(refusal.value)
-
-
-@pytest.mark.parametrize(("prefix", "merging"), [("", "repeated"), ("swin_vit.", "repeated"), ("swinViT.", "all")])
-def test_published_swin_transformers_are_read_in_every_form(tmp_path: Path, prefix: str, merging: PatchMerging) -> None:
-    """`model_swinvit.pt` has no prefix, other names in MLPs, and a norm that nothing reads; checkpoints have heads."""
-    pytest.importorskip("einops")
-    network = SwinUNETRConfig(feature_size=6, depths=(1, 1, 2, 1), window=3)
-    own = network.encoder().state_dict()
-    theirs = {prefix + name.removeprefix("swinViT."): tensor for name, tensor in own.items()}
-    if not prefix:
-        theirs = {re.sub(r"mlp\.linear", "mlp.fc", name): tensor for name, tensor in theirs.items()}
-        theirs |= {"norm.weight": torch.ones(96), "norm.bias": torch.zeros(96)}
-    theirs |= {"rotation_head.weight": torch.zeros(4, 96), "conv.0.bias": torch.zeros(48)}
-    held = {f"module.{name}": tensor for name, tensor in theirs.items()}
-    path = tmp_path / "model_swinvit.pt"
-    torch.save({"epoch": 1, "state_dict": held, "optimizer": {}}, path)
-    with pytest.warns(Note, match="before 1.5"):
-        foreign = read_foreign_weights(path)
-    expected = replace(network, patch_merging=merging)
-    assert (foreign.kind, foreign.network, foreign.stages, foreign.missing) == ("pretraining", expected, 5, ())
-    assert same({name.removeprefix("encoder."): tensor for name, tensor in foreign.tensors.items()}, own)
-    assert len(foreign.left_out) == (4 if not prefix else 2)
-    assert {why for _, why in foreign.left_out} == {"read by nothing"}
-    with pytest.warns(Note):
-        weights = read_file(ImportWeightsConfig(str(path), output="x", patch_merging="repeated"))
-    assert weights.header["architecture"]["patch_merging"] == "repeated"
-    assert weights.header["method"] == {"name": SwinUNETRSSLConfig().label()}
-    with pytest.raises(UserError, match=r"network\.patch_merging alike"):
-        initialise(replace(network, patch_merging="all").segmenter(3), weights)
-    started = replace(network, in_channels=2, patch_merging="repeated").segmenter(3)
-    initialise(started, weights)
-    assert torch.equal(
-        started.encoder.state_dict()["swinViT.layers1.0.blocks.0.norm1.bias"],
-        own["swinViT.layers1.0.blocks.0.norm1.bias"],
-    )
-
-
-def test_monais_swin_unetr_is_read_with_a_note_on_its_versions(tmp_path: Path) -> None:
-    pytest.importorskip("einops")
-    from monai.networks.nets import SwinUNETR as Network
-
-    theirs = Network(1, 4, feature_size=12).state_dict()
-    torch.save(theirs, tmp_path / "swin.pt")
-    with pytest.warns(Note, match="before 1.5"):
-        foreign = read_foreign_weights(tmp_path / "swin.pt")
-    assert (foreign.kind, foreign.network, foreign.classes) == ("segmentation", SwinUNETRConfig(feature_size=12), 3)
-    assert same({name.removeprefix("encoder."): tensor for name, tensor in foreign.tensors.items()}, theirs)
-    torch.save(foreign.tensors, tmp_path / "own.pt")
-    assert same(read_foreign_weights(tmp_path / "own.pt").tensors, foreign.tensors)
