@@ -70,11 +70,12 @@ def main() -> None:
                         f"{medians['nnunet']['read']:.2f}" if ratio else "-",
                     ]
                 )
+    given = {name: value for name, value in vars(arguments).items() if name != "nnunet_python"}
     report(
         f"Augmentation of {arguments.samples} samples, one core, ours on {arguments.device}",
         ["crop", "ours ms", "nnU-Net ms", "ratio", "normalising ms", "voxels read / crop", "nnU-Net's"],
         rows,
-        {"found": found, "arguments": vars(arguments), "machine": machine(arguments.device) | {"threads": 1}},
+        {"found": found, "arguments": given, "machine": machine(arguments.device) | {"threads": 1}},
     )
 
 
