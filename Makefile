@@ -38,7 +38,7 @@ test: lint ## lint and all tests but the slow ones, in two processes
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
 
 test-slow: venv ## the tests that take minutes
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --durations=40
 
 NNUNET ?= $(HOME)/.cache/anatomask/nnunet-venv
 nnunet: ## nnU-Net 2.8.1 in an environment of its own, with which test-slow and benchmarks compare (minutes, once)
