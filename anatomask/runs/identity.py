@@ -16,9 +16,11 @@ ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", *
 SINCE: Mapping[str, Any] = {
     "fold": None,
     "scoring": {"metrics": None, "absent": "totalsegmentator"},
-    "optimiser.warmup_updates": None,
-    "pretrain.optimiser.warmup_updates": None,
-    "finetune.optimiser.warmup_updates": None,
+    **{
+        f"{section}optimiser.{field}": value
+        for section in ("", "pretrain.", "finetune.")
+        for field, value in (("warmup_updates", None), ("decayed", "all"), ("rate_every", "epoch"))
+    },
 }
 """Fields that older versions did not have, and the value with which they computed the same: left out, so that the keys
 of older runs hold."""

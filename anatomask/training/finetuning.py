@@ -16,7 +16,7 @@ from anatomask.nn.backbones.base import BackboneConfig, Segmenter
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.pictures import segmentation_figure
 from anatomask.training.recorder import Recorder
-from anatomask.training.task import Task
+from anatomask.training.task import Task, seed_forward
 
 Validate = Callable[[nn.Module, torch.device], Validated]
 
@@ -45,6 +45,7 @@ class FinetuningTask(Task):
         fresh = list(start(self.network))
         prepare_gradients(self.network, frozen=frozen)
         self.network.to(device)
+        self.seed = seed
         self.device = device
         self.header = {**header, "not_transferred": fresh}
         self.validation = validate
@@ -55,12 +56,17 @@ class FinetuningTask(Task):
         """Return the whole network."""
         return self.network
 
-    def encoder_stages(self) -> Sequence[nn.Module]:
-        """Return the parts of the encoder."""
-        return self.network.encoder.parts()
+    def encoder_depths(self) -> Mapping[nn.Module, int]:
+        """Return the depths of the parts of the encoder."""
+        return self.network.encoder.depths()
+
+    def undecayed(self) -> Sequence[nn.Parameter]:
+        """Return the learned tokens and positions of the encoder."""
+        return self.network.encoder.tokens()
 
     def forward(self, sample: Mapping[str, Any], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Compute the loss of a batch that `FinetuningDraw` drew, padded, normalised and augmented on the device."""
+        seed_forward(self.seed, sample)
         image, label = placed_crops(sample, self.header["patch_size"])
         image = self.change_intensity(image, sample["seed"])
         image, label = flip(image, sample["flip"]), flip(label, sample["flip"])

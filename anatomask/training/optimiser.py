@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,38 +13,48 @@ from torch.optim.sgd import sgd
 
 from anatomask.training.settings import OptimiserConfig
 
+Depths = Mapping[nn.Module, int]
+"""Depths of the parts of an encoder by part, counted from the output (`Encoder.depths`)."""
+NO_ENCODER: Depths = MappingProxyType({})
+
 
 def parameter_groups(
-    module: nn.Module, config: OptimiserConfig, encoder_stages: Sequence[nn.Module] = ()
+    module: nn.Module, config: OptimiserConfig, depths: Depths = NO_ENCODER, undecayed: Collection[nn.Parameter] = ()
 ) -> list[dict[str, Any]]:
-    """Divide the parameters of `module` that need a gradient by when and how fast they learn.
+    """Divide the parameters of `module` that need a gradient by when and how fast they learn, and whether they decay.
 
-    A group's `start` is the first epoch in which it learns, its `factor` multiplies its learning rate. A parameter's
-    depth is counted from the output, as in BEiT (arXiv 2106.08254) and MAE (2111.06377): 0 for everything outside the
-    stages of the encoder (decoder and heads), 1 for the last of `encoder_stages`, and their number for the first. The
-    factor of depth d > 0 is encoder_lr_factor · layer_decay^d, that of depth 0 is 1.
+    A group's `start` is the first epoch in which it learns, its `factor` multiplies its learning rate. That of a part
+    of the encoder at depth d of `depths` is encoder_lr_factor · layer_decay^d, as in BEiT (arXiv 2106.08254) and MAE
+    (2111.06377); that of everything else (decoder and heads) is 1. Where matrices alone decay, these do not: what is
+    `undecayed`, and all parameters of one dimension.
     """
     of_encoder = {
         parameter: (config.encoder_start, config.encoder_lr_factor * config.layer_decay**depth)
-        for depth, stage in enumerate(list(encoder_stages)[::-1], start=1)
-        for parameter in stage.parameters()
+        for part, depth in depths.items()
+        for parameter in part.parameters()
     }
-    groups: dict[tuple[int, float], list[nn.Parameter]] = {}
+    exempt = {id(parameter) for parameter in undecayed}
+    groups: dict[tuple[int, float, float], list[nn.Parameter]] = {}
     for parameter in module.parameters():
         if parameter.requires_grad:
-            groups.setdefault(of_encoder.get(parameter, (0, 1.0)), []).append(parameter)
-    return [{"params": group, "start": start, "factor": factor} for (start, factor), group in groups.items()]
+            spared = config.decayed == "matrices" and (parameter.ndim < 2 or id(parameter) in exempt)
+            key = (*of_encoder.get(parameter, (0, 1.0)), 0.0 if spared else config.weight_decay)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": group, "start": start, "factor": factor, "weight_decay": decay}
+        for (start, factor, decay), group in groups.items()
+    ]
 
 
 def build_optimiser(
-    module: nn.Module, config: OptimiserConfig, encoder_stages: Sequence[nn.Module] = ()
+    module: nn.Module, config: OptimiserConfig, depths: Depths = NO_ENCODER, undecayed: Collection[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """Build the optimiser of `module`, in the groups of `parameter_groups`; learning rates are set before every update.
 
     The optimisers are fused: they are fast, and skip an update on the device when told there that the gradient is not
     finite.
     """
-    groups = parameter_groups(module, config, encoder_stages)
+    groups = parameter_groups(module, config, depths, undecayed)
     if config.name == "sgd":
         return FusedSGD(groups, config.lr, config.momentum, config.weight_decay)
     return torch.optim.AdamW(

@@ -18,11 +18,12 @@ def rate_of_update(
 ) -> float | None:
     """Return the learning rate of an `update` (from 0), of which an epoch has `per_epoch`; else as `learning_rate`.
 
-    It is that of the update's epoch; where the warm-up is counted in updates, epochs count in fractions.
+    It is that of the update's epoch; where the rate changes with every update, epochs count in fractions.
     """
-    if config.warmup_updates is None:
-        return learning_rate(update // per_epoch, epochs, config, start, factor)
-    return learning_rate(update / per_epoch, epochs, config, start, factor, config.warmup_updates / per_epoch)
+    if config.warmup_updates is not None:
+        return learning_rate(update / per_epoch, epochs, config, start, factor, config.warmup_updates / per_epoch)
+    epoch = update / per_epoch if config.rate_every == "update" else update // per_epoch
+    return learning_rate(epoch, epochs, config, start, factor)
 
 
 def learning_rate(

@@ -71,6 +71,9 @@ class OptimiserConfig(Settings):
     """Peak learning rate."""
     weight_decay: float = 1e-5
     """Weight decay: decoupled in AdamW, added to the gradient in SGD."""
+    decayed: Literal["all", "matrices"] = "all"
+    """Parameters that decay. matrices: none of one dimension (biases, norms) and, in finetuning, no learned tokens and
+    positions."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's moments."""
     eps: float = 1e-8
@@ -79,9 +82,11 @@ class OptimiserConfig(Settings):
     """Momentum of SGD."""
     warmup_epochs: int = 20
     """Epochs of linear warm-up."""
+    rate_every: Literal["epoch", "update"] = "epoch"
+    """Interval at which the learning rate changes."""
     warmup_updates: int | None = None
     """Updates of linear warm-up, in place of warmup_epochs. The rate then changes with every update, also in its decay.
-    Default: warmup_epochs, and a rate per epoch."""
+    Default: warmup_epochs."""
     warmup_lr: float = 1e-6
     """Learning rate at which warm-up begins."""
     decay: Literal["cosine", "poly"] = "cosine"
@@ -93,7 +98,8 @@ class OptimiserConfig(Settings):
     encoder_lr_factor: float = 1.0
     """Factor of the learning rate of finetuning's encoder."""
     layer_decay: float = 1.0
-    """Factor per stage of the encoder's learning rate: applied once for its last stage, six times for the first."""
+    """Factor per stage of the encoder's learning rate: for six stages applied once for the last, six times for the
+    first; for a transformer's twelve blocks likewise, and thirteen times for what is before them."""
     clip: float = 12.0
     """Largest norm of the gradient."""
 

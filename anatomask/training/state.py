@@ -22,5 +22,5 @@ class TrainingState:
     @classmethod
     def of(cls, task: Task, config: OptimiserConfig, device: torch.device, *, scaled: bool = False) -> TrainingState:
         """Make a fresh state; `scaled` says whether losses are scaled, as half precision needs."""
-        optimiser = build_optimiser(task.trainable(), config, task.encoder_stages())
+        optimiser = build_optimiser(task.trainable(), config, task.encoder_depths(), task.undecayed())
         return cls(task, optimiser, torch.amp.GradScaler(device.type, enabled=scaled))

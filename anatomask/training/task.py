@@ -44,8 +44,12 @@ class Task(nn.Module, ABC):
         """Return the modules that compute, `trainable` first."""
         return [self.trainable()]
 
-    def encoder_stages(self) -> Sequence[nn.Module]:
-        """Return the stages, from the input on, of an encoder that may learn later or slower; empty if none does."""
+    def encoder_depths(self) -> Mapping[nn.Module, int]:
+        """Return the depths of the parts of an encoder that may learn later or slower; empty if none does."""
+        return {}
+
+    def undecayed(self) -> Sequence[nn.Parameter]:
+        """List the parameters of more than one dimension that decay only where all do."""
         return ()
 
     def kept(self) -> nn.Module:

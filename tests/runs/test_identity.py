@@ -39,6 +39,11 @@ def test_a_field_that_older_versions_had_not_changes_no_key_until_it_is_set() ->
     for updates, same in ((None, True), (5, False)):
         later = run_key("finetune", SETTINGS | {"optimiser": {"lr": 1, "warmup_updates": updates}}, INPUTS)
         assert (later == before) == same
+    assert (
+        run_key("finetune", SETTINGS | {"optimiser": {"lr": 1, "decayed": "all", "rate_every": "epoch"}}, INPUTS)
+        == before
+    )
+    assert run_key("finetune", SETTINGS | {"optimiser": {"lr": 1, "decayed": "matrices"}}, INPUTS) != before
 
 
 def test_a_number_of_results_may_be_one_methods_own() -> None:

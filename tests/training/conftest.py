@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -51,8 +51,8 @@ class TwoLayerTask(LineTask):
         super().__init__()
         self.line = nn.Sequential(nn.Linear(1, 2), nn.Linear(2, 1))
 
-    def encoder_stages(self) -> Sequence[nn.Module]:
-        return [next(self.line.children())]
+    def encoder_depths(self) -> Mapping[nn.Module, int]:
+        return {next(self.line.children()): 1}
 
 
 @pytest.fixture

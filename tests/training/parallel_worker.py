@@ -94,8 +94,8 @@ class FrozenAtFirst(Segmenting):
 
     optimiser = OptimiserConfig("sgd", lr=1e-3, momentum=0.9, warmup_epochs=0, freeze=1, layer_decay=0.8)
 
-    def encoder_stages(self) -> Sequence[nn.Module]:
-        return self.network.encoder.parts()
+    def encoder_depths(self) -> Mapping[nn.Module, int]:
+        return self.network.encoder.depths()
 
 
 class Predicting(Pretraining):

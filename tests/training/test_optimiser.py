@@ -71,9 +71,9 @@ def test_an_update_that_is_found_infinite_changes_nothing_even_the_first(name: A
 def test_without_settings_of_the_encoder_there_is_one_group() -> None:
     module = STUNet(STUNetConfig(base=2), 2)
     module.heads[0].requires_grad_(False)
-    (group,) = parameter_groups(module, OptimiserConfig(freeze=0), module.encoder.parts())
+    (group,) = parameter_groups(module, OptimiserConfig(freeze=0), module.encoder.depths())
     assert [id(each) for each in group["params"]] == [id(each) for each in module.parameters() if each.requires_grad]
-    assert (group["start"], group["factor"]) == (0, 1.0)
+    assert (group["start"], group["factor"], group["weight_decay"]) == (0, 1.0, OptimiserConfig().weight_decay)
 
 
 def test_each_stage_of_the_encoder_is_slower_than_the_one_after_it() -> None:
@@ -81,7 +81,7 @@ def test_each_stage_of_the_encoder_is_slower_than_the_one_after_it() -> None:
     config = OptimiserConfig(layer_decay=0.75, encoder_lr_factor=0.5, decoder_first=(2, 3), freeze=4)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     found: dict[str, tuple[int, float]] = {}
-    for group in parameter_groups(module, config, module.encoder.parts()):
+    for group in parameter_groups(module, config, module.encoder.depths()):
         for parameter in group["params"]:
             name = names.pop(id(parameter))
             part = ".".join(name.split(".")[:3]) if name.startswith("encoder.") else name.split(".")[0]
@@ -89,6 +89,21 @@ def test_each_stage_of_the_encoder_is_slower_than_the_one_after_it() -> None:
     assert not names
     expected = {f"encoder.stages.{index}": (5, pytest.approx(0.5 * 0.75 ** (6 - index))) for index in range(6)}
     assert found == expected | dict.fromkeys(("upsample", "decoder", "heads"), (0, 1.0))
+
+
+def test_where_matrices_alone_decay_vectors_and_tokens_do_not() -> None:
+    module = nn.ModuleDict(
+        {"norm": nn.LayerNorm(3), "linear": nn.Linear(3, 3), "token": nn.ParameterList([torch.ones(1, 1, 3)])}
+    )
+    config = OptimiserConfig(weight_decay=0.5, decayed="matrices")
+    for exempt, decayed in (((), {"linear.weight", "token.0"}), ((module["token"][0],), {"linear.weight"})):  # type: ignore[index]
+        optimiser = build_optimiser(module, config, undecayed=exempt)
+        found = {id(each): group["weight_decay"] for group in optimiser.param_groups for each in group["params"]}
+        assert {name: found[id(each)] for name, each in module.named_parameters()} == {
+            name: 0.5 if name in decayed else 0.0 for name, _ in module.named_parameters()
+        }
+    (group,) = parameter_groups(module, OptimiserConfig(), undecayed=[module["token"][0]])  # type: ignore[index]
+    assert len(group["params"]) == 5
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import check_training
-from anatomask.training.schedule import SCHEDULES, learning_rate
+from anatomask.training.schedule import SCHEDULES, learning_rate, rate_of_update
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 
 EPOCHS = 1000
@@ -30,6 +31,20 @@ def test_warm_up_then_cosine_as_published() -> None:
     assert 0 < found[-1] < 1e-9
     assert all(a < b for a, b in pairwise(found[:21]))
     assert all(a > b for a, b in pairwise(found[20:]))
+
+
+def test_a_rate_of_every_update_counts_epochs_in_fractions() -> None:
+    """As the authors of SelfMedMAE do: lr · t/w, then half a cosine over the rest."""
+    config = OptimiserConfig(lr=2.0, warmup_lr=0.0, warmup_epochs=3, rate_every="update")
+    for update in range(40):
+        epoch = update / 4
+        expected = 2 * epoch / 3 if epoch < 3 else 1 + math.cos(math.pi * (epoch - 3) / 7)
+        assert rate_of_update(update, 4, 10, config) == pytest.approx(expected)
+    by_epoch = replace(config, rate_every="epoch")
+    assert all(
+        rate_of_update(update, 4, 10, by_epoch) == rate_of_update(update // 4 * 4, 4, 10, config)
+        for update in range(40)
+    )
 
 
 def test_without_warm_up_the_first_epoch_has_the_peak() -> None:

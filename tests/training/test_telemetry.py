@@ -50,7 +50,7 @@ def test_the_ratio_is_that_of_the_weights_before_and_after(
 def test_the_ratio_of_sgd_is_that_of_the_weights_that_learn(momentum: float, weight_decay: float) -> None:
     module = network(torch.float64)
     config = OptimiserConfig("sgd", momentum=momentum, weight_decay=weight_decay, freeze=1)
-    optimiser = build_optimiser(module, config, [module[0]])
+    optimiser = build_optimiser(module, config, {module[0]: 1})
     for step in range(5):
         optimiser.zero_grad()
         module(torch.randn(2, 1, 5, 5, 5, dtype=torch.float64)).square().mean().backward()

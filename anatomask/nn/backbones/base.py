@@ -171,6 +171,17 @@ class Encoder(nn.Module, ABC):
     def parts(self) -> Sequence[nn.Module]:
         """List the parts that together hold every parameter, from the input on; earlier ones may learn slower."""
 
+    def depths(self) -> Mapping[nn.Module, int]:
+        """Return the depth of each of the `parts`, counted from the output: how often `layer_decay` applies to it.
+
+        Default: 1 for the last, and their number for the first.
+        """
+        return {part: depth for depth, part in enumerate(self.parts()[::-1], start=1)}
+
+    def tokens(self) -> Sequence[nn.Parameter]:
+        """List learned tokens and positions, which finetuning may leave out of the weight decay. Default: none."""
+        return ()
+
 
 class ConvolutionalEncoder(Encoder):
     """Encoder made of `Operations` alone, so that sparse backends compute it on visible patches."""
