@@ -38,7 +38,7 @@ from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, fin
 from anatomask.runs.siblings import kinship
 from anatomask.stages.cases import map_cases
 from anatomask.stages.remarks import little_context
-from anatomask.terminal.printing import remark
+from anatomask.terminal.printing import remark, show_failures
 from anatomask.terminal.progress import outages_told
 from anatomask.weights.files import find_weights, run_name
 from anatomask.weights.header import require_fields
@@ -75,8 +75,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
 def stage(config: EvaluateConfig, *, overwrite: bool = False) -> int:
     """Evaluate what is not finished yet, then write the tables; return 1 if a case failed."""
     failures = score_run(config, overwrite=overwrite)
-    for case, reason in failures.items():
-        Console(stderr=True).print(f"{case}: {reason}", markup=False, highlight=False, style="red", soft_wrap=True)
+    show_failures("evaluate", failures)
     return 1 if failures else 0
 
 

@@ -39,7 +39,7 @@ from anatomask.evaluation.predictor import mirror_axes
 from anatomask.runs.prediction import claim_prediction, finished_cases, prediction_identity
 from anatomask.stages.cases import map_cases
 from anatomask.stages.remarks import little_context
-from anatomask.terminal.printing import remark
+from anatomask.terminal.printing import remark, show_failures
 from anatomask.weights.files import find_weights
 from anatomask.weights.tensor_files import Weights
 
@@ -165,8 +165,7 @@ def predict_cases(
 
 def _tell(config: PredictConfig, task: Task, cases: list[str], before: set[str], failures: Mapping[str, str]) -> None:
     """Print the failures, and what lies where."""
-    for case, reason in failures.items():
-        Console(stderr=True).print(f"{case}: {reason}", markup=False, highlight=False, style="red", soft_wrap=True)
+    show_failures("predict", failures)
     written = len(cases) - len(failures)
     files = f"<case>{LABEL_MAP}" + (f", <case>{PROBABILITIES}" if config.probabilities else "")
     classes = len(class_names(task.weights[0]))

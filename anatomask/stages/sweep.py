@@ -46,7 +46,7 @@ from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.space import Space, Table, load_space
 from anatomask.sweeps.study import SCORES, StudySearch, latest_trials, open_study, shown_name, trial_name, trials_left
 from anatomask.sweeps.trials import following_trials, run_trials
-from anatomask.terminal.printing import remark
+from anatomask.terminal.printing import remark, show_failures
 from anatomask.terminal.progress import NewLines
 from anatomask.training.journal import JOURNAL
 from anatomask.training.ray_train import fit
@@ -114,8 +114,7 @@ def run_sweep(chain: Chain, space: Space, updates: int) -> int:
         if trials_left(study, space, config.trials) > len(failures):
             raise KeyboardInterrupt
     report(chain, study, space)
-    for name, reason in failures.items():
-        Console(stderr=True).print(f"{name}: {reason}", markup=False, highlight=False, style="red", soft_wrap=True)
+    show_failures("sweep", failures)
     return 1 if failures else 0
 
 

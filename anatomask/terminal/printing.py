@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from collections.abc import Mapping
 
 from rich.console import Console
 
@@ -35,3 +36,11 @@ def message_text(message: str) -> str:
 def remark(text: str) -> None:
     """Print a remark that the user should know besides the result."""
     Console(stderr=True).print(message_text(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def show_failures(verb: str, reasons: Mapping[str, str]) -> None:
+    """Print why each case or trial of a verb failed, a line each."""
+    console = Console(stderr=True)
+    for name, reason in reasons.items():
+        console.print(f"[bold red]anatomask {verb}:[/bold red] ", end="")
+        console.print(message_text(f"{name}: {reason}"), markup=False, highlight=False, soft_wrap=True)

@@ -119,7 +119,7 @@ def check_skipped(err: str, kind: Kind) -> None:
     """The case is listed with the reason, and another one was written."""
     written = {"evaluate": "runs/finetuned/predictions/*.csv", "predict": "predicted/*.nii.gz"}
     if (verb := kind.command.split()[0]) in written:
-        assert re.search(rf"^\w+: .*{kind.says}", err, re.MULTILINE), err
+        assert re.search(rf"^anatomask \w+: \w+: .*{kind.says}", err, re.MULTILINE), err
         assert REMEDY.search(err), err
         assert list(Path().glob(written[verb]))
         return

@@ -278,12 +278,12 @@ def test_what_cannot_be_predicted_is_named_and_the_others_go_through(
     assert predict(source, runs=world.runs[:1]) == 1
     err = capsys.readouterr().err
     for said in (
-        "organs: .*organs.nii.gz is a label map, not a scan",
+        "anatomask predict: organs: .*organs.nii.gz is a label map, not a scan",
         "good_seg.nii.gz left out: named like a label map",
-        "mr: .*mr.nii.gz is no CT in HU",
-        "two: .*two_0000.nii.gz has 2 channels, the network reads 1 ",
-        "lost: .*lost.nii.gz has no spacing",
-        "cut: .*cut.nii.gz is damaged or cut off",
+        "anatomask predict: mr: .*mr.nii.gz is no CT in HU",
+        "anatomask predict: two: .*two_0000.nii.gz has 2 channels, the network reads 1 ",
+        "anatomask predict: lost: .*lost.nii.gz has no spacing",
+        "anatomask predict: cut: .*cut.nii.gz is damaged or cut off",
     ):
         assert len([line for line in err.splitlines() if re.match(said, line)]) == 1, said
     assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["good.nii.gz"]
