@@ -50,7 +50,7 @@ def load_encoder(source: Source, checkpoint: str = "last") -> Encoder:
     weights = read_source(source, checkpoint)
     network = network_of(weights.header)
     encoder = network.encoder(trained_stages(weights.header))
-    tensors = encoder_tensors(weights, network.in_channels)
+    tensors = encoder_tensors(weights, network)
     load_matching(encoder, {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()})
     return encoder.eval()
 

@@ -70,7 +70,8 @@ def read_file(config: ImportWeightsConfig) -> Weights:
         "not_transferred": [f"{name} ({why})" for name, why in foreign.left_out],
     }
     if foreign.kind == "pretraining":
-        header["method"] = {"name": config.method or ("MAE" if foreign.whole else foreign.form.method)}
+        reconstructs = foreign.whole and not foreign.form.whole  # nnssl's
+        header["method"] = {"name": config.method or ("MAE" if reconstructs else foreign.form.method)}
         header["stages"] = foreign.stages
     if foreign.whole:
         header |= {"encoder": MAEConfig.encoder, "whole": MAEConfig.whole}

@@ -89,13 +89,13 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
             "or safetensors, whose tensors have the names of docs/backbones.md"
         )
     channels = in_channels or network.in_channels
+    fitted = replace(network, in_channels=channels)
     if kind == "pretraining":
-        tensors, prefix = encoder_tensors(weights, channels), encoder_prefix(weights.header).removesuffix("encoder.")
+        tensors, prefix = encoder_tensors(weights, fitted), encoder_prefix(weights.header).removesuffix("encoder.")
     elif kind == "segmentation":
         tensors, prefix = repeat_stem(weights.tensors, network, channels), ""
     else:
         raise UserError(f"weights of kind {kind!r} cannot be exported, only those of `pretrain` and `finetune`")
-    fitted = replace(network, in_channels=channels)
     with torch.device("meta"):  # a header may describe a network that no memory holds
         may_lack = (*weights.header.get("missing", ()), *(beyond_encoder(weights.header) if prefix else ()))
         load_matching(fitted.segmenter(weights.header["architecture"].get("classes", 1)), tensors, may_lack)

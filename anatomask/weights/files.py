@@ -174,13 +174,13 @@ def beyond_encoder(header: Mapping[str, Any]) -> tuple[str, ...]:
     return network_of(header).fresh(trained_stages(header))
 
 
-def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
-    """Take the encoder out of weights, under the names of a segmentation network.
+def encoder_tensors(weights: Weights, network: BackboneConfig) -> dict[str, Tensor]:
+    """Take the encoder out of weights, under the names of a segmentation network, as `network` takes it over.
 
     The encoder of a pretraining checkpoint may lack the last stages.
 
     Raises:
-        UserError: the weights hold no encoder, or its stem cannot be repeated to `in_channels`.
+        UserError: the weights hold no encoder, or its stem cannot be repeated to the network's channels.
     """
     prefix = encoder_prefix(weights.header)
     encoder = {
@@ -190,8 +190,8 @@ def encoder_tensors(weights: Weights, in_channels: int) -> dict[str, Tensor]:
     }
     if not encoder:
         raise UserError(f"the weights hold no tensor named {prefix}*: they are not of a pretraining run")
-    network = network_of(weights.header)
-    return repeat_stem(encoder, network, in_channels, [name for name in network.stem if name.startswith("encoder.")])
+    stem = [name for name in network.stem if name.startswith("encoder.")]
+    return repeat_stem(network.fitted(encoder), network, network.in_channels, stem)
 
 
 def permuted(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -295,9 +295,14 @@ def initialise(network: Segmenter, weights: Weights, transfer: Transfer = "whole
         raise UserError(f"weights of kind {kind!r} cannot start a segmentation network")
     prefix = str(weights.header.get("whole", ""))
     if transfer == "whole" and (kind == "segmentation" or prefix):
-        ours = {name.removeprefix(prefix): tensor for name, tensor in weights.tensors.items()}
+        ours = {
+            name.removeprefix(prefix): tensor for name, tensor in weights.tensors.items() if name.startswith(prefix)
+        }
         trunk = {name: tensor for name, tensor in ours.items() if not is_named(name, mine.heads)}
-        return load_matching(network, repeat_stem(trunk, mine, mine.in_channels), (*mine.heads, *missing))
-    encoder = encoder_tensors(weights, mine.in_channels)
+        fresh = mine.untrained if prefix else ()
+        return load_matching(
+            network, repeat_stem(mine.fitted(trunk), mine, mine.in_channels), (*mine.heads, *fresh, *missing)
+        )
+    encoder = encoder_tensors(weights, mine)
     encoder = permuted(encoder, seed) if transfer == "permuted" else encoder
     return load_matching(network, encoder, (*beyond_encoder(weights.header), *missing))

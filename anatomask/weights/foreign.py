@@ -1,12 +1,14 @@
 """Weights that others have published: the names of their tensors, and reading them without running any code.
 
 The `forms` of each backbone describe the files that it knows. Tensors are looked for in the file itself, in
-`network_weights` (nnU-Net's version 2, the published AnatoMask and SparK-3D code) and in `state_dict` (nnU-Net's
-version 1). Strides show in no tensor: they are those of the plans in `init_args`, where a file has them.
+`network_weights` (nnU-Net's version 2, the published AnatoMask and SparK-3D code), in `state_dict` (nnU-Net's
+version 1) and in `student` (UniMiSS). Strides show in no tensor: they are those of the plans in `init_args`, where a
+file has them.
 """
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import warnings
@@ -34,8 +36,8 @@ FRESH = "fresh"
 """Key of the names of those tensors in an exported encoder that were drawn only to complete the network."""
 NNSSL = "nnssl_adaptation_plan"
 """Key in the files of nnssl, whose networks reconstruct images where they have a decoder."""
-STUNET_KEYS = ("network_weights", "state_dict")
-"""Keys of the tensors in what nnU-Net's version 2 writes, and version 1."""
+TENSOR_KEYS = ("network_weights", "state_dict", "student")
+"""Keys of the tensors in what nnU-Net's version 2 writes, version 1, and UniMiSS, beside whose student is a teacher."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
             with strides that the network cannot have.
     """
     content = _load(Path(path))
-    held = next((content[key] for key in STUNET_KEYS if isinstance(content.get(key), Mapping)), content)
+    held = next((content[key] for key in TENSOR_KEYS if isinstance(content.get(key), Mapping)), content)
     given = {str(name): value for name, value in held.items()}
     backbone, form = _form_of(given, path)
     if form.note:
@@ -109,8 +111,8 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
     network, stages, classes, own = _match_network(backbone, form, tensors, strides, path)
     tensors |= (computed := _computed(network, own.keys() - tensors.keys()))
     called |= {native: native for native in computed}
-    whole = NNSSL in content and stages is None
-    if whole:
+    whole = form.whole or (NNSSL in content and stages is None)
+    if whole and not form.whole:
         stages, own = len(network.strides), {name: t for name, t in own.items() if not is_named(name, backbone.heads)}
     for native, fault in find_faults(own, tensors).items():
         faults[called.get(native) or form.theirs(native) or native] = fault
@@ -152,18 +154,20 @@ def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sampl
 _DECODER_WIDTH = "decoder.levels.0.upsample.weight"
 _MAKE_NUMBER: Any = np.float64(0).__reduce__()[0]
 """Function that a pickle calls to make a numpy number of its type and its bytes."""
-_PLAIN_NUMBERS: list[Any] = [
+_PLAIN: list[Any] = [
     *((_MAKE_NUMBER, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # in numpy 1, in numpy 2
     np.dtype,
     *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + "?efd"},
+    argparse.Namespace,
 ]
-"""Types that nnU-Net's checkpoints hold beside tensors (scores as numpy numbers); they cannot run code."""
+"""Types that checkpoints hold beside tensors (nnU-Net's scores are numpy numbers, UniMiSS's settings a namespace); they
+cannot run code."""
 
 
 def _load(path: Path) -> dict[str, Any]:
     """Load the dictionary in a PyTorch file without running anything that it contains."""
     try:
-        with torch.serialization.safe_globals(_PLAIN_NUMBERS):
+        with torch.serialization.safe_globals(_PLAIN):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; check the path") from error
@@ -246,6 +250,9 @@ def _match_network(
         ) from error
     except (ValueError, IndexError) as error:
         raise UserError(f"{path}: {error}") from error
+    if form.whole:
+        with torch.device("meta"):
+            return network, stages, None, network.trunk().state_dict()
     if classes is not None and classes < 1:
         raise UserError(f"{path}: heads of {classes + 1} output(s) have no class besides the background")
     width = tensors.get(_DECODER_WIDTH)

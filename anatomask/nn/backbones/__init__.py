@@ -12,6 +12,7 @@ BACKBONES = {
     "stunet": "anatomask.nn.backbones.stunet.STUNetConfig",
     "resenc": "anatomask.nn.backbones.resenc.ResEncConfig",
     "swin_unetr": "anatomask.nn.backbones.swin_unetr.SwinUNETRConfig",
+    "unimiss": "anatomask.nn.backbones.unimiss.UniMiSSConfig",
 }
 """Address of the settings of each backbone, whose file is imported on first use."""
 UNNAMED = "stunet"

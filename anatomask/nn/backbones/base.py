@@ -24,6 +24,8 @@ class BackboneConfig(Settings, ABC):
     """Names of the segmentation network's tensors that read the image: (width, in_channels, ...) each."""
     heads: ClassVar[tuple[str, ...]]
     """Prefixes, up to a dot, of the names of the tensors that belong to the classes of one data set."""
+    untrained: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of further tensors that a pretraining of encoder and decoder does not hold. Default: none."""
     convolutional: ClassVar[bool] = False
     """True if the encoder is a `ConvolutionalEncoder`: a chain of stages that can be cut short."""
 
@@ -42,6 +44,11 @@ class BackboneConfig(Settings, ABC):
     def strides(self) -> tuple[int, ...]:
         """Strides of the encoder's maps relative to the input, one per stage."""
 
+    @property
+    def axis_strides(self) -> tuple[tuple[int, ...], ...]:
+        """Strides of the encoder's maps along each axis. Default: along all axes the same."""
+        return tuple((stride,) * 3 for stride in self.strides)
+
     @abstractmethod
     def label(self) -> str:
         """Return the name in tables."""
@@ -57,6 +64,17 @@ class BackboneConfig(Settings, ABC):
         Its `encoder` has the same tensor names as `encoder()`. `classes` counts the structures; the background is one
         output more.
         """
+
+    def trunk(self) -> nn.Module:
+        """Build, with fresh weights, what a `Form` that is `whole` holds: encoder and decoder of a pretraining."""
+        raise NotImplementedError
+
+    def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors, by the segmentation network's names, as this network takes them over from another.
+
+        Default: as they are.
+        """
+        return dict(tensors)
 
     @abstractmethod
     def fresh(self, stages: int) -> tuple[str, ...]:
@@ -93,11 +111,11 @@ class BackboneConfig(Settings, ABC):
 
         `stages` is the number of the encoder's stages. Default: all.
         """
-        return (max(self.strides[:stages]),) * 3
+        return tuple(map(max, zip(*self.axis_strides[:stages], strict=True)))
 
     def strides_in_words(self) -> str:
-        """Format the strides relative to the input, as in "1, 2, 4, 8, 16"."""
-        return ", ".join(map(str, self.strides))
+        """Format the strides relative to the input, as in "1, 2, 4, 8, 16, 16x32x32"."""
+        return ", ".join("x".join(map(str, axes if len(set(axes)) > 1 else axes[:1])) for axes in self.axis_strides)
 
     def with_strides(self, strides: Sequence[Sequence[int]]) -> Self:
         """Return the network with the strides of nnU-Net plans. Default: it has its own, whatever plans say.

@@ -25,6 +25,8 @@ class Form:
     """Name in tables of the pretraining of an encoder in such a file, where the user gives none."""
     note: str = ""
     """Warning that is given when such a file is read. Default: no warning."""
+    whole: bool = False
+    """True if it holds encoder and decoder of a pretraining, as `BackboneConfig.trunk` builds them."""
 
     def ours(self, name: str) -> str | None:
         """Return our name for theirs; None if there is none."""

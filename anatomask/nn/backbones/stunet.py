@@ -120,14 +120,6 @@ class STUNetConfig(BackboneConfig):
         axes = [accumulate(strides, mul) for strides in zip(*self.stage_strides, strict=True)]
         return tuple(zip(*axes, strict=True))
 
-    def crop_steps(self, stages: int | None = None) -> tuple[int, ...]:
-        """Return the strides of the last of `stages` stages along each axis."""
-        return self.axis_strides[:stages][-1]
-
-    def strides_in_words(self) -> str:
-        """Format the strides relative to the input, as in "1, 2, 4, 8, 16, 16x32x32"."""
-        return ", ".join("x".join(map(str, axes if len(set(axes)) > 1 else axes[:1])) for axes in self.axis_strides)
-
     def with_strides(self, strides: Sequence[Sequence[int]]) -> STUNetConfig:
         """Take the strides of nnU-Net plans as STU-Net's trainers do: the first is 1, more than six are cut off.
 

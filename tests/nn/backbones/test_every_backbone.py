@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from anatomask.methods.byol import BYOLConfig
 from anatomask.nn.backbones import BACKBONES, backbone_config
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
+from anatomask.nn.backbones.unimiss import UniMiSSConfig
 from anatomask.training.finetuning import prepare_gradients
 from anatomask.training.losses import segmentation_loss
 from anatomask.weights.files import describe_architecture, initialise, network_of, require_same_size
@@ -26,6 +28,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "stunet": {"base": 2},
     "resenc": {"widths": (4, 4, 8, 8, 8, 8), "blocks": (1, 1, 1, 2, 1, 1)},
     "swin_unetr": {"feature_size": 12},
+    "unimiss": {
+        "widths": (4, 8, 16, 32),
+        "depths": (1, 1, 1, 1),
+        "decoder_depths": (1, 1, 1),
+        "decoder_heads": (4, 2, 1),
+        "stem_width": 8,
+        "patch_size": (64, 32, 32),
+    },
 }
 CROP = (64, 32, 32)
 
@@ -44,7 +54,8 @@ def test_logits_have_the_strides_that_the_loss_takes(config: BackboneConfig) -> 
     assert levels[0].shape == (1, 4, *CROP)
     for level in levels:
         stride = CROP[0] // level.shape[2]
-        assert level.shape == (1, 4, *(edge // stride for edge in CROP))
+        axes = next(axes for axes in ((1, 1, 1), *config.axis_strides) if axes[0] == stride)
+        assert level.shape == (1, 4, *np.floor_divide(CROP, axes))
     segmentation_loss(levels, torch.randint(0, 4, (1, 1, *CROP))).backward()
     for name, parameter in network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
@@ -64,8 +75,8 @@ def test_the_encoder_is_as_it_says_and_has_the_same_names_in_both(config: Backbo
     encoder, network = config.encoder(), config.segmenter(3)
     maps = encoder(torch.randn(1, 1, *CROP))
     assert encoder.strides == config.strides and len(encoder.widths) == len(maps)
-    for encoded, width, stride in zip(maps, encoder.widths, encoder.strides, strict=True):
-        assert encoded.shape == (1, width, *(edge // stride for edge in CROP))
+    for encoded, width, strides in zip(maps, encoder.widths, config.axis_strides, strict=True):
+        assert encoded.shape == (1, width, *np.floor_divide(CROP, strides))
     shapes = {name: tensor.shape for name, tensor in network.encoder.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in encoder.state_dict().items()}
     parts = [parameter for part in encoder.parts() for parameter in part.parameters()]
@@ -147,6 +158,12 @@ def test_one_step_of_every_method_trains_every_parameter(config: BackboneConfig)
 
 
 def test_crops_that_do_not_fit_are_refused_with_one_that_does(config: BackboneConfig) -> None:
+    if isinstance(config, UniMiSSConfig):
+        assert config.fitting_crop((96, 96, 96)) == config.patch_size
+        config.check_crop(config.patch_size)
+        with pytest.raises(ValueError, match=r"set --network.patch-size 96 96 96, too .* --loader.patch-size 64 32 32"):
+            config.check_crop((96, 96, 96))
+        return
     stride = max(config.strides)
     for size in ((3 * stride, 2 * stride, 2 * stride + 8), (stride, stride, stride)):
         with pytest.raises(ValueError, match=f"patch_size .* multiples of {stride}") as error:
