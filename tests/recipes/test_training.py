@@ -41,7 +41,8 @@ def losses(job: TrainingJob, dataset: PreparedDataset, updates: int) -> list[flo
 def test_a_small_recipe_pretrains_on_a_real_scan(name: str, head: PreparedDataset, tmp_path: Path) -> None:
     """But for MoCo, whose loss rises while its queue fills; see tests/methods/test_moco.py."""
     config = replace(RECIPES[name].settings("pretrain"), data=head.path, runs=str(tmp_path), splits=("train",))
-    config = replace(config, training=replace(config.training, steps_per_epoch=50))  # an epoch of one case would be one update
+    # An epoch of one case would be one update.
+    config = replace(config, training=replace(config.training, steps_per_epoch=50))
     first, *_, last = losses(pretrain.build_job(config), head, 6)
     assert last < 0.98 * first
 
