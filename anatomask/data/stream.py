@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
@@ -11,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 from ray.data import ExecutionResources
+from ray.data.block import BlockAccessor
 
 from anatomask.data.joined import open_joined
-from anatomask.data.samples import Draw, SampleSequence, stacked
+from anatomask.data.samples import Draw, Sample, SampleSequence, stacked
 from anatomask.data.storage import Roots, storages
 
 SAMPLES_PER_TASK = 32
+"""Number of samples that a reading process is asked for at once, rounded up to whole batches."""
 SAMPLES_PER_EXECUTION = 2**17
 """Number of samples per Ray Data execution. A start takes seconds: half a millisecond per task, plus the readers'."""
 
@@ -69,7 +72,8 @@ def stream_batches(
     length = SAMPLES_PER_EXECUTION // batch_size * batch_size
     for first in range(0, len(samples), length):
         part = samples[first : first + length]
-        numbers = np.array_split(part, range(SAMPLES_PER_TASK, len(part), SAMPLES_PER_TASK))
+        per_task = math.ceil(SAMPLES_PER_TASK / batch_size) * batch_size
+        numbers = np.array_split(part, range(per_task, len(part), per_task))
         # Put as they are: `from_numpy` would start a task of a whole CPU for each block, and wait for ever without one.
         rows = ray.data.from_blocks([pa.table({"sample": block}) for block in numbers]).map_batches(
             SampleReader,
@@ -80,7 +84,28 @@ def stream_batches(
             num_cpus=reader_cpus,
             zero_copy_batch=True,
         )
-        yield from rows.iter_batches(batch_size=batch_size, prefetch_batches=read_ahead, drop_last=True)
+        blocks = math.ceil(read_ahead * batch_size / per_task)
+        tables = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=blocks)
+        yield from batches_of(tables, batch_size)
+
+
+def batches_of(tables: Iterable[pa.Table], batch_size: int) -> Iterator[Batch]:
+    """Yield the rows of tables as batches of `batch_size`, in order; rows at the end that are fewer are left out.
+
+    A reader sends a table of several batches, each of them a chunk, which is passed on as a view of the object store's
+    memory. Ray Data would copy all chunks into one array before it cuts batches out of it.
+    """
+    rest: list[Sample] = []
+    for table in tables:
+        for chunk in table.to_batches(max_chunksize=batch_size):
+            rows: Batch = BlockAccessor.for_block(pa.Table.from_batches([chunk])).to_batch_format("numpy")
+            if not rest and len(chunk) == batch_size:
+                yield rows
+                continue
+            rest += [{name: column[row] for name, column in rows.items()} for row in range(len(chunk))]
+            while len(rest) >= batch_size:
+                yield stacked(rest[:batch_size])
+                del rest[:batch_size]
 
 
 def begun(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from threading import Event
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ray.data.block import BlockAccessor
 
 from anatomask.data import stream
 from anatomask.data.samples import Draw, FinetuningDraw, LoaderConfig, SampleSequence, worker_samples
 from anatomask.data.shards import PreparedDataset
-from anatomask.data.stream import Batch, begun, stream_batches
+from anatomask.data.stream import Batch, batches_of, begun, stream_batches
 from anatomask.errors import UserError
 from anatomask.methods.masked import MaskedDraw
 
@@ -40,6 +45,33 @@ def test_samples_come_in_order_over_several_executions(
         expected = draw(head, "one", sequence.rng(int(batch["sample"][2])))
         for name, value in expected.items():
             np.testing.assert_array_equal(batch[name][2], value)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 7), max_size=8), st.integers(1, 5))
+def test_rows_of_tables_become_batches_whatever_the_chunks(chunks: list[int], batch_size: int) -> None:
+    """Tables of two chunks each; a chunk that is a batch is not copied."""
+    starts = np.cumsum([0, *chunks])
+    images = np.arange(starts[-1] * 6, dtype=np.int16).reshape(-1, 2, 3)
+    pieces = [
+        BlockAccessor.batch_to_arrow_block({"sample": np.arange(first, stop), "image": images[first:stop]})
+        for first, stop in pairwise(starts)
+    ]
+    tables = [pa.concat_tables(pieces[first : first + 2]) for first in range(0, len(pieces), 2)]
+    found = list(batches_of(tables, batch_size))
+    whole = len(images) // batch_size * batch_size
+    assert [len(batch["sample"]) for batch in found] == [batch_size] * (whole // batch_size)
+    np.testing.assert_array_equal(np.concatenate([[], *(batch["sample"] for batch in found)]), np.arange(whole))
+    np.testing.assert_array_equal(np.concatenate([images[:0], *(batch["image"] for batch in found)]), images[:whole])
+    if chunks and set(chunks) == {batch_size}:
+        assert all(
+            np.shares_memory(batch["image"], piece) for batch, piece in zip(found, map(pixels, pieces), strict=True)
+        )
+
+
+def pixels(table: pa.Table) -> np.ndarray:
+    """The memory of a table's images."""
+    return np.asarray(BlockAccessor.for_block(table).to_batch_format("numpy")["image"])
 
 
 def test_the_first_batch_is_read_before_it_is_asked_for() -> None:
