@@ -1,6 +1,6 @@
 """`python -m anatomask <verb> …`: the `anatomask` command."""
 
-from anatomask.cli.main import main
+from anatomask.cli.main import program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program()

@@ -2,7 +2,7 @@
 
 import sys
 
-from anatomask.cli.main import main
+from anatomask.cli.main import program
 
 if __name__ == "__main__":
-    raise SystemExit(main(["recipes", *sys.argv[1:]]))
+    program(["recipes", *sys.argv[1:]])

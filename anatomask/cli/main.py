@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
-from typing import cast
+from typing import NoReturn, cast
 
 from anatomask import __version__
 from anatomask.terminal.printing import never_fail_to_print, quiet_matplotlib
+
+STOPPED = 128
+"""Exit code to which a signal's number is added where one has ended the program: 130 after Ctrl-C."""
 
 VERBS = {
     "recipes": "show the recipes: complete configurations, and what they cost",
@@ -53,3 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return cast(Stage, importlib.import_module(f"anatomask.stages.{arguments[0].replace('-', '_')}"))
 
     return run(arguments[0], load, arguments[1:])
+
+
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `main` as a program: end the process with its exit code.
+
+    After a signal the process ends at once. Ray may have been interrupted anywhere, and its threads can crash an
+    interpreter (SIGSEGV) that takes itself down beside them.
+    """
+    code = main(argv)
+    if code > STOPPED:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)

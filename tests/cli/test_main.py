@@ -44,3 +44,14 @@ def test_the_usage_imports_next_to_nothing() -> None:
 def test_the_driver_of_a_training_imports_nothing_of_its_workers(module: str) -> None:
     modules = imported(f"import anatomask.{module}")
     assert "torch" in modules and not modules & set(ONLY_WORKERS)
+
+
+@pytest.mark.parametrize(("code", "taken_down"), [(0, True), (1, True), (130, False), (143, False)])
+def test_only_a_program_that_no_signal_has_ended_is_taken_down_in_order(code: int, taken_down: bool) -> None:
+    """What Ray left behind where it was interrupted can crash a process that takes its time to end."""
+    script = (
+        "import atexit; atexit.register(print, 'taken down')\n"
+        f"from anatomask.cli import main\nmain.main = lambda argv: print('said') or {code}\nmain.program(['pretrain'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (code, ["said", *["taken down"] * taken_down])
