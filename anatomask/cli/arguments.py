@@ -21,7 +21,7 @@ from anatomask.nested import overlay
 from anatomask.nn.backbones import backbone_names
 from anatomask.parsing import from_yaml
 from anatomask.plugins import load_module, with_extensions
-from anatomask.recipes import Recipe, find_recipe, with_method, with_network
+from anatomask.recipes import TARGETS, Recipe, find_recipe, with_method, with_network
 from anatomask.recipes.tables import listed
 from anatomask.settings import required_fields
 from anatomask.training.schedule import SCHEDULES
@@ -34,6 +34,9 @@ METHOD_FLAG = {"pretrain": "--method", "sweep": "--pretrain.method"}
 NETWORK_FLAG = "--network"
 TRAINING_VERBS = ("pretrain", "finetune", "sweep")
 """Verbs that know this flag, which chooses the backbone."""
+TARGET_FLAG = "--target"
+TARGET_VERBS = ("prepare", *TRAINING_VERBS)
+"""Verbs that know this flag, which chooses the data set that the recipe is for."""
 REPEATED = {"predict": "--run", "report": "--runs"}
 """Verbs -> the flag of theirs that takes several values, and may be given several times."""
 
@@ -61,7 +64,8 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Recipe]) -> Invo
     """
     flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"anatomask {verb}")
     flags.add_argument("--plugin", action="append", default=[])
-    flags.set_defaults(recipe=None, config=None, dry_run=False, overwrite=False)
+    flags.set_defaults(recipe=None, network=None, method=None, target=None)
+    flags.set_defaults(config=None, dry_run=False, overwrite=False)
     if verb != "recipes":
         flags.add_argument("--recipe")
         flags.add_argument("--config")
@@ -73,6 +77,8 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Recipe]) -> Invo
         flags.add_argument(METHOD_FLAG[verb], dest="method")
     if verb in TRAINING_VERBS:
         flags.add_argument(NETWORK_FLAG, dest="network")
+    if verb in TARGET_VERBS:
+        flags.add_argument(TARGET_FLAG, dest="target")
     own, rest = flags.parse_known_args(argv)
     if "--resume" in rest:
         raise UserError("there is no --resume: the same command goes on where it was stopped; leave --resume out")
@@ -81,10 +87,10 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Recipe]) -> Invo
         load_module(Path(path), "--plugin")
     recipes = with_extensions("RECIPES", recipes)
     recipe = find_recipe(own.recipe or DEFAULT_RECIPE, recipes)
-    if verb in TRAINING_VERBS:
-        recipe = recipe.composed(own.network, own.method if verb in METHOD_FLAG else None)
+    if verb in TARGET_VERBS:
+        recipe = recipe.composed(own.network, own.method, own.target)
     default = recipe.settings(verb)
-    if verb == "prepare" and own.recipe is None:  # whose voxel size is meant for nobody's scans
+    if verb == "prepare" and own.recipe is None and own.target is None:  # whose voxel size is meant for nobody's scans
         default = dataclasses.replace(default, preprocess=PreprocessConfig())
     from_file = {} if own.config is None else read_yaml(own.config)
     if verb == "finetune":
@@ -124,6 +130,8 @@ def help_before(verb: str, recipes: Mapping[str, Recipe]) -> str:
         flags[f"{METHOD_FLAG[verb]} NAME"] = ", ".join(method_names())
     if verb in TRAINING_VERBS:
         flags[f"{NETWORK_FLAG} NAME"] = ", ".join(backbone_names())
+    if verb in TARGET_VERBS:
+        flags[f"{TARGET_FLAG} NAME"] = ", ".join(TARGETS)
     if verb in EPOCHS:
         flags["--schedule NAME"] = f"how to finetune: {', '.join(SCHEDULES)}"
     flags["--plugin FILE.py"] = "methods, networks, readers and recipes of your own"
@@ -186,6 +194,8 @@ def initial_weights(from_file: Mapping[str, Any], argv: Sequence[str]) -> str:
 def with_weights(config: FinetuneConfig, init: str) -> FinetuneConfig:
     """Give a finetuning the network of its initial weights, and a crop that this network takes.
 
+    Where the finetuning has more image channels, the network keeps these: the weights' are repeated.
+
     Raises:
         UserError: there are no such weights, or their header describes no network that is known here.
     """
@@ -194,6 +204,7 @@ def with_weights(config: FinetuneConfig, init: str) -> FinetuneConfig:
     from anatomask.weights.files import find_weights, network_of, read_header, split_init  # they need torch's tensors
 
     network = network_of(read_header(find_weights(split_init(init)[1])))
+    network = dataclasses.replace(network, in_channels=max(network.in_channels, config.network.in_channels))
     loader = dataclasses.replace(config.loader, patch_size=network.fitting_crop(config.loader.patch_size))
     return dataclasses.replace(config, network=network, loader=loader)
 

@@ -1,7 +1,7 @@
 """Recipes: whole configurations, composed of a network, a method, a scale and a target. See docs/recipes.md."""
 
 from anatomask.recipes.catalogue import RECIPES
-from anatomask.recipes.parts import HEAD_AND_NECK, PAPER, PHANTOMS, SMALL, TINY, TRUNK, Scale, Target
+from anatomask.recipes.parts import HEAD_AND_NECK, PAPER, PHANTOMS, SMALL, TARGETS, TINY, TRUNK, Scale, Target
 from anatomask.recipes.recipe import NOT_RUN, Cost, Recipe, find_recipe, with_method, with_network
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "PHANTOMS",
     "RECIPES",
     "SMALL",
+    "TARGETS",
     "TINY",
     "TRUNK",
     "Cost",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from anatomask.data.settings import ReaderConfig
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
@@ -129,10 +130,10 @@ TINY = Scale(
 
 @dataclass(frozen=True)
 class Target:
-    """Structures to be segmented: their voxel size, the crop, and what of it is hidden."""
+    """Structures to be segmented: the data set, its voxel size, the crop, and what of it is hidden."""
 
-    spacing: tuple[float, float, float]
-    """Voxel size in mm of a data set that defines none."""
+    spacing: tuple[float, float, float] | None
+    """Voxel size in mm of a data set that defines none. None: it is planned from the scans, as nnU-Net does."""
     crop: tuple[int, int, int]
     """Crop in voxels. A network takes the next size that fits it."""
     why: str
@@ -143,6 +144,14 @@ class Target:
     """Share of finetuning crops that are centred on a voxel of a random class."""
     methods: Mapping[str, Fields] = field(default_factory=dict)
     """Fields of the section `method` that follow from this target, by the name that `--method` takes."""
+    layout: str = "auto"
+    """Layout of the data set, as in docs/datasets.md; auto takes any."""
+    title: str = ""
+    """Name of the data set in tables, as in the paper's. Default: that of the source's folder."""
+    reader: ReaderConfig = field(default_factory=ReaderConfig)
+    """Settings of reading that data set."""
+    channels: int | None = None
+    """Number of image channels. Default: that of the network's own settings."""
 
 
 TRUNK = Target(
@@ -174,3 +183,28 @@ PHANTOMS = Target(
     foreground=0.8,
 )
 """Target of the scans that `anatomask phantom` writes."""
+
+_FINETUNED = replace(
+    TRUNK,
+    spacing=None,
+    why=(
+        "A hidden patch is 16 voxels wide, whatever that is in mm at the planned voxel size: the paper pretrains on "
+        "TotalSegmentator alone."
+    ),
+)
+"""Target on which the paper only finetunes: with TotalSegmentator's crop, at a voxel size of its own."""
+
+TARGETS: Mapping[str, Target] = {
+    "totalsegmentator": replace(TRUNK, layout="totalsegmentator", title="TotalSegmentator"),
+    "flare22": replace(_FINETUNED, layout="flare22", title="FLARE22", classes=13),
+    "amos22": replace(_FINETUNED, layout="amos22", title="AMOS22", classes=15),
+    "autopet2": replace(
+        _FINETUNED,
+        layout="autopet2",
+        title="AutoPETII",
+        reader=ReaderConfig(positives_only=True),
+        channels=2,
+        classes=1,
+    ),
+}
+"""Data sets on which the paper finetunes, by the name that `--target` takes. See docs/targets.md."""

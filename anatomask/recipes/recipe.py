@@ -28,7 +28,7 @@ from anatomask.methods import method_config
 from anatomask.methods.base import MethodConfig
 from anatomask.nn.backbones import backbone_config
 from anatomask.nn.backbones.base import BackboneConfig
-from anatomask.recipes.parts import METHODS, NETWORKS, Scale, Target
+from anatomask.recipes.parts import METHODS, NETWORKS, TARGETS, Scale, Target
 from anatomask.settings import Settings, required_fields
 
 VERBS: Mapping[str, type[Settings]] = {
@@ -79,15 +79,17 @@ class Recipe:
     reached: str = NOT_RUN
     """Scores that were reached, on which data, and the file that holds them."""
 
-    def composed(self, network: str | None, method: str | None) -> Recipe:
-        """Return this recipe with another network or method, as `--network` and `--method` name them.
+    def composed(self, network: str | None, method: str | None, target: str | None = None) -> Recipe:
+        """Return this recipe with another network, method or target, as `--network`, `--method` and `--target` name it.
 
         What this recipe has already stays: `stunet` does not change the size of an STU-Net.
 
         Raises:
-            UserError: there is no network or method of that name.
+            UserError: there is no network, method or target of that name.
         """
-        changed = self
+        if target is not None and target not in TARGETS:
+            raise UserError(f"--target {target}: no such target; there are {', '.join(TARGETS)}")
+        changed = self if target is None else replace(self, target=TARGETS[target])
         if network is not None and backbone_config(network) is not type(self.backbone()):
             changed = replace(changed, network=self.scale.sizes.get(network, network))
         if method is not None and (self.method is None or method_config(method) is not type(self.pretraining())):
@@ -95,8 +97,10 @@ class Recipe:
         return changed
 
     def backbone(self) -> BackboneConfig:
-        """Return the settings of the network."""
-        return NETWORKS[self.network] if self.network in NETWORKS else backbone_config(self.network)()
+        """Return the settings of the network, which reads the channels of the target."""
+        network = NETWORKS[self.network] if self.network in NETWORKS else backbone_config(self.network)()
+        channels = self.target.channels
+        return network if channels is None else replace(network, in_channels=channels)
 
     def pretraining(self) -> MethodConfig:
         """Return the settings of the method.
@@ -131,7 +135,12 @@ class Recipe:
         scale, target = self.scale, self.target
         match verb:
             case "prepare":
-                return {"preprocess": PreprocessConfig(default_spacing=target.spacing)}
+                return {
+                    "dataset": target.layout,
+                    "name": target.title,
+                    "reader": target.reader,
+                    "preprocess": PreprocessConfig(default_spacing=target.spacing),
+                }
             case "pretrain":
                 method, network = self.pretraining(), self.backbone()
                 return {

@@ -10,6 +10,7 @@ from anatomask.training.settings import OptimiserConfig, TrainingConfig
 COLUMNS = ("Recipe", "Network", "Method", "mm", "Crop", "GiB")
 WIDTHS = (17, 17, 10, 7, 12, 9)
 SCRATCH = "scratch"
+PLANNED = "planned"
 STAGES = ("pretrain", "finetune")
 """Verbs that train."""
 
@@ -45,10 +46,11 @@ def description(name: str, recipe: Recipe) -> list[tuple[str, str]]:
     """Describe one recipe in rows of a label and a text."""
     _, spacing, crop = _facts(recipe)
     network = recipe.backbone()
+    size = "a planned voxel size" if spacing == PLANNED else f"{spacing} mm"
     rows = [
         ("", recipe.about),
         ("network", f"{network.label()} (--network {network.name})"),
-        ("scans", f"{spacing} mm, unless the data set has a voxel size of its own; crops of {crop} voxels"),
+        ("scans", f"{size}, unless the data set has a voxel size of its own; crops of {crop} voxels"),
     ]
     if recipe.method is None:
         rows.append(("pretraining", "none: trained from scratch alone"))
@@ -72,8 +74,8 @@ def description(name: str, recipe: Recipe) -> list[tuple[str, str]]:
 
 def _facts(recipe: Recipe) -> tuple[str, str, str]:
     """Return the method, the voxel size in mm (one number where all edges are alike), and the crop in voxels."""
-    edges = [f"{edge:g}" for edge in recipe.target.spacing]
-    spacing = edges[0] if len(set(edges)) == 1 else "x".join(edges)
+    edges = [f"{edge:g}" for edge in recipe.target.spacing or ()]
+    spacing = "x".join(edges if len(set(edges)) > 1 else edges[:1]) or PLANNED
     crop = recipe.settings("finetune").loader.patch_size
     return recipe.method or SCRATCH, spacing, "x".join(map(str, crop))
 

@@ -19,6 +19,8 @@ from anatomask.reports.paper import published_note
 
 METRICS = ("dsc", "nsd")
 NAME_TITLES = ("Method", "Start", "Data set")
+TRAIN = "train"
+"""Split whose cases networks are trained on."""
 CAPTION = "Mean ± SD over cases; a case's score is the mean over the classes present in it."
 CAPTION_SEEDS = "Scores of a case are averaged over seeds; behind their number, SD of the seeds' mean DSC in points."
 MEASURES = {
@@ -171,6 +173,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
     for dataset, members in by_dataset([(row.dataset, row.data) for row in rows]).items():
         here = [rows[index] for index in members]
         sentences.append(f"{dataset}: NSD at {_tolerance(here[0].nsd_tolerance_mm)}, split {here[0].split}.")
+        if any(row.split == TRAIN for row in here):
+            sentences.append(f"{dataset}: {TRAIN} is for training on; its scores say nothing of new scans.")
         differing = in_what_differ(here)
         if len({row.network for row in here}) > 1:
             differing.append("networks")

@@ -37,7 +37,7 @@ from anatomask.reports.tables import verdict
 from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, finished_cases, read_scores
 from anatomask.runs.siblings import kinship
 from anatomask.stages.cases import map_cases
-from anatomask.stages.remarks import little_context
+from anatomask.stages.remarks import little_context, trained_on
 from anatomask.terminal.printing import remark, show_failures
 from anatomask.terminal.progress import outages_told
 from anatomask.weights.files import find_weights, run_name
@@ -68,7 +68,7 @@ def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
         ),
         ("windows", f"{windows} of {' × '.join(map(str, patch))} voxels, {passes} forward passes each"),
         ("memory that the largest case reserves", f"{memory / 2**30:.2f} GiB"),
-        *(("note", note) for note in _remarks(weights, dataset, cases)),
+        *(("note", note) for note in _remarks(weights, dataset, split, cases)),
     ]
 
 
@@ -88,7 +88,7 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
     source = find_weights(config.run, config.checkpoint)
     identity = evaluation_identity(dataset, split, config.checkpoint, source, config.inference, config.scoring.metrics)
     claim_evaluation(folder, identity, overwrite=overwrite)
-    for note in _remarks(weights, dataset, cases):
+    for note in _remarks(weights, dataset, split, cases):
         remark(note)
     run = Path(config.run).absolute().name
     finished = finished_cases(folder, cases)
@@ -112,8 +112,9 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
     return failures
 
 
-def _remarks(weights: Weights, dataset: PreparedDataset, cases: Sequence[str]) -> list[str]:
-    return little_context({case: dataset.records[case].shape for case in cases}, weights.header["patch_size"])
+def _remarks(weights: Weights, dataset: PreparedDataset, split: str, cases: Sequence[str]) -> list[str]:
+    shapes = {case: dataset.records[case].shape for case in cases}
+    return trained_on(weights.header, dataset, split) + little_context(shapes, weights.header["patch_size"])
 
 
 def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from anatomask.data.addresses import public_address
 from anatomask.data.folds import fold_numbers
 from anatomask.data.shards import PreparedDataset
 from anatomask.names import some
@@ -47,6 +48,13 @@ def little_context(shapes: Mapping[str, Sequence[int]], window: Sequence[int]) -
         f"the network sees more padding than scan in {len(thin)} of the {len(shapes)} scans, which fill less than half "
         f"of a window ({some(thin)}): look at their label maps before you use them"
     ]
+
+
+def trained_on(header: Mapping[str, Any], dataset: PreparedDataset, split: str) -> list[str]:
+    """Remark where the cases to be scored are those that a network was trained on."""
+    if split != "train" or header.get("data") != public_address(dataset.path):
+        return []
+    return [f"the network was trained on the cases of {split}: their scores say nothing of new scans"]
 
 
 def watched_test_cases(dataset: PreparedDataset, fixed: FixedCases) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from anatomask.plugins import plugin_flags
-from anatomask.recipes import RECIPES
+from anatomask.recipes import RECIPES, TARGETS
 
 ISOTROPIC = 256
 """Number of voxels along the edge of the cube of equal sides in mm from which nnU-Net's planner starts."""
@@ -63,7 +63,9 @@ def after_survey(source: str, spacing: Sequence[float], shapes: Sequence[Sequenc
     ]
 
 
-def after_prepare(out: str, spacing: Sequence[float], shapes: Sequence[Sequence[int]], labelled: bool) -> list[str]:
+def after_prepare(
+    out: str, spacing: Sequence[float], shapes: Sequence[Sequence[int]], labelled: bool, layout: str
+) -> list[str]:
     """Suggest how to train on what was prepared in `out`.
 
     Args:
@@ -71,10 +73,12 @@ def after_prepare(out: str, spacing: Sequence[float], shapes: Sequence[Sequence[
         spacing: its voxel size in mm.
         shapes: (D, H, W) of each of its scans.
         labelled: True if a scan has labels.
+        layout: name of its reader, which may be that of a target.
     """
     recipe = recipe_here()
     crop = " ".join(map(str, _crop(recipe, spacing, shapes)))
-    flags = f"--recipe {recipe} --data {out} --loader.patch-size {crop}{plugin_flags()}"
+    target = f" --target {layout}" if layout in TARGETS else ""
+    flags = f"--recipe {recipe}{target} --data {out} --loader.patch-size {crop}{plugin_flags()}"
     finetune = [f"  or: anatomask finetune {flags}"] if labelled else []
     return [f"Suggested: {_crop_in_words(spacing, shapes)}", f"Next: anatomask pretrain {flags}", *finetune]
 

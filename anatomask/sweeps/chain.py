@@ -35,6 +35,8 @@ class Chain:
     """Split of each data set whose cases are scored."""
     digests: Mapping[str, str]
     """Digest of each prepared folder."""
+    channels: Mapping[str, int]
+    """Number of image channels of each data set, over which the weights that it starts from are repeated."""
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -57,7 +59,10 @@ class Chain:
         start, found = first, {"pretrain": first}
         for data in self.config.finetune_data:
             name = file_name(folder_name(data))
-            settings = replace(self.config.finetune, data=data, init=NEEDED, cluster=self.config.cluster)
+            network = replace(self.config.finetune.network, in_channels=self.channels[data])
+            settings = replace(
+                self.config.finetune, data=data, init=NEEDED, network=network, cluster=self.config.cluster
+            )
             finetuned = self._stage("finetune", settings, init=start)
             if start is first and self.config.start_from == "first":
                 start = finetuned
@@ -108,7 +113,9 @@ def build_chain(config: SweepConfig) -> Chain:
         if names.count(name) > 1:
             raise UserError(f"--finetune-data: two folders are named {name}; rename one, since tables name both so")
     digests = {data: data_digest(Storage(data), splits=True) for data in {config.pretrain_data, *config.finetune_data}}
-    return Chain(folder, config, {data: scored_split(data, config.split) for data in config.finetune_data}, digests)
+    splits = {data: scored_split(data, config.split) for data in config.finetune_data}
+    channels = {data: len(PreparedDataset.open(data).channel_names) for data in config.finetune_data}
+    return Chain(folder, config, splits, digests, channels)
 
 
 def scored_split(data: str, split: str) -> str:

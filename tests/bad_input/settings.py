@@ -67,6 +67,7 @@ KINDS = [
     Kind("no runs to report", "report", "--runs"),
     Kind("a report of an empty list of runs", "report --runs", "runs"),
     Kind("a recipe that does not exist", "pretrain --data data --recipe huge", r"huge: no such recipe; there are tiny"),
+    Kind("a target that does not exist", f"{NEW_FINETUNING} --target kits", "kits: no such target; there are totalseg"),
     Kind("a word where a number is wanted", f"{NEW_PRETRAINING} --method.mask-ratio much", "mask-ratio"),
     Kind("a fraction where a whole number is wanted", f"{NEW_PRETRAINING} --seed 1.5", "seed"),
     Kind("two numbers where three are wanted", f"{FRESH} --preprocess.spacing 2 2", "spacing"),

@@ -8,14 +8,16 @@ import resource
 import shlex
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from itertools import starmap
 from pathlib import Path
 
 import pytest
 
 from anatomask.cli.main import main
 from tests.bad_input import permissions, predictions, prepared, results, runs, series, settings, sources, weights, world
-from tests.bad_input.kinds import GOOD, Kind
+from tests.bad_input.kinds import EVALUATE, GOOD, Kind
 from tests.bad_input.privileges import permissions_hold
+from tests.bad_input.spoiling import RESULTS, remove
 
 TABLES = (settings, permissions, sources, series, prepared, weights, runs, results, predictions)
 KINDS = [kind for table in TABLES for kind in table.KINDS]
@@ -97,6 +99,21 @@ def test_bad_input(
     after = digests(folder)
     changed = [path for path, digest in before.items() if after.get(path) != digest]
     assert [path for path in changed if path.name not in ("skipped.json", "log.txt")] == []
+
+
+def test_what_is_scored_and_may_mislead_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Scans that fill less than half of a window along an axis, and cases that were trained on."""
+    world.without_ray(monkeypatch, world.accept)
+    entries = {"patch_size": [48, 48, 48], "data": str(folder / "data")}
+    for spoil in (*map(remove, RESULTS), *starmap(weights.entry, entries.items())):
+        spoil(folder)
+    assert code_of(f"{EVALUATE} --split train") == 0
+    told = capfd.readouterr().err
+    assert re.search("more padding than scan in . of the . scans.* 16 of 48 voxels along S", told), told
+    assert "the network was trained on the cases of train: their scores say nothing of new scans" in told
+    assert list(Path("runs/finetuned/predictions").glob("*.csv"))
 
 
 def check_refused(err: str, kind: Kind) -> None:

@@ -23,15 +23,15 @@ CPU = torch.device("cpu")
 SMALL = [name for name, recipe in RECIPES.items() if recipe.target is HEAD_AND_NECK]
 
 
-def losses(job: TrainingJob, dataset: PreparedDataset, updates: int) -> list[float]:
+def losses(job: TrainingJob, dataset: PreparedDataset, updates: int, device: torch.device = CPU) -> list[float]:
     """The losses of the first updates of a job, at its peak learning rate, on the same samples each time."""
-    task = job.build_task(CPU)
-    state = TrainingState.of(task, job.optimiser, CPU)
-    update = Update(state, task, Workers(), job.training, job.optimiser.clip, CPU)
+    task = job.build_task(device)
+    state = TrainingState.of(task, job.optimiser, device)
+    update = Update(state, task, Workers(), job.training, job.optimiser.clip, device)
     samples = range(job.training.batch_size)
     drawn = [{"sample": np.asarray(k), **job.draw(dataset, job.sequence.case(k), job.sequence.rng(k))} for k in samples]
     rates = [job.optimiser.lr] * len(state.optimiser.param_groups)
-    batches = [to_device(stacked(drawn), CPU) for _ in range(updates)]
+    batches = [to_device(stacked(drawn), device) for _ in range(updates)]
     return [float(update(batch, step / updates, rates)["loss"]) for step, batch in enumerate(batches)]
 
 

@@ -96,6 +96,12 @@ def test_the_share_of_labels_is_told_where_it_differs() -> None:
     assert "10 % of labels" in rendered([row("a", 0.5), row("b", 0.5, train_fraction=0.1)], 120)
 
 
+def test_scores_of_cases_that_were_trained_on_are_marked() -> None:
+    seen = "train is for training on; its scores say nothing of new scans."
+    assert f"FLARE22: {seen}" in notes([row("a", 0.5, split="train"), row("b", 0.5)])
+    assert seen not in " ".join(notes([row("a", 0.5), row("b", 0.5, split="val")]))
+
+
 def test_the_papers_numbers_stand_beside_the_same_method_network_and_data_set() -> None:
     assert len(list(published())) == 72
     assert published_note("AnatoMask", "STU-Net-B", "FLARE22") == (

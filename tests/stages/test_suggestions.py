@@ -46,8 +46,9 @@ def test_the_next_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "Suggested: 4 x 4 x 3 mm, crops of 48 x 64 x 80 voxels (192 x 256 x 240 mm), recipe small on this machine",
         "Next: anatomask prepare --source raw --out shards/heads --preprocess.spacing 4 4 3",
     ]
-    told = after_prepare("shards/heads", (4.0, 4.0, 3.0), [(93, 93, 130)], labelled=True)
+    told = after_prepare("shards/heads", (4.0, 4.0, 3.0), [(93, 93, 130)], labelled=True, layout="nnunet")
     flags = "--recipe small --data shards/heads --loader.patch-size 48 64 80"
     assert told[1:] == [f"Next: anatomask pretrain {flags}", f"  or: anatomask finetune {flags}"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert "--recipe paper-b" in after_prepare("x", (1.5, 1.5, 1.5), [(267, 267, 400)], labelled=False)[-1]
+    (_, command) = after_prepare("x", (1.5, 1.5, 1.5), [(267, 267, 400)], labelled=False, layout="autopet2")
+    assert "pretrain --recipe paper-b --target autopet2 --data x" in command  # which has the two channels

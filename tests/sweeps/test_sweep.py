@@ -345,6 +345,18 @@ def test_the_papers_path_starts_from_the_network_of_the_first_data_set(
         assert stages["evaluate-second"].needs["run"] is stages["finetune-second"]
 
 
+def test_a_data_set_of_two_channels_is_finetuned_beside_others(
+    labelled: PreparedDataset, prepared: Callable[..., PreparedDataset]
+) -> None:
+    image = np.arange(20**3, dtype=np.int16).reshape(20, 20, 20)
+    petct = prepared(image, image, label=(image > 9).astype(np.uint8), root="petct")
+    (Path(petct.path) / "splits.json").write_text('{"train": [], "val": ["one"], "test": []}')
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, petct.path, "--start-from", "first"]
+    stages = build_chain(parse("sweep", argv, RECIPES).config).stages({})
+    channels = {name: stage.config.network.in_channels for name, stage in stages.items() if name[0] != "e"}
+    assert channels == {"pretrain": 1, f"finetune-{Path(labelled.path).name}": 1, "finetune-petct": 2}
+
+
 def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
     labelled: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
