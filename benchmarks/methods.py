@@ -78,7 +78,8 @@ def configured(name: str, arguments: argparse.Namespace, precision: Precision) -
     """Return the pretraining of a recipe with the crop and batch that all have."""
     config: PretrainConfig = RECIPES[name].settings("pretrain")
     training = replace(config.training, batch_size=arguments.batch, precision=precision)
-    return replace(config, loader=LoaderConfig(patch_size=tuple(arguments.patch)), training=training)
+    network, loader = config.network.for_crop(arguments.patch), LoaderConfig(patch_size=tuple(arguments.patch))
+    return replace(config, network=network, loader=loader, training=training)
 
 
 def measure(config: PretrainConfig, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ METHODS = {
     "mae": "anatomask.methods.mae.MAEConfig",
     "moco": "anatomask.methods.moco.MoCoConfig",
     "swinunetr_ssl": "anatomask.methods.swinunetr_ssl.SwinUNETRSSLConfig",
+    "unimiss": "anatomask.methods.unimiss.UniMiSSMethodConfig",
 }
 """Address of the settings of each method, whose file is imported on first use."""
 

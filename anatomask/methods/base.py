@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -119,6 +119,8 @@ class Method(nn.Module, ABC):
 
     memory_format = torch.contiguous_format
     """Memory format of the volumes that the networks read."""
+    epoch = 0
+    """Epoch of the update, from 0."""
 
     @abstractmethod
     def trainable(self) -> nn.Module:
@@ -139,6 +141,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def training_step(self, batch: Any, progress: float) -> StepResult:
         """Compute the loss of a batch at `progress` = t/T."""
+
+    def frozen(self) -> Iterable[nn.Parameter]:
+        """List the parameters that do not learn in this `epoch`, though they get gradients. Default: none."""
+        return ()
 
     def after_step(self, progress: float) -> None:
         """Act on an update of the weights, for example by an EMA. Default: do nothing."""

@@ -19,7 +19,14 @@ SINCE: Mapping[str, Any] = {
     **{
         f"{section}optimiser.{field}": value
         for section in ("", "pretrain.", "finetune.")
-        for field, value in (("warmup_updates", None), ("decayed", "all"), ("rate_every", "epoch"))
+        for field, value in (
+            ("warmup_updates", None),
+            ("decayed", "all"),
+            ("rate_every", "epoch"),
+            ("weight_decay_end", None),
+            ("lr_end", 0.0),
+            ("clip_of", "all"),
+        )
     },
 }
 """Fields that older versions did not have, and the value with which they computed the same: left out, so that the keys

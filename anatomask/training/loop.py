@@ -13,7 +13,7 @@ from torch import Tensor
 from anatomask.data.samples import ON_HOST
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.scalars import ScalarLog
-from anatomask.training.schedule import rate_of_update
+from anatomask.training.schedule import progress_of_update, rate_of_update, weight_decay
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.telemetry import update_ratio
 from anatomask.training.update import Update
@@ -38,17 +38,23 @@ def train(
     """
     total, task, workers = config.epochs * steps_per_epoch, update.state.task, update.workers
     for step in range(start, total):
-        progress, done = step / total, step + 1
+        progress, done = progress_of_update(step, steps_per_epoch, config.epochs, schedule, config.batch_size), step + 1
+        task.epoch = step // steps_per_epoch
         last, logging = done == total, done == total or done % config.log_every == 0
 
         asked = time.perf_counter()
         sample = to_device(next(batches), update.device)
         waited = time.perf_counter() - asked
 
+        groups = update.state.optimiser.param_groups
         rates = [
-            rate_of_update(step, steps_per_epoch, config.epochs, schedule, group["start"], group["factor"])
-            for group in update.state.optimiser.param_groups
+            rate_of_update(
+                step, steps_per_epoch, config.epochs, schedule, group["start"], group["factor"], config.batch_size
+            )
+            for group in groups
         ]
+        for group in groups:
+            group["weight_decay"] = group["weight_decay"] and weight_decay(progress, schedule)
         scalars: dict[str, Tensor | float] = {**update(sample, progress, rates), **recorded(rates), "wait": waited}
         if logging:
             scalars["update_ratio"] = update_ratio(update.state.optimiser)

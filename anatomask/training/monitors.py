@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anatomask.data.samples import ON_HOST, Draw
+from anatomask.data.samples import Draw, stacked
 from anatomask.data.shards import PreparedDataset
 from anatomask.masking import share_among
 from anatomask.methods.base import Method
 from anatomask.methods.masked import Examination, MaskedDraw, MaskedMethod
 from anatomask.training.fixed_scans import FixedCases, read_fixed_scans
+from anatomask.training.loop import to_device
 from anatomask.training.pictures import reconstruction_figure, views_figure
 from anatomask.training.recorder import Recorder
 
@@ -94,11 +95,7 @@ class ViewMonitor:
         self.spacing = dataset.spacing
         self.cases = fixed.cases
         drawn = [draw(dataset, case, np.random.default_rng([seed, 3, k])) for k, case in enumerate(fixed.cases)]
-        columns = {name: np.stack([sample[name] for sample in drawn]) for name in (drawn[0] if drawn else {})}
-        self.sample = {
-            name: torch.from_numpy(column) if name in ON_HOST else torch.from_numpy(column).to(device)
-            for name, column in columns.items()
-        }
+        self.sample = to_device(stacked(drawn), device) if drawn else {}
 
     @torch.no_grad()
     def record(self, recorder: Recorder, step: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,13 +56,17 @@ class PretrainingTask(Task):
         """Return all networks of the method."""
         return self.method.networks()
 
+    def frozen(self) -> Iterable[nn.Parameter]:
+        """Return what the method freezes in this epoch."""
+        return self.method.frozen()
+
     def kept(self) -> nn.Module:
         """Return the whole method."""
         return self.method
 
     def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Compute the loss of one drawn batch at `progress` = t/T, and the method's scalars."""
-        self.method.memory_format = self.memory_format
+        self.method.memory_format, self.method.epoch = self.memory_format, self.epoch
         seed_forward(self.seed, sample)
         result = self.method.training_step(self.method.batch(sample), progress)
         return result.loss, result.scalars

@@ -71,6 +71,8 @@ class OptimiserConfig(Settings):
     """Peak learning rate."""
     weight_decay: float = 1e-5
     """Weight decay: decoupled in AdamW, added to the gradient in SGD."""
+    weight_decay_end: float | None = None
+    """Weight decay at the end, to which it changes by half a cosine. Default: it does not change."""
     decayed: Literal["all", "matrices"] = "all"
     """Parameters that decay. matrices: none of one dimension (biases, norms) and, in finetuning, no learned tokens and
     positions."""
@@ -82,13 +84,16 @@ class OptimiserConfig(Settings):
     """Momentum of SGD."""
     warmup_epochs: int = 20
     """Epochs of linear warm-up."""
-    rate_every: Literal["epoch", "update"] = "epoch"
-    """Interval at which the learning rate changes."""
+    rate_every: Literal["epoch", "update", "sample"] = "epoch"
+    """Interval at which the learning rate changes. sample: every schedule has as many steps as an epoch has samples, of
+    which an update takes one, so that it hardly moves within an epoch, then jumps (UniMiSS's code)."""
     warmup_updates: int | None = None
     """Updates of linear warm-up, in place of warmup_epochs. The rate then changes with every update, also in its decay.
     Default: warmup_epochs."""
     warmup_lr: float = 1e-6
     """Learning rate at which warm-up begins."""
+    lr_end: float = 0.0
+    """Learning rate to which the cosine falls."""
     decay: Literal["cosine", "poly"] = "cosine"
     """Decay to zero after the warm-up: half a cosine, or (1 - t)^0.9."""
     decoder_first: tuple[int, int] = (0, 0)
@@ -102,6 +107,8 @@ class OptimiserConfig(Settings):
     first; for a transformer's twelve blocks likewise, and thirteen times for what is before them."""
     clip: float = 12.0
     """Largest norm of the gradient."""
+    clip_of: Literal["all", "each"] = "all"
+    """Gradient whose norm is clipped. all: that of all parameters together; each: that of each on its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,9 +117,16 @@ class OptimiserConfig(Settings):
         for name in ("lr", "eps", "clip", "encoder_lr_factor"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
-        for name in ("weight_decay", "warmup_lr"):
+        for name in ("weight_decay", "warmup_lr", "lr_end"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if self.weight_decay_end is not None and not (self.weight_decay > 0 and 0 <= self.weight_decay_end < math.inf):
+            raise ValueError(
+                f"weight_decay_end must not be negative, and weight_decay positive beside it, not "
+                f"{self.weight_decay_end} and {self.weight_decay}"
+            )
+        if self.rate_every == "sample" and (self.decay != "cosine" or self.warmup_updates is not None):
+            raise ValueError("rate_every sample needs decay cosine, and no warmup_updates")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must lie in [0, 1), not {self.betas}")
         if not 0 <= self.momentum < 1:

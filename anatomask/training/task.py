@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +33,8 @@ class Task(nn.Module, ABC):
     """Header that describes the weights of `kept`."""
     charts: Mapping[str, Sequence[str]] = MappingProxyType({})
     """Scalars that belong in one chart, by its title."""
+    epoch = 0
+    """Epoch of the update, from 0, which the loop sets."""
     memory_format = torch.contiguous_format
     """Memory format of the volumes that the networks read; `parallel.distribute` sets it with that of the weights."""
 
@@ -50,6 +52,13 @@ class Task(nn.Module, ABC):
 
     def undecayed(self) -> Sequence[nn.Parameter]:
         """List the parameters of more than one dimension that decay only where all do."""
+        return ()
+
+    def frozen(self) -> Iterable[nn.Parameter]:
+        """List the parameters that do not learn in this `epoch`. Default: none.
+
+        They have gradients all the same, which are dropped: averaging over workers is set up for all parameters.
+        """
         return ()
 
     def kept(self) -> nn.Module:

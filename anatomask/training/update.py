@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,13 +47,18 @@ class Update:
         config: TrainingConfig,
         clip: float,
         device: torch.device,
+        clip_of: Literal["all", "each"] = "all",
     ) -> None:
-        """Set up the update, which calls `model` instead of the state's task; `clip` is the largest gradient norm."""
+        """Set up the update, which calls `model` instead of the state's task.
+
+        `clip` is the largest norm of the gradient of all parameters together, or of each.
+        """
         self.state = state
         self.model = model
         self.workers = workers
         self.config = config
         self.clip = clip
+        self.clip_of = clip_of
         self.device = device
         self.parameters = [parameter for parameter in state.task.trainable().parameters() if parameter.requires_grad]
 
@@ -72,8 +77,11 @@ class Update:
             if rate is None:
                 for parameter in group["params"]:
                     parameter.grad = None
+        for parameter in self.state.task.frozen():
+            parameter.grad = None
         scaler.unscale_(optimiser)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        clip = clip_each_grad_norm_ if self.clip_of == "each" else nn.utils.clip_grad_norm_
+        norm = clip(self.parameters, self.clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not scaler.is_enabled():  # it finds infinities itself
             optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # fused optimisers read it
@@ -100,6 +108,18 @@ class Update:
                 mean = value * (samples / share)
                 means[name] = means[name] + mean if name in means else mean
         return means
+
+
+@torch.no_grad()
+def clip_each_grad_norm_(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Scale the gradient of each parameter on its own to a norm of at most `most`; return the norm of all before."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    whole = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms])
+    for gradient, factor in zip(gradients, (most / (whole + 1e-6)).clamp(max=1), strict=True):
+        own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        own.mul_(factor)
+    return torch.linalg.vector_norm(whole)
 
 
 def _split(column: Tensor | list[Tensor], parts: int) -> Sequence[Tensor | list[Tensor]]:

@@ -80,7 +80,7 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
         checkpoints.load_moments(start, state)
         recorder = open_recorder(job, start, task, workers)
         train(
-            Update(state, model, workers, settings, job.optimiser.clip, device),
+            Update(state, model, workers, settings, job.optimiser.clip, device, job.optimiser.clip_of),
             batches,
             checkpoints,
             ScalarLog(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anatomask.data.samples import Draw, SampleSequence
+from anatomask.data.samples import Draw, SampleSequence, stacked
 from anatomask.data.shards import PreparedDataset
 from anatomask.training.loop import to_device
 
@@ -17,4 +17,4 @@ def drawn_batch(dataset: PreparedDataset, draw: Draw, samples: Iterable[int]) ->
     """Draw the samples with these numbers of the case "one", and stack them."""
     sequence = SampleSequence(("one",), 0)
     drawn = [{"sample": np.asarray(k), **draw(dataset, "one", sequence.rng(k))} for k in samples]
-    return to_device({name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}, torch.device("cpu"))
+    return to_device(stacked(drawn), torch.device("cpu"))

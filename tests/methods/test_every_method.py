@@ -18,10 +18,12 @@ from anatomask.methods.byol import BYOLConfig
 from anatomask.methods.mae import MAEConfig
 from anatomask.methods.moco import MoCoConfig
 from anatomask.methods.swinunetr_ssl import SwinUNETRSSLConfig
+from anatomask.methods.unimiss import UniMiSSMethodConfig
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.nn.backbones.unimiss import UniMiSSConfig
 from anatomask.stages.costs import pretraining_update, worker_cost
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.fixed_scans import FixedCases
@@ -38,12 +40,22 @@ CPU = torch.device("cpu")
 LOADER = LoaderConfig(patch_size=(64, 32, 32))
 STUNET = STUNetConfig(base=2)
 RESENC = ResEncConfig(widths=(4, 8, 8), blocks=(1, 1, 1))
+MIT = UniMiSSConfig(
+    widths=(4, 8, 16, 32),
+    depths=(1, 1, 1, 1),
+    decoder_depths=(1, 1, 1),
+    decoder_heads=(4, 2, 1),
+    stem_width=8,
+    patch_size=LOADER.patch_size,
+    slice_size=64,
+)
 METHODS: list[tuple[MethodConfig, BackboneConfig]] = [
     (BYOLConfig(hidden=16, projection=8), STUNET),
     (MoCoConfig(hidden=16, projection=8, queue=8), STUNET),
     (MAEConfig(patch=8), STUNET),
     (MAEConfig(patch=8), RESENC),
     (SwinUNETRSSLConfig(), SwinUNETRConfig(feature_size=6, depths=(1, 1, 1, 1), window=4)),
+    (UniMiSSMethodConfig(hidden=16, bottleneck=8, outputs=32), MIT),
 ]
 
 every_method = pytest.mark.parametrize(
@@ -132,9 +144,11 @@ def test_its_encoder_starts_a_segmentation_network(method: MethodConfig, network
     weights: dict[str, Tensor] = method.build(network).state_dict()
     started = network.segmenter(classes=2)
     initialise(started, Weights(weights, header(method, network)))
+    encoder = {name.removeprefix(method.encoder): weights[name] for name in weights if name.startswith(method.encoder)}
+    taken = network.fitted({f"encoder.{name}": tensor for name, tensor in encoder.items()})
     for name, tensor in started.encoder.state_dict().items():
         if method.encoder + name in weights:
-            assert torch.equal(tensor, weights[method.encoder + name]), name
+            assert torch.equal(tensor, taken[f"encoder.{name}"]), name
     assert sum(name.startswith(method.encoder) for name in weights) > 20
 
 

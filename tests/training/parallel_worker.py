@@ -7,7 +7,7 @@ built anew. Rank 0 writes what came out into FILE.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from anatomask.methods.byol import BYOLConfig
 from anatomask.methods.masked import MaskedBatch
 from anatomask.methods.moco import MoCoConfig
 from anatomask.methods.swinunetr_ssl import SwinUNETRSSLConfig
+from anatomask.methods.unimiss import SubVolumes, UniMiSSMethodConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.nn.backbones.unimiss import UniMiSSConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.losses import segmentation_loss
 from anatomask.training.parallel import Workers, distribute
@@ -144,6 +146,37 @@ class Turning(Pretraining):
         return result.loss, result.scalars
 
 
+class OnVolumesAndSlices(Pretraining):
+    """UniMiSS, first on slices, then on volumes; each parameter is clipped on its own."""
+
+    optimiser = OptimiserConfig(lr=1e-3, eps=1e-3, warmup_epochs=0, clip=1e-3, clip_of="each")
+
+    def __init__(self) -> None:
+        Task.__init__(self)
+        self.header = {"kind": "test"}
+        network = UniMiSSConfig(
+            widths=(2, 4, 4, 8),
+            depths=(1, 1, 1, 1),
+            attention_heads=(1, 1, 2, 2),
+            decoder_depths=(1, 1, 1),
+            decoder_heads=(2, 1, 1),
+            stem_width=4,
+            patch_size=(64, 32, 32),
+            slice_size=64,
+        )
+        self.method = UniMiSSMethodConfig(hidden=8, bottleneck=8, outputs=12, slice_epochs=1).build(network).double()
+
+    def forward(self, sample: Mapping[str, Tensor], progress: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        self.method.epoch = self.epoch
+        volume = torch.cat((sample["volume"], sample["volume"].flip(2)), 3)
+        common = torch.arange(16).expand(len(volume), 2, 16)
+        result = self.method.training_step(SubVolumes((volume, volume.flip(4)), common), progress)
+        return result.loss, result.scalars
+
+    def frozen(self) -> Iterable[nn.Parameter]:
+        return self.method.frozen()
+
+
 CASES: dict[str, tuple[type[Segmenting], int, TrainingConfig]] = {
     "segmentation": (Segmenting, 6, TrainingConfig()),
     "pretraining": (Pretraining, 6, TrainingConfig()),
@@ -153,6 +186,8 @@ CASES: dict[str, tuple[type[Segmenting], int, TrainingConfig]] = {
     "sharded keys": (Contrasting, 6, TrainingConfig(shard_weights=True)),
     "turned views": (Turning, 6, TrainingConfig()),
     "sharded turned views": (Turning, 6, TrainingConfig(shard_weights=True)),
+    "volumes and slices": (OnVolumesAndSlices, 3, TrainingConfig()),  # two workers have unequal shares
+    "sharded volumes and slices": (OnVolumesAndSlices, 4, TrainingConfig(shard_weights=True)),
     "accumulated": (Pretraining, 12, TrainingConfig(accumulate=2)),
     "sharded and accumulated": (Pretraining, 12, TrainingConfig(shard_weights=True, accumulate=2)),
     "recomputed": (Pretraining, 6, TrainingConfig(recompute_activations=True)),
@@ -193,6 +228,7 @@ def updates(
     for number in range(2):
         torch.manual_seed(number)
         task = make()
+        task.epoch = number
         with Checkpoints(run, writes=workers.rank == 0) as checkpoints:
             assert workers.agree(checkpoints.step() if workers.rank == 0 else -1, CPU) == number
             checkpoints.load(number, task)
@@ -201,13 +237,16 @@ def updates(
             checkpoints.load_moments(number, state)
             groups = state.optimiser.param_groups
             rates = [learning_rate(number, 2, task.optimiser, group["start"], group["factor"]) for group in groups]
-            scalars = Update(state, model, workers, config, 12.0, CPU)(mine, 0.5, rates)
+            scalars = Update(state, model, workers, config, task.optimiser.clip, CPU, task.optimiser.clip_of)(
+                mine, 0.5, rates
+            )
             checkpoints.save(number + 1, state, None)
         distributed.barrier()
         share = workers.share(batch_size) / batch_size
         found |= {f"{number} {name}": workers.total(value.double() * share) for name, value in scalars.items()}
+        dropped = {id(parameter) for parameter in task.frozen()}
         for name, parameter in task.trainable().named_parameters():
-            frozen = number < task.optimiser.freeze and name.startswith("encoder.")
+            frozen = id(parameter) in dropped or (number < task.optimiser.freeze and name.startswith("encoder."))
             if parameter.requires_grad and not frozen:
                 assert parameter.grad is not None, f"{name} is not used"
                 found[f"{number} gradient {name}"] = whole(parameter.grad)

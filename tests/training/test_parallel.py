@@ -30,6 +30,8 @@ WORKER = Path(__file__).with_name("parallel_worker.py")
         "sharded keys",
         "turned views",
         "sharded turned views",
+        "volumes and slices",
+        "sharded volumes and slices",
     ],
 )
 def test_losses_gradients_and_weights_are_those_of_one_worker(

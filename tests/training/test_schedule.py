@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import check_training
-from anatomask.training.schedule import SCHEDULES, learning_rate, rate_of_update
+from anatomask.training.schedule import SCHEDULES, learning_rate, progress_of_update, rate_of_update, weight_decay
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 
 EPOCHS = 1000
@@ -45,6 +45,35 @@ def test_a_rate_of_every_update_counts_epochs_in_fractions() -> None:
         rate_of_update(update, 4, 10, by_epoch) == rate_of_update(update // 4 * 4, 4, 10, config)
         for update in range(40)
     )
+
+
+def test_schedules_of_samples_hardly_move_within_an_epoch_then_jump() -> None:
+    config = OptimiserConfig(
+        lr=1.0, lr_end=0.1, warmup_lr=0.0, warmup_epochs=2, rate_every="sample", weight_decay=0.04, weight_decay_end=0.4
+    )
+    per_epoch, epochs, batch = 3, 6, 10
+    progress = [progress_of_update(update, per_epoch, epochs, config, batch) for update in range(per_epoch * epochs)]
+    assert progress == pytest.approx([(30 * epoch + update) / 180 for epoch in range(6) for update in range(3)])
+    found = [rate_of_update(update, per_epoch, epochs, config, batch=batch) or 0.0 for update in range(18)]
+    assert found[:6] == pytest.approx([update / 59 for update in (0, 1, 2, 30, 31, 32)])
+    assert found[6] == 1.0 and found[17] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 92 / 120)))
+    assert weight_decay(0, config) == pytest.approx(0.04) and weight_decay(1, config) == pytest.approx(0.4)
+    usual = OptimiserConfig()
+    assert progress_of_update(7, 5, 2, usual, batch) == 7 / 10 and weight_decay(0.7, usual) == usual.weight_decay
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        ("weight_decay_end must not be negative", {"weight_decay_end": -1.0}),
+        ("weight_decay positive beside it", {"weight_decay_end": 0.1, "weight_decay": 0.0}),
+        ("rate_every sample needs decay cosine", {"rate_every": "sample", "decay": "poly"}),
+        ("lr_end must not be negative", {"lr_end": -1.0}),
+    ],
+)
+def test_schedules_that_mean_nothing_are_refused(message: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptimiserConfig(**fields)
 
 
 def test_without_warm_up_the_first_epoch_has_the_peak() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from anatomask.data.samples import LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
@@ -24,7 +26,7 @@ from anatomask.training.parallel import Workers, distribute
 from anatomask.training.pretraining import PretrainingTask
 from anatomask.training.settings import OptimiserConfig, Precision, TrainingConfig
 from anatomask.training.state import TrainingState
-from anatomask.training.update import Update, set_arithmetic
+from anatomask.training.update import Update, clip_each_grad_norm_, set_arithmetic
 
 CPU = torch.device("cpu")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -62,6 +64,16 @@ def update(
             scalars = step(sample, 0.5, [1e-3])
     set_arithmetic("fp32")
     return {name: float(value) for name, value in scalars.items()}, state
+
+
+def test_gradients_are_clipped_one_by_one() -> None:
+    long, short, none = (nn.Parameter(torch.zeros(4)) for _ in range(3))
+    long.grad, short.grad = torch.tensor([3.0, 0, 4, 0]), torch.tensor([0.1, 0, 0, 0])
+    assert float(clip_each_grad_norm_([long, short, none], 0.3)) == pytest.approx(math.hypot(5, 0.1))
+    torch.testing.assert_close(long.grad, torch.tensor([0.18, 0, 0.24, 0]))
+    assert torch.equal(short.grad, torch.tensor([0.1, 0, 0, 0]))
+    long.grad[1] = math.inf
+    assert not clip_each_grad_norm_([long, short], 0.3).isfinite() and not long.grad.isfinite().all()
 
 
 @contextmanager

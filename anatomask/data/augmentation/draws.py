@@ -160,15 +160,15 @@ def _draw_one(rng: np.random.Generator, channels: int, often: float, coarse: int
     return {
         "noise": or_neutral(chosen(NOISE), rng.uniform(NOISE.low, NOISE.high), 0),
         "blur": or_neutral(chosen(BLUR) & some[0], rng.uniform(BLUR.low, BLUR.high, (channels, 3)), 0),
-        "brightness": or_neutral(chosen(BRIGHTNESS), _about_one(rng, BRIGHTNESS, channels), 1),
-        "contrast": or_neutral(chosen(CONTRAST), _about_one(rng, CONTRAST, channels), 1),
+        "brightness": or_neutral(chosen(BRIGHTNESS), about_one(rng, BRIGHTNESS, channels), 1),
+        "contrast": or_neutral(chosen(CONTRAST), about_one(rng, CONTRAST, channels), 1),
         "zoom": or_neutral(chosen(LOW_RESOLUTION) & some[1], zooms, 1),
-        "inverted_gamma": or_neutral(chosen(INVERTED_GAMMA), _about_one(rng, INVERTED_GAMMA, channels), 1),
-        "gamma": or_neutral(chosen(GAMMA), _about_one(rng, GAMMA, channels), 1),
+        "inverted_gamma": or_neutral(chosen(INVERTED_GAMMA), about_one(rng, INVERTED_GAMMA, channels), 1),
+        "gamma": or_neutral(chosen(GAMMA), about_one(rng, GAMMA, channels), 1),
     }
 
 
-def _about_one(rng: np.random.Generator, change: Change, channels: int) -> np.ndarray:
+def about_one(rng: np.random.Generator, change: Change, channels: int) -> np.ndarray:
     """Draw (C,) values of a range about 1: as often below 1 as above, and uniformly on either side."""
     below, above = rng.uniform(change.low, 1, channels), rng.uniform(1, change.high, channels)
     return np.where(rng.random(channels) < 0.5, below, above)

@@ -27,16 +27,16 @@ def change_intensity(images: Tensor, draws: IntensityDraws) -> Tensor:
     for sample in np.flatnonzero(draws.noise).tolist():
         images[sample] += gaussian_noise(images[sample], float(draws.noise[sample]), int(draws.seeds[sample]))
     volumes = images.flatten(0, 1)
-    _change(volumes, blur, draws.blur, neutral=0)
-    _change(volumes, brighten, draws.brightness)
-    _change(volumes, change_contrast, draws.contrast)
-    _change(volumes, lower_resolution, draws.zoom)
-    _change(volumes, partial(gamma, inverted=True), draws.inverted_gamma)
-    _change(volumes, gamma, draws.gamma)
+    change_some(volumes, blur, draws.blur, neutral=0)
+    change_some(volumes, brighten, draws.brightness)
+    change_some(volumes, change_contrast, draws.contrast)
+    change_some(volumes, lower_resolution, draws.zoom)
+    change_some(volumes, partial(gamma, inverted=True), draws.inverted_gamma)
+    change_some(volumes, gamma, draws.gamma)
     return images
 
 
-def _change(
+def change_some(
     volumes: Tensor, change: Callable[[Tensor, Tensor], Tensor], values: np.ndarray, neutral: float = 1
 ) -> None:
     """Change in place those of `volumes` (B·C, D, H, W) whose parameter (B, C, …) is not `neutral`, as one batch."""
