@@ -39,7 +39,7 @@ FULL = Scale(
 )
 QUICK = Scale(
     budgets=(4,),
-    rates=(1e-3, 2e-3, 4e-3),
+    rates=(2e-3,),
     pretraining=4,
     pairs=2,
     fewer_pairs=1,
@@ -74,7 +74,7 @@ def choose_budget(experiment: Experiment) -> int:
 
 def scratch(scale: Scale, labels: int, updates: int, seed: int) -> Finetuning:
     """Describe a network from scratch with the middle learning rate, scored on the cases that choose."""
-    return Finetuning("scratch", labels, updates, scale.rates[1], seed, "budget")
+    return Finetuning("scratch", labels, updates, scale.rates[len(scale.rates) // 2], seed, "budget")
 
 
 def choose_rate(experiment: Experiment, init: str, updates: int) -> float:
