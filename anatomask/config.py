@@ -6,6 +6,7 @@ declared (`__post_init__`), so a bad one is refused before anything starts, whic
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -25,7 +26,7 @@ from anatomask.nn.backbones.swin_unetr import PatchMerging
 from anatomask.settings import Settings
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
-from anatomask.weights.exporting import ExportFormat
+from anatomask.weights.exporting import UNKNOWN, ExportFormat
 
 SCRATCH = "scratch"
 """Value of `FinetuneConfig.init` that starts from random weights."""
@@ -263,9 +264,11 @@ class ExportWeightsConfig(Settings):
     """Folder of a run, or of weights."""
     format: ExportFormat
     """Format of the file. nnunet: for nnU-Net's STU-Net trainers; stunet: as STU-Net's released weights; monai: a plain
-    state dict; safetensors: AnatoMask's own, with its description."""
+    state dict; safetensors: AnatoMask's own, with its description; huggingface: a folder of it with a model card."""
     output: str = ""
     """File to write, or a folder for it. Default: the folder `exported` of the run."""
+    license: str = UNKNOWN
+    """Licence of the weights in the model card of huggingface, as the hub calls it: cc-by-4.0, apache-2.0."""
     checkpoint: Literal["best", "last"] = "best"
     """Checkpoint of a run; best is last where no validation chose one."""
     in_channels: int | None = None
@@ -274,6 +277,10 @@ class ExportWeightsConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_range(1, 1000, "in_channels")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise ValueError(f"license must be a name as cc-by-4.0 or other, not {self.license!r}")
+        if self.license != UNKNOWN and self.format != "huggingface":
+            raise ValueError(f"license is written by the format huggingface alone, not by {self.format}: leave it out")
 
 
 @dataclass(frozen=True)

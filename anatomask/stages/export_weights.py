@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from anatomask.config import ExportWeightsConfig
+from anatomask.data.storage import Storage
 from anatomask.errors import UserError
+from anatomask.evaluation.results import IDENTITY_FILE, SUMMARY_FILE
+from anatomask.files import write_text
+from anatomask.reports.evaluated_runs import read_run
+from anatomask.runs.evaluation import EVALUATION
+from anatomask.stages.import_weights import check_folder
 from anatomask.weights.exporting import ENDINGS, Export, export_weights, write_export
-from anatomask.weights.files import find_weights, read_weights
+from anatomask.weights.files import find_weights, read_weights, run_name, weights_digest, write_weights
+from anatomask.weights.model_card import MODEL_CARD, model_card
+
+FOLDER = "huggingface"
+"""Format that is a folder and no file."""
 
 
 def plan(config: ExportWeightsConfig) -> list[tuple[str, str]]:
     """Return the rows of the dry run."""
     path, export = build_export(config)
-    return [("from", str(find_weights(config.run, config.checkpoint))), ("file", str(path)), *describe(export)]
+    what = "folder" if config.format == FOLDER else "file"
+    return [("from", str(find_weights(config.run, config.checkpoint))), (what, str(path)), *describe(export)]
 
 
 def stage(config: ExportWeightsConfig, *, overwrite: bool) -> int:
-    """Write the file, and print what it holds and what it leaves out."""
+    """Write the file or the folder, and print what it holds and what it leaves out."""
     path, export = build_export(config)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists: choose another --output, or --overwrite it")
-    write_export(path, config.format, export)
+    if config.format == FOLDER:
+        write_folder(path, export, config, overwrite=overwrite)
+    else:
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists: choose another --output, or --overwrite it")
+        write_export(path, config.format, export)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(str(path))
     for title, text in describe(export):
@@ -34,7 +49,7 @@ def stage(config: ExportWeightsConfig, *, overwrite: bool) -> int:
 
 
 def build_export(config: ExportWeightsConfig) -> tuple[Path, Export]:
-    """Return the path of the file and its content.
+    """Return the path of the file or the folder, and its content.
 
     Raises:
         UserError: there are no such weights, or the file's ending does not belong to the format.
@@ -44,12 +59,43 @@ def build_export(config: ExportWeightsConfig) -> tuple[Path, Export]:
     return path, export_weights(weights, config.format, path.suffix, config.in_channels)
 
 
+def write_folder(folder: Path, export: Export, config: ExportWeightsConfig, *, overwrite: bool) -> None:
+    """Write a folder of weights with its model card, which names the scores of the run if they are of these weights.
+
+    Raises:
+        UserError: the folder is a run's or a file, or holds weights or another `README.md` already.
+    """
+    if folder.is_file():
+        raise UserError(f"--output {folder} is a file: choose a folder")
+    check_folder(folder, overwrite)
+    if (folder / MODEL_CARD).exists() and not overwrite:
+        raise UserError(f"--output {folder} holds a {MODEL_CARD} already: choose another folder, or --overwrite")
+    run = Path(config.run).absolute()
+    scores = scores_of(run, find_weights(run, config.checkpoint)) if config.in_channels is None else None
+    write_weights(folder, export.content, export.header)
+    write_text(folder / MODEL_CARD, model_card(run_name(run), export, config.license, scores))
+
+
+def scores_of(run: Path, weights: Path) -> Mapping[str, Any] | None:
+    """Read the summary of a run's evaluation; None where there is none, or it was of other weights of the run.
+
+    Raises:
+        UserError: the evaluation's files are damaged.
+    """
+    identity = EVALUATION.earlier(Storage(run)) if (run / IDENTITY_FILE).is_file() else None
+    if identity is None or identity.get("weights") != weights_digest(weights) or not (run / SUMMARY_FILE).is_file():
+        return None
+    return read_run(str(run)).summary
+
+
 def output_path(config: ExportWeightsConfig) -> Path:
-    """Return `--output`, or a file of the usual name in that folder.
+    """Return `--output`, or a file of the usual name in that folder; of a folder that is exported, the folder.
 
     Raises:
         UserError: no program would read a file with this ending.
     """
+    if config.format == FOLDER:
+        return Path(config.output or Path(config.run) / "exported" / FOLDER).absolute()
     endings = ENDINGS[config.format]
     path = Path(config.output or Path(config.run) / "exported").absolute()
     if path.is_dir() or not path.suffix:

@@ -9,6 +9,7 @@ Those programs choose by a file's ending what they look for in it, so endings ma
     stunet       .model  `state_dict`, STU-Net's names: the form of its released weights (nnU-Net version 1)
     monai        .pt     a plain state dict of the network
     safetensors          the same under the names of our checkpoints, with the header
+    huggingface          a folder of it: `model.safetensors`, `model.json`, and the model card `README.md`
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from anatomask.weights.foreign import FRESH
 from anatomask.weights.matching import load_matching
 from anatomask.weights.tensor_files import Weights, write_described
 
-ExportFormat = Literal["nnunet", "stunet", "monai", "safetensors"]
+ExportFormat = Literal["nnunet", "stunet", "monai", "safetensors", "huggingface"]
 
 ENDINGS: Mapping[str, tuple[str, ...]] = {
     "nnunet": (".pth", ".pt"),
@@ -45,7 +46,9 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
     "monai": (".pt", ".pth"),
     "safetensors": (".safetensors",),
 }
-"""Endings that files of each format may have; the first is the usual one."""
+"""Endings that files of each format may have; the first is the usual one. `huggingface` is a folder."""
+UNKNOWN = "unknown"
+"""Licence, in the terms of the Hugging Face hub, that nobody has stated."""
 CONFIGURATION = "3d_fullres"
 """Name, in exported plans, of the configuration with the network's strides."""
 
@@ -74,7 +77,7 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
     Args:
         weights: as they were read from a checkpoint.
         format: format of the file.
-        ending: ending of the file, one of `ENDINGS`.
+        ending: ending of the file, one of `ENDINGS`; of a folder none.
         in_channels: input channels of the stem, whose weights are repeated, unscaled. Default: as many as they have.
 
     Raises:
@@ -103,7 +106,7 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
     header = {**weights.header, "architecture": {**weights.header["architecture"], "in_channels": channels}}
     fresh: dict[str, Tensor] = {}
     content: dict[str, Any]
-    if format == "safetensors":
+    if format in ("safetensors", "huggingface"):
         content = {prefix + name: tensor for name, tensor in tensors.items()}
     elif format == "monai":
         content = dict(tensors) if network.exported is None else _renamed(tensors, network.exported)

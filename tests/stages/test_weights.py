@@ -10,10 +10,12 @@ import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from anatomask.cli.main import main
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.network import read_network
+from anatomask.evaluation.results import CaseScore, to_csv
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.stages.finetune import FinetuneConfig, initialisation
@@ -30,6 +33,7 @@ from anatomask.weights.files import (
     initialise,
     read_header,
     read_weights,
+    weights_digest,
     write_weights,
 )
 
@@ -247,6 +251,91 @@ def test_a_folder_is_given_the_usual_file(runs: Path) -> None:
     assert find_weights("weights") == Path("weights").absolute()  # what `finetune --init weights` reads
 
 
+EVALUATED = {"run": "ts-finetuned", "method": "scratch", "initialisation": "random", "dataset": "phantoms"}
+
+
+def evaluate(run: Path, checkpoint: str, split: str = "test") -> None:
+    """What an evaluation of a checkpoint leaves in the run's folder: one case, one class."""
+    digest = weights_digest(find_weights(run, checkpoint))
+    (run / "evaluation.json").write_text(json.dumps({"split": split, "weights": digest}))
+    scores = {"dsc": {"mean": 0.5, "sd": None}, "nsd": {"mean": 0.25, "sd": None}}
+    kin = {"training": {"seed": 0, "seeds": "a", "starts": "b"}}
+    summary = EVALUATED | {"data": "x", "split": split, "cases": 1, "failed": {}} | scores | kin
+    (run / "summary.json").write_text(json.dumps(summary))
+    row = CaseScore("ts-finetuned", "phantoms", "one", 1, "liver", 0.5, 0.25, 9)
+    (run / "cases.csv").write_text(to_csv([row]))
+
+
+def card_of(folder: Path) -> tuple[dict[str, Any], str]:
+    """The fields of a model card, and its text."""
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+@pytest.mark.parametrize("run", ["ts-anatomask", "ts-finetuned"])
+def test_a_folder_for_the_hugging_face_hub(run: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is read back strictly, and its card's snippets run, but for those that need scans."""
+    export = ["export-weights", f"runs/{run}", "--format", "huggingface", "--output", "weights"]
+    assert main([*export, "--license", "cc-by-4.0", "--dry-run"]) == 0 and not Path("weights").exists()
+    assert main([*export, "--license", "cc-by-4.0"]) == 0
+    assert sorted(path.name for path in Path("weights").iterdir()) == ["README.md", "model.json", "model.safetensors"]
+    read, source = read_weights(Path("weights")), read_weights(find_weights(runs / run, "best"))
+    encoder = run == "ts-anatomask"
+    assert same(read.tensors, {n: t for n, t in source.tensors.items() if not encoder or "student.encoder." in n})
+    assert read.header == source.header
+    fields, text = card_of(Path("weights"))
+    assert (fields["license"], fields["library_name"]) == ("cc-by-4.0", "anatomask")
+    assert {"medical", "3d", "stunet", "self-supervised" if encoder else "segmentation"} == set(fields["tags"])
+    assert ("pretrained without labels by AnatoMask on phantoms" in text) == encoder
+    assert "model-index" not in fields and "these weights were not evaluated" in text
+    scope: dict[str, Any] = {}
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, scope)
+    loaded = scope["encoder" if encoder else "network"].state_dict()
+    prefix = "student.encoder." if encoder else ""
+    assert same(loaded, {name.removeprefix(prefix): tensor for name, tensor in read.tensors.items()})
+    assert main(export) == 1 and "holds weights already" in capsys.readouterr().err
+    assert main([*export, "--overwrite"]) == 0
+    assert card_of(Path("weights"))[0]["license"] == "unknown"
+
+
+def test_the_card_names_the_scores_of_these_very_weights(runs: Path) -> None:
+    run = runs / "ts-finetuned"
+    export = ["export-weights", str(run), "--format", "huggingface"]
+    evaluate(run, "best", split="train")
+    assert main(export) == 0
+    fields, text = card_of(run / "exported/huggingface")
+    (result,) = fields["model-index"][0]["results"]
+    assert result["dataset"] == {"type": "phantoms", "name": "phantoms", "split": "train"}
+    assert [(one["type"], one["value"]) for one in result["metrics"]] == [("dsc", 0.5), ("nsd", 0.25)]
+    assert "They were trained on, so the scores say nothing of new scans" in text and "| DSC | 50.0 | – |" in text
+    for flags in (["--checkpoint", "last"], ["--in-channels", "2"]):
+        assert main([*export, *flags, "--overwrite"]) == 0
+        assert "model-index" not in card_of(run / "exported/huggingface")[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--format", "huggingface", "--output", "runs/ts-finetuned"], "is a run's folder: choose another"),
+        (["--format", "huggingface", "--output", "file"], "file is a file: choose a folder"),
+        (["--format", "huggingface", "--output", "mine"], r"mine holds a README\.md already: choose another folder"),
+        (["--format", "monai", "--license", "mit"], "license is written by the format huggingface alone"),
+        (["--format", "huggingface", "--license", "a b"], "license must be a name as cc-by-4.0"),
+    ],
+)
+def test_a_folder_that_is_not_for_weights_is_refused(
+    flags: list[str], says: str, runs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").touch()
+    Path("mine").mkdir()
+    Path("mine/README.md").write_text("mine")
+    with suppress(SystemExit):
+        assert main(["export-weights", "runs/ts-finetuned", *flags]) == 1
+    assert re.search(says, " ".join(re.sub("[│]", " ", capfd.readouterr().err).split()))
+    assert Path("mine/README.md").read_text() == "mine" and len(list(Path("mine").iterdir())) == 1
+
+
 def test_the_snippets_of_the_guide_run(
     runs: Path, golden: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +345,7 @@ def test_the_snippets_of_the_guide_run(
     del published["network_weights"]["module.dense_decoder.dec.0.up_sample.weight"]
     torch.save(published, "other_decoder.pt")
     snippets = re.findall(r"^```(sh|python)\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     for language, text in snippets:
         if language == "python":
             exec(compile(text, str(GUIDE), "exec"), {})
