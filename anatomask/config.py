@@ -295,12 +295,16 @@ class ImportWeightsConfig(Settings):
     """Tensors that need not match: names, name prefixes up to a dot (dense_decoder), or patterns."""
     method: str = ""
     """Name of the pretraining of these weights in tables; a whole network is named after its data set. Default: MAE for
-    nnssl's files with a decoder, Swin UNETR SSL for a Swin transformer, else AnatoMask."""
+    nnssl's files with a decoder, Swin UNETR SSL for a Swin transformer, SelfMedMAE for a UNETR, else AnatoMask."""
     dataset: str = "unknown data"
     """Name in tables of the data set that these weights were trained on."""
     patch_merging: PatchMerging | None = None
     """Patch merging with which a Swin UNETR was trained: repeated in MONAI before 1.5, else all. Default: repeated
     where the file's tensors have names of that time, else all."""
+    attention_heads: int | None = None
+    """Number of attention heads of a UNETR's transformer. Default: one per 64 channels, as in the published sizes."""
+    patch_size: tuple[int, int, int] | None = None
+    """Crop in voxels for which the positions of a UNETR are interpolated. Default: the one that it was trained on."""
 
 
 @dataclass(frozen=True)

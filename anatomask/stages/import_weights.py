@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,16 @@ from anatomask.errors import UserError
 from anatomask.files import file_digest
 from anatomask.methods.mae import MAEConfig
 from anatomask.nn.backbones import UNNAMED
-from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.nn.backbones.unetr import POSITIONS, UNETRConfig
 from anatomask.runs.checkpoint_index import CHECKPOINTS
-from anatomask.weights.files import TENSORS, describe_architecture, network_of, size_in_words, write_weights
+from anatomask.weights.files import (
+    TENSORS,
+    describe_architecture,
+    encoder_prefix,
+    network_of,
+    size_in_words,
+    write_weights,
+)
 from anatomask.weights.foreign import ForeignWeights, read_foreign_weights
 from anatomask.weights.tensor_files import HEADER_FORMAT, Weights, read_described
 
@@ -44,21 +52,46 @@ def read_file(config: ImportWeightsConfig) -> Weights:
     """Read the weights in the file, in our form.
 
     Raises:
-        UserError: as `read_foreign_weights`, or a patch merging is given for a network that has none.
+        UserError: as `read_foreign_weights` and `with_crop`.
     """
     path = Path(config.file)
-    if path.suffix == ".safetensors":
-        return read_described(path)
-    foreign = read_foreign_weights(path, config.allow_missing)
-    network = foreign.network
-    if config.patch_merging is not None:
-        if not isinstance(network, SwinUNETRConfig):
-            raise UserError(f"--patch-merging is for swin_unetr, {path} is of the network {network.name}: leave it out")
-        network = dataclasses.replace(network, patch_merging=config.patch_merging)
+    weights = read_described(path) if path.suffix == ".safetensors" else _read_foreign(path, config)
+    return weights if config.patch_size is None else with_crop(weights, config.patch_size)
+
+
+def with_crop(weights: Weights, patch_size: tuple[int, int, int]) -> Weights:
+    """Interpolate the positions of a UNETR for another crop.
+
+    Raises:
+        UserError: the weights are of another network, or it cannot have this crop.
+    """
+    network = network_of(weights.header)
+    if not isinstance(network, UNETRConfig):
+        raise UserError(f"--patch-size is for unetr, the weights are of the network {network.name}: leave it out")
+    name = encoder_prefix(weights.header).removesuffix("encoder.") + POSITIONS
+    table = weights.tensors.get(name)
+    if table is None or table.shape != (1, 1 + prod(network.grid), network.width):
+        raise UserError(f"--patch-size: the weights hold no positions {name} of their network: leave it out")
+    try:
+        table = network.resized(table, patch_size)
+        architecture = describe_architecture(dataclasses.replace(network, patch_size=patch_size))
+    except ValueError as error:
+        raise UserError(f"--patch-size: {error}") from error
+    header = {**weights.header, "architecture": {**weights.header["architecture"], **architecture}}
+    if "patch_size" in header:
+        header["patch_size"] = list(patch_size)
+    return Weights({**weights.tensors, name: table}, header)
+
+
+def _read_foreign(path: Path, config: ImportWeightsConfig) -> Weights:
+    """Read another program's file, and describe it in a header."""
+    given = {"patch_merging": config.patch_merging, "attention_heads": config.attention_heads}
+    unseen = {field: value for field, value in given.items() if value is not None}
+    foreign = read_foreign_weights(path, config.allow_missing, unseen)
     header: dict[str, Any] = {
         "format": HEADER_FORMAT,
         "kind": foreign.kind,
-        "architecture": describe_architecture(network, foreign.classes),
+        "architecture": describe_architecture(foreign.network, foreign.classes),
         "dataset": config.dataset,
         "imported": {
             "form": foreign.form.title,

@@ -263,7 +263,7 @@ def require_same_size(header: Mapping[str, Any], mine: BackboneConfig) -> None:
         fields = " and ".join(f"network.{one.name}" for one in dataclasses.fields(mine) if one.name != "in_channels")
         raise UserError(
             f"the weights are of the network {theirs.name} with {size_in_words(theirs)}, the network has "
-            f"{size_in_words(mine)}: set {fields} alike"
+            f"{size_in_words(mine)}: set {fields} alike{'; or ' * bool(mine.elsewhere)}{mine.elsewhere}"
         )
 
 

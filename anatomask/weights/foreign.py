@@ -12,9 +12,10 @@ import argparse
 import pickle
 import re
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -65,21 +66,26 @@ class ForeignWeights:
     """True for a pretraining whose decoder is that of the segmentation network."""
 
 
-def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) -> ForeignWeights:
+def read_foreign_weights(
+    path: str | Path, allow_missing: Sequence[str] = (), unseen: Mapping[str, Any] = MappingProxyType({})
+) -> ForeignWeights:
     """Read a file in any of the known forms; sizes are inferred from the tensors.
 
     Args:
         path: `.pt`, `.pth` or `.model`.
         allow_missing: names (the file's or ours), prefixes that end at a dot, or patterns that need not match.
+        unseen: fields of the network that no tensor shows. Default: those that are published.
 
     Raises:
         UserError: the file cannot be read safely, is of no known form, holds tensors (named) that do not fit, or plans
-            with strides that the network cannot have.
+            with strides that the network cannot have; or the network has no such field in `unseen`.
     """
     content = _load(Path(path))
     held = next((content[key] for key in TENSOR_KEYS if isinstance(content.get(key), Mapping)), content)
     given = {str(name): value for name, value in held.items()}
     backbone, form = _form_of(given, path)
+    for field in unseen.keys() - set(backbone.unseen):
+        raise UserError(f"--{field.replace('_', '-')} is not for {backbone.name}, which {path} is of: leave it out")
     if form.note:
         warnings.warn(Note(f"{path}: {form.note}"), stacklevel=2)
     fresh = [name for name in given if name in content[FRESH]] if isinstance(content.get(FRESH), list) else []
@@ -104,11 +110,11 @@ def read_foreign_weights(path: str | Path, allow_missing: Sequence[str] = ()) ->
         elif native in tensors:
             faults[name] = f"{called[native]} once more"
         else:
-            tensors[native], called[native] = value, name
+            tensors[native], called[native] = form.converted(native, value), name
             if value.is_floating_point() and not value.isfinite().all():
                 faults[name] = "not finite"
     strides = _planned_strides(content, path)
-    network, stages, classes, own = _match_network(backbone, form, tensors, strides, path)
+    network, stages, classes, own = _match_network(backbone, form, tensors, unseen, strides, path)
     tensors |= (computed := _computed(network, own.keys() - tensors.keys()))
     called |= {native: native for native in computed}
     whole = form.whole or (NNSSL in content and stages is None)
@@ -236,12 +242,14 @@ def _match_network(
     backbone: type[BackboneConfig],
     form: Form,
     tensors: Mapping[str, Tensor],
+    unseen: Mapping[str, Any],
     strides: Sequence[Sequence[int]] | None,
     path: str | Path,
 ) -> tuple[BackboneConfig, int | None, int | None, Mapping[str, Tensor]]:
     """Find the network of tensors (by our names), its encoder's stages, its classes and its empty state."""
     try:
-        network, stages, classes = backbone.of_tensors(form, tensors)
+        infer: Callable[..., tuple[BackboneConfig, int | None, int | None]] = backbone.of_tensors
+        network, stages, classes = infer(form, tensors, **unseen)
         network = network if strides is None else network.with_strides(strides)
     except KeyError as error:
         name = form.theirs(error.args[0]) or error.args[0]

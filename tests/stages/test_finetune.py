@@ -17,6 +17,7 @@ from anatomask.evaluation.predictor import Predictor
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.nn.backbones import backbone_config
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig, STUNetEncoder
+from anatomask.nn.backbones.unetr import UNETRConfig
 from anatomask.stages.finetune import build_job, plan
 from anatomask.training.finetuning import FinetuningTask
 from anatomask.training.job import TrainingJob
@@ -121,13 +122,22 @@ def test_an_encoder_that_never_learns_computes_no_gradient(config: FinetuneConfi
         assert [group["start"] for group in groups] == starts
 
 
-@pytest.mark.parametrize("name", ["resenc", "swin_unetr"])
+UNETR: dict[str, Any] = {"patch_size": (64, 32, 32), "width": 12, "depth": 4, "attention_heads": 2, "feature_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("resenc", {"widths": (4, 8, 8), "blocks": (1, 1, 2)}),
+        ("swin_unetr", {"feature_size": 12}),
+        ("unetr", UNETR),
+    ],
+)
 def test_other_networks_are_planned_trained_and_built_again_from_their_header(
-    name: str, config: FinetuneConfig, tmp_path: Path
+    name: str, sizes: dict[str, Any], config: FinetuneConfig, tmp_path: Path
 ) -> None:
     if name == "swin_unetr":
         pytest.importorskip("einops")
-    sizes: dict[str, Any] = {"feature_size": 12} if name == "swin_unetr" else {"widths": (4, 8, 8), "blocks": (1, 1, 2)}
     config = dataclasses.replace(
         config, network=backbone_config(name)(**sizes), loader=LoaderConfig(patch_size=(64, 32, 32))
     )
@@ -147,6 +157,21 @@ def test_other_networks_are_planned_trained_and_built_again_from_their_header(
     with torch.no_grad():
         finest = task.trainable().eval()(volume[None])[0]
     torch.testing.assert_close(predictor.logits(volume), finest[0], rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_are_skipped_by_the_seed_and_the_samples(config: FinetuneConfig) -> None:
+    """So that a run that goes on skips the same, whatever the state of the generator."""
+    network = UNETRConfig(**UNETR, drop_path=0.5)
+    config = dataclasses.replace(config, network=network, loader=LoaderConfig(patch_size=(64, 32, 32)))
+    job = build_job(config)
+    task, dataset = job.build_task(CPU), PreparedDataset.open(config.data)
+    drawn = job.draw(dataset, job.sequence.case(0), job.sequence.rng(0))
+    sample = {key: torch.as_tensor(value)[None] for key, value in drawn.items()}
+    numbers = [torch.tensor([number]) for number in (0, 1, 2, 3, 4, 5)]
+    first = [float(task({**sample, "sample": number}, 0.0)[0].detach()) for number in numbers]
+    torch.manual_seed(77)
+    assert [float(task({**sample, "sample": number}, 0.0)[0].detach()) for number in numbers[::-1]] == first[::-1]
+    assert len(set(first)) > 1
 
 
 def test_a_frozen_encoder_and_sgd_take_less_memory_in_the_plan(config: FinetuneConfig) -> None:

@@ -16,6 +16,8 @@ from anatomask.errors import Note, UserError
 from anatomask.methods.swinunetr_ssl import SwinUNETRSSLConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.swin_unetr import PatchMerging, SwinUNETRConfig
+from anatomask.nn.backbones.unetr import POSITIONS, UNETRConfig
+from anatomask.nn.transformer import fixed_positions
 from anatomask.stages.import_weights import read_file
 from anatomask.weights.files import initialise
 from anatomask.weights.foreign import read_foreign_weights
@@ -119,3 +121,20 @@ def test_monais_swin_unetr_is_read_with_a_note_on_its_versions(tmp_path: Path) -
     assert same({name.removeprefix("encoder."): tensor for name, tensor in foreign.tensors.items()}, theirs)
     torch.save(foreign.tensors, tmp_path / "own.pt")
     assert same(read_foreign_weights(tmp_path / "own.pt").tensors, foreign.tensors)
+
+
+def test_a_unetr_of_ours_is_read_again_where_its_positions_tell_its_crop(tmp_path: Path) -> None:
+    """That is, where they were learned from fixed ones."""
+    network = UNETRConfig(patch_size=(64, 32, 48), width=192, depth=4, attention_heads=3, feature_size=4)
+    state = network.segmenter(3).state_dict()
+    torch.save(state, tmp_path / "own.pt")
+    with pytest.raises(UserError, match="positions are those of no grid"):
+        read_foreign_weights(tmp_path / "own.pt")
+    state[POSITIONS][:, 1:] += fixed_positions(network.grid, 192)
+    torch.save(state, tmp_path / "own.pt")
+    foreign = read_foreign_weights(tmp_path / "own.pt")
+    assert (foreign.kind, foreign.network, foreign.classes) == ("segmentation", network, 3)
+    assert same(foreign.tensors, state) and foreign.missing == () and foreign.left_out == ()
+    torch.save({name: tensor for name, tensor in state.items() if name.startswith("encoder.")}, tmp_path / "encoder.pt")
+    encoder = read_foreign_weights(tmp_path / "encoder.pt")
+    assert (encoder.kind, encoder.stages) == ("pretraining", 4)

@@ -13,6 +13,7 @@ BACKBONES = {
     "resenc": "anatomask.nn.backbones.resenc.ResEncConfig",
     "swin_unetr": "anatomask.nn.backbones.swin_unetr.SwinUNETRConfig",
     "unimiss": "anatomask.nn.backbones.unimiss.UniMiSSConfig",
+    "unetr": "anatomask.nn.backbones.unetr.UNETRConfig",
 }
 """Address of the settings of each backbone, whose file is imported on first use."""
 UNNAMED = "stunet"

@@ -35,6 +35,10 @@ class BackboneConfig(Settings, ABC):
     """Form of those files whose names `export-weights --format monai` writes. Default: the names here."""
     computed: ClassVar[str] = "$."
     """Pattern of the names of buffers that follow from the size, which such a file may lack. Default: none."""
+    unseen: ClassVar[tuple[str, ...]] = ()
+    """Fields that no tensor of such a file shows: options of `import-weights` and of `of_tensors`. Default: none."""
+    elsewhere: ClassVar[str] = ""
+    """Sentence on how weights of another size may fit, for the message that they do not. Default: there is no way."""
 
     in_channels: int = 1
     """Number of image channels: 1 for CT, 2 for PET/CT."""
@@ -83,6 +87,8 @@ class BackboneConfig(Settings, ABC):
     @classmethod
     def of_tensors(cls, form: Form, tensors: Mapping[str, Tensor]) -> tuple[BackboneConfig, int | None, int | None]:
         """Infer the size from the shapes of tensors, whose names in a file of `form` have become ours.
+
+        An argument of each field in `unseen`, which is optional, is what the user gives for it.
 
         Returns:
             The size; the number of stages if the tensors are a pretrained encoder, None if they are a whole network;
@@ -146,6 +152,22 @@ class BackboneConfig(Settings, ABC):
             raise ValueError(
                 f"loader.patch_size {tuple(size)} must be three multiples of {multiples} for the network {self.name}: "
                 f"choose {self.fitting_crop(size)}"
+            )
+
+    def require_crop(self, size: Sequence[int], own: Sequence[int], multiples: str) -> None:
+        """Check that crops of `size` voxels are of the network's `own` size, the only one for which it has positions.
+
+        `multiples` says, in words, what its size may be.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if tuple(size) != tuple(own):
+            asked, flags = (" ".join(map(str, each)) for each in (size, own))
+            raise ValueError(
+                f"loader.patch_size {tuple(size)} must be network.patch_size {tuple(own)}, the crop for which the "
+                f"network {self.name} has positions: set --network.patch-size {asked}, too ({multiples}), or choose "
+                f"--loader.patch-size {flags}"
             )
 
     def fitting_crop(self, size: Sequence[int]) -> tuple[int, int, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Form:
     """Warning that is given when such a file is read. Default: no warning."""
     whole: bool = False
     """True if it holds encoder and decoder of a pretraining, as `BackboneConfig.trunk` builds them."""
+    converted: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
+    """Function that gives a tensor, by our name, the shape that it has here. Default: it has that shape."""
 
     def ours(self, name: str) -> str | None:
         """Return our name for theirs; None if there is none."""

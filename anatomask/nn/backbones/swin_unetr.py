@@ -69,6 +69,7 @@ class SwinUNETRConfig(BackboneConfig):
     heads = ("out",)
     forms = (MONAI, PRETRAINING, PUBLISHED, OWN_NAMES)
     exported = MONAI
+    unseen = ("patch_merging",)
     computed = r"encoder\.swinViT\..*\.relative_position_index$"
 
     feature_size: int = 48
@@ -115,8 +116,10 @@ class SwinUNETRConfig(BackboneConfig):
         return SwinUNETR(self, classes)
 
     @classmethod
-    def of_tensors(cls, form: Form, tensors: Mapping[str, Tensor]) -> tuple[SwinUNETRConfig, int | None, int | None]:
-        """Infer the size of a whole network, or of a transformer alone."""
+    def of_tensors(
+        cls, form: Form, tensors: Mapping[str, Tensor], patch_merging: PatchMerging | None = None
+    ) -> tuple[SwinUNETRConfig, int | None, int | None]:
+        """Infer the size of a whole network, or of a transformer alone; `patch_merging` shows in no tensor."""
         stage = "encoder.swinViT.layers{}.0.blocks."
         embedding = tensors[_EMBEDDING]
         tables = [tensors[f"{stage.format(number)}0.attn.relative_position_bias_table"] for number in range(1, 5)]
@@ -132,7 +135,7 @@ class SwinUNETRConfig(BackboneConfig):
             depths=(a, b, c, d),
             attention_heads=(e, f, g, h),
             window=(round(tables[0].shape[0] ** (1 / 3)) + 1) // 2,
-            patch_merging="repeated" if form in (PRETRAINING, PUBLISHED) else "all",
+            patch_merging=patch_merging or ("repeated" if form in (PRETRAINING, PUBLISHED) else "all"),
         )
         whole = any(re.match(r"(en|de)coder\d|out\.", name) for name in tensors)
         classes = classes_of(tensors.get("out.conv.conv.weight"))

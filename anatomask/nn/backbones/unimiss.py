@@ -170,13 +170,7 @@ class UniMiSSConfig(BackboneConfig):
             ValueError: they are not.
         """
         super().check_crop(self.patch_size)
-        if tuple(size) != self.patch_size:
-            flags = " ".join(map(str, size))
-            raise ValueError(
-                f"loader.patch_size {tuple(size)} must be network.patch_size {self.patch_size}, the crop for which the "
-                f"network {self.name} has positions: set --network.patch-size {flags}, too (three multiples of 32, 32 "
-                f"and 16), or choose --loader.patch-size {' '.join(map(str, self.patch_size))}"
-            )
+        self.require_crop(size, self.patch_size, "three multiples of 32, 32 and 16")
 
     def fitting_crop(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Return the only crop that the network takes."""

@@ -16,6 +16,7 @@ from anatomask.methods.byol import BYOLConfig
 from anatomask.nn.backbones import BACKBONES, backbone_config
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
+from anatomask.nn.backbones.unetr import UNETRConfig
 from anatomask.nn.backbones.unimiss import UniMiSSConfig
 from anatomask.training.finetuning import prepare_gradients
 from anatomask.training.losses import segmentation_loss
@@ -36,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "stem_width": 8,
         "patch_size": (64, 32, 32),
     },
+    "unetr": {"patch_size": (64, 32, 32), "width": 24, "depth": 4, "attention_heads": 2, "feature_size": 4},
 }
 CROP = (64, 32, 32)
 
@@ -158,7 +160,7 @@ def test_one_step_of_every_method_trains_every_parameter(config: BackboneConfig)
 
 
 def test_crops_that_do_not_fit_are_refused_with_one_that_does(config: BackboneConfig) -> None:
-    if isinstance(config, UniMiSSConfig):
+    if isinstance(config, UniMiSSConfig | UNETRConfig):
         assert config.fitting_crop((96, 96, 96)) == config.patch_size
         config.check_crop(config.patch_size)
         with pytest.raises(ValueError, match=r"set --network.patch-size 96 96 96, too .* --loader.patch-size 64 32 32"):
