@@ -14,6 +14,7 @@ METHODS = {
     "byol": "anatomask.methods.byol.BYOLConfig",
     "mae": "anatomask.methods.mae.MAEConfig",
     "moco": "anatomask.methods.moco.MoCoConfig",
+    "selfmedmae": "anatomask.methods.selfmedmae.SelfMedMAEConfig",
     "swinunetr_ssl": "anatomask.methods.swinunetr_ssl.SwinUNETRSSLConfig",
     "unimiss": "anatomask.methods.unimiss.UniMiSSMethodConfig",
 }

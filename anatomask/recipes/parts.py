@@ -12,6 +12,7 @@ from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import SIZES, STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.nn.backbones.unetr import UNETRConfig
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 
 Fields = Mapping[str, Any]
@@ -26,6 +27,8 @@ NETWORKS: Mapping[str, BackboneConfig] = {
     "resenc-l": ResEncConfig(),
     "swin_unetr-small": SwinUNETRConfig(feature_size=12),
     "swin_unetr-48": SwinUNETRConfig(),
+    "unetr-small": UNETRConfig(patch_size=(64, 64, 64), width=72, attention_heads=3, feature_size=8),
+    "unetr-b": UNETRConfig(),
 }
 """Sizes of the networks: those that are published, and a small one of each network."""
 
@@ -35,6 +38,7 @@ METHODS: Mapping[str, Fields] = {
     "byol": {"name": "byol"},
     "moco": {"name": "moco"},
     "mae": {"name": "mae"},
+    "selfmedmae": {"name": "selfmedmae"},
     "swinunetr_ssl": {"name": "swinunetr_ssl"},
 }
 """Fields of the section `method` that make each method what it is, its name among them."""
@@ -51,12 +55,15 @@ class Scale:
     """Optimiser of the pretraining."""
     finetuning: TrainingConfig
     finetuning_optimiser: OptimiserConfig
+    """Optimiser of the finetuning."""
     methods: Mapping[str, Fields] = field(default_factory=dict)
     """Fields of the section `method` that follow from this scale, by the name that `--method` takes."""
     optimisers: Mapping[str, OptimiserConfig] = field(default_factory=dict)
     """Optimisers of the pretraining that differ from `optimiser`, by name in `NETWORKS`, else in `METHODS`."""
     pretrainings: Mapping[str, TrainingConfig] = field(default_factory=dict)
     """Pretrainings that differ from `pretraining`, by name in `METHODS`."""
+    finetuning_optimisers: Mapping[str, OptimiserConfig] = field(default_factory=dict)
+    """Optimisers of the finetuning that differ from `finetuning_optimiser`, by name in `NETWORKS`."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Settings of the sliding windows in `evaluate` and `predict`."""
 
@@ -72,8 +79,21 @@ class Scale:
         return replace(self.optimisers.get(network, self.optimiser), **fields)
 
 
+_SELFMEDMAE = OptimiserConfig(
+    lr=1e-3,
+    betas=(0.9, 0.95),
+    weight_decay=0.05,
+    decayed="matrices",
+    warmup_epochs=1,
+    warmup_lr=0.0,
+    rate_every="update",
+)
+"""Optimiser of SelfMedMAE's authors, but for the learning rate and the warm-up, which are a small network's."""
+_UNETR = replace(_SELFMEDMAE, layer_decay=0.75)
+"""Optimiser of their finetuning, likewise."""
+
 PAPER = Scale(
-    sizes={"stunet": "stunet-b", "resenc": "resenc-l", "swin_unetr": "swin_unetr-48"},
+    sizes={"stunet": "stunet-b", "resenc": "resenc-l", "swin_unetr": "swin_unetr-48", "unetr": "unetr-b"},
     pretraining=TrainingConfig(),
     optimiser=OptimiserConfig(),
     finetuning=TrainingConfig(epochs=1000, steps_per_epoch=250, batch_size=2, precision="bf16", checkpoint_every=250),
@@ -83,12 +103,19 @@ PAPER = Scale(
         "spark": OptimiserConfig(lr=2e-4),
         "mae": OptimiserConfig("sgd", lr=1e-2, weight_decay=3e-5, momentum=0.99, warmup_epochs=0, decay="poly"),
     },
+    finetuning_optimisers={"unetr-b": replace(_UNETR, lr=3.44e-2 * 2 / 256, warmup_epochs=50)},
 )
 """Scale as published: 1000 epochs of batch 4, then 1000 epochs of 250 updates of batch 2."""
 
-_SMALL_SIZES = {"stunet": "stunet-small", "resenc": "resenc-small", "swin_unetr": "swin_unetr-small"}
+_SMALL_SIZES = {
+    "stunet": "stunet-small",
+    "resenc": "resenc-small",
+    "swin_unetr": "swin_unetr-small",
+    "unetr": "unetr-small",
+}
 _SMALL_BYOL = {"hidden": 512, "projection": 64}
 _SMALL_MOCO = {"hidden": 512, "projection": 64, "queue": 512, "ema_decay": 0.99}
+_SMALL_SELFMEDMAE = {"decoder_width": 48, "decoder_depth": 2, "decoder_heads": 3}
 _SMALL_PRETRAINING = TrainingConfig(epochs=14, batch_size=2, checkpoint_every=100, validate_every=2)
 
 SMALL = Scale(
@@ -101,14 +128,18 @@ SMALL = Scale(
         "anatomask": {"decoder_width": 32, "ema_decay": 0.95, "ema_decay_final": 0.99},
         "byol": _SMALL_BYOL,
         "moco": _SMALL_MOCO,
+        "selfmedmae": _SMALL_SELFMEDMAE,
     },
     optimisers={
-        "swinunetr_ssl": OptimiserConfig(lr=4e-4, weight_decay=0.1, warmup_epochs=0, warmup_updates=50, warmup_lr=0.0)
+        "swinunetr_ssl": OptimiserConfig(lr=4e-4, weight_decay=0.1, warmup_epochs=0, warmup_updates=50, warmup_lr=0.0),
+        "selfmedmae": replace(_SELFMEDMAE, warmup_epochs=5),
     },
     pretrainings={
         **dict.fromkeys(("byol", "moco"), replace(_SMALL_PRETRAINING, epochs=40, batch_size=8, validate_every=5)),
         "swinunetr_ssl": replace(_SMALL_PRETRAINING, epochs=20, batch_size=4, validate_every=5),
+        "selfmedmae": replace(_SMALL_PRETRAINING, epochs=200, batch_size=8, validate_every=20),
     },
+    finetuning_optimisers={"unetr-small": _UNETR},
 )
 """Scale of about half an hour per training on two CPU cores."""
 
@@ -122,7 +153,10 @@ TINY = Scale(
         "anatomask": {"decoder_width": 64, "ema_decay": 0.8, "ema_decay_final": 0.9},
         "byol": _SMALL_BYOL,
         "moco": _SMALL_MOCO,
+        "selfmedmae": _SMALL_SELFMEDMAE,
     },
+    optimisers={"selfmedmae": _SELFMEDMAE},
+    finetuning_optimisers={"unetr-small": _UNETR},
     inference=InferenceConfig(mirror=False),
 )
 """Scale of minutes on two CPU cores."""

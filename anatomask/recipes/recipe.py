@@ -156,7 +156,7 @@ class Recipe:
                 return {
                     "network": network,
                     "loader": LoaderConfig(patch_size=crop, foreground=target.foreground),
-                    "optimiser": scale.finetuning_optimiser,
+                    "optimiser": scale.finetuning_optimisers.get(self.network, scale.finetuning_optimiser),
                     "training": scale.finetuning,
                 }
             case "evaluate" | "predict":

@@ -17,12 +17,14 @@ from anatomask.methods.base import MethodConfig
 from anatomask.methods.byol import BYOLConfig
 from anatomask.methods.mae import MAEConfig
 from anatomask.methods.moco import MoCoConfig
+from anatomask.methods.selfmedmae import SelfMedMAEConfig
 from anatomask.methods.swinunetr_ssl import SwinUNETRSSLConfig
 from anatomask.methods.unimiss import UniMiSSMethodConfig
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.nn.backbones.unetr import UNETRConfig
 from anatomask.nn.backbones.unimiss import UniMiSSConfig
 from anatomask.stages.costs import pretraining_update, worker_cost
 from anatomask.training.checkpoints import Checkpoints
@@ -56,6 +58,10 @@ METHODS: list[tuple[MethodConfig, BackboneConfig]] = [
     (MAEConfig(patch=8), RESENC),
     (SwinUNETRSSLConfig(), SwinUNETRConfig(feature_size=6, depths=(1, 1, 1, 1), window=4)),
     (UniMiSSMethodConfig(hidden=16, bottleneck=8, outputs=32), MIT),
+    (
+        SelfMedMAEConfig(decoder_width=12, decoder_depth=1, decoder_heads=2),
+        UNETRConfig(patch_size=LOADER.patch_size, width=12, depth=4, attention_heads=2, feature_size=2),
+    ),
 ]
 
 every_method = pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_a_small_recipe_pretrains_on_a_real_scan(name: str, head: PreparedDatase
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["small", "resenc-small", "swin-unetr-small"])
+@pytest.mark.parametrize("name", ["small", "resenc-small", "swin-unetr-small", "unetr-small"])
 def test_a_small_network_is_finetuned_on_a_real_scan(name: str, head: PreparedDataset, tmp_path: Path) -> None:
     config = replace(RECIPES[name].settings("finetune"), data=head.path, runs=str(tmp_path))
     first, *_, last = losses(finetune.build_job(config), head, 6)

@@ -30,6 +30,11 @@ MOCO = ("--method", "moco", "--method.hidden", "32", "--method.projection", "16"
 MAE = ("--method", "mae")
 BYOL = ("--method", "byol", "--method.hidden", "32", "--method.projection", "16")
 SWIN = ("--network", "swin_unetr", "--network.feature-size", "12", "--loader.patch-size", "64", "64", "64")
+UNETR = (
+    *("--network", "unetr", "--network.patch-size", "64", "64", "64", "--loader.patch-size", "64", "64", "64"),
+    *("--network.width", "24", "--network.depth", "4"),
+)
+ZHOU = ("--method", "selfmedmae", "--method.decoder-depth", "1")
 TANG = ("--method", "swinunetr_ssl", "--optimiser.warmup-updates", "2")
 
 
@@ -151,6 +156,7 @@ def test_phantoms(
         pytest.param(MOCO, SMALL[2:], "MoCo v2", marks=pytest.mark.slow),
         pytest.param(MAE, SMALL[2:], "MAE", marks=pytest.mark.slow),
         pytest.param(TANG, SWIN, "Swin UNETR SSL", marks=pytest.mark.slow),
+        pytest.param(ZHOU, UNETR, "SelfMedMAE", marks=pytest.mark.slow),
     ],
 )
 def test_two_real_scans(

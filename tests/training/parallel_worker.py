@@ -22,10 +22,12 @@ from anatomask.methods.base import Method
 from anatomask.methods.byol import BYOLConfig
 from anatomask.methods.masked import MaskedBatch
 from anatomask.methods.moco import MoCoConfig
+from anatomask.methods.selfmedmae import SelfMedMAEConfig
 from anatomask.methods.swinunetr_ssl import SwinUNETRSSLConfig
 from anatomask.methods.unimiss import SubVolumes, UniMiSSMethodConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.nn.backbones.unetr import UNETRConfig
 from anatomask.nn.backbones.unimiss import UniMiSSConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.losses import segmentation_loss
@@ -177,6 +179,16 @@ class OnVolumesAndSlices(Pretraining):
         return self.method.frozen()
 
 
+class Seeing(Pretraining):
+    """SelfMedMAE, whose transformer reads the visible patches alone."""
+
+    def __init__(self) -> None:
+        Task.__init__(self)
+        self.header = {"kind": "test"}
+        network = UNETRConfig(patch_size=(32, 32, 32), width=12, depth=4, attention_heads=2, feature_size=2)
+        self.method = SelfMedMAEConfig(0.5, 12, 1, 2).build(network).double()
+
+
 CASES: dict[str, tuple[type[Segmenting], int, TrainingConfig]] = {
     "segmentation": (Segmenting, 6, TrainingConfig()),
     "pretraining": (Pretraining, 6, TrainingConfig()),
@@ -188,6 +200,8 @@ CASES: dict[str, tuple[type[Segmenting], int, TrainingConfig]] = {
     "sharded turned views": (Turning, 6, TrainingConfig(shard_weights=True)),
     "volumes and slices": (OnVolumesAndSlices, 3, TrainingConfig()),  # two workers have unequal shares
     "sharded volumes and slices": (OnVolumesAndSlices, 4, TrainingConfig(shard_weights=True)),
+    "visible patches": (Seeing, 5, TrainingConfig()),
+    "sharded visible patches": (Seeing, 6, TrainingConfig(shard_weights=True, recompute_activations=True)),
     "accumulated": (Pretraining, 12, TrainingConfig(accumulate=2)),
     "sharded and accumulated": (Pretraining, 12, TrainingConfig(shard_weights=True, accumulate=2)),
     "recomputed": (Pretraining, 6, TrainingConfig(recompute_activations=True)),

@@ -32,6 +32,8 @@ WORKER = Path(__file__).with_name("parallel_worker.py")
         "sharded turned views",
         "volumes and slices",
         "sharded volumes and slices",
+        "visible patches",
+        "sharded visible patches",
     ],
 )
 def test_losses_gradients_and_weights_are_those_of_one_worker(
