@@ -13,6 +13,7 @@ from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import SIZES, STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.nn.backbones.unetr import UNETRConfig
+from anatomask.nn.backbones.unimiss import UniMiSSConfig
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 
 Fields = Mapping[str, Any]
@@ -29,6 +30,15 @@ NETWORKS: Mapping[str, BackboneConfig] = {
     "swin_unetr-48": SwinUNETRConfig(),
     "unetr-small": UNETRConfig(patch_size=(64, 64, 64), width=72, attention_heads=3, feature_size=8),
     "unetr-b": UNETRConfig(),
+    "unimiss-small": UniMiSSConfig(
+        widths=(12, 32, 64, 128),
+        depths=(1, 1, 1, 1),
+        decoder_depths=(1, 1, 1),
+        stem_width=16,
+        patch_size=(64, 64, 64),
+        slice_size=64,
+    ),
+    "unimiss-48": UniMiSSConfig(),
 }
 """Sizes of the networks: those that are published, and a small one of each network."""
 
@@ -40,6 +50,7 @@ METHODS: Mapping[str, Fields] = {
     "mae": {"name": "mae"},
     "selfmedmae": {"name": "selfmedmae"},
     "swinunetr_ssl": {"name": "swinunetr_ssl"},
+    "unimiss": {"name": "unimiss"},
 }
 """Fields of the section `method` that make each method what it is, its name among them."""
 
@@ -92,8 +103,28 @@ _SELFMEDMAE = OptimiserConfig(
 _UNETR = replace(_SELFMEDMAE, layer_decay=0.75)
 """Optimiser of their finetuning, likewise."""
 
+_UNIMISS = OptimiserConfig(
+    lr=5e-4,
+    lr_end=1e-6,
+    weight_decay=0.04,
+    weight_decay_end=0.4,
+    decayed="matrices",
+    warmup_epochs=1,
+    warmup_lr=0.0,
+    rate_every="sample",
+    clip=0.3,
+    clip_of="each",
+)
+"""Optimiser of UniMiSS's authors, but for the learning rate and the warm-up, which are a small network's."""
+
 PAPER = Scale(
-    sizes={"stunet": "stunet-b", "resenc": "resenc-l", "swin_unetr": "swin_unetr-48", "unetr": "unetr-b"},
+    sizes={
+        "stunet": "stunet-b",
+        "resenc": "resenc-l",
+        "swin_unetr": "swin_unetr-48",
+        "unetr": "unetr-b",
+        "unimiss": "unimiss-48",
+    },
     pretraining=TrainingConfig(),
     optimiser=OptimiserConfig(),
     finetuning=TrainingConfig(epochs=1000, steps_per_epoch=250, batch_size=2, precision="bf16", checkpoint_every=250),
@@ -103,7 +134,10 @@ PAPER = Scale(
         "spark": OptimiserConfig(lr=2e-4),
         "mae": OptimiserConfig("sgd", lr=1e-2, weight_decay=3e-5, momentum=0.99, warmup_epochs=0, decay="poly"),
     },
-    finetuning_optimisers={"unetr-b": replace(_UNETR, lr=3.44e-2 * 2 / 256, warmup_epochs=50)},
+    finetuning_optimisers={
+        "unetr-b": replace(_UNETR, lr=3.44e-2 * 2 / 256, warmup_epochs=50),
+        "unimiss-48": OptimiserConfig(weight_decay=3e-5, warmup_epochs=0, decay="poly"),
+    },
 )
 """Scale as published: 1000 epochs of batch 4, then 1000 epochs of 250 updates of batch 2."""
 
@@ -112,10 +146,12 @@ _SMALL_SIZES = {
     "resenc": "resenc-small",
     "swin_unetr": "swin_unetr-small",
     "unetr": "unetr-small",
+    "unimiss": "unimiss-small",
 }
 _SMALL_BYOL = {"hidden": 512, "projection": 64}
 _SMALL_MOCO = {"hidden": 512, "projection": 64, "queue": 512, "ema_decay": 0.99}
 _SMALL_SELFMEDMAE = {"decoder_width": 48, "decoder_depth": 2, "decoder_heads": 3}
+_SMALL_UNIMISS = {"hidden": 256, "bottleneck": 64, "outputs": 4096, "ema_decay": 0.99}
 _SMALL_PRETRAINING = TrainingConfig(epochs=14, batch_size=2, checkpoint_every=100, validate_every=2)
 
 SMALL = Scale(
@@ -129,14 +165,18 @@ SMALL = Scale(
         "byol": _SMALL_BYOL,
         "moco": _SMALL_MOCO,
         "selfmedmae": _SMALL_SELFMEDMAE,
+        "unimiss": _SMALL_UNIMISS,
     },
     optimisers={
         "swinunetr_ssl": OptimiserConfig(lr=4e-4, weight_decay=0.1, warmup_epochs=0, warmup_updates=50, warmup_lr=0.0),
         "selfmedmae": replace(_SELFMEDMAE, warmup_epochs=5),
+        "unimiss": _UNIMISS,
     },
     pretrainings={
         **dict.fromkeys(("byol", "moco"), replace(_SMALL_PRETRAINING, epochs=40, batch_size=8, validate_every=5)),
-        "swinunetr_ssl": replace(_SMALL_PRETRAINING, epochs=20, batch_size=4, validate_every=5),
+        **dict.fromkeys(
+            ("swinunetr_ssl", "unimiss"), replace(_SMALL_PRETRAINING, epochs=20, batch_size=4, validate_every=5)
+        ),
         "selfmedmae": replace(_SMALL_PRETRAINING, epochs=200, batch_size=8, validate_every=20),
     },
     finetuning_optimisers={"unetr-small": _UNETR},
@@ -154,8 +194,9 @@ TINY = Scale(
         "byol": _SMALL_BYOL,
         "moco": _SMALL_MOCO,
         "selfmedmae": _SMALL_SELFMEDMAE,
+        "unimiss": _SMALL_UNIMISS,
     },
-    optimisers={"selfmedmae": _SELFMEDMAE},
+    optimisers={"selfmedmae": _SELFMEDMAE, "unimiss": _UNIMISS},
     finetuning_optimisers={"unetr-small": _UNETR},
     inference=InferenceConfig(mirror=False),
 )

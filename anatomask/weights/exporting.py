@@ -104,6 +104,7 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
         load_matching(fitted.segmenter(weights.header["architecture"].get("classes", 1)), tensors, may_lack)
     left_out = tuple(sorted(weights.tensors.keys() - {prefix + name for name in tensors}))
     header = {**weights.header, "architecture": {**weights.header["architecture"], "in_channels": channels}}
+    header.pop("whole", None)  # the decoder of a pretraining stays behind
     fresh: dict[str, Tensor] = {}
     content: dict[str, Any]
     if format in ("safetensors", "huggingface"):

@@ -23,6 +23,7 @@ from anatomask.training.optimiser import build_optimiser
 from anatomask.training.schedule import progress_of_update, rate_of_update, weight_decay
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.update import clip_each_grad_norm_
+from anatomask.weights.exporting import export_weights
 from anatomask.weights.files import Weights, describe_architecture, initialise
 from anatomask.weights.foreign import read_foreign_weights
 from tests.methods.drawn import drawn_batch
@@ -293,6 +294,26 @@ def test_outputs_that_are_not_finite_leave_the_centre() -> None:
     before = method.centre.clone()
     method.term(torch.randn(4, 32), torch.full((4, 32), torch.inf))
     assert torch.equal(method.centre, before)
+
+
+def test_exported_weights_start_a_network_and_have_the_names_of_the_authors() -> None:
+    """The encoder alone; the decoder stays behind, as do the cls token and what is for slices."""
+    method = HEAD.build(SMALL)
+    header = {
+        "kind": "pretraining",
+        "architecture": describe_architecture(SMALL),
+        "encoder": HEAD.encoder,
+        "whole": HEAD.whole,
+        "stages": 5,
+    }
+    weights = Weights(method.state_dict(), header)
+    export = export_weights(weights, "safetensors", ".safetensors")
+    network = SMALL.segmenter(2)
+    left_out = initialise(network, Weights(export.content, export.header))
+    assert left_out == sorted(name for name in network.state_dict() if not name.startswith("encoder."))
+    names = export_weights(weights, "monai", ".pt").content
+    assert len(names) == export.exported == len(network.encoder.state_dict())
+    assert all(name.startswith("model.transformer.") and "3D" not in name for name in names)
 
 
 def test_the_head_has_its_parameters_and_averages_slices() -> None:

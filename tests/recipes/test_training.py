@@ -27,7 +27,7 @@ def losses(job: TrainingJob, dataset: PreparedDataset, updates: int, device: tor
     """The losses of the first updates of a job, at its peak learning rate, on the same samples each time."""
     task = job.build_task(device)
     state = TrainingState.of(task, job.optimiser, device)
-    update = Update(state, task, Workers(), job.training, job.optimiser.clip, device)
+    update = Update(state, task, Workers(), job.training, job.optimiser.clip, device, job.optimiser.clip_of)
     samples = range(job.training.batch_size)
     drawn = [{"sample": np.asarray(k), **job.draw(dataset, job.sequence.case(k), job.sequence.rng(k))} for k in samples]
     rates = [job.optimiser.lr] * len(state.optimiser.param_groups)
@@ -49,7 +49,7 @@ def test_a_small_recipe_pretrains_on_a_real_scan(name: str, head: PreparedDatase
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["small", "resenc-small", "swin-unetr-small", "unetr-small"])
+@pytest.mark.parametrize("name", ["small", "resenc-small", "swin-unetr-small", "unetr-small", "mit-small"])
 def test_a_small_network_is_finetuned_on_a_real_scan(name: str, head: PreparedDataset, tmp_path: Path) -> None:
     config = replace(RECIPES[name].settings("finetune"), data=head.path, runs=str(tmp_path))
     first, *_, last = losses(finetune.build_job(config), head, 6)
