@@ -78,8 +78,9 @@ def configured(name: str, arguments: argparse.Namespace, precision: Precision) -
     """Return the pretraining of a recipe with the crop and batch that all have."""
     config: PretrainConfig = RECIPES[name].settings("pretrain")
     training = replace(config.training, batch_size=arguments.batch, precision=precision)
-    network, loader = config.network.for_crop(arguments.patch), LoaderConfig(patch_size=tuple(arguments.patch))
-    return replace(config, network=network, loader=loader, training=training)
+    loader = LoaderConfig(patch_size=tuple(arguments.patch))
+    positions: dict[str, Any] = {"patch_size": loader.patch_size} if hasattr(config.network, "patch_size") else {}
+    return replace(config, network=replace(config.network, **positions), loader=loader, training=training)
 
 
 def measure(config: PretrainConfig, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -134,10 +134,6 @@ class BackboneConfig(Settings, ABC):
         """
         return self
 
-    def for_crop(self, size: Sequence[int]) -> Self:
-        """Return the network for crops of `size` voxels. Default: it is the same for all that it takes."""
-        return self
-
     def check_crop(self, size: Sequence[int], stages: int | None = None) -> None:
         """Check that an encoder of `stages` stages (default: all) takes crops of `size` voxels.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -175,11 +175,6 @@ class UniMiSSConfig(BackboneConfig):
     def fitting_crop(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Return the only crop that the network takes."""
         return self.patch_size
-
-    def for_crop(self, size: Sequence[int]) -> UniMiSSConfig:
-        """Return the network with positions for crops of `size` voxels."""
-        r, a, s = size
-        return replace(self, patch_size=(r, a, s))
 
     def encoder(self, stages: int | None = None) -> MiTEncoder:
         """Build the encoder, which cannot be cut short."""
