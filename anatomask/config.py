@@ -263,8 +263,9 @@ class ExportWeightsConfig(Settings):
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
     """Folder of a run, or of weights."""
     format: ExportFormat
-    """Format of the file. nnunet: for nnU-Net's STU-Net trainers; stunet: as STU-Net's released weights; monai: a plain
-    state dict; safetensors: AnatoMask's own, with its description; huggingface: a folder of it with a model card."""
+    """Format of the file. nnunet: for nnU-Net's STU-Net trainers; stunet: as STU-Net's released weights; nnssl: a
+    pretrained ResEnc-L, for nnU-Net's nnUNetv2_train_pretrained; monai: a plain state dict; safetensors: AnatoMask's
+    own, with its description; huggingface: a folder of it with a model card."""
     output: str = ""
     """File to write, or a folder for it. Default: the folder `exported` of the run."""
     license: str = UNKNOWN

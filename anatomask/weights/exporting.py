@@ -7,6 +7,8 @@ Those programs choose by a file's ending what they look for in it, so endings ma
                          with freshly drawn ones, which are listed in the file.
                  .pt     of a pretrained encoder, for `load_stunet_ssl_weights` of the published AnatoMask code
     stunet       .model  `state_dict`, STU-Net's names: the form of its released weights (nnU-Net version 1)
+    nnssl        .pth    `network_weights` of a pretrained ResEnc-L with `nnssl_adaptation_plan`, from which nnU-Net's
+                         `nnUNetv2_train_pretrained` finetunes
     monai        .pt     a plain state dict of the network
     safetensors          the same under the names of our checkpoints, with the header
     huggingface          a folder of it: `model.safetensors`, `model.json`, and the model card `README.md`
@@ -14,6 +16,7 @@ Those programs choose by a file's ending what they look for in it, so endings ma
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +27,9 @@ from torch import Tensor
 
 from anatomask.errors import UserError
 from anatomask.files import replacing
+from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.names import Form
+from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import AUTOENCODER, PUBLISHED_STUNET, STUNetConfig
 from anatomask.weights.files import (
     beyond_encoder,
@@ -34,15 +39,16 @@ from anatomask.weights.files import (
     repeat_stem,
     trained_stages,
 )
-from anatomask.weights.foreign import FRESH
+from anatomask.weights.foreign import FRESH, NNSSL
 from anatomask.weights.matching import load_matching
 from anatomask.weights.tensor_files import Weights, write_described
 
-ExportFormat = Literal["nnunet", "stunet", "monai", "safetensors", "huggingface"]
+ExportFormat = Literal["nnunet", "stunet", "nnssl", "monai", "safetensors", "huggingface"]
 
 ENDINGS: Mapping[str, tuple[str, ...]] = {
     "nnunet": (".pth", ".pt"),
     "stunet": (".model",),
+    "nnssl": (".pth",),
     "monai": (".pt", ".pth"),
     "safetensors": (".safetensors",),
 }
@@ -51,6 +57,10 @@ UNKNOWN = "unknown"
 """Licence, in the terms of the Hugging Face hub, that nobody has stated."""
 CONFIGURATION = "3d_fullres"
 """Name, in exported plans, of the configuration with the network's strides."""
+
+
+LAYERS = {"conv": "all_modules.0", "norm": "all_modules.1"}
+"""Second names that nnU-Net's ResEnc has for the layers of a block; files of its weights hold both."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,11 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
             f"--format {format} is for STU-Net, these weights are of the network {network.name}: choose --format monai "
             "or safetensors, whose tensors have the names of docs/backbones.md"
         )
+    if format == "nnssl" and (kind != "pretraining" or replace(network, in_channels=1) != ResEncConfig()):
+        raise UserError(
+            "--format nnssl is for a pretrained ResEnc-L, the only network here that nnU-Net builds for such a file; "
+            f"these weights are of {kind}, {network.label()}: choose another --format"
+        )
     channels = in_channels or network.in_channels
     fitted = replace(network, in_channels=channels)
     if kind == "pretraining":
@@ -111,6 +126,14 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
         content = {prefix + name: tensor for name, tensor in tensors.items()}
     elif format == "monai":
         content = dict(tensors) if network.exported is None else _renamed(tensors, network.exported)
+    elif format == "nnssl":
+        if trained_stages(weights.header) < len(network.strides):
+            beyond = _untrained(weights)
+            fresh = {name: beyond[name] for name in beyond if name.startswith("encoder.") and name not in tensors}
+        content = {
+            "network_weights": {name: tensor for one, tensor in (tensors | fresh).items() for name in _both_names(one)},
+            NNSSL: _adaptation_plan(header, fitted),
+        }
     elif format == "stunet":
         content = {
             "epoch": 0,
@@ -132,8 +155,8 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
         if kind == "pretraining":
             fresh = _renamed(_untrained(weights), PUBLISHED_STUNET)
         content = {"network_weights": _renamed(tensors, PUBLISHED_STUNET) | fresh}
-        if fresh:
-            content[FRESH] = sorted(fresh)
+    if fresh:
+        content[FRESH] = sorted(fresh)
     if isinstance(network, STUNetConfig) and format in ("nnunet", "stunet"):
         content = {**content, "init_args": _init_args(network)}
     return Export(content, header, len(tensors), tuple(sorted(fresh)), left_out, network.strides_in_words())
@@ -163,6 +186,36 @@ def _init_args(network: STUNetConfig) -> dict[str, Any]:
     strides = [list(axes) for axes in network.stage_strides]
     plans = {"configurations": {CONFIGURATION: {"pool_op_kernel_sizes": strides}}}
     return {"plans": plans, "configuration": CONFIGURATION}
+
+
+def _both_names(name: str) -> set[str]:
+    """Return a tensor's name and, in a block of a ResEnc, its second one."""
+    return {name, re.sub(r"\b(conv|norm)(?=\.\w+$)", lambda layer: LAYERS[layer[1]], name)}
+
+
+def _adaptation_plan(header: Mapping[str, Any], network: BackboneConfig) -> dict[str, Any]:
+    """Describe a pretrained ResEnc-L as nnssl does, for nnU-Net, which lays out data and network like the pretraining.
+
+    Fields: those that nnU-Net's `preprocess_like_nnssl` reads.
+    """
+    patch = list(header["patch_size"])
+    configuration = {
+        "spacing": list(header["spacing"]),
+        "patch_size": patch,
+        "normalization_schemes": ["ZScoreNormalization"] * network.in_channels,
+        "use_mask_for_norm": [False] * network.in_channels,
+    }
+    projections = _both_names("encoder.stem.convs.0.conv.weight")
+    return {
+        "architecture_plans": {"arch_class_name": "ResEncL", "arch_kwargs": None, "arch_kwargs_requiring_import": None},
+        "pretrain_plan": {"dataset_name": header.get("dataset"), "configurations": {CONFIGURATION: configuration}},
+        "pretrain_num_input_channels": network.in_channels,
+        "recommended_downstream_patchsize": patch,
+        "key_to_encoder": "encoder.stages",
+        "key_to_stem": "encoder.stem",
+        "keys_to_in_proj": sorted(name.removesuffix(".weight") for name in projections),
+        "key_to_lpe": None,
+    }
 
 
 def _renamed(tensors: Mapping[str, Tensor], form: Form) -> dict[str, Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.networks.nets import SwinUNETR
@@ -289,6 +291,63 @@ def test_a_pretrained_swin_transformer_leaves_under_the_names_of_monais_network(
     theirs = SwinUNETR(1, 4, feature_size=12)
     assert len(content) == 126 and not theirs.load_state_dict(content, strict=False).unexpected_keys
     assert all(torch.equal(theirs.state_dict()[name], tensor) for name, tensor in content.items())
+
+
+def resenc_l(stages: int, in_channels: int = 1) -> Weights:
+    """An encoder of zeros, which take no memory, trained up to a stage."""
+    network = ResEncConfig(in_channels=in_channels)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in network.encoder(stages).state_dict().items()}
+    tensors = {f"student.encoder.{name}": torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    facts = {"stages": stages, "patch_size": [128, 128, 128], "spacing": [1.5, 1.5, 1.5], "dataset": "scans"}
+    return Weights(tensors, {"kind": "pretraining", "architecture": describe_architecture(network), **facts})
+
+
+def test_a_pretrained_resenc_l_leaves_with_the_plan_that_nnu_net_reads() -> None:
+    content = export_weights(resenc_l(6), "nnssl", ".pth", in_channels=2).content
+    plan = content["nnssl_adaptation_plan"]
+    assert plan["architecture_plans"] == {
+        "arch_class_name": "ResEncL",
+        "arch_kwargs": None,
+        "arch_kwargs_requiring_import": None,
+    }
+    (configuration,) = plan["pretrain_plan"]["configurations"].values()
+    assert configuration["patch_size"] == plan["recommended_downstream_patchsize"] == [128, 128, 128]
+    assert configuration["spacing"] == [1.5, 1.5, 1.5] and plan["pretrain_num_input_channels"] == 2
+    names = content["network_weights"].keys()
+    assert all(name.startswith((plan["key_to_encoder"] + ".", plan["key_to_stem"] + ".")) for name in names)
+    stem = [content["network_weights"][f"{key}.weight"] for key in plan["keys_to_in_proj"]]
+    assert len(stem) == 2 and all(weight.shape[1] == 2 for weight in stem)
+    assert plan["key_to_lpe"] is None and "untrained" not in str(content.keys())
+    for weights in (pretrained(SIZES[0]), finetuned(SIZES[0])):
+        with pytest.raises(UserError, match=r"nnssl is for a pretrained ResEnc-L.*these weights are of (pre|seg)"):
+            export_weights(weights, "nnssl", ".pth")
+
+
+READS = """
+import sys, numpy, torch
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet as Network
+content = torch.load(str(numpy.load(sys.argv[1])["path"]), weights_only=True)
+widths, blocks, strides = [32, 64, 128, 256, 320, 320], [1, 3, 4, 6, 6, 6], [1, 2, 2, 2, 2, 2]
+norm = {"norm_op": torch.nn.InstanceNorm3d, "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "conv_bias": True}
+network = Network(1, 6, widths, torch.nn.Conv3d, 3, strides, blocks, 2, [1] * 5, nonlin=torch.nn.LeakyReLU, **norm)
+encoder = {name.removeprefix("encoder."): tensor for name, tensor in content["network_weights"].items()}
+network.encoder.load_state_dict(encoder)
+numpy.savez(sys.argv[2], loaded=len(encoder))
+"""
+
+
+@pytest.mark.slow
+def test_nnu_nets_resenc_l_takes_every_tensor_of_it(
+    nnunet: Callable[..., dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """The last stage, which has a stride of 32, is not pretrained with patches of 16 voxels: it is drawn."""
+    export = export_weights(resenc_l(5), "nnssl", ".pth")
+    assert export.fresh and all(name.startswith("encoder.stages.5.") for name in export.fresh)
+    write_export(tmp_path / "w.pth", "nnssl", export)
+    (tmp_path / "reads.py").write_text(READS)
+    found = nnunet(tmp_path / "reads.py", path=np.array(str(tmp_path / "w.pth")))
+    assert found["loaded"] == len(export.content["network_weights"])
 
 
 def test_other_networks_leave_as_plain_tensors_and_not_under_the_names_of_an_stunet(tmp_path: Path) -> None:
