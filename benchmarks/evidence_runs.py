@@ -52,7 +52,7 @@ class Scale:
 
     budgets: tuple[int, ...]
     """Updates of a finetuning among which the budget is chosen, ascending."""
-    rates: tuple[float, float, float]
+    rates: tuple[float, ...]
     """Learning rates among which each arm's is chosen, ascending."""
     pretraining: int
     """Updates of a pretraining."""

@@ -156,7 +156,7 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
             fresh = _renamed(_untrained(weights), PUBLISHED_STUNET)
         content = {"network_weights": _renamed(tensors, PUBLISHED_STUNET) | fresh}
     if fresh:
-        content[FRESH] = sorted(fresh)
+        content = {**content, FRESH: sorted(fresh)}
     if isinstance(network, STUNetConfig) and format in ("nnunet", "stunet"):
         content = {**content, "init_args": _init_args(network)}
     return Export(content, header, len(tensors), tuple(sorted(fresh)), left_out, network.strides_in_words())
@@ -188,9 +188,9 @@ def _init_args(network: STUNetConfig) -> dict[str, Any]:
     return {"plans": plans, "configuration": CONFIGURATION}
 
 
-def _both_names(name: str) -> set[str]:
+def _both_names(name: str) -> list[str]:
     """Return a tensor's name and, in a block of a ResEnc, its second one."""
-    return {name, re.sub(r"\b(conv|norm)(?=\.\w+$)", lambda layer: LAYERS[layer[1]], name)}
+    return [name, re.sub(r"\b(conv|norm)(?=\.\w+$)", lambda layer: LAYERS[layer[1]], name)]
 
 
 def _adaptation_plan(header: Mapping[str, Any], network: BackboneConfig) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _adaptation_plan(header: Mapping[str, Any], network: BackboneConfig) -> dict
         "recommended_downstream_patchsize": patch,
         "key_to_encoder": "encoder.stages",
         "key_to_stem": "encoder.stem",
-        "keys_to_in_proj": sorted(name.removesuffix(".weight") for name in projections),
+        "keys_to_in_proj": [name.removesuffix(".weight") for name in projections],
         "key_to_lpe": None,
     }
 
