@@ -72,10 +72,10 @@ def test_the_command_refuses_by_name(argv: list[str], code: int, named: str, cap
 
 @pytest.mark.parametrize("recipe", [name for name, recipe in RECIPES.items() if recipe.method is not None])
 def test_every_recipe_sweeps_its_own_stages(recipe: str) -> None:
-    argv = ["--recipe", recipe, *SETTINGS[2:], "--pretrain.training.epochs", "77"]
+    argv = ["--recipe", recipe, *SETTINGS[2:], "--pretrain.training.epochs", "777"]
     config = parse("sweep", argv, RECIPES).config
     pretrain, finetune = RECIPES[recipe].settings("pretrain"), RECIPES[recipe].settings("finetune")
-    assert config.pretrain == replace(pretrain, data="", training=replace(pretrain.training, epochs=77))
+    assert config.pretrain == replace(pretrain, data="", training=replace(pretrain.training, epochs=777))
     assert config.finetune == replace(finetune, data="")
     assert config.finetune_data == ("y", "z")
 
