@@ -118,7 +118,7 @@ def features(encoder: Encoder, volume: Tensor) -> list[Tensor]:
     Args:
         encoder: from `load_encoder`.
         volume: (C, D, H, W), normalised, as `PreparedScan.volume`. Each side is padded at its end, with the channel's
-            minimum, to a multiple of the encoder's largest stride.
+            minimum, to a multiple of the encoder's largest stride. UNETR and MiT have positions for their crop alone.
 
     Returns:
         A map (width, D/stride, H/stride, W/stride) of the padded volume per stage, highest resolution first, on the
