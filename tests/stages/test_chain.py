@@ -35,6 +35,11 @@ UNETR = (
     *("--network.width", "24", "--network.depth", "4"),
 )
 ZHOU = ("--method", "selfmedmae", "--method.decoder-depth", "1")
+MIT = (
+    *("--network", "unimiss", "--network.patch-size", "64", "64", "32", "--loader.patch-size", "64", "64", "32"),
+    *("--network.widths", "4", "8", "16", "32"),
+)
+XIE = ("--method", "unimiss", "--method.outputs", "64", "--method.slice-epochs", "1")
 TANG = ("--method", "swinunetr_ssl", "--optimiser.warmup-updates", "2")
 
 
@@ -157,6 +162,7 @@ def test_phantoms(
         pytest.param(MAE, SMALL[2:], "MAE", marks=pytest.mark.slow),
         pytest.param(TANG, SWIN, "Swin UNETR SSL", marks=pytest.mark.slow),
         pytest.param(ZHOU, UNETR, "SelfMedMAE", marks=pytest.mark.slow),
+        pytest.param(XIE, MIT, "UniMiSS", marks=pytest.mark.slow),
     ],
 )
 def test_two_real_scans(
