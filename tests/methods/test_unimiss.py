@@ -346,20 +346,27 @@ def test_what_it_cannot_do_is_refused(message: str, fields: dict[str, Any]) -> N
 
 @pytest.mark.slow
 def test_training_on_a_real_scan_lowers_the_loss(head_scan: PreparedDataset) -> None:
-    """New views of the scan each time, by the optimiser of the authors but for its learning rate."""
+    """New views of the scan each time, by the optimiser of the authors but for its learning rate.
+
+    Before that, the centre moves to the teacher's outputs, while the loss rises.
+    """
     torch.manual_seed(0)
-    method = replace(HEAD, ema_decay=0.9).build(SMALL)
+    method = HEAD.build(SMALL)
     config = optimiser_of(lr=2e-3, warmup_epochs=0)
     optimiser = build_optimiser(method.trainable(), config)
+    batch = method.batch(drawn_batch(head_scan, HEAD.draw(LOADER), range(2)))
+    with torch.no_grad():
+        settling = [float(method.training_step(batch, 0.0).loss) for _ in range(8)]
+    assert settling[-1] > settling[0]
     losses = []
-    for step in range(24):
+    for step in range(16):
         method.epoch = step
         batch = method.batch(drawn_batch(head_scan, HEAD.draw(LOADER), range(2 * step, 2 * step + 2)))
-        loss = method.training_step(batch, step / 24).loss
+        loss = method.training_step(batch, step / 16).loss
         optimiser.zero_grad()
         loss.backward()
         clip_each_grad_norm_(method.student.parameters(), config.clip)
         optimiser.step()
         method.after_step(step / 24)
-        losses.append(float(loss))
-    assert sum(losses[-6:]) < 0.95 * sum(losses[:6])
+        losses.append(float(loss.detach()))
+    assert sum(losses[-4:]) < 0.95 * sum(losses[:4])

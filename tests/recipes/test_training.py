@@ -37,9 +37,9 @@ def losses(job: TrainingJob, dataset: PreparedDataset, updates: int, device: tor
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", [name for name in SMALL if RECIPES[name].method not in (None, "moco")])
+@pytest.mark.parametrize("name", [name for name in SMALL if RECIPES[name].method not in (None, "moco", "unimiss")])
 def test_a_small_recipe_pretrains_on_a_real_scan(name: str, head: PreparedDataset, tmp_path: Path) -> None:
-    """But for MoCo, whose loss rises while its queue fills; see tests/methods/test_moco.py."""
+    """But for MoCo and UniMiSS, whose losses rise while queue and centre fill; see tests/methods."""
     config = replace(RECIPES[name].settings("pretrain"), data=head.path, runs=str(tmp_path), splits=("train",))
     # An epoch of one case would be one update.
     config = replace(config, training=replace(config.training, steps_per_epoch=50))
