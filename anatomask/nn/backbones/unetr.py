@@ -88,8 +88,8 @@ class UNETRConfig(BackboneConfig):
                 f"width must be a multiple of 6 (sine and cosine of three axes) and of the {self.attention_heads} "
                 f"attention_heads, not {self.width}"
             )
-        if self.feature_size == self.in_channels:
-            raise ValueError(f"feature_size must not be the number of image channels, {self.in_channels}")
+        if self.feature_size == self.in_channels:  # MONAI's block has no third convolution where the width stays
+            object.__setattr__(self, "stem", self.stem[:2])
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must lie in [0, 1), not {self.drop_path}")
 

@@ -16,6 +16,9 @@ from anatomask.nn.recompute import recompute_activations
 from anatomask.nn.transformer import Block, fixed_positions, grid_of
 from anatomask.training.optimiser import parameter_groups
 from anatomask.training.settings import OptimiserConfig
+from anatomask.weights.files import describe_architecture, initialise
+from anatomask.weights.matching import is_named
+from anatomask.weights.tensor_files import Weights
 
 NETWORK = UNETRConfig(patch_size=(64, 32, 32), width=24, depth=4, attention_heads=2, feature_size=4)
 
@@ -110,6 +113,16 @@ def test_blocks_that_the_decoder_reads() -> None:
     ]  # fmt: skip
 
 
+def test_as_many_channels_as_features_start_a_network_too() -> None:
+    config = replace(NETWORK, in_channels=4)
+    state = config.segmenter(2).state_dict()
+    assert set(config.stem) == {name for name in NETWORK.stem if name in state} and len(config.stem) == 2
+    header = {"kind": "segmentation", "architecture": describe_architecture(config, 2)}
+    assert initialise(config.segmenter(3), Weights(state, header)) == sorted(
+        name for name in state if is_named(name, config.heads)
+    )
+
+
 def test_a_volume_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"positions for \(64, 32, 32\) voxels, not for \(64, 64, 32\)"):
         NETWORK.encoder()(torch.zeros(1, 1, 64, 64, 32))
@@ -122,7 +135,6 @@ def test_a_volume_of_another_size_is_refused() -> None:
         ("width must be a multiple of .* the 5 attention_heads", {"attention_heads": 5}),
         ("patch_size must be three multiples of 16", {"patch_size": (64, 40, 32)}),
         ("depth must be at least 4", {"depth": 3}),
-        ("feature_size must not be the number of image channels", {"in_channels": 4}),
         ("drop_path must lie", {"drop_path": 1.0}),
     ],
 )
