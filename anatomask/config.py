@@ -307,6 +307,11 @@ class ImportWeightsConfig(Settings):
     patch_size: tuple[int, int, int] | None = None
     """Crop in voxels for which the positions of a UNETR are interpolated. Default: the one that it was trained on."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range(1, 1000, "attention_heads")
+        self.require_range(1, 4096, "patch_size")
+
 
 @dataclass(frozen=True)
 class RecipesConfig(Settings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class UNETRConfig(BackboneConfig):
     """Size of a UNETR with patches of 16 voxels and MLPs four times as wide."""
 
     name = "unetr"
-    stem = (
+    stem: ClassVar[tuple[str, ...]] = (
         "encoder.patch_embed.proj.weight",
         "decoder.encoder1.layer.conv1.conv.weight",
         "decoder.encoder1.layer.conv3.conv.weight",
