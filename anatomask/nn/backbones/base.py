@@ -70,7 +70,11 @@ class BackboneConfig(Settings, ABC):
         """
 
     def trunk(self) -> nn.Module:
-        """Build, with fresh weights, what a `Form` that is `whole` holds: encoder and decoder of a pretraining."""
+        """Build, with fresh weights, what a `Form` that is `whole` holds: encoder and decoder of a pretraining.
+
+        Raises:
+            NotImplementedError: no form of this network is whole.
+        """
         raise NotImplementedError
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
