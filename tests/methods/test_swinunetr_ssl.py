@@ -73,6 +73,8 @@ def test_golden_numbers_of_the_published_code(
     with published("swinunetr_ssl") as numbers:
         check_losses_alone(numbers, dtype, tolerance)
         check_schedule(numbers)
+        if numbers.leaves_out("_checkpoint.pt"):
+            return
         tensors = {renamed(name): t for name, t in numbers.weights("_checkpoint.pt")["state_dict"].items()}  # type: ignore[attr-defined]
         first, second = (numbers.given(f"view{view}", dtype) / 16 for view in (1, 2))
         whole = torch.cat([numbers.given(f"target{view}", dtype) / 16 for view in (1, 2)])
@@ -150,6 +152,8 @@ def test_golden_checkpoint_is_imported_and_starts_a_network(
 ) -> None:
     with published("swinunetr_ssl") as numbers:
         numbers.unread.clear()
+        if numbers.leaves_out("_checkpoint.pt"):
+            pytest.skip(f"{numbers.folder} holds no checkpoint")
         with pytest.warns(Note, match="before 1.5"):
             foreign = read_foreign_weights(numbers.folder / f"{numbers.sizes['prefix']}_checkpoint.pt")
         assert (foreign.kind, foreign.network, foreign.stages) == ("pretraining", network_of(numbers), 5)
