@@ -17,7 +17,7 @@ from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 from ray.dashboard.modules.job.cli import submit
 
 ROOT = Path(__file__).parents[1]
-MADE = (".git/HEAD", ".venv/bin/python", "runs/a/config.yaml", "demo/shards/x.parquet", "data/ct.nii", "shards/x.parquet")
+MADE = (".git/HEAD", ".venv/bin/python", "runs/a/config.yaml", "demo/x.parquet", "data/ct.nii", "shards/x.parquet")
 """Files of a checkout that no node needs."""
 
 
@@ -48,7 +48,7 @@ def shipped(checkout: Path, job: dict[str, Any], target: Path) -> set[str]:
     """Names of the files that Ray would send to the cluster."""
     environment = parse_runtime_env_args(job["runtime_env"], job["runtime_env_json"], str(checkout))
 
-    def upload(folder: str, excludes: list[str]) -> None:
+    def upload(folder: str, excludes: list[str] | None, is_file: bool = False) -> None:
         create_package(folder, target, include_gitignore=True, excludes=excludes)
 
     upload_working_dir_if_needed(environment, include_gitignore=True, upload_fn=upload)
