@@ -336,8 +336,8 @@ class SweepConfig(Settings):
 
     space: str
     """Space of the pretraining's fields that vary: the name of a file in tune_spaces, or a path."""
-    pretrain_data: str
-    """Prepared folder to pretrain on."""
+    pretrain_data: Annotated[str | tuple[str, ...], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")]
+    """Prepared folders to pretrain on, one or several as in `pretrain`."""
     finetune_data: tuple[str, ...]
     """Prepared folders, each to be finetuned and scored on; a trial's value is the mean DSC over them."""
     pretrain: PretrainConfig
@@ -369,9 +369,10 @@ class SweepConfig(Settings):
         check_name(self.name)
         self.require_range(1, 1_000_000, "trials")
         self.require_range(1, 1000, "concurrent")
-        self.require_distinct("finetune_data")
-        if self.finetune_data == ():
-            raise ValueError("finetune_data must name at least one prepared folder")
+        self.require_distinct("pretrain_data", "finetune_data")
+        for name in ("pretrain_data", "finetune_data"):
+            if getattr(self, name) == ():
+                raise ValueError(f"{name} must name at least one prepared folder")
         for stage, names in SET_BY_SWEEP.items():
             config = getattr(self, stage)
             for name in names:

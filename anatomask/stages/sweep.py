@@ -41,6 +41,7 @@ from anatomask.runs.checkpoint_index import last_step
 from anatomask.runs.folder import open_run
 from anatomask.stages import evaluate, finetune, pretrain
 from anatomask.stages.jobs import all_settings, kept_from_others
+from anatomask.stages.training import folders
 from anatomask.sweeps.chain import Chain, build_chain
 from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.space import Space, Table, load_space
@@ -129,8 +130,9 @@ def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: Tr
             raise UserError(f"{folder}: {case} could not be scored: {reason}")
         return
     config = replace(one.config, runs=str(folder.parent), name=folder.name, **needed)
-    data = Storage(config.data, config.cluster.max_outage, answered=True)  # when the sweep began
-    data.exists("dataset.json")  # waits for the end of an outage
+    for data in folders(config):
+        answered = Storage(data, config.cluster.max_outage, answered=True)  # when the sweep began
+        answered.exists("dataset.json")  # waits for the end of an outage
     job = replace((pretrain if one.verb == "pretrain" else finetune).build_job(config), columns=all_settings())
     open_run(job.run, plain(config), overwrite=False, inputs={**job.inputs, **plugin_digests()})
     fit(job, resources, config.cluster.max_failures)

@@ -10,6 +10,7 @@ from typing import Any
 from anatomask.config import EvaluateConfig, PretrainConfig, SweepConfig
 from anatomask.data.addresses import folder_name
 from anatomask.data.index import data_digest
+from anatomask.data.joined import open_joined
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
@@ -33,8 +34,8 @@ class Chain:
     config: SweepConfig
     splits: Mapping[str, str]
     """Split of each data set whose cases are scored."""
-    digests: Mapping[str, str]
-    """Digest of each prepared folder."""
+    digests: Mapping[str | tuple[str, ...], str]
+    """Digest of what each stage may read: of each folder that is finetuned on, and of those of the pretraining."""
     channels: Mapping[str, int]
     """Number of image channels of each data set, over which the weights that it starts from are repeated."""
 
@@ -100,22 +101,30 @@ def build_chain(config: SweepConfig) -> Chain:
     """Build the chain of a configuration.
 
     Raises:
-        UserError: two data sets have the same name, or one has no labelled cases to score.
+        UserError: two data sets have the same name, one has no labelled cases to score, or those of the pretraining do
+            not fit together.
     """
     folder = run_folder(config.runs, config.name, "sweep", config.space, plain(config))
+    pretraining = tuple(one.root for one in open_joined(folders_of(config.pretrain_data)).roots)
     config = replace(
         config,
-        pretrain_data=PreparedDataset.open(config.pretrain_data).path,
+        pretrain_data=pretraining if len(pretraining) > 1 else pretraining[0],
         finetune_data=tuple(PreparedDataset.open(data).path for data in config.finetune_data),
     )
     names = [file_name(folder_name(data)) for data in config.finetune_data]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--finetune-data: two folders are named {name}; rename one, since tables name both so")
-    digests = {data: data_digest(Storage(data), splits=True) for data in {config.pretrain_data, *config.finetune_data}}
+    read = (config.pretrain_data, *config.finetune_data)
+    digests = {data: data_digest(*folders_of(data), splits=True) for data in read}
     splits = {data: scored_split(data, config.split) for data in config.finetune_data}
     channels = {data: len(PreparedDataset.open(data).channel_names) for data in config.finetune_data}
     return Chain(folder, config, splits, digests, channels)
+
+
+def folders_of(data: str | tuple[str, ...]) -> tuple[Storage, ...]:
+    """List the prepared folders of a stage, one or several."""
+    return tuple(map(Storage, (data,) if isinstance(data, str) else data))
 
 
 def scored_split(data: str, split: str) -> str:

@@ -28,6 +28,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.files import exclusive_lock
 from anatomask.recipes import RECIPES
+from anatomask.stages import pretrain
 from anatomask.stages.sweep import Work, check, run_stage
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.graph import unique
@@ -284,6 +285,18 @@ def test_the_papers_path_starts_from_the_network_of_the_first_data_set(
         stages = build_chain(parse("sweep", [*argv, "--start-from", start], RECIPES).config).stages({})
         assert stages["finetune-second"].needs["init"] is stages[expected]
         assert stages["evaluate-second"].needs["run"] is stages["finetune-second"]
+
+
+def test_a_pretraining_on_several_folders_is_that_of_the_verb(labelled: PreparedDataset, tmp_path: Path) -> None:
+    other = str(shutil.copytree(labelled.path, tmp_path / "elsewhere" / "second"))
+    argv = [*SETTINGS[:5], labelled.path, other, "--finetune-data", other]
+    argv += ["--pretrain.splits", "train", "val"]
+    stage = build_chain(parse("sweep", argv, RECIPES).config).stages({})["pretrain"]
+    assert stage.config.data == (labelled.path, other)
+    job = pretrain.build_job(stage.config)
+    assert job.inputs["data"] == stage.digest and len(job.sequence.cases) == 4
+    with pytest.raises(UserError, match="twice"):
+        build_chain(parse("sweep", [*argv[:5], f"{other}/", other, "--finetune-data", other], RECIPES).config)
 
 
 def test_a_data_set_of_two_channels_is_finetuned_beside_others(
