@@ -26,7 +26,7 @@ from anatomask.nn.backbones.swin_unetr import PatchMerging
 from anatomask.settings import Settings
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
-from anatomask.weights.exporting import UNKNOWN, ExportFormat
+from anatomask.weights.exporting import FOLDERS, UNKNOWN, ExportFormat
 
 SCRATCH = "scratch"
 """Value of `FinetuneConfig.init` that starts from random weights."""
@@ -265,11 +265,11 @@ class ExportWeightsConfig(Settings):
     format: ExportFormat
     """Format of the file. nnunet: for nnU-Net's STU-Net trainers; stunet: as STU-Net's released weights; nnssl: a
     pretrained ResEnc-L, for nnU-Net's nnUNetv2_train_pretrained; monai: a plain state dict; safetensors: AnatoMask's
-    own, with its description; huggingface: a folder of it with a model card."""
+    own, with its description; huggingface: a folder of it with a model card; monai-bundle: a folder that MONAI runs."""
     output: str = ""
     """File to write, or a folder for it. Default: the folder `exported` of the run."""
     license: str = UNKNOWN
-    """Licence of the weights in the model card of huggingface, as the hub calls it: cc-by-4.0, apache-2.0."""
+    """Licence of the weights that a folder states, as the Hugging Face hub calls it: cc-by-4.0, apache-2.0."""
     checkpoint: Literal["best", "last"] = "best"
     """Checkpoint of a run; best is last where no validation chose one."""
     in_channels: int | None = None
@@ -280,8 +280,10 @@ class ExportWeightsConfig(Settings):
         self.require_range(1, 1000, "in_channels")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise ValueError(f"license must be a name as cc-by-4.0 or other, not {self.license!r}")
-        if self.license != UNKNOWN and self.format != "huggingface":
-            raise ValueError(f"license is written by the format huggingface alone, not by {self.format}: leave it out")
+        if self.license != UNKNOWN and self.format not in FOLDERS:
+            raise ValueError(f"license is written by {' and '.join(FOLDERS)} alone, not by {self.format}: leave it out")
+        if self.in_channels is not None and self.format == "monai-bundle":
+            raise ValueError("in_channels is not for monai-bundle, which normalises the channels of the training")
 
 
 @dataclass(frozen=True)

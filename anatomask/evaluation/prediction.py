@@ -90,19 +90,49 @@ class Prediction:
             UserError: the scan cannot be read, or is not what the networks read; the message names the file.
             OSError: the folder cannot be written.
         """
-        raw = self.cases[case]
-        try:
-            scan = prepare(read_scan_of(raw, weights[0]), weights[0].header)
-        except UserError:
-            raise
-        except Exception as error:  # whatever a broken file makes its library do
-            raise UserError(unexpected(raw.images[0].path, error)) from error
+        scan = prepared_case(self.cases[case], weights[0])
         shape = (len(class_names(weights[0])) + 1, *scan.original_shape)
         path = Path(self.folder.root) / f"{case}{PROBABILITIES}"
         with probability_file(path, shape) if self.probabilities else nullcontext() as probabilities:
             label = predict_scan(weights, scan, self.inference, device, probabilities)
-        compressed = gzip.compress(label.to_bytes(), compresslevel=3, mtime=0)
-        self.folder.write(f"{case}{LABEL_MAP}", compressed)
+        write_label_map(self.folder, case, label)
+
+
+def write_label_map(folder: Storage, case: str, label: nib.Nifti1Image) -> None:
+    """Write the label map of a case, atomically; equal label maps give equal bytes.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.write(f"{case}{LABEL_MAP}", gzip.compress(label.to_bytes(), compresslevel=3, mtime=0))
+
+
+def require_apart(source: Path, out: Path, source_field: str, out_field: str) -> None:
+    """Check that label maps are not written among the scans; the fields are those that name the paths.
+
+    Raises:
+        UserError: one of both folders lies in the other.
+    """
+    inside, around = out.resolve(), source.resolve()
+    if source.is_dir() and (inside.is_relative_to(around) or around.is_relative_to(inside)):
+        raise UserError(
+            f"{out_field} {out} and {source_field} {source} lie in one another, so that predictions would be taken "
+            f"for scans; choose an {out_field} beside the {source_field}"
+        )
+
+
+def prepared_case(raw: RawCase, weights: Weights) -> PreparedScan:
+    """Read a scan, and prepare it for a network.
+
+    Raises:
+        UserError: as `read_scan_of` and `prepare`, or the file breaks the library that reads it.
+    """
+    try:
+        return prepare(read_scan_of(raw, weights), weights.header)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a broken file makes its library do
+        raise UserError(unexpected(raw.images[0].path, error)) from error
 
 
 def read_scan_of(raw: RawCase, weights: Weights) -> Scan:

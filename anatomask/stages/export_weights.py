@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,30 +13,29 @@ from rich.console import Console
 from anatomask.config import ExportWeightsConfig
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
+from anatomask.evaluation import bundle_files
+from anatomask.evaluation.network import check_network
 from anatomask.evaluation.results import IDENTITY_FILE, SUMMARY_FILE
 from anatomask.files import write_text
 from anatomask.reports.evaluated_runs import read_run
 from anatomask.runs.evaluation import EVALUATION
 from anatomask.stages.import_weights import check_folder
-from anatomask.weights.exporting import ENDINGS, Export, export_weights, write_export
+from anatomask.weights.exporting import ENDINGS, FOLDERS, Export, export_weights, write_export
 from anatomask.weights.files import find_weights, read_weights, run_name, weights_digest, write_weights
-from anatomask.weights.model_card import MODEL_CARD, model_card
-
-FOLDER = "huggingface"
-"""Format that is a folder and no file."""
+from anatomask.weights.model_card import MODEL_CARD, guide, model_card
 
 
 def plan(config: ExportWeightsConfig) -> list[tuple[str, str]]:
     """Return the rows of the dry run."""
     path, export = build_export(config)
-    what = "folder" if config.format == FOLDER else "file"
+    what = "folder" if config.format in FOLDERS else "file"
     return [("from", str(find_weights(config.run, config.checkpoint))), (what, str(path)), *describe(export)]
 
 
 def stage(config: ExportWeightsConfig, *, overwrite: bool) -> int:
     """Write the file or the folder, and print what it holds and what it leaves out."""
     path, export = build_export(config)
-    if config.format == FOLDER:
+    if config.format in FOLDERS:
         write_folder(path, export, config, overwrite=overwrite)
     else:
         if path.exists() and not overwrite:
@@ -52,28 +52,57 @@ def build_export(config: ExportWeightsConfig) -> tuple[Path, Export]:
     """Return the path of the file or the folder, and its content.
 
     Raises:
-        UserError: there are no such weights, or the file's ending does not belong to the format.
+        UserError: there are no such weights, or they or the file's ending do not belong to the format.
     """
     path = output_path(config)
-    weights = read_weights(find_weights(config.run, config.checkpoint))
+    source = find_weights(config.run, config.checkpoint)
+    weights = read_weights(source)
+    if config.format == "monai-bundle" and weights.header.get("kind") == "segmentation":
+        check_network(weights, source)
+        bundle_files.require_importable(weights.header)
     return path, export_weights(weights, config.format, path.suffix, config.in_channels)
 
 
 def write_folder(folder: Path, export: Export, config: ExportWeightsConfig, *, overwrite: bool) -> None:
-    """Write a folder of weights with its model card, which names the scores of the run if they are of these weights.
+    """Write a folder of weights and of the texts that describe them.
 
     Raises:
-        UserError: the folder is a run's or a file, or holds weights or another `README.md` already.
+        UserError: the folder is a run's or a file, or holds weights or other files of these names already.
     """
     if folder.is_file():
         raise UserError(f"--output {folder} is a file: choose a folder")
+    texts = texts_of(export, config)
+    weights = folder / bundle_files.MODELS if config.format == "monai-bundle" else folder
     check_folder(folder, overwrite)
-    if (folder / MODEL_CARD).exists() and not overwrite:
-        raise UserError(f"--output {folder} holds a {MODEL_CARD} already: choose another folder, or --overwrite")
+    check_folder(weights, overwrite)
+    for name in texts:
+        if (folder / name).exists() and not overwrite:
+            raise UserError(f"--output {folder} holds a {name} already: choose another folder, or --overwrite")
+    write_weights(weights, export.content, export.header)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+
+
+def texts_of(export: Export, config: ExportWeightsConfig) -> dict[str, str]:
+    """Write what describes weights, by the names of the files; the scores of the run if they are of these weights.
+
+    Raises:
+        UserError: the files of the run's evaluation are damaged.
+    """
     run = Path(config.run).absolute()
+    name, licence = run_name(run), config.license
     scores = scores_of(run, find_weights(run, config.checkpoint)) if config.in_channels is None else None
-    write_weights(folder, export.content, export.header)
-    write_text(folder / MODEL_CARD, model_card(run_name(run), export, config.license, scores))
+    if config.format == "huggingface":
+        return {MODEL_CARD: model_card(name, export, licence, scores)}
+    described = {
+        bundle_files.METADATA: bundle_files.metadata(name, export.header, licence, scores),
+        bundle_files.INFERENCE: bundle_files.inference(export.header),
+    }
+    return {
+        **{file: json.dumps(content, indent=4) + "\n" for file, content in described.items()},
+        bundle_files.GUIDE: guide(name, export, licence, scores, bundle_files.how_to_run()),
+        bundle_files.LICENCE: bundle_files.licence_note(licence),
+    }
 
 
 def scores_of(run: Path, weights: Path) -> Mapping[str, Any] | None:
@@ -94,8 +123,8 @@ def output_path(config: ExportWeightsConfig) -> Path:
     Raises:
         UserError: no program would read a file with this ending.
     """
-    if config.format == FOLDER:
-        return Path(config.output or Path(config.run) / "exported" / FOLDER).absolute()
+    if config.format in FOLDERS:
+        return Path(config.output or Path(config.run) / "exported" / config.format).absolute()
     endings = ENDINGS[config.format]
     path = Path(config.output or Path(config.run) / "exported").absolute()
     if path.is_dir() or not path.suffix:

@@ -34,7 +34,7 @@ from anatomask.evaluation.ensemble import require_alike
 from anatomask.evaluation.forward import forward_pass
 from anatomask.evaluation.label_names import ITK_SNAP, SLICER, itk_snap, slicer
 from anatomask.evaluation.network import read_network
-from anatomask.evaluation.prediction import LABEL_MAP, PROBABILITIES, Prediction, bytes_of, class_names
+from anatomask.evaluation.prediction import LABEL_MAP, PROBABILITIES, Prediction, bytes_of, class_names, require_apart
 from anatomask.evaluation.predictor import mirror_axes
 from anatomask.runs.prediction import claim_prediction, finished_cases, prediction_identity
 from anatomask.stages.cases import map_cases
@@ -116,13 +116,7 @@ def _look(config: PredictConfig) -> Task:
     weights = [read_network(folder) for folder in folders]
     require_alike(weights, config.run)
     source, out = Path(config.source).absolute(), Path(config.out).absolute()
-    if source.is_dir() and (
-        out.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(out.resolve())
-    ):
-        raise UserError(
-            f"--out {config.out} and --source {config.source} lie in one another, so that predictions would be taken "
-            "for scans; choose an --out beside the source"
-        )
+    require_apart(source, out, "--source", "--out")
     return Task(weights, folders, read_scans(source, config.dataset, config.reader), Storage(out))
 
 

@@ -12,6 +12,7 @@ Those programs choose by a file's ending what they look for in it, so endings ma
     monai        .pt     a plain state dict of the network
     safetensors          the same under the names of our checkpoints, with the header
     huggingface          a folder of it: `model.safetensors`, `model.json`, and the model card `README.md`
+    monai-bundle         a folder of a finetuned network that `python -m monai.bundle run` executes
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ from anatomask.weights.foreign import FRESH, NNSSL
 from anatomask.weights.matching import load_matching
 from anatomask.weights.tensor_files import Weights, write_described
 
-ExportFormat = Literal["nnunet", "stunet", "nnssl", "monai", "safetensors", "huggingface"]
+ExportFormat = Literal["nnunet", "stunet", "nnssl", "monai", "safetensors", "huggingface", "monai-bundle"]
+FOLDERS: tuple[ExportFormat, ...] = ("huggingface", "monai-bundle")
+"""Formats that are folders and no files: of our own format and what describes it."""
 
 ENDINGS: Mapping[str, tuple[str, ...]] = {
     "nnunet": (".pth", ".pt"),
@@ -52,7 +55,7 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
     "monai": (".pt", ".pth"),
     "safetensors": (".safetensors",),
 }
-"""Endings that files of each format may have; the first is the usual one. `huggingface` is a folder."""
+"""Endings that files of each format may have; the first is the usual one. Those in `FOLDERS` have none."""
 UNKNOWN = "unknown"
 """Licence, in the terms of the Hugging Face hub, that nobody has stated."""
 CONFIGURATION = "3d_fullres"
@@ -108,6 +111,11 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
         )
     channels = in_channels or network.in_channels
     fitted = replace(network, in_channels=channels)
+    if format == "monai-bundle" and kind != "segmentation":
+        raise UserError(
+            f"--format monai-bundle is for a finetuned network, which segments; these weights are of {kind}: finetune "
+            "from them first, or choose --format monai"
+        )
     if kind == "pretraining":
         tensors, prefix = encoder_tensors(weights, fitted), encoder_prefix(weights.header).removesuffix("encoder.")
     elif kind == "segmentation":
@@ -122,7 +130,7 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
     header.pop("whole", None)  # the decoder of a pretraining stays behind
     fresh: dict[str, Tensor] = {}
     content: dict[str, Any]
-    if format in ("safetensors", "huggingface"):
+    if format == "safetensors" or format in FOLDERS:
         content = {prefix + name: tensor for name, tensor in tensors.items()}
     elif format == "monai":
         content = dict(tensors) if network.exported is None else _renamed(tensors, network.exported)

@@ -32,12 +32,16 @@ def model_card(name: str, export: Export, licence: str = UNKNOWN, scores: Mappin
         scores: `summary.json` of an evaluation of these very weights. Default: they were not scored.
     """
     front = yaml.safe_dump(_front_matter(name, export.header, licence, scores), sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{guide(name, export, licence, scores, _loading(export.header))}"
+
+
+def guide(name: str, export: Export, licence: str, scores: Mapping[str, Any] | None, loading: str) -> str:
+    """Write the card without the hub's fields; `loading` is its part on how to use the weights."""
     parts = [
-        f"---\n{front}---",
         f"# {name}",
-        _opening(export.header),
+        describe_network(export.header),
         _table(("", ""), _facts(export)),
-        _loading(export.header),
+        loading,
         _scores(scores),
         _licence(licence),
     ]
@@ -64,7 +68,8 @@ def _front_matter(
     return {**fields, "model-index": [{"name": name, "results": [result]}]}
 
 
-def _opening(header: Mapping[str, Any]) -> str:
+def describe_network(header: Mapping[str, Any]) -> str:
+    """Say in a sentence what weights are of, and how they were trained."""
     network, dataset = network_of(header).label(), header.get("dataset", "unknown data")
     if header["kind"] == "pretraining":
         method = method_label(header)

@@ -15,6 +15,8 @@ FINETUNED = "runs/finetuned"
 STEP = f"{FINETUNED}/checkpoints/step_00000004"
 INDEX, TENSORS = f"{FINETUNED}/checkpoints/index.json", f"{STEP}/model.safetensors"
 IMPORT = "import-weights w.pth --output imported"
+BUNDLE = f"export-weights {FINETUNED} --format monai-bundle"
+PRETRAINED_BUNDLE = "export-weights runs/pretrained --format monai-bundle"
 
 
 def entry(name: str, value: object) -> Spoil:
@@ -185,6 +187,19 @@ KINDS = [
         "an export of a whole network for a loader of encoders",
         "export-weights runs/finetuned --format nnunet --output w.pt",
         r"load nothing of this network. Choose an --output that ends in \.pth",
+    ),
+    Kind(
+        "a bundle of a pretraining",
+        BUNDLE.replace(FINETUNED, "runs/pretrained"),
+        "these weights are of pretraining: finetune",
+    ),
+    reading("a bundle without a normalisation", without("fingerprint"), "how its data were normalised", BUNDLE),
+    Kind("a bundle of repeated channels", f"{BUNDLE} --in-channels 2", "in_channels is not for monai-bundle"),
+    Kind(
+        "a bundle over a file of somebody else",
+        f"{BUNDLE} --output scans",
+        "scans holds a LICENSE already: choose another folder, or --overwrite",
+        text("scans/LICENSE", "precious"),
     ),
     reading(
         "an import with plans of two axes",

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anatomask.cli.main import main
+from anatomask.data.fingerprint import ChannelFingerprint, Fingerprint
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.network import read_network
@@ -38,6 +39,15 @@ from anatomask.weights.files import (
 )
 
 NETWORK = STUNetConfig(base=8)
+PREDICTS = {
+    "fingerprint": Fingerprint((ChannelFingerprint("CT", "ct", -900.0, 900.0, 0.0, 400.0),)).to_dict(),
+    "class_names": {"1": "liver", "2": "spleen"},
+    "patch_size": [32, 32, 32],
+    "mirror_axes": [0],
+    "spacing": [2.0, 2.0, 2.0],
+    "initialisation": {"method": "scratch", "run": None},
+}
+"""Entries of a header without which a network predicts nothing."""
 GUIDE = Path(__file__).parents[2] / "docs" / "weights.md"
 
 
@@ -51,7 +61,7 @@ def write_checkpoints(run: Path, kind: str) -> Path:
             header["method"] = {"name": "AnatoMask"}
             tensors = AnatoMask(AnatoMaskConfig(decoder_width=16), NETWORK).state_dict()
         else:
-            header["architecture"] = describe_architecture(NETWORK, 2)
+            header |= PREDICTS | {"architecture": describe_architecture(NETWORK, 2)}
             tensors = STUNet(NETWORK, 2).state_dict()
         write_weights(run / "checkpoints" / name, tensors, header)
     (run / "checkpoints" / "index.json").write_text(json.dumps({**names, "step": 2}))
@@ -320,7 +330,7 @@ def test_the_card_names_the_scores_of_these_very_weights(runs: Path) -> None:
         (["--format", "huggingface", "--output", "runs/ts-finetuned"], "is a run's folder: choose another"),
         (["--format", "huggingface", "--output", "file"], "file is a file: choose a folder"),
         (["--format", "huggingface", "--output", "mine"], r"mine holds a README\.md already: choose another folder"),
-        (["--format", "monai", "--license", "mit"], "license is written by the format huggingface alone"),
+        (["--format", "monai", "--license", "mit"], "license is written by huggingface and monai-bundle alone"),
         (["--format", "huggingface", "--license", "a b"], "license must be a name as cc-by-4.0"),
     ],
 )
@@ -345,7 +355,7 @@ def test_the_snippets_of_the_guide_run(
     del published["network_weights"]["module.dense_decoder.dec.0.up_sample.weight"]
     torch.save(published, "other_decoder.pt")
     snippets = re.findall(r"^```(sh|python)\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     for language, text in snippets:
         if language == "python":
             exec(compile(text, str(GUIDE), "exec"), {})
