@@ -32,6 +32,9 @@ WORKER_CPUS = 0.5
 DRIVERS = "trial_driver"
 """Name of the custom resource that a Tune trial holds while its trainers hold the CPUs and GPUs."""
 
+OTHER_VERSIONS = "Version mismatch"
+"""Beginning of Ray's refusal of a cluster that runs on another Python or Ray; the refusal has no type of its own."""
+
 LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """Bytes of the path of a Unix socket at most."""
 SOCKET_BYTES = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead")
@@ -64,7 +67,8 @@ def running(config: ClusterConfig) -> Iterator[None]:
     never releases its workers.
 
     Raises:
-        UserError: no cluster answers at the address within seconds, or Ray's processes of this machine died meanwhile.
+        UserError: no cluster answers at the address within seconds, the cluster has other versions of Python or Ray, or
+            Ray's processes of this machine died meanwhile.
     """
     if ray.is_initialized():
         yield
@@ -84,6 +88,14 @@ def running(config: ClusterConfig) -> Iterator[None]:
                 ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except ConnectionError as error:
             raise UserError(f"--cluster.address {config.address}: no Ray cluster answers there") from error
+        except RuntimeError as error:
+            if not str(error).startswith(OTHER_VERSIONS):
+                raise
+            raise UserError(
+                f"--cluster.address {config.address}: Ray and Python must have the same versions here and there, "
+                "down to Python's patch version: install those of the cluster, or run this on its nodes (ray submit, "
+                f"ray job submit). {' '.join(str(error).split())}"
+            ) from error
         with stopped_by_signals(), connected():  # after Ray's start, which sets a handler of its own
             yield
 

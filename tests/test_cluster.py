@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from urllib.request import urlopen
 import pytest
 import ray
 from ray._private import ray_constants
+from ray._private.utils import check_version_info
 
 from anatomask.cluster import LONGEST_SOCKET, SOCKET_BYTES, on_loopback, private_folder, running, tell_threads
 from anatomask.cluster_settings import ClusterConfig
@@ -83,6 +85,38 @@ def test_threads_that_nobody_reads_are_told(
     assert [str(one.message) for one in caught] == [
         "OMP_NUM_THREADS=1 is not read: --cluster.threads sets the threads of a worker"
     ] * told
+
+
+def refusing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> ClusterConfig:
+    """A cluster that answers, and that `ray.init` then refuses."""
+
+    def init(**options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("anatomask.cluster.probe", lambda address: None)
+    monkeypatch.setattr(ray, "init", init)
+    return ClusterConfig(address="10.0.0.1:6379")
+
+
+@pytest.mark.parametrize("other", [{"python_version": "3.11.99"}, {"ray_version": "2.59.0"}])
+def test_a_cluster_with_other_versions_is_refused(other: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another patch version of Python is one; the words are those of Ray's own check."""
+    here = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+    check_version_info(here, "this node")
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info(here | other, "this node")
+    config = refusing(caught.value, monkeypatch)
+    with (
+        pytest.raises(UserError, match=rf"^--cluster.address 10.0.0.1:6379: .*{next(iter(other.values()))}"),
+        running(config),
+    ):
+        raise AssertionError("it was joined")
+
+
+def test_what_else_ray_says_at_its_start_is_no_matter_of_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = refusing(RuntimeError("out of file descriptors"), monkeypatch)
+    with pytest.raises(RuntimeError, match=r"^out of file descriptors$"), running(config):
+        raise AssertionError("it was joined")
 
 
 @pytest.fixture
