@@ -20,6 +20,7 @@ The runs themselves lie in the store (`anatomask.runs.store`): what trials or sw
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from anatomask.files import write_text
 from anatomask.nested import plain
 from anatomask.plugins import plugin_digests
 from anatomask.reports.sweeps import SweepRow, paper_ablation, sweep_csv, sweep_table
+from anatomask.runs.belongings import is_run
 from anatomask.runs.checkpoint_index import last_step
 from anatomask.runs.folder import open_run
 from anatomask.stages import evaluate, finetune, pretrain
@@ -91,7 +93,10 @@ def stage(config: SweepConfig, *, overwrite: bool) -> int:
     space = load_space(config.space)
     chain = build_chain(config)
     work = check(chain, space)
-    with kept_from_others(chain.folder):
+    begins = overwrite or not is_run(chain.folder)
+    with kept_from_others(chain.folder), running(config.cluster) if begins else nullcontext():
+        if begins:  # a cluster that is too small is told before anything is written or removed
+            trial_resources(config.cluster, config.concurrent)
         journal = NewLines(chain.folder / JOURNAL)
         open_run(chain.folder, plain(config), overwrite=overwrite, inputs=chain.inputs)
         for line in journal.read():

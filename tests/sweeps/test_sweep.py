@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.files import exclusive_lock
 from anatomask.recipes import RECIPES
+from anatomask.runs.belongings import claim_folder
 from anatomask.stages import pretrain
 from anatomask.stages.sweep import Work, check, run_stage
 from anatomask.sweeps.chain import build_chain
@@ -345,6 +346,25 @@ def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
     assert found[0] == found[1] and found[0][0] == found[0][2]
     assert sorted(name.partition("-")[0] for name in trained) == ["finetune", "finetune", "pretrain", "pretrain"]
     assert len({path.name for path in (tmp_path / "runs/store").glob("[!.]*")} - set(trained)) == 2  # the evaluations
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_sweep_that_the_cluster_refuses_writes_and_removes_nothing(
+    again: bool, labelled: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(config: ClusterConfig, concurrent: int) -> None:
+        raise UserError("too small")
+
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path), "--name", "it"]
+    folder = tmp_path / "it"
+    if again:
+        claim_folder(folder)
+        open_study(folder, RATIOS)
+    before = {path: path.read_bytes() for path in folder.glob("*")}
+    monkeypatch.setattr("anatomask.stages.sweep.running", nullcontext)
+    monkeypatch.setattr("anatomask.stages.sweep.trial_resources", refuse)
+    assert main(["sweep", *argv, *(["--overwrite"] if again else [])]) == 1
+    assert folder.exists() == again and {path: path.read_bytes() for path in folder.glob("*")} == before
 
 
 def test_two_processes_never_work_on_one_sweep(
