@@ -37,6 +37,9 @@ def train(
         UserError: loss or gradient are no longer finite; the message names the cases and the remedy.
     """
     total, task, workers = config.epochs * steps_per_epoch, update.state.task, update.workers
+    if start == 0:  # while the readers start
+        task.validate(log.recorder, 0)
+        log.restart_clock()
     for step in range(start, total):
         progress, done = progress_of_update(step, steps_per_epoch, config.epochs, schedule, config.batch_size), step + 1
         task.epoch = step // steps_per_epoch

@@ -61,7 +61,8 @@ class Recorder(Protocol):
 
 
 class RunRecorder:
-    """Recorder into the run's folder. Records after update `step` are dropped, because they will be recorded again."""
+    """Recorder into the run's folder. Records after update `step` are dropped, because they will be recorded again; a
+    training that begins records update 0, too."""
 
     def __init__(
         self,
@@ -88,10 +89,10 @@ class RunRecorder:
         rows = _rows(metrics)
         self.reached = max((at for at, _ in rows), default=0)
         """Last update that had been recorded, which may be one of those that are recorded again."""
-        write_text(metrics, "".join(line for at, line in rows if at <= step))
+        write_text(metrics, "".join(line for at, line in rows if at <= step and step > 0))
         self.metrics = metrics.open("a", encoding="utf-8")
         _date_back(run, int(time.time()))
-        self.board = SummaryWriter(str(run), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
+        self.board = SummaryWriter(str(run), purge_step=step + 1 if step else 0, flush_secs=FLUSH_SECONDS)
         if step == 0 and settings is not None:
             self._hyperparameters(settings, columns or {})
         if step == 0 and charts:

@@ -41,7 +41,8 @@ class LineTask(Task):
         pass
 
     def validate(self, recorder: Recorder, step: int) -> float | None:
-        return next(self.scores)
+        recorder.scalars(step, {"val/slope": float(next(self.line.parameters()).detach().flatten()[0])})
+        return next(self.scores) if step else None
 
 
 class TwoLayerTask(LineTask):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from anatomask.errors import UserError
@@ -95,6 +96,22 @@ def test_training_learns_and_records_every_update(tmp_path: Path, line_task: typ
     assert all(0 < ratio < 1 for ratio in ratios.values())
     assert [row["step"] for row in rows(tmp_path) if "train/checkpoint_seconds" in row] == [7, 14, 20]
     assert task.progress == pytest.approx([step / 20 for step in range(20)])
+
+
+@pytest.mark.parametrize("killed_after", [0, 2, 8])
+def test_what_is_validated_begins_with_the_untrained_network(
+    killed_after: int, tmp_path: Path, line_task: type[LineTask], points: Points
+) -> None:
+    """Once, however often the run begins again, also for TensorBoard."""
+    initial = float(line_task().line.weight.detach())
+    with pytest.raises(StopIteration):
+        run(tmp_path, line_task(), points, stop_after=killed_after)
+    run(tmp_path, line_task(), points)
+    found = [(row["step"], row["val/slope"]) for row in rows(tmp_path) if "val/slope" in row]
+    assert [step for step, _ in found] == [0, 10, 20] and found[0][1] == initial
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/slope")] == [0, 10, 20]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
