@@ -239,14 +239,17 @@ class PredictConfig(Settings):
 
 @dataclass(frozen=True)
 class ReportConfig(Settings):
-    """Settings of a table and a figure of any number of evaluated runs."""
+    """Settings of tables, figures and a page of any number of evaluated runs."""
 
     runs: tuple[str, ...]
     """Folders of evaluated runs."""
     out: str = "report"
-    """Folder for the table (Markdown, CSV) and the figure."""
+    """Folder for the page report.html, the table (Markdown, CSV) and the figures."""
     cases: int = 3
-    """Number of cases shown in the figure."""
+    """Number of cases of each data set shown in its figure and in the page's viewer."""
+    viewer_mb: float = 10.0
+    """Size in MB of the scans in report.html, all together. 0: none, so that the page holds no patient's scan but the
+    slices of the figures."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -254,6 +257,7 @@ class ReportConfig(Settings):
             raise ValueError("runs must name at least one folder of an evaluated run")
         self.require_distinct("runs")
         self.require_range(1, 100, "cases")
+        self.require_range(0, 1000, "viewer_mb")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def comparisons_table(made: Sequence[RowComparison], rows: Sequence[Row]) -> Tab
     for one in made:
         if one.metric == "dsc":
             decided = one.comparison.verdict in ("better", "worse")
-            table.add_row(*map(Text, _cells(one, rows)), style="" if decided else "dim")
+            table.add_row(*map(Text, comparison_cells(one, rows)), style="" if decided else "dim")
     return table
 
 
@@ -91,12 +91,16 @@ def comparisons_markdown(made: Sequence[RowComparison], rows: Sequence[Row]) -> 
     """Format the comparisons in DSC and NSD as a GitHub-flavoured table; empty without any."""
     if not made:
         return ""
-    titles = [TITLES[0], TITLES[1], f"Difference [{TITLES[2].replace(' [', ', ')}", *TITLES[3:]]
-    lines = [titles, ["---", "---:", "---:", "---:", "---:", "---"]]
+    lines = [comparison_titles(), ["---", "---:", "---:", "---:", "---:", "---"]]
     for one in made:
-        name, *others = _cells(one, rows)
+        name, *others = comparison_cells(one, rows)
         lines.append([f"{name}, {one.metric.upper()}", *others])
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines) + "\n"
+
+
+def comparison_titles() -> list[str]:
+    """Return the titles of `comparison_cells`."""
+    return [TITLES[0], TITLES[1], f"Difference [{TITLES[2].replace(' [', ', ')}", *TITLES[3:]]
 
 
 def comparison_notes(made: Sequence[RowComparison], arms: Sequence[Arm], rows: Sequence[Row]) -> list[str]:
@@ -145,13 +149,13 @@ def twin_notes(arms: Sequence[Arm], rows: Sequence[Row]) -> Iterator[str]:
             else:
                 again = "`anatomask finetune` with the same flags, but --init scratch"
             yield (
-                f"{_name(index, rows)} on {row.dataset} has no run from scratch beside it, without which nothing shows "
-                f"that its start helped: make one with {again}, evaluate it, and name it in --runs."
+                f"{row_label(index, rows)} on {row.dataset} has no run from scratch beside it, without which nothing "
+                f"shows that its start helped: make one with {again}, evaluate it, and name it in --runs."
             )
         elif not is_twin(arms[index], arms[twin]):
             yield (
-                f"{_name(twin, rows)} differs from {_name(index, rows)} in more than the start, or it is not known "
-                "whether it does."
+                f"{row_label(twin, rows)} differs from {row_label(index, rows)} in more than the start, or it is not "
+                "known whether it does."
             )
 
 
@@ -172,7 +176,7 @@ def _pairs(arms: Sequence[Arm], rows: Sequence[Row], members: Sequence[int], met
 
 def _compare(arms: Sequence[Arm], rows: Sequence[Row], pair: tuple[int, int], metric: str) -> Comparison | None:
     """Compare two rows by their runs; None where they have too few cases in common, or no scores."""
-    names = _name(pair[0], rows), f"{_name(pair[1], rows)} "  # two rows of one name are two arms
+    names = row_label(pair[0], rows), f"{row_label(pair[1], rows)} "  # two rows of one name are two arms
     numbered = not _common_seeds(arms, pair)
     runs = {}
     for name, index in zip(names, pair, strict=True):
@@ -193,7 +197,8 @@ def _common_seeds(arms: Sequence[Arm], pair: tuple[int, int]) -> set[int]:
     return first & second
 
 
-def _cells(one: RowComparison, rows: Sequence[Row]) -> list[str]:
+def comparison_cells(one: RowComparison, rows: Sequence[Row]) -> list[str]:
+    """Format a comparison: names, pairs, difference with its interval, both p-values, verdict."""
     made, interval = one.comparison, one.comparison.interval
     difference = f"{points(interval.mean)} [{points(interval.low)}, {points(interval.high)}]"
     return [_title(one, rows), str(interval.seeds), difference, p_value(made.p), p_value(made.p_holm), made.verdict]
@@ -204,7 +209,7 @@ def _title(one: RowComparison, rows: Sequence[Row]) -> str:
     return names if len({(row.dataset, row.data) for row in rows}) == 1 else f"{one.dataset}: {names}"
 
 
-def _name(index: int, rows: Sequence[Row]) -> str:
+def row_label(index: int, rows: Sequence[Row]) -> str:
     """Name a row by its method; by its start, or its run, too, where others of its data set share that."""
     row = rows[index]
     others = [other for other in rows if (other.dataset, other.data) == (row.dataset, row.data)]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -53,6 +54,7 @@ class OverlayRow:
     """Grey values shown as black and white."""
 
 
+@mpl.rc_context({"text.parse_math": False})  # a name with dollars in it is no formula
 def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], caption: str) -> Figure:
     """Draw slices as a radiologist sees them, the patient's right on the viewer's left.
 

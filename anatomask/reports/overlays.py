@@ -9,14 +9,12 @@ import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_from_to
 
-from anatomask.data.nifti import read_nifti
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.slices import best_slice
-from anatomask.errors import UserError
-from anatomask.evaluation.results import PREDICTIONS
 from anatomask.names import file_name
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.reports.figures import CT_WINDOW, OverlayRow, Panel, overlay_figure, write_figure
+from anatomask.reports.predictions import CaseLabels, choose_cases, read_labels, run_titles, score_text
 
 
 def overlay_paths(folder: Path, datasets: Iterable[str]) -> dict[str, Path]:
@@ -41,8 +39,8 @@ def draw_overlays(path: Path, runs: Sequence[EvaluatedRun], cases: int) -> None:
         UserError: the prepared data or a prediction is missing, or no case was evaluated by all runs.
     """
     dataset = PreparedDataset.open(runs[0].summary["data"])
-    rows = [_overlay(dataset, case, runs) for case in _choose_cases(runs, cases)]
-    write_figure(overlay_figure(rows, dataset.class_names, _caption(dataset, rows, _titles(runs)[0])), path)
+    rows = [_overlay(dataset, case, runs) for case in choose_cases(runs, cases)]
+    write_figure(overlay_figure(rows, dataset.class_names, _caption(dataset, rows, run_titles(runs)[0])), path)
 
 
 def _caption(dataset: PreparedDataset, rows: Sequence[OverlayRow], first: str) -> str:
@@ -55,48 +53,23 @@ def _caption(dataset: PreparedDataset, rows: Sequence[OverlayRow], first: str) -
     )
 
 
-def _choose_cases(runs: Sequence[EvaluatedRun], count: int) -> list[str]:
-    """Choose cases that all runs evaluated, spread evenly from the first run's best to its worst."""
-    shared = set.intersection(*(set(run.scores) for run in runs))
-    if not shared:
-        raise UserError("its runs have no evaluated case in common")
-    ranked = sorted(shared, key=lambda case: (-runs[0].scores[case], case))
-    ranks = [(len(ranked) - 1) / 2] if count == 1 else np.linspace(0, len(ranked) - 1, min(count, len(ranked)))
-    return [ranked[round(float(rank))] for rank in ranks]
-
-
 def _overlay(dataset: PreparedDataset, case: str, runs: Sequence[EvaluatedRun]) -> OverlayRow:
     """Draw the slice of a case that shows most of its organs, on the grid on which it was scored."""
-    truth = nib.as_closest_canonical(dataset.original_label(case))
-    labels = np.asarray(truth.dataobj)
-    index = best_slice(labels)
-    right, anterior, _ = nib.affines.voxel_sizes(truth.affine)
-    panels = [Panel("Ground truth", "", labels[:, :, index])]
-    for run, title in zip(runs, _titles(runs), strict=True):
-        path = run.folder_of(case) / PREDICTIONS / f"{case}.nii.gz"
-        voxels, affine = read_nifti(path)
-        if sorted(voxels.shape) != sorted(labels.shape):
-            raise UserError(f"{path} has shape {voxels.shape}, the scan {labels.shape}; evaluate the run again")
-        prediction = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
-        score = f"DSC {100 * run.scores[case]:.1f} %"
-        panels.append(Panel(title, score, np.asarray(prediction.dataobj)[:, :, index]))
-    image = _image_slice(dataset, case, truth, index)
+    labels = read_labels(dataset, case, runs)
+    index = best_slice(labels.truth)
+    right, anterior, _ = labels.spacing
+    panels = [Panel("Ground truth", "", labels.truth[:, :, index])]
+    for run, title, prediction in zip(runs, run_titles(runs), labels.predictions, strict=True):
+        panels.append(Panel(title, score_text(run, case), prediction[:, :, index]))
+    image = _image_slice(dataset, labels, index)
     window = CT_WINDOW if dataset.info.schemes[0] == "ct" else tuple(np.percentile(image, (1, 99.5)))
     return OverlayRow(case, image, (float(right), float(anterior)), panels, window)
 
 
-def _image_slice(dataset: PreparedDataset, case: str, grid: nib.Nifti1Image, index: int) -> np.ndarray:
-    """Interpolate the prepared scan's first channel (R, A) linearly onto one axial slice of `grid`."""
-    volume, _ = dataset.read_volume(case, label=False)
-    scan = nib.Nifti1Image(volume[0].astype(np.float32), np.asarray(dataset.records[case].affine))
+def _image_slice(dataset: PreparedDataset, labels: CaseLabels, index: int) -> np.ndarray:
+    """Interpolate the prepared scan's first channel (R, A) linearly onto one axial slice of the grid of `labels`."""
+    volume, _ = dataset.read_volume(labels.case, label=False)
+    scan = nib.Nifti1Image(volume[0].astype(np.float32), np.asarray(dataset.records[labels.case].affine))
     offset = nib.affines.from_matvec(np.eye(3), (0, 0, index))
-    plane = (*grid.shape[:2], 1), grid.affine @ offset
+    plane = (*labels.truth.shape[:2], 1), labels.affine @ offset
     return np.asarray(resample_from_to(scan, plane, order=1, cval=float(volume[0].min())).dataobj)[:, :, 0]
-
-
-def _titles(runs: Sequence[EvaluatedRun]) -> list[str]:
-    """Return the method of each run, or the run's name where two runs share a method."""
-    methods = [run.summary["method"] for run in runs]
-    return [
-        run.summary["run"] if methods.count(method) > 1 else method for run, method in zip(runs, methods, strict=True)
-    ]

@@ -111,7 +111,7 @@ def terminal_table(rows: Sequence[Row], bold: Mapping[str, set[int]] | None = No
         scores = [
             Text(percent(*getattr(row, metric)), style="bold" if index in bold[metric] else "") for metric in METRICS
         ]
-        table.add_row(*map(Text, row_names(row, rows)), _seeds(row), *scores, str(row.cases))
+        table.add_row(*map(Text, row_names(row, rows)), seeds_text(row), *scores, str(row.cases))
     return table
 
 
@@ -127,8 +127,8 @@ def markdown_table(rows: Sequence[Row], bold: Mapping[str, set[int]] | None = No
             for metric in METRICS
         ]
         names = [name.replace("|", "\\|") for name in row_names(row, rows)]
-        others = [_measure(row, name) for name in measures]
-        lines.append(f"| {' | '.join([*names, _seeds(row), *scores, str(row.cases), *others])} |")
+        others = [measure_text(row, name) for name in measures]
+        lines.append(f"| {' | '.join([*names, seeds_text(row), *scores, str(row.cases), *others])} |")
     return "\n".join([*lines, ""])
 
 
@@ -136,7 +136,7 @@ def measures_in_words(rows: Sequence[Row]) -> list[str]:
     """Tell the measures beside DSC and NSD, for which a table of 80 columns has no room, in a sentence each."""
     sentences = []
     for name, (title, _) in MEASURES.items():
-        known = [f"{row_names(row, rows)[0]} {_measure(row, name)}" for row in rows if name in row.measures]
+        known = [f"{row_names(row, rows)[0]} {measure_text(row, name)}" for row in rows if name in row.measures]
         if known:
             sentences.append(f"{title}: {', '.join(known)}.")
     return sentences
@@ -253,13 +253,13 @@ def _number_titles(rows: Iterable[Row]) -> tuple[str, ...]:
     return ("Seeds (SD)" if any(row.sd_over_seeds for row in rows) else "Seeds", "DSC [%]", "NSD [%]", "Cases")
 
 
-def _seeds(row: Row) -> str:
+def seeds_text(row: Row) -> str:
     """Format the number of seeds with the SD of their mean DSC in points."""
     spread = row.sd_over_seeds.get("dsc")
     return f"{max(len(row.seeds), 1)}" + ("" if spread is None else f" (± {100 * spread:.1f})")
 
 
-def _measure(row: Row, name: str) -> str:
+def measure_text(row: Row, name: str) -> str:
     """Format mean and SD of a measure beside DSC and NSD; "–" where there is none."""
     mean, sd = row.measures.get(name, (None, None))
     factor = MEASURES[name][1] / 100

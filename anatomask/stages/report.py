@@ -1,11 +1,18 @@
-"""Report: a table of any number of evaluated runs (terminal, Markdown, CSV), and overlays per data set.
+"""Report: tables of any number of evaluated runs (terminal, Markdown, CSV), overlays per data set, and one page of all.
 
 Runs that differ by their fold, or by their seed, alone are one row. Rows are compared with their twins from scratch.
+The folder holds:
+
+    table.md, table.csv      the table
+    overlays-<data>.png      predictions on a slice of each case that is shown
+    report.html              tables that sort, curves, a viewer of scans, and what made each run; it needs no network
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +21,7 @@ from anatomask.config import ReportConfig
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.reports.comparisons import (
+    RowComparison,
     compare_rows,
     comparison_notes,
     comparisons_markdown,
@@ -23,9 +31,13 @@ from anatomask.reports.comparisons import (
 )
 from anatomask.reports.evaluated_runs import EvaluatedRun, read_run, runs_by_dataset
 from anatomask.reports.folds import pooled
+from anatomask.reports.html_page import Page, PageFigure, Section, is_page, render_page
 from anatomask.reports.overlays import draw_overlays, overlay_paths
-from anatomask.reports.seeds import by_seed, row_of
+from anatomask.reports.provenance import evaluation_commands, trainings_of
+from anatomask.reports.sections import classes_section, course_section, run_details, runs_table, scores_section
+from anatomask.reports.seeds import Arm, by_seed, row_of
 from anatomask.reports.tables import (
+    Row,
     best_runs,
     csv_table,
     is_csv_table,
@@ -34,8 +46,27 @@ from anatomask.reports.tables import (
     notes,
     terminal_table,
 )
+from anatomask.reports.viewer import ViewedCase, viewed_cases
 
 TABLE = "table.csv"
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that is known of the runs of a report."""
+
+    runs: Sequence[EvaluatedRun]
+    """Runs, those of all folds as one."""
+    arms: Sequence[Arm]
+    rows: Sequence[Row]
+    comparisons: Sequence[RowComparison]
+    bold: dict[str, set[int]]
+    """Positions of the best rows of each metric, and of those that none of them was shown to be better than."""
+    remarks: Sequence[str]
+    """Sentences that a reader needs to trust the tables."""
+    twins: Sequence[str]
+    """Sentences about rows that lack a twin from scratch."""
 
 
 def plan(config: ReportConfig) -> list[tuple[str, str]]:
@@ -46,40 +77,100 @@ def plan(config: ReportConfig) -> list[tuple[str, str]]:
         *(("run", f"{run.folder}: {run.summary['dataset']}, {run.summary['cases']} cases") for run in runs),
         ("table", f"{config.out}/table.md, {config.out}/table.csv"),
         *(("figure", str(path)) for path in overlay_paths(Path(config.out), runs_by_dataset(runs)).values()),
+        ("page", f"{config.out}/{PAGE}, with up to {config.viewer_mb:g} MB of scans"),
     ]
 
 
 def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
-    """Write and print the table, then draw the figures. A report is always written anew."""
+    """Write and print the table, then draw the figures and write the page. A report is always written anew."""
+    results = read_results(config)
+    out = _output(config, results.runs)
+    rows = results.rows
+    out.write(TABLE, csv_table(rows).encode())  # first: by it, the folder is known as a report's
+    sentences = " ".join([*results.remarks, *results.twins])
+    tables = [markdown_table(rows, results.bold), comparisons_markdown(results.comparisons, rows), f"{sentences}\n"]
+    out.write("table.md", "\n".join(filter(None, tables)).encode())
+    console = Console()
+    _print(console, results)
+    figures = _overlays(config, results, console)
+    out.write(PAGE, render_page(_page(config, results, figures, console)).encode())
+    for name in ("table.md", TABLE, *(path.name for path in figures.values()), PAGE):
+        console.print(str(Path(config.out) / name), markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def read_results(config: ReportConfig) -> Results:
+    """Read the runs of a report and compare them.
+
+    Raises:
+        UserError: a run was not evaluated, or its results are damaged; the message names the file.
+    """
     runs = pooled([read_run(folder) for folder in config.runs])
     arms = by_seed(runs)
     rows = [row_of(arm) for arm in arms]
     made = compare_rows(arms, rows)
-    bold = not_worse(made, best_runs(rows))
-    remarks, twins = [*notes(rows), *comparison_notes(made, arms, rows)], list(twin_notes(arms, rows))
-    out = _output(config, runs)
-    out.write(TABLE, csv_table(rows).encode())  # first: by it, the folder is known as a report's
-    tables = [markdown_table(rows, bold), comparisons_markdown(made, rows), " ".join(remarks + twins) + "\n"]
-    out.write("table.md", "\n".join(filter(None, tables)).encode())
-    console = Console()
-    console.print(terminal_table(rows, bold))
-    if made:
-        console.print(comparisons_table(made, rows))
-    for note in measures_in_words(rows) + remarks:
+    remarks = [*notes(rows), *comparison_notes(made, arms, rows)]
+    return Results(runs, arms, rows, made, not_worse(made, best_runs(rows)), remarks, list(twin_notes(arms, rows)))
+
+
+def _print(console: Console, results: Results) -> None:
+    """Print the tables and what a reader needs to trust them."""
+    console.print(terminal_table(results.rows, results.bold))
+    if results.comparisons:
+        console.print(comparisons_table(results.comparisons, results.rows))
+    for note in [*measures_in_words(results.rows), *results.remarks]:
         console.print(note, style="dim", markup=False, highlight=False)
-    for note in twins:
+    for note in results.twins:
         console.print(note, markup=False, highlight=False, soft_wrap="`" in note)  # a command stays in one piece
-    paths = [Path(config.out) / "table.md", Path(config.out) / "table.csv"]
-    members = runs_by_dataset(runs)
+
+
+def _overlays(config: ReportConfig, results: Results, console: Console) -> dict[str, Path]:
+    """Draw the figure of each data set whose scans can be read; return its file by data set."""
+    members = runs_by_dataset(results.runs)
+    drawn = {}
     for dataset, path in overlay_paths(Path(config.out), members).items():
         try:
             draw_overlays(path, members[dataset], config.cases)
-            paths.append(path)
+            drawn[dataset] = path
         except UserError as error:
             console.print(f"No figure of {dataset}: {error}", markup=False, highlight=False, style="yellow")
-    for path in paths:
-        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
-    return 0
+    return drawn
+
+
+def _page(config: ReportConfig, results: Results, figures: dict[str, Path], console: Console) -> Page:
+    """Compose the page."""
+    trainings = trainings_of(results.runs)
+    overlays = [
+        PageFigure(f"Predictions on {dataset}", path.read_bytes(), f"Predictions on {dataset}.")
+        for dataset, path in figures.items()
+    ]
+    sections = [
+        scores_section(results.rows, results.bold, results.comparisons, [*results.remarks, *results.twins]),
+        classes_section(results.arms, results.rows),
+        Section("Predictions", figures=overlays) if overlays else None,
+        course_section(trainings),
+    ]
+    report = ["anatomask", "report", "--runs", *config.runs, "--out", config.out]
+    commands = [*evaluation_commands(results.runs), shlex.join(report)]
+    return Page(
+        title="AnatoMask report",
+        sections=[section for section in sections if section is not None],
+        cases=_scans(config, results, console),
+        runs=runs_table(trainings) if trainings else None,
+        details=run_details(trainings, commands),
+    )
+
+
+def _scans(config: ReportConfig, results: Results, console: Console) -> list[ViewedCase]:
+    """Make the cases of the viewer, of each data set whose scans can be read."""
+    members = runs_by_dataset(results.runs)
+    found = []
+    for dataset, runs in members.items() if config.viewer_mb else ():
+        try:
+            found += viewed_cases(runs, config.cases, 1e6 * config.viewer_mb / len(members), dataset)
+        except UserError as error:
+            console.print(f"No scans of {dataset} in {PAGE}: {error}", markup=False, highlight=False, style="yellow")
+    return found
 
 
 def _output(config: ReportConfig, runs: Sequence[EvaluatedRun]) -> Storage:
@@ -89,7 +180,8 @@ def _output(config: ReportConfig, runs: Sequence[EvaluatedRun]) -> Storage:
         UserError: it holds files of the same names that no report wrote.
     """
     out = Storage(Path(config.out).absolute())
-    if not (out.exists(TABLE) and is_csv_table(out.read(TABLE))):
-        figures = (path.name for path in overlay_paths(Path(config.out), runs_by_dataset(runs)).values())
-        out.refuse_foreign((TABLE, "table.md", *figures), "report", "choose another --out")
+    earlier = out.exists(TABLE) and is_csv_table(out.read(TABLE))
+    figures = [path.name for path in overlay_paths(Path(config.out), runs_by_dataset(runs)).values()]
+    page = () if out.exists(PAGE) and is_page(out.read(PAGE)) else (PAGE,)  # versions before it wrote the table alone
+    out.refuse_foreign(page if earlier else (TABLE, "table.md", *figures, PAGE), "report", "choose another --out")
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,6 +51,9 @@ def test_runs_of_the_same_cases_are_ranked_and_others_are_not(dataset: PreparedD
         assert ("**90.0 ± 0.0**" in table) == bold
         assert ("runs differ in cases" in table) != bold
         assert (out / "overlays-data.png").exists()
+        page = (out / "report.html").read_text()
+        images = re.findall(r'<script type="text/plain" id="volume-', page)
+        assert len(images) == 4 * len(cases)  # the scan, its truth and two predictions
 
 
 def test_two_folders_of_one_name_get_a_figure_each(
@@ -115,7 +119,7 @@ def test_damaged_results_are_named_with_the_remedy(
     assert message in error and "--overwrite" in error
 
 
-@pytest.mark.parametrize("name", ["table.md", "table.csv", "overlays-data.png"])
+@pytest.mark.parametrize("name", ["table.md", "table.csv", "overlays-data.png", "report.html"])
 def test_a_file_that_no_report_wrote_is_not_replaced(
     name: str, dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
