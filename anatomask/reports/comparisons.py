@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich import box
 from rich.table import Table
@@ -144,10 +145,7 @@ def twin_notes(arms: Sequence[Arm], rows: Sequence[Row]) -> Iterator[str]:
         twin = twin_of(arms, rows, index)
         if twin is None:
             run = arms[index][0].folder
-            if (run / "config.yaml").is_file():
-                again = f"`anatomask finetune --config {run}/config.yaml --init scratch --name {run.name}-scratch`"
-            else:
-                again = "`anatomask finetune` with the same flags, but --init scratch"
+            again = scratch_command(run, f"{run.name}-scratch")
             yield (
                 f"{row_label(index, rows)} on {row.dataset} has no run from scratch beside it, without which nothing "
                 f"shows that its start helped: make one with {again}, evaluate it, and name it in --runs."
@@ -157,6 +155,13 @@ def twin_notes(arms: Sequence[Arm], rows: Sequence[Row]) -> Iterator[str]:
                 f"{row_label(twin, rows)} differs from {row_label(index, rows)} in more than the start, or it is not "
                 "known whether it does."
             )
+
+
+def scratch_command(run: Path, name: str, flags: str = "") -> str:
+    """Format the command that trains the twin from scratch of a finetuning under a name, with further flags."""
+    if (run / "config.yaml").is_file():
+        return f"`anatomask finetune --config {run}/config.yaml --init scratch --name {name}{flags}`"
+    return "`anatomask finetune` with the same flags, but --init scratch"
 
 
 def _pairs(arms: Sequence[Arm], rows: Sequence[Row], members: Sequence[int], metric: str) -> list[tuple[int, int]]:

@@ -1,17 +1,20 @@
-"""Table of a sweep: the score of each trial, beside the paper's number where its table has one."""
+"""Results of a sweep: its trials as rows of the tables of `report`, notes on them, and a CSV table of the trials."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from anatomask.errors import UserError
+from anatomask.evaluation.results import SUMMARY_FILE
+from anatomask.reports.comparisons import SCRATCH, scratch_command
+from anatomask.reports.evaluated_runs import EvaluatedRun, read_run
+from anatomask.reports.tables import Row, in_what_differ
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,79 @@ class SweepRow:
     """DSC of each data set."""
     dsc: float | None
     """Mean DSC over the data sets."""
+    shared_name: str = ""
+    """Name that trials share which differ in the seed of the pretraining alone. Default: `name`."""
+    seed: int | None = None
+    """Seed of the pretraining, where the trial set it."""
+
+
+def as_trials(rows: Sequence[SweepRow], runs: Mapping[str, EvaluatedRun]) -> list[EvaluatedRun]:
+    """Name the scored networks of one data set, given by their trials' folders, as rows of a table do.
+
+    A trial's name is its method. Trials that differ in the seed of the pretraining alone are runs of one row.
+    """
+    numbers: dict[str, list[str]] = {}
+    for number, row in enumerate(rows):
+        numbers.setdefault(row.shared_name or row.name, []).append(str(number))
+    named = []
+    for row in rows:
+        if (run := runs.get(row.folder)) is not None:
+            name, training = row.shared_name or row.name, run.summary.get("training")
+            kin = training and {**training, "seeds": name, "seed": training["seed"] if row.seed is None else row.seed}
+            start = f"trial{'s' * (len(numbers[name]) > 1)} {', '.join(numbers[name])}"
+            summary = {**run.summary, "run": row.folder, "method": name, "initialisation": start, "training": kin}
+            named.append(replace(run, summary=summary))
+    return named
+
+
+def scratch_twins(folder: Path, trials: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """Find, in a folder of runs, the evaluated ones that differ from trials in starting from scratch alone."""
+    wanted = {run.summary["training"]["starts"]: run for run in trials if run.summary.get("training")}
+    found = []
+    for path in sorted(folder.glob(f"*/{SUMMARY_FILE}")):
+        try:
+            run = read_run(str(path.parent))
+        except UserError:  # `report` names the damage
+            continue
+        twin = wanted.get((run.summary.get("training") or {}).get("starts"))
+        if twin is not None and run.summary["method"] == SCRATCH:
+            scored = [Row.from_summary(one.summary, one.scores.keys()) for one in (run, twin)]
+            found += [] if in_what_differ(scored) or scored[0].data != scored[1].data else [run]
+    return found
+
+
+def sweep_notes(
+    rows: Sequence[SweepRow], trials: Sequence[EvaluatedRun], twins: Sequence[EvaluatedRun], paper: Mapping[str, float]
+) -> Iterator[str]:
+    """Say what the tables of a sweep leave out: the best over all data sets, the paper's numbers, what is missing.
+
+    Args:
+        rows: all trials.
+        trials: scored networks of the trials, whose folders are those of the finetunings.
+        twins: their twins from scratch.
+        paper: DSC in percent of the paper's rows, by the names of trials.
+    """
+    scored = [row for row in rows if row.dsc is not None]
+    if scored and len(scored[0].scores) > 1:
+        best = max(scored, key=lambda row: row.dsc or 0)
+        yield f"Best mean DSC over the data sets: {best.name}, {100 * (best.dsc or 0):.1f} %."
+    published = [f"{row.name} {paper[row.name]:.1f}" for row in rows if row.name in paper]
+    if published:
+        yield f"The paper has, for STU-Net-B on TotalSegmentator's test cases, DSC [%]: {', '.join(published)}."
+    without = [f"{row.name} ({row.state})" for row in rows if row.dsc is None]
+    if without:
+        yield f"Without a score: {', '.join(without)}."
+    known = {run.summary["data"] for run in twins}
+    lacking = {run.summary["data"]: run for run in trials if run.summary["data"] not in known}
+    for run in lacking.values():
+        sweep, runs = run.folder.parents[1], run.folder.parents[2]
+        name = f"{sweep.name}-{run.folder.name.removeprefix('finetune-')}-scratch"
+        made = scratch_command(run.folder, name, f" --runs {runs}")
+        yield (
+            f"The trials on {run.summary['dataset']} have no run from scratch beside them, without which nothing shows "
+            f"that a pretraining helped: make one with {made}, then `anatomask evaluate --run {runs / name} --split "
+            f"{run.summary['split']}`, and repeat the command of the sweep."
+        )
 
 
 def paper_ablation(table: str | None) -> dict[str, float]:
@@ -37,27 +113,8 @@ def paper_ablation(table: str | None) -> dict[str, float]:
         return {row["method"]: float(row["mean"]) for row in csv.DictReader(file) if row["table"] == table}
 
 
-def sweep_table(rows: Sequence[SweepRow], datasets: Sequence[str], paper: Mapping[str, float]) -> Table:
-    """Build a rich table for 80 columns, in percent; the best mean is bold, trials without a score show their state."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("Trial", overflow="fold")
-    for title in [*datasets, "Mean DSC [%]"] if len(datasets) > 1 else ["DSC [%]"]:
-        table.add_column(title, justify="right", overflow="fold")
-    if paper:
-        table.add_column("Paper", justify="right", no_wrap=True)
-    best = max((row.dsc for row in rows if row.dsc is not None), default=None)
-    for row in rows:
-        each = [_percent(row.scores.get(name)) for name in datasets] if len(datasets) > 1 else []
-        mean = Text(_percent(row.dsc) if row.dsc is not None else row.state)
-        if row.dsc is not None and row.dsc == best and len(rows) > 1:
-            mean.stylize("bold")
-        published = [f"{paper[row.name]:.1f}" if row.name in paper else "–"] if paper else []
-        table.add_row(Text(row.name), *each, mean, *published)
-    return table
-
-
 def sweep_csv(rows: Sequence[SweepRow], datasets: Sequence[str], paper: Mapping[str, float]) -> str:
-    """Format the same table as CSV with every field of each point, scores as fractions at full precision."""
+    """Format the trials as CSV with every field of each point, scores as fractions at full precision."""
     fields = list(dict.fromkeys(field for row in rows for field in row.point))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -68,7 +125,3 @@ def sweep_csv(rows: Sequence[SweepRow], datasets: Sequence[str], paper: Mapping[
         each = [row.scores.get(name) for name in datasets]
         writer.writerow([row.name, row.folder, row.state, *values, *each, row.dsc, paper.get(row.name)])
     return text.getvalue()
-
-
-def _percent(score: float | None) -> str:
-    return "–" if score is None else f"{100 * score:.1f}"

@@ -20,35 +20,18 @@ from rich.console import Console
 from anatomask.config import ReportConfig
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.reports.comparisons import (
-    RowComparison,
-    compare_rows,
-    comparison_notes,
-    comparisons_markdown,
-    comparisons_table,
-    not_worse,
-    twin_notes,
-)
+from anatomask.reports.comparisons import twin_notes
 from anatomask.reports.evaluated_runs import EvaluatedRun, read_run, runs_by_dataset
 from anatomask.reports.folds import pooled
 from anatomask.reports.html_page import Page, PageFigure, Section, is_page, render_page
 from anatomask.reports.overlays import draw_overlays, overlay_paths
 from anatomask.reports.provenance import evaluation_commands, trainings_of
+from anatomask.reports.result_tables import CSV, MARKDOWN, ResultTables
 from anatomask.reports.sections import classes_section, course_section, run_details, runs_table, scores_section
-from anatomask.reports.seeds import Arm, by_seed, row_of
-from anatomask.reports.tables import (
-    Row,
-    best_runs,
-    csv_table,
-    is_csv_table,
-    markdown_table,
-    measures_in_words,
-    notes,
-    terminal_table,
-)
+from anatomask.reports.seeds import by_seed
+from anatomask.reports.tables import is_csv_table
 from anatomask.reports.viewer import ViewedCase, viewed_cases
 
-TABLE = "table.csv"
 PAGE = "report.html"
 
 
@@ -58,13 +41,7 @@ class Results:
 
     runs: Sequence[EvaluatedRun]
     """Runs, those of all folds as one."""
-    arms: Sequence[Arm]
-    rows: Sequence[Row]
-    comparisons: Sequence[RowComparison]
-    bold: dict[str, set[int]]
-    """Positions of the best rows of each metric, and of those that none of them was shown to be better than."""
-    remarks: Sequence[str]
-    """Sentences that a reader needs to trust the tables."""
+    tables: ResultTables
     twins: Sequence[str]
     """Sentences about rows that lack a twin from scratch."""
 
@@ -75,7 +52,7 @@ def plan(config: ReportConfig) -> list[tuple[str, str]]:
     _output(config, runs)
     return [
         *(("run", f"{run.folder}: {run.summary['dataset']}, {run.summary['cases']} cases") for run in runs),
-        ("table", f"{config.out}/table.md, {config.out}/table.csv"),
+        ("table", f"{config.out}/{MARKDOWN}, {config.out}/{CSV}"),
         *(("figure", str(path)) for path in overlay_paths(Path(config.out), runs_by_dataset(runs)).values()),
         ("page", f"{config.out}/{PAGE}, with up to {config.viewer_mb:g} MB of scans"),
     ]
@@ -85,16 +62,12 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     """Write and print the table, then draw the figures and write the page. A report is always written anew."""
     results = read_results(config)
     out = _output(config, results.runs)
-    rows = results.rows
-    out.write(TABLE, csv_table(rows).encode())  # first: by it, the folder is known as a report's
-    sentences = " ".join([*results.remarks, *results.twins])
-    tables = [markdown_table(rows, results.bold), comparisons_markdown(results.comparisons, rows), f"{sentences}\n"]
-    out.write("table.md", "\n".join(filter(None, tables)).encode())
+    results.tables.write(out, results.twins)
     console = Console()
-    _print(console, results)
+    results.tables.show(console, results.twins)
     figures = _overlays(config, results, console)
     out.write(PAGE, render_page(_page(config, results, figures, console)).encode())
-    for name in ("table.md", TABLE, *(path.name for path in figures.values()), PAGE):
+    for name in (MARKDOWN, CSV, *(path.name for path in figures.values()), PAGE):
         console.print(str(Path(config.out) / name), markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -106,22 +79,8 @@ def read_results(config: ReportConfig) -> Results:
         UserError: a run was not evaluated, or its results are damaged; the message names the file.
     """
     runs = pooled([read_run(folder) for folder in config.runs])
-    arms = by_seed(runs)
-    rows = [row_of(arm) for arm in arms]
-    made = compare_rows(arms, rows)
-    remarks = [*notes(rows), *comparison_notes(made, arms, rows)]
-    return Results(runs, arms, rows, made, not_worse(made, best_runs(rows)), remarks, list(twin_notes(arms, rows)))
-
-
-def _print(console: Console, results: Results) -> None:
-    """Print the tables and what a reader needs to trust them."""
-    console.print(terminal_table(results.rows, results.bold))
-    if results.comparisons:
-        console.print(comparisons_table(results.comparisons, results.rows))
-    for note in [*measures_in_words(results.rows), *results.remarks]:
-        console.print(note, style="dim", markup=False, highlight=False)
-    for note in results.twins:
-        console.print(note, markup=False, highlight=False, soft_wrap="`" in note)  # a command stays in one piece
+    tables = ResultTables.of(by_seed(runs))
+    return Results(runs, tables, list(twin_notes(tables.arms, tables.rows)))
 
 
 def _overlays(config: ReportConfig, results: Results, console: Console) -> dict[str, Path]:
@@ -139,14 +98,14 @@ def _overlays(config: ReportConfig, results: Results, console: Console) -> dict[
 
 def _page(config: ReportConfig, results: Results, figures: dict[str, Path], console: Console) -> Page:
     """Compose the page."""
-    trainings = trainings_of(results.runs)
+    trainings, tables = trainings_of(results.runs), results.tables
     overlays = [
         PageFigure(f"Predictions on {dataset}", path.read_bytes(), f"Predictions on {dataset}.")
         for dataset, path in figures.items()
     ]
     sections = [
-        scores_section(results.rows, results.bold, results.comparisons, [*results.remarks, *results.twins]),
-        classes_section(results.arms, results.rows),
+        scores_section(tables.rows, tables.bold, tables.comparisons, [*tables.remarks, *results.twins]),
+        classes_section(tables.arms, tables.rows),
         Section("Predictions", figures=overlays) if overlays else None,
         course_section(trainings),
     ]
@@ -180,8 +139,8 @@ def _output(config: ReportConfig, runs: Sequence[EvaluatedRun]) -> Storage:
         UserError: it holds files of the same names that no report wrote.
     """
     out = Storage(Path(config.out).absolute())
-    earlier = out.exists(TABLE) and is_csv_table(out.read(TABLE))
+    earlier = out.exists(CSV) and is_csv_table(out.read(CSV))
     figures = [path.name for path in overlay_paths(Path(config.out), runs_by_dataset(runs)).values()]
     page = () if out.exists(PAGE) and is_page(out.read(PAGE)) else (PAGE,)  # versions before it wrote the table alone
-    out.refuse_foreign(page if earlier else (TABLE, "table.md", *figures, PAGE), "report", "choose another --out")
+    out.refuse_foreign(page if earlier else (CSV, MARKDOWN, *figures, PAGE), "report", "choose another --out")
     return out

@@ -11,7 +11,8 @@ failed ones are tried again. The sweep's folder holds:
 
     study.db                 Optuna's study, which records how each trial ended
     000-mask_ratio=0.6/      links to a trial's runs: pretrain; finetune-<data> and evaluate-<data> for each data set
-    sweep.csv                the table
+    table.md, table.csv      the tables of `anatomask report`: a row for each trial and data set, and what differs
+    sweep.csv                the trials with their fields and scores
     tune.log, tune/          Ray Tune's output and state; the traceback of a trial that failed
 
 The runs themselves lie in the store (`anatomask.runs.store`): what trials or sweeps have in common is made once.
@@ -19,7 +20,7 @@ The runs themselves lie in the store (`anatomask.runs.store`): what trials or sw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,9 +36,13 @@ from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.files import write_text
+from anatomask.names import file_name
 from anatomask.nested import plain
 from anatomask.plugins import plugin_digests
-from anatomask.reports.sweeps import SweepRow, paper_ablation, sweep_csv, sweep_table
+from anatomask.reports.evaluated_runs import EvaluatedRun, read_run
+from anatomask.reports.result_tables import CSV, MARKDOWN, ResultTables
+from anatomask.reports.seeds import by_seed
+from anatomask.reports.sweeps import SweepRow, as_trials, paper_ablation, scratch_twins, sweep_csv, sweep_notes
 from anatomask.runs.belongings import is_run
 from anatomask.runs.checkpoint_index import last_step
 from anatomask.runs.folder import open_run
@@ -47,7 +52,17 @@ from anatomask.stages.training import folders
 from anatomask.sweeps.chain import Chain, build_chain
 from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.space import Space, Table, load_space
-from anatomask.sweeps.study import SCORES, StudySearch, latest_trials, open_study, shown_name, trial_name, trials_left
+from anatomask.sweeps.study import (
+    SCORES,
+    SEED,
+    StudySearch,
+    latest_trials,
+    open_study,
+    shared_name,
+    shown_name,
+    trial_name,
+    trials_left,
+)
 from anatomask.sweeps.trials import following_trials, run_trials
 from anatomask.terminal.printing import remark, show_failures
 from anatomask.terminal.progress import NewLines
@@ -144,7 +159,7 @@ def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: Tr
 
 
 def report(chain: Chain, study: optuna.Study, space: Space) -> None:
-    """Print the table and write `sweep.csv`."""
+    """Print the tables of `anatomask report` with the trials as rows, and write them and `sweep.csv`."""
     rows = [
         SweepRow(
             name=shown_name(trial),
@@ -153,21 +168,42 @@ def report(chain: Chain, study: optuna.Study, space: Space) -> None:
             point=trial.params,
             scores=trial.user_attrs.get(SCORES, {}),
             dsc=trial.value if trial.state == TrialState.COMPLETE else None,
+            shared_name=shared_name(trial),
+            seed=trial.params.get(SEED),
         )
         for trial in latest_trials(study)
     ]
     datasets = [folder_name(data) for data in chain.config.finetune_data]
     paper = paper_ablation(space.paper) if isinstance(space, Table) else {}
     write_text(chain.folder / "sweep.csv", sweep_csv(rows, datasets, paper))
+    scored = [as_trials(rows, read_results(chain, rows, data)) for data in datasets]
+    trials = [run for runs in scored for run in runs]
+    twins = scratch_twins(chain.folder.parent, trials)
+    tables = ResultTables.of(by_seed([*trials, *twins]))
+    further = list(sweep_notes(rows, trials, twins, paper))
+    tables.write(Storage(chain.folder), further)
     console = Console()
-    console.print(sweep_table(rows, datasets, paper))
-    splits = ", ".join(f"{folder_name(data)} ({split})" for data, split in chain.splits.items())
-    note = f"DSC: mean over the cases of {splits}."
-    if paper:
-        note += " Paper: STU-Net-B on TotalSegmentator's test cases."
-    console.print(note, style="dim", markup=False, highlight=False)
-    for line in (chain.folder / "sweep.csv", f"tensorboard --logdir {chain.folder}"):
+    tables.show(console, further)
+    for line in (
+        *(chain.folder / name for name in (MARKDOWN, CSV, "sweep.csv")),
+        f"tensorboard --logdir {chain.folder}",
+    ):
         console.print(str(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def read_results(chain: Chain, rows: Sequence[SweepRow], data: str) -> dict[str, EvaluatedRun]:
+    """Read the scored networks of one data set by their trials' folders; a remark names those that cannot be read."""
+    found = {}
+    for row in rows:
+        folder = chain.folder / row.folder
+        if row.dsc is not None:
+            try:
+                run = read_run(str(folder / f"evaluate-{file_name(data)}"))
+            except UserError as error:  # the score itself is in the study
+                remark(f"{row.name} is left out of the tables: {error}")
+                continue
+            found[row.folder] = replace(run, folder=folder / f"finetune-{file_name(data)}")
+    return found
 
 
 def plan(config: SweepConfig) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,11 +27,12 @@ from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.index import write_index
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
+from anatomask.evaluation.results import CaseScore, summarise, to_csv
 from anatomask.files import exclusive_lock
 from anatomask.recipes import RECIPES
 from anatomask.runs.belongings import claim_folder
 from anatomask.stages import pretrain
-from anatomask.stages.sweep import Work, check, run_stage
+from anatomask.stages.sweep import Work, check, report, run_stage
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.graph import unique
 from anatomask.sweeps.space import Search, Space, grid, load_space, space_names
@@ -365,6 +367,50 @@ def test_a_sweep_that_the_cluster_refuses_writes_and_removes_nothing(
     monkeypatch.setattr("anatomask.stages.sweep.trial_resources", refuse)
     assert main(["sweep", *argv, *(["--overwrite"] if again else [])]) == 1
     assert folder.exists() == again and {path: path.read_bytes() for path in folder.glob("*")} == before
+
+
+def test_a_sweep_ends_with_the_tables_of_a_report(
+    labelled: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three trials one failed, and the results of another were removed; a run from scratch lies beside them."""
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path), "--name", "it"]
+    chain = build_chain(parse("sweep", argv, RECIPES).config)
+    chain.folder.mkdir()
+    data = Path(labelled.path).name
+
+    def write(folder: Path, level: float, method: str, seeds: str) -> None:
+        folder.mkdir(parents=True)
+        scores = [CaseScore("x", data, f"case{k}", 1, "class1", level + k / 100, level, 9) for k in range(6)]
+        (folder / "cases.csv").write_text(to_csv(scores))
+        kin = {"seed": 0, "seeds": seeds, "starts": "all alike"}
+        of = {"run": seeds, "method": method, "initialisation": seeds, "dataset": data, "data": labelled.path}
+        (folder / "summary.json").write_text(json.dumps({**of, "split": "val", **summarise(scores), "training": kin}))
+
+    study = open_study(chain.folder, RATIOS)
+    search = StudySearch(study, RATIOS, seed=0)
+    for number, level in enumerate((0.5, 0.8, 0.6)):
+        trial = search.suggest(f"t{number}")[TRIAL]
+        if number < 2:
+            write(chain.folder / trial / f"evaluate-{data}", level, "AnatoMask", trial)
+            search.on_trial_complete(f"t{number}", {METRIC: level, f"scores/{data}": level})
+        else:
+            search.on_trial_complete(f"t{number}", error=True)
+    write(tmp_path / "from-scratch", 0.4, "scratch", "from-scratch")
+    report(chain, study, RATIOS)
+    shown = capsys.readouterr().out
+    table = (chain.folder / "table.md").read_text()
+    assert f"| mask_ratio=0.8 | trial 1 | {data} | 1 | **82.5 ± 1.9** | **80.0 ± 0.0** | 6 |" in table
+    assert "| mask_ratio=0.8 – mask_ratio=0.6, DSC | 1 | +30.0 [+30.0, +30.0] |" in table
+    assert "| mask_ratio=0.6 – scratch, DSC |" in table and "have no run from scratch" not in table
+    assert "Without a score: mask_ratio=0.9 (failed)." in table
+    assert all(word in shown for word in ("82.5 ± 1.9", "Verdict", "better", "table.csv", "sweep.csv"))
+    shutil.rmtree(chain.folder / "000-mask_ratio=0.6")
+    (tmp_path / "from-scratch/cases.csv").unlink()
+    report(chain, study, RATIOS)
+    said = capsys.readouterr()
+    assert "mask_ratio=0.6 is left out of the tables" in said.err + said.out
+    assert "--split val`, and repeat the command" in (chain.folder / "table.md").read_text()
+    assert "mask_ratio=0.6,000-mask_ratio=0.6,complete,0.6,0.5,0.5," in (chain.folder / "sweep.csv").read_text()
 
 
 def test_two_processes_never_work_on_one_sweep(
