@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import sys
@@ -17,6 +18,7 @@ import ray
 import torch
 from ray._private import ray_constants
 
+from anatomask.cluster_nodes import awaited, node_resources
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import Note, UserError
 from anatomask.plugins import worker_setup
@@ -28,6 +30,9 @@ TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 WORKER_CPUS = 0.5
 """Number of CPUs that a CPU training worker reserves: its threads use idle cores regardless, and readers need room."""
+
+FEWEST_READER_CPUS = 0.1
+"""Number of CPUs below which a reader's share of a node is refused."""
 
 DRIVERS = "trial_driver"
 """Name of the custom resource that a Tune trial holds while its trainers hold the CPUs and GPUs."""
@@ -186,7 +191,7 @@ def on_loopback() -> Iterator[None]:
 
 def memory_of_tasks(tasks: int) -> tuple[int, int]:
     """Divide the memory of the running cluster among `tasks` of one CPU each; return as `divide_memory`."""
-    return divide_memory([node["Resources"] for node in ray.nodes() if node["Alive"]], tasks)
+    return divide_memory(node_resources(), tasks)
 
 
 def divide_memory(nodes: Sequence[Mapping[str, float]], tasks: int) -> tuple[int, int]:
@@ -207,28 +212,39 @@ def divide_memory(nodes: Sequence[Mapping[str, float]], tasks: int) -> tuple[int
 
 
 def training_resources(config: ClusterConfig) -> TrainingResources:
-    """Fit a training into the running cluster.
+    """Fit a training into the running cluster, and wait for nodes where the settings say so.
 
     Raises:
         UserError: as `divide`.
     """
-    return divide(ray.cluster_resources(), config)
+    return awaited(lambda: divide(ray.cluster_resources(), config), config.wait_minutes, shapes(config))
 
 
 def trial_resources(config: ClusterConfig, concurrent: int) -> TrainingResources:
-    """Fit the trainings of `concurrent` trials of a sweep into the running cluster.
+    """Fit the trainings of `concurrent` trials of a sweep into the running cluster; as `training_resources`.
 
     Raises:
         UserError: as `divide`, or the nodes do not offer the resource that the trials hold.
     """
-    total = ray.cluster_resources()
-    if concurrent > total.get(DRIVERS, 0):
-        raise UserError(
-            f"{concurrent} trials at once need {concurrent} of the resource {DRIVERS}, and the cluster has "
-            f"{total.get(DRIVERS, 0):g}: start its nodes with ray start --resources='{{\"{DRIVERS}\": 16}}', "
-            "or lower --concurrent"
-        )
-    return divide(total, config, concurrent)
+
+    def find() -> TrainingResources:
+        total = ray.cluster_resources()
+        if concurrent > total.get(DRIVERS, 0):
+            raise UserError(
+                f"{concurrent} trials at once need {concurrent} of the resource {DRIVERS}, and the cluster has "
+                f"{total.get(DRIVERS, 0):g}: start its nodes with ray start --resources='{{\"{DRIVERS}\": 16}}', "
+                "or lower --concurrent"
+            )
+        return divide(total, config, concurrent)
+
+    return awaited(find, config.wait_minutes, shapes(config, concurrent))
+
+
+def shapes(config: ClusterConfig, concurrent: int = 1) -> list[dict[str, float]]:
+    """List what each worker of `concurrent` trainings takes of a node, with its readers."""
+    gpu = bool(ray.cluster_resources().get("GPU")) if config.gpu is None else config.gpu
+    each = {"CPU": 1.0 + math.ceil(FEWEST_READER_CPUS * config.readers), **({"GPU": 1.0} if gpu else {})}
+    return [each] * (concurrent * config.workers)
 
 
 def local_total() -> dict[str, float]:
@@ -260,7 +276,7 @@ def divide(total: Mapping[str, float], config: ClusterConfig, concurrent: int = 
     readers = config.workers * config.readers
     left = cpus - config.workers * worker_cpus
     reader_cpus = min(1.0, int(100 * left / readers) / 100)
-    if reader_cpus < 0.1:
+    if reader_cpus < FEWEST_READER_CPUS:
         raise UserError(
             f"{several}{config.workers} workers with {config.readers} readers each do not fit on "
             f"{concurrent * cpus:g} CPUs; lower {fewer}--cluster.workers or --cluster.readers"

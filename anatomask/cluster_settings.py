@@ -33,6 +33,9 @@ class ClusterConfig(Settings):
     """Number of lost workers after which training gives up."""
     max_outage: float = MAX_OUTAGE
     """Minutes without an answer from remote storage, of data or output, after which work stops."""
+    wait_minutes: float = 0.0
+    """Minutes to wait for machines that a training, a sweep or an evaluation needs and that have not joined the cluster
+    yet; a cluster that grows on demand is asked for them. Default: 0, which refuses at once."""
     temporary_folder: str = ""
     """Folder for the temporary files of an embedded Ray, which no other account may enter; it is created if missing.
     Default: Ray's own, which all accounts of the machine may write into (/tmp/ray)."""
@@ -45,8 +48,10 @@ class ClusterConfig(Settings):
             raise ValueError(
                 "temporary_folder is of an embedded Ray; that of a cluster is given to ray start --temp-dir"
             )
+        if self.wait_minutes and self.address == "local":
+            raise ValueError("wait_minutes is for a cluster, which address names: no machine joins an embedded Ray")
         self.require_range(1, 10_000, "workers", "threads")
         self.require_range(1, 1000, "readers")
-        self.require_range(0, 1_000_000, "max_failures", "max_outage")
+        self.require_range(0, 1_000_000, "max_failures", "max_outage", "wait_minutes")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(f"min_workers must lie between 1 and workers {self.workers}, not {self.min_workers}")

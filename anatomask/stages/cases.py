@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 import torch
 
+from anatomask.cluster_nodes import awaited, node_resources
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import UserError
 from anatomask.evaluation.placement import place, too_large
@@ -41,8 +42,10 @@ def map_cases(
     Returns:
         The reason of each case that failed.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    threads, gpu, room = place(nodes, len(needs), cluster.threads, cluster.gpu)
+    task = {"CPU": float(cluster.threads or 1), **({"GPU": 1.0} if cluster.gpu else {})}
+    threads, gpu, room = awaited(
+        lambda: place(node_resources(), len(needs), cluster.threads, cluster.gpu), cluster.wait_minutes, [task]
+    )
     failures = too_large(needs, room)
     shared = ray.put(work), ray.put(weights)
     tasks = {

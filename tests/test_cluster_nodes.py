@@ -1,0 +1,155 @@
+"""Waiting for nodes, with a cluster that is told what to answer; the last test has a real one that grows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from anatomask import cluster_nodes
+from anatomask.cluster import DRIVERS, divide, training_resources, trial_resources
+from anatomask.cluster_settings import ClusterConfig
+from anatomask.errors import Note, UserError
+
+HEAD = {"CPU": 8.0, "memory": 22e9, DRIVERS: 16.0}
+GROWN = HEAD | {"CPU": 56.0, "GPU": 4.0}
+WAITING = ClusterConfig(address="auto", workers=4, gpu=True, wait_minutes=5)
+
+
+class Cluster:
+    """Cluster that offers, at each look, the next of what it is told; at last the last for ever."""
+
+    def __init__(self, *offers: Mapping[str, float]) -> None:
+        self.offers = [dict(offer) for offer in offers]
+        self.asked: list[list[dict[str, float]]] = []
+        self.seconds = 0.0
+
+    def resources(self) -> dict[str, float]:
+        """What `ray.cluster_resources` says."""
+        return self.offers.pop(0) if len(self.offers) > 1 else self.offers[0]
+
+    def clock(self) -> float:
+        """The seconds that have passed."""
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.seconds += seconds
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    told = Cluster(HEAD)
+    monkeypatch.setattr(ray, "cluster_resources", told.resources)
+    monkeypatch.setattr("anatomask.cluster_nodes.request_resources", lambda bundles: told.asked.append(bundles))
+    monkeypatch.setattr("anatomask.cluster_nodes.time", SimpleNamespace(sleep=told.sleep, monotonic=told.clock))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield told
+    assert [one.category for one in caught] == ([Note] if told.asked else [])
+
+
+def test_workers_that_join_later_are_waited_for_and_an_autoscaler_is_asked_for_them(cluster: Cluster) -> None:
+    cluster.offers = [HEAD] * 30 + [GROWN]
+    found = training_resources(WAITING)
+    assert found == divide(GROWN, WAITING) and found.gpu
+    assert cluster.asked == [[{"CPU": 2.0, "GPU": 1.0}] * 4, []]  # for a GPU each, and then for nothing more
+    assert 30 < cluster.seconds < 90
+
+
+def test_trials_of_a_sweep_wait_for_the_workers_of_all_of_them(cluster: Cluster) -> None:
+    cluster.offers = [HEAD] * 3 + [GROWN] * 3 + [GROWN | {"GPU": 8.0}]
+    assert trial_resources(WAITING, 2) == divide(GROWN | {"GPU": 8.0}, WAITING, 2)
+    assert cluster.asked == [[{"CPU": 2.0, "GPU": 1.0}] * 8, []]
+
+
+def test_who_does_not_come_in_time_is_refused_with_the_reason(cluster: Cluster) -> None:
+    with pytest.raises(UserError, match=r"4 need 4 GPUs, and there are 0; .*; waited 5 minutes \(--cluster.wait-min"):
+        training_resources(WAITING)
+    assert 300 <= cluster.seconds < 310 and cluster.asked[-1] == []
+
+
+@pytest.mark.parametrize("offer", [HEAD, GROWN])
+def test_nothing_is_waited_for_that_is_there_or_that_nobody_said_would_come(
+    offer: Mapping[str, float], cluster: Cluster
+) -> None:
+    cluster.offers = [dict(offer)]
+    if offer is GROWN:
+        training_resources(WAITING)
+    else:
+        with pytest.raises(UserError, match=r"4 GPUs, and there are 0; lower --cluster.workers$"):
+            training_resources(ClusterConfig(address="auto", workers=4, gpu=True))
+    assert cluster.asked == [] and cluster.seconds == 0
+
+
+def test_who_stops_waiting_leaves_no_request_behind(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster_nodes.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training_resources(WAITING)
+    assert cluster.asked[-1] == []
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("readers", [1, 9, 40])
+def test_what_is_asked_for_suffices(readers: int, gpu: bool, cluster: Cluster) -> None:
+    """An autoscaler that gives exactly this gives enough."""
+    config = ClusterConfig(address="auto", workers=3, readers=readers, gpu=gpu, wait_minutes=1)
+    cluster.offers = [{"CPU": 0.1}]
+    with pytest.raises(UserError):
+        training_resources(config)
+    divide(sum_of(cluster.asked[0]), config)
+
+
+def sum_of(shapes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the shapes come to."""
+    return {kind: sum(shape[kind] for shape in shapes) for kind in shapes[0]}
+
+
+def test_no_machine_joins_an_embedded_ray() -> None:
+    with pytest.raises(ValueError, match="wait_minutes is for a cluster"):
+        ClusterConfig(wait_minutes=1)
+
+
+GROWING = """
+import subprocess, sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
+program = subprocess.Popen([sys.executable, "-c", sys.argv[1], cluster.address], stderr=subprocess.PIPE, text=True)
+line = program.stderr.readline()  # it waits
+cluster.add_node(num_cpus=2, object_store_memory=80 * 2**20)
+print(line, program.communicate()[1], file=sys.stderr)
+sys.exit(program.returncode)
+"""
+PROGRAM = """
+import sys
+from anatomask.cluster import running, training_resources
+from anatomask.cluster_settings import ClusterConfig
+
+config = ClusterConfig(address=sys.argv[1], workers=2, wait_minutes=2)
+with running(config):
+    print(training_resources(config).workers)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_node_that_joins_a_real_cluster_is_seen(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {
+        "PYTHONPATH": str(Path(__file__).parents[1])
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", GROWING, PROGRAM], env=environment, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0 and done.stdout.split()[-1:] == ["2"], done.stderr
+    assert "waiting for machines to join the cluster" in done.stderr
