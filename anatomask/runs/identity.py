@@ -9,7 +9,10 @@ from typing import Any
 
 from anatomask.nn.backbones import as_older_versions
 
-WATCHED = ("loader.read_ahead", "training.checkpoint_every", "training.log_every", "training.on_non_finite")
+WATCHED = (
+    "loader.read_ahead",
+    *(f"training.{field}" for field in ("checkpoint_every", "log_every", "on_non_finite", "trackers")),
+)
 ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", *WATCHED)
 """Fields that decide where, under what name, how far and how watched a run goes, not what it computes."""
 

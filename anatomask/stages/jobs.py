@@ -22,7 +22,7 @@ from anatomask.ray_watch import RayGone
 from anatomask.runs.checkpoint_index import last_step
 from anatomask.runs.folder import open_run
 from anatomask.terminal.progress import NewLines, following
-from anatomask.training.job import TrainingJob, refuse_wrong_gradients
+from anatomask.training.job import TrainingJob, refuse_wrong_gradients, require_trackers
 from anatomask.training.journal import JOURNAL, METRICS, note
 from anatomask.training.memory import require_memory
 from anatomask.training.ray_train import fit
@@ -35,10 +35,12 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
     """Train, or continue where an earlier call ended, and show the progress.
 
     Raises:
-        UserError: the run's folder holds another run or is in use, the cluster is too small, a worker found bad
-            input, or Ray died.
+        UserError: the run's folder holds another run or is in use, the cluster is too small, a tracker is not
+            installed, a worker found bad input, or Ray died.
     """
     refuse_wrong_gradients_here(job, cluster)
+    if cluster.address == "local":
+        require_trackers(job.training.trackers)
     with kept_from_others(job.run), end_noted(job.run), running(cluster):
         resources = training_resources(cluster)
         journal = NewLines(job.run / JOURNAL)

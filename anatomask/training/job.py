@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,3 +79,21 @@ def refuse_wrong_gradients(job: TrainingJob, device: torch.device) -> None:
             f"--training.precision bf16: PyTorch's gradients on CPUs are wrong for crops of {first} voxels along the "
             f"first axis; choose --loader.patch-size {3 * stride} … or --training.precision fp32"
         )
+
+
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}
+"""Package to install for each tracker."""
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Check that the trackers' packages are installed here.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"--training.trackers {name}: the package {name} is not installed; on every machine that trains, "
+                f"pip install {PACKAGES[name]}"
+            )

@@ -118,7 +118,7 @@ class RunRecorder:
 
     def figure(self, step: int, name: str, figure: Figure) -> None:
         """Record a picture, and keep its newest state as `pictures/<name>.png`."""
-        path = self.run / "pictures" / f"{name}.png"
+        path = picture_path(self.run, name)
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=DPI, format="png")
         width, height = (round(inches * DPI) for inches in figure.get_size_inches())
@@ -158,6 +158,11 @@ class RunRecorder:
 
     def _write(self, summary: Summary, step: int) -> None:
         self.board._get_file_writer().add_summary(summary, step)
+
+
+def picture_path(run: Path, name: str) -> Path:
+    """Return the path of the newest state of a picture."""
+    return run / "pictures" / f"{name}.png"
 
 
 def _date_back(run: Path, now: int) -> None:

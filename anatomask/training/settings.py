@@ -10,6 +10,8 @@ from anatomask.settings import Settings
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """The arithmetic of forward and backward."""
+Tracker = Literal["wandb", "mlflow"]
+"""The optional package that follows runs: Weights & Biases, MLflow."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,14 @@ class TrainingConfig(Settings):
     """Epochs between validations and between pictures."""
     log_every: int = 10
     """Updates between transfers of the scalars from the device; those of every update are recorded."""
+    trackers: tuple[Tracker, ...] = ()
+    """Experiment trackers that follow the run beside TensorBoard: docs/watching.md."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_range(1, 1_000_000, "epochs", "steps_per_epoch", "crops_per_case", "batch_size", "accumulate")
         self.require_range(1, 1_000_000_000, "checkpoint_every", "validate_every", "log_every")
+        self.require_distinct("trackers")
         if self.shard_weights and self.precision == "fp16":
             raise ValueError("shard_weights does not go with precision fp16, whose scale each worker would lower alone")
         if self.shard_weights and not self.synchronise_norms:

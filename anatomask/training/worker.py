@@ -24,6 +24,7 @@ from anatomask.training.scalars import ScalarLog
 from anatomask.training.state import TrainingState
 from anatomask.training.stopping import stop_file
 from anatomask.training.task import Task
+from anatomask.training.trackers import followed
 from anatomask.training.update import Update, set_arithmetic
 
 KINDS = {"pretraining": "pretraining", "segmentation": "finetuning"}
@@ -109,8 +110,9 @@ def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) ->
     if workers.rank > 0:
         return SilentRecorder()
     kind = KINDS.get(task.header.get("kind", ""), "train")
-    recorder = RunRecorder(job.run, start, identity(job.settings), identity(job.columns), task.charts, kind)
+    settings = identity(job.settings)
+    recorder = RunRecorder(job.run, start, settings, identity(job.columns), task.charts, kind)
     again = f"; updates {start + 1} to {recorder.reached} are computed again" if recorder.reached > start else ""
     who = f"{workers.count} worker{'s' if workers.count > 1 else ''}"
     note(job.run, f"update {start} of {job.total_steps}: training with {who}{again}")
-    return recorder
+    return followed(recorder, job.run, job.training.trackers, settings)
