@@ -18,7 +18,7 @@ import ray
 import torch
 from ray._private import ray_constants
 
-from anatomask.cluster_nodes import awaited, node_resources
+from anatomask.cluster_nodes import DRIVERS, awaited, node_resources, nodes_beside_trials, require_trials
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import Note, UserError
 from anatomask.plugins import worker_setup
@@ -33,9 +33,6 @@ WORKER_CPUS = 0.5
 
 FEWEST_READER_CPUS = 0.1
 """Number of CPUs below which a reader's share of a node is refused."""
-
-DRIVERS = "trial_driver"
-"""Name of the custom resource that a Tune trial holds while its trainers hold the CPUs and GPUs."""
 
 OTHER_VERSIONS = "Version mismatch"
 """Beginning of Ray's refusal of a cluster that runs on another Python or Ray; the refusal has no type of its own."""
@@ -191,7 +188,7 @@ def on_loopback() -> Iterator[None]:
 
 def memory_of_tasks(tasks: int) -> tuple[int, int]:
     """Divide the memory of the running cluster among `tasks` of one CPU each; return as `divide_memory`."""
-    return divide_memory(node_resources(), tasks)
+    return divide_memory(nodes_beside_trials(), tasks)
 
 
 def divide_memory(nodes: Sequence[Mapping[str, float]], tasks: int) -> tuple[int, int]:
@@ -224,18 +221,12 @@ def trial_resources(config: ClusterConfig, concurrent: int) -> TrainingResources
     """Fit the trainings of `concurrent` trials of a sweep into the running cluster; as `training_resources`.
 
     Raises:
-        UserError: as `divide`, or the nodes do not offer the resource that the trials hold.
+        UserError: as `divide` and `require_trials`.
     """
 
     def find() -> TrainingResources:
-        total = ray.cluster_resources()
-        if concurrent > total.get(DRIVERS, 0):
-            raise UserError(
-                f"{concurrent} trials at once need {concurrent} of the resource {DRIVERS}, and the cluster has "
-                f"{total.get(DRIVERS, 0):g}: start its nodes with ray start --resources='{{\"{DRIVERS}\": 16}}', "
-                "or lower --concurrent"
-            )
-        return divide(total, config, concurrent)
+        require_trials(node_resources(), concurrent)
+        return divide(ray.cluster_resources(), config, concurrent)
 
     return awaited(find, config.wait_minutes, shapes(config, concurrent))
 

@@ -12,6 +12,11 @@ from ray.autoscaler.sdk import request_resources
 
 from anatomask.errors import Note, UserError
 
+DRIVERS = "trial_driver"
+"""Name of the custom resource that a Tune trial holds while its trainers hold the CPUs and GPUs."""
+DRIVER_BYTES = 1_200_000_000
+"""Bytes of memory that a running trial takes of the node with its driver, the controllers of its trainings included."""
+
 POLL_SECONDS = 2.0
 """Seconds between two looks at what a cluster offers."""
 
@@ -21,6 +26,35 @@ Found = TypeVar("Found")
 def node_resources() -> list[dict[str, float]]:
     """List the resources of each node that lives, as Ray names them: `CPU`, `GPU`, and `memory` in bytes."""
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def nodes_beside_trials() -> list[dict[str, float]]:
+    """List the resources of each node without the memory that running trials hold, so that no task waits for it.
+
+    Which of the nodes that offer drivers a trial runs on does not matter: all that run are taken off each.
+    """
+    running = ray.cluster_resources().get(DRIVERS, 0.0) - ray.available_resources().get(DRIVERS, 0.0)
+    return [
+        node | {"memory": max(0.0, node.get("memory", 0.0) - DRIVER_BYTES * min(running, node.get(DRIVERS, 0.0)))}
+        for node in node_resources()
+    ]
+
+
+def require_trials(nodes: Sequence[Mapping[str, float]], concurrent: int) -> None:
+    """Check that so many trials of a sweep can run at once: by the drivers and the memory of the nodes that offer them.
+
+    Raises:
+        UserError: fewer can.
+    """
+    offering = [node for node in nodes if node.get(DRIVERS, 0) >= 1]
+    room = sum(min(int(node[DRIVERS]), int(node.get("memory", 0) // DRIVER_BYTES)) for node in offering)
+    if concurrent > room:
+        drivers, memory = (sum(node.get(kind, 0) for node in offering) for kind in (DRIVERS, "memory"))
+        raise UserError(
+            f"{concurrent} trials at once need {concurrent} of the resource {DRIVERS}, and {DRIVER_BYTES / 1e9:g} GB "
+            f"of memory each where it is; the cluster has {drivers:g}, with {memory / 1e9:.1f} GB: start a node with "
+            f"more memory, ray start --resources='{{\"{DRIVERS}\": 16}}', or lower --concurrent"
+        )
 
 
 def awaited(find: Callable[[], Found], minutes: float, needs: Sequence[Mapping[str, float]]) -> Found:

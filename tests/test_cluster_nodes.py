@@ -12,9 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anatomask import cluster_nodes
-from anatomask.cluster import DRIVERS, divide, training_resources, trial_resources
+from anatomask.cluster import divide, training_resources, trial_resources
+from anatomask.cluster_nodes import DRIVER_BYTES, DRIVERS, nodes_beside_trials, require_trials
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import Note, UserError
 
@@ -48,6 +51,7 @@ class Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     told = Cluster(HEAD)
     monkeypatch.setattr(ray, "cluster_resources", told.resources)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": HEAD}])
     monkeypatch.setattr("anatomask.cluster_nodes.request_resources", lambda bundles: told.asked.append(bundles))
     monkeypatch.setattr("anatomask.cluster_nodes.time", SimpleNamespace(sleep=told.sleep, monotonic=told.clock))
     with warnings.catch_warnings(record=True) as caught:
@@ -118,6 +122,38 @@ def sum_of(shapes: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def test_no_machine_joins_an_embedded_ray() -> None:
     with pytest.raises(ValueError, match="wait_minutes is for a cluster"):
         ClusterConfig(wait_minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "room"),
+    [
+        ([HEAD], 16),  # as many as there are drivers
+        ([HEAD | {"memory": 5e9}], 4),  # 4.8 GB
+        ([HEAD | {"memory": 1e9}], 0),
+        ([HEAD | {"memory": 5e9}, {"CPU": 64.0, "memory": 500e9}], 4),  # a node without drivers runs none
+        ([HEAD | {"memory": 5e9}, HEAD | {"memory": 4e9}], 7),
+        ([{"CPU": 64.0, "memory": 500e9}], 0),
+    ],
+)
+def test_as_many_trials_run_as_the_nodes_of_their_drivers_have_memory_for(
+    nodes: list[Mapping[str, float]], room: int
+) -> None:
+    if room:
+        require_trials(nodes, room)
+    with pytest.raises(UserError, match=rf"^{room + 1} trials at once .*trial_driver.* or lower --concurrent$"):
+        require_trials(nodes, room + 1)
+
+
+@given(running=st.integers(0, 16), memory=st.floats(1e9, 1e12))
+def test_no_task_reckons_with_memory_that_a_running_trial_holds(running: int, memory: float) -> None:
+    head, worker, lost = HEAD | {"memory": memory}, {"CPU": 48.0, "memory": 500e9}, {"CPU": 1.0, "memory": 1e13}
+    nodes = [{"Alive": node is not lost, "Resources": node} for node in (head, worker, lost)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "nodes", lambda: nodes)
+        patch.setattr(ray, "cluster_resources", lambda: {DRIVERS: 16.0})
+        patch.setattr(ray, "available_resources", lambda: {DRIVERS: 16.0 - running} if running < 16 else {})
+        beside = nodes_beside_trials()
+    assert beside == [head | {"memory": max(0, memory - running * DRIVER_BYTES)}, worker]
 
 
 GROWING = """

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from anatomask.cluster import DRIVERS
+from anatomask.cluster_nodes import DRIVERS
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 import ray
 import torch
 
-from anatomask.cluster_nodes import awaited, node_resources
+from anatomask.cluster_nodes import awaited, nodes_beside_trials
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import UserError
 from anatomask.evaluation.placement import place, too_large
@@ -44,7 +44,7 @@ def map_cases(
     """
     task = {"CPU": float(cluster.threads or 1), **({"GPU": 1.0} if cluster.gpu else {})}
     threads, gpu, room = awaited(
-        lambda: place(node_resources(), len(needs), cluster.threads, cluster.gpu), cluster.wait_minutes, [task]
+        lambda: place(nodes_beside_trials(), len(needs), cluster.threads, cluster.gpu), cluster.wait_minutes, [task]
     )
     failures = too_large(needs, room)
     shared = ray.put(work), ray.put(weights)

@@ -30,7 +30,8 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
-from anatomask.cluster import DRIVERS, TrainingResources, divide, local_total, running, trial_resources
+from anatomask.cluster import TrainingResources, divide, local_total, running, trial_resources
+from anatomask.cluster_nodes import DRIVER_BYTES, DRIVERS
 from anatomask.config import SweepConfig
 from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.storage import Storage
@@ -220,7 +221,10 @@ def plan(config: SweepConfig) -> list[tuple[str, str]]:
         ("updates", f"{trials * work.updates} = {trials} trials x {work.updates}"),
         ("different trainings", _shown_work(space, work)),
         ("scored on", ", ".join(f"{split} of {public_address(data)}" for data, split in chain.splits.items())),
-        ("each trial holds", f"1 {DRIVERS}; its trainings, one after another: {_shown_resources(config)}"),
+        (
+            "each trial holds",
+            f"1 {DRIVERS} and {DRIVER_BYTES / 1e9:g} GB; its trainings, one after another: {_shown_resources(config)}",
+        ),
     ]
 
 

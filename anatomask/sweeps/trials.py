@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from anatomask.cluster import DRIVERS
+from anatomask.cluster_nodes import DRIVER_BYTES, DRIVERS
 from anatomask.data.addresses import folder_name
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
@@ -39,7 +39,7 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failure is reported at the end, in one message
     # A trial that held a CPU could leave none for the trainers that it starts.
-    only_a_driver = tune.PlacementGroupFactory([{DRIVERS: 1}])
+    only_a_driver = tune.PlacementGroupFactory([{DRIVERS: 1, "memory": DRIVER_BYTES}])
     tuner = tune.Tuner(
         tune.with_resources(trial, only_a_driver),
         tune_config=tune.TuneConfig(
