@@ -22,7 +22,7 @@ from anatomask.evaluation.ensemble import require_alike
 from anatomask.evaluation.metrics import SURFACE_METRICS, ClassScore, score_classes
 from anatomask.evaluation.network import build_network, check_network, require_segmentation
 from anatomask.evaluation.prediction import predict_scan
-from anatomask.evaluation.settings import AbsentRule, InferenceConfig, Metric
+from anatomask.evaluation.settings import NSD_AT, AbsentRule, InferenceConfig, Metric
 from anatomask.methods import method_of
 from anatomask.methods.masked import MaskedDraw, MaskedMethod, Picture, self_mask_of
 from anatomask.nn.backbones.base import Encoder, Segmenter
@@ -216,7 +216,8 @@ def score_case(
         spacing_mm: voxel size in mm along D, H, W.
         labels: labels to score, from 1 on; other values count as background.
         tolerance_mm: tolerance of the NSD in mm, for all labels or for each.
-        metrics: what is computed beside DSC and volumes: `nsd`, `hd95`, `lesions`.
+        metrics: what is computed beside DSC and volumes: `nsd`, `hd95`, `lesions`; `nsd_1mm`, `nsd_2mm`, at these
+            tolerances.
         absent: DSC and NSD of a label that the reference lacks: NaN (`totalsegmentator`); 0 where it is predicted, else
             NaN (`nnunet`); 0 where it is predicted, else 1 (`flare`).
 
@@ -245,5 +246,6 @@ def score_case(
     for label, score in scores.items():
         if not score.voxels and absent != "totalsegmentator":
             value = value_of_absent(absent, score.predicted_volume_ml > 0)
-            scores[label] = replace(score, dsc=value, nsd=value if "nsd" in metrics else math.nan)
+            nsd: dict[str, Any] = {name: value for name in metrics if name in ("nsd", *NSD_AT)}
+            scores[label] = replace(score, dsc=value, **nsd)
     return scores

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,9 +214,12 @@ def test_absent_labels_score_by_the_rule() -> None:
     reference, prediction = np.zeros((2, 6, 6, 6), np.uint8)
     reference[1:3], prediction[1:4], prediction[5] = 1, 1, 2
     for rule, expected in (("totalsegmentator", (math.nan,) * 2), ("nnunet", (0.0, math.nan)), ("flare", (0.0, 1.0))):
-        scores = anatomask.score_case(prediction, reference, (1, 1, 1), [1, 2, 3], absent=rule)  # type: ignore[arg-type]
+        found = partial(anatomask.score_case, prediction, reference, (1, 1, 1), [1, 2, 3], metrics=("nsd", "nsd_2mm"))
+        scores = found(absent=rule)  # type: ignore[arg-type]
         assert (scores[2].dsc, scores[3].dsc) == pytest.approx(expected, nan_ok=True)
-        assert (scores[2].nsd, scores[3].nsd) == pytest.approx(expected, nan_ok=True)
+        for name in ("nsd", "nsd_2mm"):
+            assert [getattr(scores[label], name) for label in (2, 3)] == pytest.approx(expected, nan_ok=True)
+        assert math.isnan(scores[3].nsd_1mm)
         assert scores[1].dsc == pytest.approx(0.8)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from anatomask.errors import UserError
 from anatomask.evaluation.results import CaseScore
-from anatomask.evaluation.settings import AbsentRule
+from anatomask.evaluation.settings import NSD_AT, AbsentRule
 
 
 def by_rule(scores: Iterable[CaseScore], rule: AbsentRule) -> list[CaseScore]:
@@ -22,7 +23,7 @@ def by_rule(scores: Iterable[CaseScore], rule: AbsentRule) -> list[CaseScore]:
         UserError: the rule asks what was predicted, and an older version did not write that down.
     """
     every = list(scores)
-    with_nsd = any(not math.isnan(score.nsd) for score in every)
+    computed = [name for name in ("nsd", *NSD_AT) if any(not math.isnan(getattr(score, name)) for score in every)]
     found = []
     for score in every:
         if not score.voxels and rule != "totalsegmentator":
@@ -32,7 +33,8 @@ def by_rule(scores: Iterable[CaseScore], rule: AbsentRule) -> list[CaseScore]:
                     "predicted volumes that this rule needs; evaluate the run again with --overwrite"
                 )
             value = value_of_absent(rule, score.predicted_volume_ml > 0)
-            score = replace(score, dsc=value, nsd=value if with_nsd else math.nan)
+            nsd: dict[str, Any] = dict.fromkeys(computed, value)
+            score = replace(score, dsc=value, **nsd)
         found.append(score)
     return found
 

@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from anatomask.evaluation.lesions import LesionScore, score_lesions
-from anatomask.evaluation.settings import Metric
+from anatomask.evaluation.settings import NSD_AT, Metric
 from anatomask.evaluation.surfaces import measure, surface
 
 Box = tuple[slice, ...]
@@ -46,6 +46,10 @@ class ClassScore:
     predicted_volume_ml: float = 0.0
     lesions: LesionScore | None = None
     """Lesion-wise measures, where they were asked for."""
+    nsd_1mm: float = math.nan
+    """NSD at a tolerance of 1 mm; NaN where `nsd` is, and where it was not asked for."""
+    nsd_2mm: float = math.nan
+    """NSD at a tolerance of 2 mm; NaN where `nsd` is, and where it was not asked for."""
 
 
 def score_classes(
@@ -62,7 +66,8 @@ def score_classes(
         reference: label map on the same grid.
         spacing: voxel size in mm along D, H, W.
         tolerance: tolerance of each class's NSD in mm.
-        metrics: what is computed beside DSC and volumes. NSD and HD95 take one measurement of the surfaces.
+        metrics: what is computed beside DSC and volumes. NSD, at any tolerance, and HD95 take one measurement of the
+            surfaces.
 
     Raises:
         ValueError: the shapes differ.
@@ -73,17 +78,22 @@ def score_classes(
         both = _union(*boxes) or NOWHERE
         predicted, true = prediction[both] == class_id, reference[both] == class_id
         voxels = int(true.sum())
-        nsd = hd95 = math.nan
-        if {"nsd", "hd95"} & set(metrics):
-            nsd, hd95 = _surface_scores((prediction, reference), boxes, class_id, spacing, tolerance[class_id])
+        every: dict[Metric, float] = {"nsd": tolerance[class_id], **NSD_AT}
+        tolerances = {name: mm for name, mm in every.items() if name in metrics}
+        nsd: dict[Metric, float] = {}
+        hd95 = math.nan
+        if tolerances or "hd95" in metrics:
+            nsd, hd95 = _surface_scores((prediction, reference), boxes, class_id, spacing, tolerances)
         scores[class_id] = ClassScore(
             dsc=_dice(predicted, true) if voxels else math.nan,
-            nsd=nsd if "nsd" in metrics else math.nan,
+            nsd=nsd.get("nsd", math.nan),
             voxels=voxels,
             hd95_mm=hd95 if "hd95" in metrics else math.nan,
             volume_ml=voxels * voxel_ml,
             predicted_volume_ml=int(predicted.sum()) * voxel_ml,
             lesions=score_lesions(predicted, true, voxel_ml) if "lesions" in metrics else None,
+            nsd_1mm=nsd.get("nsd_1mm", math.nan),
+            nsd_2mm=nsd.get("nsd_2mm", math.nan),
         )
     return scores
 
@@ -118,12 +128,16 @@ def _union(predicted: Box | None, true: Box | None) -> Box | None:
 
 
 def _surface_scores(
-    maps: tuple[np.ndarray, np.ndarray], boxes: Boxes, class_id: int, spacing: Sequence[float], tolerance: float
-) -> tuple[float, float]:
-    """Compute NSD and HD95 of a class in two label maps (D, H, W), each in its own box."""
+    maps: tuple[np.ndarray, np.ndarray],
+    boxes: Boxes,
+    class_id: int,
+    spacing: Sequence[float],
+    tolerances: Mapping[Metric, float],
+) -> tuple[dict[Metric, float], float]:
+    """Compute NSD at each tolerance and HD95 of a class in two label maps (D, H, W), each in its own box."""
     there, here = boxes
     if here is None or there is None:
-        return math.nan if here is None else 0.0, math.nan
+        return dict.fromkeys(tolerances, math.nan if here is None else 0.0), math.nan
     # Rounding to 0.1 µm: a tolerance of two voxels must not fail by the last bit of an affine.
     voxel = [round(float(size), 4) for size in spacing]
     first, second = (
@@ -131,7 +145,7 @@ def _surface_scores(
         for volume, box in zip(maps, (there, here), strict=True)
     )
     distances = measure(first, second)
-    return distances.within(tolerance), distances.hd95()
+    return {name: distances.within(mm) for name, mm in tolerances.items()}, distances.hd95()
 
 
 def _dice(predicted: np.ndarray, true: np.ndarray) -> float:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anatomask.errors import UserError
+from anatomask.evaluation.settings import NSD_AT
 
 if TYPE_CHECKING:  # reports need no torch
     from anatomask.evaluation.metrics import ClassScore
@@ -50,6 +51,8 @@ class CaseScore:
     lesion_f1: float = math.nan
     false_positive_ml: float = math.nan
     false_negative_ml: float = math.nan
+    nsd_1mm: float = math.nan
+    nsd_2mm: float = math.nan
 
     @classmethod
     def of(cls, run: str, dataset: str, case: str, class_id: int, class_name: str, score: ClassScore) -> CaseScore:
@@ -66,6 +69,8 @@ class CaseScore:
             hd95_mm=score.hd95_mm,
             volume_ml=score.volume_ml,
             predicted_volume_ml=score.predicted_volume_ml,
+            nsd_1mm=score.nsd_1mm,
+            nsd_2mm=score.nsd_2mm,
         )
         if (found := score.lesions) is None:
             return named
@@ -87,7 +92,7 @@ VOLUMES = ("volume_ml", "predicted_volume_ml")
 COUNTS = ("lesions", "predicted_lesions")
 LESION_FRACTIONS = ("lesion_recall", "lesion_precision", "lesion_f1")
 WRONG_VOLUMES = ("false_positive_ml", "false_negative_ml")
-MEASURES = ("hd95_mm", *VOLUMES, *COUNTS, *LESION_FRACTIONS, *WRONG_VOLUMES)
+MEASURES = ("hd95_mm", *VOLUMES, *COUNTS, *LESION_FRACTIONS, *WRONG_VOLUMES, *NSD_AT)
 """Columns that came later: measures beside DSC and NSD."""
 
 
@@ -156,7 +161,7 @@ def _check_scores(scores: Sequence[CaseScore]) -> None:
             raise ValueError(f"case {score.case} has {score.voxels} voxels")
         for name in MEASURES:
             value = value_of(score, name)
-            if not (math.isnan(value) or 0 <= value <= (1 if name in LESION_FRACTIONS else math.inf)):
+            if not (math.isnan(value) or 0 <= value <= (1 if name in (*LESION_FRACTIONS, *NSD_AT) else math.inf)):
                 raise ValueError(f"case {score.case} has {value:g} for {name}")
         key = score.dataset, score.case, score.class_id
         if key in seen:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from anatomask.settings import Settings
 
-Metric = Literal["nsd", "hd95", "lesions"]
+Metric = Literal["nsd", "hd95", "lesions", "nsd_1mm", "nsd_2mm"]
 """Metrics that are computed beside DSC and volumes."""
+NSD_AT: Mapping[Metric, float] = {"nsd_1mm": 1.0, "nsd_2mm": 2.0}
+"""Tolerance in mm, for all classes, of each NSD that is not at the data set's own tolerances."""
 AbsentRule = Literal["totalsegmentator", "nnunet", "flare"]
 """Rules for the classes that a case's reference lacks."""
 
@@ -36,7 +39,8 @@ class ScoringConfig(Settings):
     """Settings of the scores, see docs/evaluation.md."""
 
     metrics: tuple[Metric, ...] | None = None
-    """Metrics beside DSC and volumes. Default: nsd and hd95; on AutoPET II lesions, too."""
+    """Metrics beside DSC and volumes; nsd is at the data set's tolerances, nsd_1mm and nsd_2mm are at theirs. Default:
+    nsd and hd95; on AutoPET II lesions, too, on AMOS22 nsd_1mm and nsd_2mm."""
     absent: AbsentRule = "totalsegmentator"
     """DSC and NSD of a class that a case's reference lacks. totalsegmentator: left out; nnunet: 0 where it is
     predicted, else left out; flare: 0 where it is predicted, else 1."""
@@ -49,4 +53,11 @@ class ScoringConfig(Settings):
         """Return the metrics for data of a reader."""
         if self.metrics is not None:
             return self.metrics
-        return ("nsd", "hd95", "lesions") if reader == "autopet2" else ("nsd", "hd95")
+        return USUAL_METRICS.get(reader, ("nsd", "hd95"))
+
+
+USUAL_METRICS: Mapping[str, tuple[Metric, ...]] = {
+    "autopet2": ("nsd", "hd95", "lesions"),
+    "amos22": ("nsd", "hd95", "nsd_1mm", "nsd_2mm"),
+}
+"""Metrics of data sets, by their readers, that have others than NSD and HD95; AMOS22 publishes no tolerance."""

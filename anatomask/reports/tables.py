@@ -28,6 +28,8 @@ MEASURES = {
     "lesion_f1": ("Lesion F1 [%]", 100),
     "false_positive_ml": ("False positives [mL]", 1),
     "false_negative_ml": ("False negatives [mL]", 1),
+    "nsd_1mm": ("NSD at 1 mm [%]", 100),
+    "nsd_2mm": ("NSD at 2 mm [%]", 100),
 }
 """Measures beside DSC and NSD: title and factor, by the name in `summary.json`."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from anatomask.evaluation.metrics import dice_scores, score_classes
-from anatomask.evaluation.settings import Metric
+from anatomask.evaluation.settings import NSD_AT, Metric
 
 SPACINGS = st.tuples(*[st.sampled_from([0.8, 1.5, 2.0, 3.0, 5.0])] * 3)
 TOLERANCES = st.sampled_from([0.5, 1.0, 2.0, 3.0, 5.0])
@@ -174,6 +174,21 @@ def test_metrics_that_are_not_named_are_not_computed() -> None:
         assert score.nsd == pytest.approx(every.nsd if "nsd" in metrics else math.nan, nan_ok=True)
         assert score.hd95_mm == pytest.approx(every.hd95_mm if "hd95" in metrics else math.nan, nan_ok=True)
         assert score.lesions == (every.lesions if "lesions" in metrics else None)
+
+
+def test_one_measurement_gives_the_nsd_at_several_tolerances() -> None:
+    """Each is that of a measurement with this tolerance for all classes; the shift is 1.6 mm."""
+    truth, spacing = np.zeros((16, 12, 12), np.uint8), (0.8, 1.0, 1.7)
+    truth[2:8, 2:8, 2:6], truth[9:13, 5:11, 5:11] = 1, 2
+    prediction = np.roll(truth, 2, 0)
+    found = score_classes(prediction, truth, spacing, {1: 3.0, 2: 5.0}, ("nsd", *NSD_AT))
+    for name, tolerance in NSD_AT.items():
+        expected = score_classes(prediction, truth, spacing, dict.fromkeys(found, tolerance))
+        assert {c: getattr(score, name) for c, score in found.items()} == {c: s.nsd for c, s in expected.items()}
+    assert all(0 < score.nsd_1mm < score.nsd_2mm <= score.nsd <= 1 for score in found.values())
+    asked: tuple[Metric, ...] = ("nsd_1mm",)
+    missed = score_classes(np.zeros_like(truth), truth, spacing, {1: 3.0}, asked)[1]
+    assert missed.nsd_1mm == 0 and math.isnan(missed.nsd) and math.isnan(missed.nsd_2mm)
 
 
 def test_a_class_far_from_its_prediction_scores_zero() -> None:

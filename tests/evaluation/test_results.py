@@ -132,8 +132,9 @@ def test_a_class_that_both_lack(rule: AbsentRule, expected: float) -> None:
 
 
 def test_nsd_that_was_not_computed_is_not_made_up() -> None:
-    found = by_rule([replace(score, nsd=math.nan) for score in TABLE], "flare")
-    assert found[3].dsc == 0 and all(math.isnan(score.nsd) for score in found)
+    found = by_rule([replace(score, nsd=math.nan, nsd_2mm=score.nsd) for score in TABLE], "flare")
+    assert found[3].dsc == found[3].nsd_2mm == 0
+    assert all(math.isnan(score.nsd) and math.isnan(score.nsd_1mm) for score in found)
 
 
 def test_a_rule_that_needs_what_older_scores_lack_says_so() -> None:

@@ -64,11 +64,13 @@ def test_another_rule_for_absent_classes_writes_the_tables_anew(run: Path) -> No
 
 
 def test_only_the_metrics_that_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", *arguments(run, "--scoring.metrics", "lesions")]) == 0
+    assert main(["evaluate", *arguments(run, "--scoring.metrics", "lesions", "nsd_1mm")]) == 0
     assert {score.lesions for score in scores(run) if score.voxels} == {1}
+    assert all(0 <= score.nsd_1mm <= 1 for score in scores(run) if score.voxels)
     assert all(np.isnan(score.nsd) and np.isnan(score.hd95_mm) for score in scores(run))
     summary = json.loads((run / "summary.json").read_text())
     assert summary["nsd"]["mean"] is None and "hd95_mm" not in summary and "false_negative_ml" in summary
+    assert summary["nsd_1mm"]["mean"] is not None and "nsd_2mm" not in summary
     assert main(["evaluate", *arguments(run)]) == 1
     assert "holds an evaluation with other settings: metrics is" in " ".join(capsys.readouterr().err.split())
     assert main(["evaluate", *arguments(run, "--scoring.metrics", "--overwrite")]) == 0

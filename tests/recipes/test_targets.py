@@ -45,6 +45,7 @@ TOLERANCES = {
     "amos22": [3.0] * 15,
     "autopet2": [3.0],
 }
+FURTHER_METRICS = {"autopet2": ("lesions",), "amos22": ("nsd_1mm", "nsd_2mm")}
 CHANNELS = {
     "totalsegmentator": [("CT", "ct")],
     "flare22": [("CT", "ct")],
@@ -130,8 +131,7 @@ def test_a_data_set_is_prepared_as_docs_targets_says(target: str, source: Callab
         assert info.spacing == (1.5, 1.5, 1.5)
     else:
         assert any("are planned from" in remark for remark in found.raw.remarks)
-    lesions = "lesions" in ScoringConfig().metrics_of(info.reader)
-    assert lesions == (target == "autopet2")
+    assert ScoringConfig().metrics_of(info.reader) == ("nsd", "hd95", *FURTHER_METRICS.get(target, ()))
 
 
 def test_the_titles_are_those_of_the_paper() -> None:

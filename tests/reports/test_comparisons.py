@@ -37,7 +37,7 @@ def run(
     """A run whose cases have a DSC around `level`; without a seed, one of an older version."""
     noise = np.random.default_rng([seed or 0, int(1000 * level)]).normal(0, 0.004, len(CASES))
     scores = [
-        CaseScore(method, "data", case, number, organ, dsc + shift, dsc - 0.1, 9, 4.0 + number, 1.0, 1.0)
+        CaseScore(method, "data", case, number, organ, dsc + shift, dsc - 0.1, 9, 4.0 + number, 1.0, 1.0, nsd_1mm=0.25)
         for case, dsc in zip(cases, level + EFFECTS + noise, strict=False)
         for number, organ, shift in ((1, "liver", 0.01), (2, "spleen", -0.01))
     ]
@@ -81,6 +81,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(three_seeds: list[Eval
     assert rows[0].dsc == pytest.approx((scores.mean(), scores.mean(0).std(ddof=1)))
     assert rows[0].sd_over_seeds["dsc"] == pytest.approx(scores.mean(1).std(ddof=1))
     assert rows[0].measures["hd95_mm"] == pytest.approx((5.5, 0.0))
+    assert rows[0].measures["nsd_1mm"] == pytest.approx((0.25, 0.0))
+    assert "| NSD at 1 mm [%] |" in markdown_table(rows) and "| 25.0 ± 0.0 |" in markdown_table(rows)
     for other in (
         run("AnatoMask", 0.8, 0),  # the same seed again
         run("AnatoMask", 0.8, 3, recipe="other"),
@@ -185,5 +187,5 @@ def test_the_tables_fit_80_columns(three_seeds: list[EvaluatedRun]) -> None:
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
     assert "3 (± 0." in text and "AnatoMask – scratch" in text and "better" in text
-    assert markdown_table(rows).splitlines()[0].endswith("| Cases | HD95 [mm] |")
+    assert markdown_table(rows).splitlines()[0].endswith("| Cases | HD95 [mm] | NSD at 1 mm [%] |")
     assert csv_table(rows).splitlines()[1].count(",") == csv_table(rows).splitlines()[0].count(",")
