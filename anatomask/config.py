@@ -247,6 +247,9 @@ class ReportConfig(Settings):
     """Folder for the page report.html, the table (Markdown, CSV) and the figures."""
     cases: int = 3
     """Number of cases of each data set shown in its figure and in the page's viewer."""
+    tables: tuple[Literal["1", "2", "3", "4", "5", "6"], ...] | None = None
+    """Numbers of the paper's tables that are laid out with our scores beside the published ones, and with the commands
+    for what is missing. Default: those with scores of these runs."""
     viewer_mb: float = 10.0
     """Size in MB of the scans in report.html, all together. 0: none, so that the page holds no patient's scan but the
     slices of the figures."""
@@ -255,7 +258,7 @@ class ReportConfig(Settings):
         super().__post_init__()
         if self.runs == ():
             raise ValueError("runs must name at least one folder of an evaluated run")
-        self.require_distinct("runs")
+        self.require_distinct("runs", "tables")
         self.require_range(1, 100, "cases")
         self.require_range(0, 1000, "viewer_mb")
 

@@ -29,7 +29,7 @@ def course_figures(trainings: Sequence[Training]) -> dict[str, Figure]:
     figures = {}
     for verb, scalars in AXES.items():
         members = [one for one in trainings if one.verb == verb]
-        shown = [name for name in scalars if any(name in one.curves for one in members)]
+        shown = [name for name in scalars if any(name in one.measured.curves for one in members)]
         if shown:
             figures[TITLES[verb]] = _course(members, {name: scalars[name] for name in shown})
     return figures
@@ -42,8 +42,8 @@ def _course(trainings: Sequence[Training], scalars: Mapping[str, str]) -> Figure
     figure = Figure(figsize=(5.2 * len(scalars), 3.4 + 0.2 * lines), dpi=DPI, layout="constrained")
     for axes, (scalar, title) in zip(figure.subplots(1, len(scalars), squeeze=False)[0], scalars.items(), strict=True):
         for number, one in enumerate(trainings):
-            if scalar in one.curves:
-                updates, values = one.curves[scalar]
+            if scalar in one.measured.curves:
+                updates, values = one.measured.curves[scalar]
                 marker = "." if len(updates) < 30 else ""
                 axes.plot(updates, values, color=_colour(number), marker=marker, linewidth=1.3)
         axes.set_xlabel("updates")

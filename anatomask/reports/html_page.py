@@ -57,6 +57,8 @@ class HtmlTable:
     rows: Sequence[Sequence[Cell]]
     title: str = ""
     notes: Sequence[str] = ()
+    commands: Sequence[tuple[str, Sequence[str]]] = ()
+    """What is missing, and the commands that make it."""
 
 
 @dataclass(frozen=True)

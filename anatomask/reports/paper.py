@@ -1,35 +1,49 @@
-"""Published numbers of the paper (Li et al., ECCV 2024, tables 4 to 6), shown beside the user's own."""
+"""Published numbers of the paper (Li et al., ECCV 2024, tables 1 to 6), shown beside the user's own."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+ABLATIONS = ("1", "2", "3")
+"""Tables of AnatoMask's variants."""
 COMPARISONS = ("4", "5", "6")
-"""Tables that compare methods; the others are ablations."""
+"""Tables that compare methods."""
+OURS = {"Tang et al.": "Swin UNETR SSL", "MoCov2": "MoCo v2", "SwinUNETR": "Swin UNETR", "MiTnet": "MiT"}
+"""Names in our tables of the paper's methods and networks, where they differ."""
 
 
 @dataclass(frozen=True)
 class Published:
     """Mean and SD over patients, in percent."""
 
+    table: str
     method: str
+    """Method by its name in our tables, or the variant's settings: `decoder=simple; masking=random`."""
     network: str
+    """Network by its name in our tables."""
     dataset: str
     metric: str
     mean: float
-    sd: float
+    sd: float | None
+    """SD over patients; None in the tables of variants."""
 
 
-def published() -> Iterator[Published]:
-    """Return every score of the comparison tables."""
+def published(tables: Sequence[str] = COMPARISONS) -> Iterator[Published]:
+    """Return every score of some of the paper's tables, in their order."""
     with (resources.files("anatomask.reports") / "paper_results.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["table"] in COMPARISONS:
+            if row["table"] in tables:
                 yield Published(
-                    row["method"], row["backbone"], row["dataset"], row["metric"], float(row["mean"]), float(row["sd"])
+                    row["table"],
+                    OURS.get(row["method"], row["method"]),
+                    OURS.get(row["backbone"], row["backbone"]),
+                    row["dataset"],
+                    row["metric"],
+                    float(row["mean"]),
+                    float(row["sd"]) if row["sd"] else None,
                 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ MOST_POINTS = 400
 
 
 @dataclass(frozen=True)
+class Measured:
+    """Measurements during a training."""
+
+    updates: int = 0
+    seconds: float = 0.0
+    """Time of all updates, without validations and pauses."""
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """Updates and values `(N,)` of those `CURVES` that were recorded."""
+
+
+@dataclass(frozen=True)
 class Training:
     """Pretraining or finetuning in a run's folder; what a damaged or missing file would tell is absent."""
 
@@ -33,11 +45,11 @@ class Training:
     text: str
     """Its complete settings, as YAML."""
     environment: Mapping[str, Any] = field(default_factory=dict)
-    updates: int = 0
-    seconds: float = 0.0
-    """Time of all updates, without validations and pauses."""
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    """Updates and values `(N,)` of those `CURVES` that were recorded."""
+
+    @cached_property
+    def measured(self) -> Measured:
+        """Measurements during the training, read from the run's folder."""
+        return _measured(self.folder / METRICS, self.settings)
 
     @property
     def name(self) -> str:
@@ -141,9 +153,7 @@ def read_training(folder: Path) -> Training | None:
     except (OSError, ValueError):
         environment = {}
     verb = "pretrain" if "method" in settings else "finetune"
-    environment = environment if isinstance(environment, Mapping) else {}
-    updates, seconds, curves = _measured(folder / METRICS, settings)
-    return Training(folder, verb, settings, text, environment, updates, seconds, curves)
+    return Training(folder, verb, settings, text, environment if isinstance(environment, Mapping) else {})
 
 
 def _trained_in(folder: Path, run: str) -> Path:
@@ -152,7 +162,7 @@ def _trained_in(folder: Path, run: str) -> Path:
     return beside if not (folder / CONFIG).is_file() and Path(run).name == run and is_run(beside) else folder
 
 
-def _measured(path: Path, settings: Mapping[str, Any]) -> tuple[int, float, dict[str, tuple[np.ndarray, np.ndarray]]]:
+def _measured(path: Path, settings: Mapping[str, Any]) -> Measured:
     """Read the number of updates, their seconds, and the curves; lines that are damaged are left out."""
     training = settings.get("training")
     batch = training.get("batch_size") if isinstance(training, Mapping) else None
@@ -171,10 +181,10 @@ def _measured(path: Path, settings: Mapping[str, Any]) -> tuple[int, float, dict
                 except (ValueError, TypeError, KeyError, AttributeError):
                     continue
     except OSError:
-        return 0, 0.0, {}
+        return Measured()
     seconds = sum(batch / speed for speed in speeds.values()) if isinstance(batch, int) else 0.0
     curves = {name: _thinned(values) for name, values in points.items() if values}
-    return max((max(values) for values in points.values() if values), default=0), seconds, curves
+    return Measured(max((max(values) for values in points.values() if values), default=0), seconds, curves)
 
 
 def _thinned(points: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +209,7 @@ def cost(trainings: Sequence[Training]) -> str:
     """Say what trainings took together, in GPU-hours and in worker-hours of processors."""
     parts = []
     for title, on_gpu in (("GPU-hours", True), ("worker-hours on CPUs", False)):
-        total = sum(one.seconds * one.workers for one in trainings if (one.gpu is not None) == on_gpu) / 3600
+        total = sum(one.measured.seconds * one.workers for one in trainings if (one.gpu is not None) == on_gpu) / 3600
         if total:
             parts.append(f"{total:.3g} {title}")
     return f"All trainings shown took {' and '.join(parts)}, validations and pauses not counted." if parts else ""

@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
 from anatomask.reports.comparisons import SCRATCH, scratch_command
 from anatomask.reports.evaluated_runs import EvaluatedRun, read_run
+from anatomask.reports.paper import ABLATIONS, published
 from anatomask.reports.tables import Row, in_what_differ
 
 
@@ -109,8 +109,7 @@ def sweep_notes(
 
 def paper_ablation(table: str | None) -> dict[str, float]:
     """Return the DSC in percent of each row of one of the paper's ablations (tables 1 to 3); else nothing."""
-    with (resources.files("anatomask.reports") / "paper_results.csv").open(encoding="utf-8") as file:
-        return {row["method"]: float(row["mean"]) for row in csv.DictReader(file) if row["table"] == table}
+    return {score.method: score.mean for score in published((table,))} if table in ABLATIONS else {}
 
 
 def sweep_csv(rows: Sequence[SweepRow], datasets: Sequence[str], paper: Mapping[str, float]) -> str:

@@ -4,6 +4,7 @@ Runs that differ by their fold, or by their seed, alone are one row. Rows are co
 The folder holds:
 
     table.md, table.csv      the table
+    paper.md, paper.csv      tables of the paper with our scores, where runs fit into them
     overlays-<data>.png      predictions on a slice of each case that is shown
     report.html              tables that sort, curves, a viewer of scans, and what made each run; it needs no network
 """
@@ -25,13 +26,16 @@ from anatomask.reports.evaluated_runs import EvaluatedRun, read_run, runs_by_dat
 from anatomask.reports.folds import pooled
 from anatomask.reports.html_page import Page, PageFigure, Section, is_page, render_page
 from anatomask.reports.overlays import draw_overlays, overlay_paths
-from anatomask.reports.provenance import evaluation_commands, trainings_of
+from anatomask.reports.paper_tables import PaperTable, candidates, paper_tables
+from anatomask.reports.paper_text import page_table, paper_csv, paper_markdown
+from anatomask.reports.provenance import Training, evaluation_commands, trainings_of
 from anatomask.reports.result_tables import CSV, MARKDOWN, ResultTables
 from anatomask.reports.sections import classes_section, course_section, run_details, runs_table, scores_section
 from anatomask.reports.seeds import by_seed
 from anatomask.reports.tables import is_csv_table
 from anatomask.reports.viewer import ViewedCase, viewed_cases
 
+PAPER = ("paper.md", "paper.csv")
 PAGE = "report.html"
 
 
@@ -44,6 +48,10 @@ class Results:
     tables: ResultTables
     twins: Sequence[str]
     """Sentences about rows that lack a twin from scratch."""
+    origins: Sequence[Sequence[Training]]
+    """Trainings that the runs of each arm come from."""
+    paper: Sequence[PaperTable]
+    """Tables of the paper that are shown."""
 
 
 def plan(config: ReportConfig) -> list[tuple[str, str]]:
@@ -65,9 +73,14 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     results.tables.write(out, results.twins)
     console = Console()
     results.tables.show(console, results.twins)
+    written = [MARKDOWN, CSV]
+    if results.paper:
+        out.write(PAPER[0], paper_markdown(results.paper).encode())
+        out.write(PAPER[1], paper_csv(results.paper).encode())
+        written += PAPER
     figures = _overlays(config, results, console)
     out.write(PAGE, render_page(_page(config, results, figures, console)).encode())
-    for name in (MARKDOWN, CSV, *(path.name for path in figures.values()), PAGE):
+    for name in (*written, *(path.name for path in figures.values()), PAGE):
         console.print(str(Path(config.out) / name), markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -80,7 +93,9 @@ def read_results(config: ReportConfig) -> Results:
     """
     runs = pooled([read_run(folder) for folder in config.runs])
     tables = ResultTables.of(by_seed(runs))
-    return Results(runs, tables, list(twin_notes(tables.arms, tables.rows)))
+    origins = [trainings_of(arm) for arm in tables.arms]
+    paper = paper_tables(candidates(tables.arms, origins), config.tables)
+    return Results(runs, tables, list(twin_notes(tables.arms, tables.rows)), origins, paper)
 
 
 def _overlays(config: ReportConfig, results: Results, console: Console) -> dict[str, Path]:
@@ -98,13 +113,15 @@ def _overlays(config: ReportConfig, results: Results, console: Console) -> dict[
 
 def _page(config: ReportConfig, results: Results, figures: dict[str, Path], console: Console) -> Page:
     """Compose the page."""
-    trainings, tables = trainings_of(results.runs), results.tables
+    tables = results.tables
+    trainings = list({one.folder.resolve(): one for of_arm in results.origins for one in of_arm}.values())
     overlays = [
         PageFigure(f"Predictions on {dataset}", path.read_bytes(), f"Predictions on {dataset}.")
         for dataset, path in figures.items()
     ]
     sections = [
         scores_section(tables.rows, tables.bold, tables.comparisons, [*tables.remarks, *results.twins]),
+        Section("The paper's tables", [page_table(table) for table in results.paper]) if results.paper else None,
         classes_section(tables.arms, tables.rows),
         Section("Predictions", figures=overlays) if overlays else None,
         course_section(trainings),
@@ -142,5 +159,5 @@ def _output(config: ReportConfig, runs: Sequence[EvaluatedRun]) -> Storage:
     earlier = out.exists(CSV) and is_csv_table(out.read(CSV))
     figures = [path.name for path in overlay_paths(Path(config.out), runs_by_dataset(runs)).values()]
     page = () if out.exists(PAGE) and is_page(out.read(PAGE)) else (PAGE,)  # versions before it wrote the table alone
-    out.refuse_foreign(page if earlier else (CSV, MARKDOWN, *figures, PAGE), "report", "choose another --out")
+    out.refuse_foreign(page if earlier else (CSV, MARKDOWN, *PAPER, *figures, PAGE), "report", "choose another --out")
     return out

@@ -44,13 +44,16 @@ def test_a_run_comes_after_those_it_started_from(tmp_path: Path) -> None:
     second = write_training(tmp_path / "ts", {"init": str(first)})
     third = write_training(tmp_path / "flare", {"init": str(second)})
     found = trainings_of([evaluated(third, "flare"), evaluated(second, "ts")])
-    assert [(one.name, one.verb, one.seed, one.updates) for one in found] == [
+    assert [(one.name, one.verb, one.seed, one.measured.updates) for one in found] == [
         ("pre", "pretrain", 3, 1000),
         ("ts", "finetune", 3, 10),
         ("flare", "finetune", 3, 10),
     ]
-    assert found[0].seconds == 1000 * 4 / 2 and found[0].gpu == "H100" and found[1].gpu is None
-    assert len(found[0].curves["train/loss"][0]) == MOST_POINTS and found[0].curves["train/loss"][1][0] > 0.5
+    assert found[0].measured.seconds == 1000 * 4 / 2 and found[0].gpu == "H100" and found[1].gpu is None
+    assert (
+        len(found[0].measured.curves["train/loss"][0]) == MOST_POINTS
+        and found[0].measured.curves["train/loss"][1][0] > 0.5
+    )
     assert found[0].versions == {"python": "3.11", "anatomask": "0.1.0"}
     assert cost(found) == (
         "All trainings shown took 1.11 GPU-hours and 0.0222 worker-hours on CPUs, validations and pauses not counted."
@@ -97,7 +100,9 @@ def test_damaged_files_tell_nothing_and_stop_nothing(name: str, content: bytes, 
     assert len(found) == (name != CONFIG) and evaluation_commands([evaluated(folder, "run")]) == []
     for one in found:
         assert (
-            one.gpu is None and one.workers >= 1 and all(np.isfinite(values).all() for _, values in one.curves.values())
+            one.gpu is None
+            and one.workers >= 1
+            and all(np.isfinite(values).all() for _, values in one.measured.curves.values())
         )
 
 
