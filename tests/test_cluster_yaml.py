@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler._private.util import prepare_config, validate_config, with_envs
+from ray.dashboard.modules.job.job_supervisor import JobSupervisor
 
 from anatomask.cluster_nodes import DRIVERS
 
@@ -28,10 +31,24 @@ def test_ray_would_refuse_an_unknown_field(cluster: dict[str, Any]) -> None:
         validate_config(prepare_config({**cluster, "gpus": 8}))
 
 
+def test_ray_starts_on_the_head_with_what_the_file_says(cluster: dict[str, Any], tmp_path: Path) -> None:
+    """Through a `ray` that shows its environment; what `ray up` says of the autoscaler comes before it."""
+    (tmp_path / "ray").write_text("#!/bin/sh\nenv\n")
+    (tmp_path / "ray").chmod(0o755)
+    start = list(with_envs(cluster["head_start_ray_commands"], {"RAY_enable_autoscaler_v2": "1"}))[-1]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    shown = subprocess.run(["bash", "-c", start], env=environment, capture_output=True, text=True, check=True).stdout
+    found = dict(line.split("=", 1) for line in shown.splitlines() if line.startswith("RAY_"))
+    assert found["RAY_enable_autoscaler_v2"] == "0"
+    assert int(found["RAY_JOB_STOP_WAIT_TIME_S"]) >= 300 > JobSupervisor.DEFAULT_RAY_JOB_STOP_WAIT_TIME_S
+
+
 def test_sweeps_find_their_drivers_and_trainings_their_workers(cluster: dict[str, Any]) -> None:
     types = cluster["available_node_types"]
     assert types[cluster["head_node_type"]]["resources"][DRIVERS] >= 8
-    assert types["gpu"]["min_workers"] == types["gpu"]["max_workers"] == cluster["max_workers"]
+    workers = [types[kind] for kind in types if kind != cluster["head_node_type"]]
+    assert [worker["min_workers"] for worker in workers] == [0, 0]  # they come when a training asks
+    assert all(worker["max_workers"] >= cluster["max_workers"] for worker in workers)
 
 
 def test_the_repository_reaches_every_node_and_is_installed_with_exact_versions(cluster: dict[str, Any]) -> None:
