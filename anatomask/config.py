@@ -360,10 +360,16 @@ class SweepConfig(Settings):
     """Name of the sweep. Default: derived from the configuration."""
     seed: int = 0
     """Seed of the points of a free search. Trainings have their own seeds, the same in every trial."""
+    seeds: tuple[int, ...] = ()
+    """Seeds with each of which a trial runs its whole chain; its value is the mean over them. Default: one chain, with
+    the seeds of the stages' settings."""
     trials: int = 20
     """Number of trials of a free search; a larger number continues the same sweep. A table ignores it."""
     concurrent: int = 1
     """Number of trials at once."""
+    storage: str = ""
+    """Where Optuna keeps the study, which is named as the sweep: the URL of a database (postgresql://…, mysql://…), or
+    journal:FILE on storage that all machines share. Default: study.db in the sweep's folder."""
     start_from: Literal["pretrained", "first"] = "pretrained"
     """Weights that finetuning starts from. pretrained: those of the pretraining, on every data set; first: on the first
     data set those, on the others the network that was finetuned on the first, as in the paper."""
@@ -378,13 +384,14 @@ class SweepConfig(Settings):
         check_name(self.name)
         self.require_range(1, 1_000_000, "trials")
         self.require_range(1, 1000, "concurrent")
-        self.require_distinct("pretrain_data", "finetune_data")
+        self.require_range(0, 2**32, "seeds")
+        self.require_distinct("pretrain_data", "finetune_data", "seeds")
         for name in ("pretrain_data", "finetune_data"):
             if getattr(self, name) == ():
                 raise ValueError(f"{name} must name at least one prepared folder")
         for stage, names in SET_BY_SWEEP.items():
             config = getattr(self, stage)
-            for name in names:
+            for name in (*names, *(("seed",) if self.seeds else ())):
                 if getattr(config, name) != getattr(type(config)(data=""), name):
                     raise ValueError(f"{stage}.{name} is set by the sweep; leave it out")
             check_training(config.training, config.optimiser, self.cluster, self.seed)

@@ -38,17 +38,18 @@ class SweepRow:
     """Seed of the pretraining, where the trial set it."""
 
 
-def as_trials(rows: Sequence[SweepRow], runs: Mapping[str, EvaluatedRun]) -> list[EvaluatedRun]:
+def as_trials(rows: Sequence[SweepRow], runs: Mapping[str, Sequence[EvaluatedRun]]) -> list[EvaluatedRun]:
     """Name the scored networks of one data set, given by their trials' folders, as rows of a table do.
 
-    A trial's name is its method. Trials that differ in the seed of the pretraining alone are runs of one row.
+    A trial's name is its method. Its networks of several seeds, and trials that differ in the seed of the pretraining
+    alone, are runs of one row.
     """
     numbers: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
         numbers.setdefault(row.shared_name or row.name, []).append(str(number))
     named = []
     for row in rows:
-        if (run := runs.get(row.folder)) is not None:
+        for run in runs.get(row.folder, ()):
             name, training = row.shared_name or row.name, run.summary.get("training")
             kin = training and {**training, "seeds": name, "seed": training["seed"] if row.seed is None else row.seed}
             start = f"trial{'s' * (len(numbers[name]) > 1)} {', '.join(numbers[name])}"

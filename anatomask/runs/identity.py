@@ -13,11 +13,12 @@ WATCHED = (
     "loader.read_ahead",
     *(f"training.{field}" for field in ("checkpoint_every", "log_every", "on_non_finite", "trackers")),
 )
-ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", *WATCHED)
+ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", "storage", *WATCHED)
 """Fields that decide where, under what name, how far and how watched a run goes, not what it computes."""
 
 SINCE: Mapping[str, Any] = {
     "fold": None,
+    "seeds": [],
     "scoring": {"metrics": None, "absent": "totalsegmentator"},
     **{
         f"{section}optimiser.{field}": value

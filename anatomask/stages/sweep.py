@@ -50,7 +50,7 @@ from anatomask.runs.folder import open_run
 from anatomask.stages import evaluate, finetune, pretrain
 from anatomask.stages.jobs import all_settings, kept_from_others
 from anatomask.stages.training import folders
-from anatomask.sweeps.chain import Chain, build_chain
+from anatomask.sweeps.chain import Chain, build_chain, link_name
 from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.space import Space, Table, load_space
 from anatomask.sweeps.study import (
@@ -58,6 +58,7 @@ from anatomask.sweeps.study import (
     SEED,
     StudySearch,
     latest_trials,
+    make_way,
     open_study,
     shared_name,
     shown_name,
@@ -113,6 +114,8 @@ def stage(config: SweepConfig, *, overwrite: bool) -> int:
     with kept_from_others(chain.folder), running(config.cluster) if begins else nullcontext():
         if begins:  # a cluster that is too small is told before anything is written or removed
             trial_resources(config.cluster, config.concurrent)
+            if config.storage:
+                make_way(chain.folder, config.storage, overwrite=overwrite)
         journal = NewLines(chain.folder / JOURNAL)
         open_run(chain.folder, plain(config), overwrite=overwrite, inputs=chain.inputs)
         for line in journal.read():
@@ -123,7 +126,7 @@ def stage(config: SweepConfig, *, overwrite: bool) -> int:
 def run_sweep(chain: Chain, space: Space, updates: int) -> int:
     """Run the trials that are left, of `updates` updates each, then report; return 1 if a trial failed."""
     config = chain.config
-    study = open_study(chain.folder, space)
+    study = open_study(chain.folder, space, config.storage)
     left = trials_left(study, space, config.trials)
     failures = {}
     if left:
@@ -192,18 +195,19 @@ def report(chain: Chain, study: optuna.Study, space: Space) -> None:
         console.print(str(line), markup=False, highlight=False, soft_wrap=True)
 
 
-def read_results(chain: Chain, rows: Sequence[SweepRow], data: str) -> dict[str, EvaluatedRun]:
+def read_results(chain: Chain, rows: Sequence[SweepRow], data: str) -> dict[str, list[EvaluatedRun]]:
     """Read the scored networks of one data set by their trials' folders; a remark names those that cannot be read."""
-    found = {}
+    found: dict[str, list[EvaluatedRun]] = {}
     for row in rows:
         folder = chain.folder / row.folder
-        if row.dsc is not None:
+        for seed in (chain.config.seeds or (None,)) if row.dsc is not None else ():
+            evaluated, finetuned = (link_name(f"{verb}-{file_name(data)}", seed) for verb in ("evaluate", "finetune"))
             try:
-                run = read_run(str(folder / f"evaluate-{file_name(data)}"))
+                run = read_run(str(folder / evaluated))
             except UserError as error:  # the score itself is in the study
                 remark(f"{row.name} is left out of the tables: {error}")
                 continue
-            found[row.folder] = replace(run, folder=folder / f"finetune-{file_name(data)}")
+            found.setdefault(row.folder, []).append(replace(run, folder=folder / finetuned))
     return found
 
 
@@ -217,6 +221,11 @@ def plan(config: SweepConfig) -> list[tuple[str, str]]:
     return [
         ("sweep", str(chain.folder)),
         ("trials", f"{trials} of {config.space}, {config.concurrent} at once"),
+        *(
+            [("seeds", f"{', '.join(map(str, config.seeds))}: each trial's chain runs with each")]
+            if config.seeds
+            else []
+        ),
         ("rows", "\n".join(space.rows) if isinstance(space, Table) else "drawn by Optuna"),
         ("updates", f"{trials * work.updates} = {trials} trials x {work.updates}"),
         ("different trainings", _shown_work(space, work)),

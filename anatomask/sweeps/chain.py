@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anatomask.config import EvaluateConfig, PretrainConfig, SweepConfig
+from anatomask.config import EvaluateConfig, SweepConfig
 from anatomask.data.addresses import folder_name
 from anatomask.data.index import data_digest
 from anatomask.data.joined import open_joined
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
+from anatomask.evaluation.settings import InferenceConfig
 from anatomask.names import file_name
 from anatomask.nested import overlay_dotted, plain
 from anatomask.runs.folder import run_folder
@@ -56,7 +57,24 @@ class Chain:
         Raises:
             UserError: the space sets a field wrongly; the message names it.
         """
-        first = self._stage("pretrain", self.pretraining(point))
+        found: dict[str, Stage] = {}
+        for seed in self.config.seeds or (None,):
+            found |= {link_name(name, seed): one for name, one in self._stages_of_seed(point, seed).items()}
+        return found
+
+    def _stages_of_seed(self, point: Point, seed: int | None) -> dict[str, Stage]:
+        """Return the stages of a trial with one seed, or with those of the settings.
+
+        Raises:
+            UserError: the space sets a field wrongly, or a seed beside `seeds`.
+        """
+        source, fields = f"--space {self.config.space}", fields_by_stage(point)
+        if seed is not None and (own := [name for name in ("pretrain", "finetune") if "seed" in fields[name]]):
+            raise UserError(f"{source} sets the seed of {own[0]}, and --seeds sets it too; leave one out")
+        seeded = {} if seed is None else {"seed": seed}
+        pretraining = replace(self.config.pretrain, data=self.config.pretrain_data, cluster=self.config.cluster)
+        inference = overlay_dotted(self.config.inference, fields["inference"], source)
+        first = self._stage("pretrain", overlay_dotted(pretraining, {**fields["pretrain"], **seeded}, source))
         start, found = first, {"pretrain": first}
         for data in self.config.finetune_data:
             name = file_name(folder_name(data))
@@ -64,23 +82,15 @@ class Chain:
             settings = replace(
                 self.config.finetune, data=data, init=NEEDED, network=network, cluster=self.config.cluster
             )
+            settings = overlay_dotted(settings, {**fields["finetune"], **seeded}, source)
             finetuned = self._stage("finetune", settings, init=start)
             if start is first and self.config.start_from == "first":
                 start = finetuned
             found[f"finetune-{name}"] = finetuned
-            found[f"evaluate-{name}"] = self._stage("evaluate", self.evaluation(data), run=finetuned)
+            found[f"evaluate-{name}"] = self._stage("evaluate", self.evaluation(data, inference), run=finetuned)
         return found
 
-    def pretraining(self, point: Point) -> PretrainConfig:
-        """Return the settings of a pretraining.
-
-        Raises:
-            UserError: the space sets a field wrongly; the message names it.
-        """
-        config = replace(self.config.pretrain, data=self.config.pretrain_data, cluster=self.config.cluster)
-        return overlay_dotted(config, point, f"--space {self.config.space}")
-
-    def evaluation(self, data: str) -> EvaluateConfig:
+    def evaluation(self, data: str, inference: InferenceConfig) -> EvaluateConfig:
         """Return the settings of scoring. A case takes one CPU, so that it need not wait for several beside other
         trials.
         """
@@ -89,12 +99,29 @@ class Chain:
             run=NEEDED,
             data=data,
             split=self.splits[data],
-            inference=self.config.inference,
+            inference=inference,
             cluster=replace(self.config.cluster, threads=threads),
         )
 
     def _stage(self, verb: str, config: Any, **needs: Stage) -> Stage:
         return Stage(verb, config, self.digests[config.data], needs)
+
+
+def link_name(name: str, seed: int | None) -> str:
+    """Return the name of the link to a trial's stage; with several seeds, it says which: `pretrain-seed1`."""
+    return name if seed is None else f"{name}-seed{seed}"
+
+
+def fields_by_stage(point: Point) -> dict[str, dict[str, Any]]:
+    """Divide a point's fields among the stages, named as they name them: `finetune.optimiser.lr` is finetuning's.
+
+    A field of no named stage is the pretraining's.
+    """
+    fields: dict[str, dict[str, Any]] = {"pretrain": {}, "finetune": {}, "inference": {}}
+    for path, value in point.items():
+        stage, _, rest = path.partition(".")
+        fields.get(stage, fields["pretrain"])[rest if stage in fields else path] = value
+    return fields
 
 
 def build_chain(config: SweepConfig) -> Chain:

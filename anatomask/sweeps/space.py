@@ -1,5 +1,6 @@
-"""Spaces of `anatomask sweep`, one file each: which fields of `PretrainConfig` vary, named by their dotted paths.
+"""Spaces of `anatomask sweep`, one file each: which fields vary, named by their dotted paths.
 
+They are the pretraining's fields or, with `finetune.` or `inference.` in front, those of finetuning and of scoring.
 A file assigns `SPACE` a `Table`, whose every row is tried exactly once, or a `Search`, which draws as many points as
 the user wants. `--space NAME` finds a file by its name, `--space FILE.py` one anywhere else; nothing else has to be
 edited.

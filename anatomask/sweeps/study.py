@@ -1,25 +1,28 @@
 """Optuna study of a sweep: its trials and their outcomes, however often the sweep was killed.
 
-The study's SQLite file is the only record of what is to be done. Ray Tune's own snapshots of an experiment are ten
-seconds apart and lie in separate files, so a kill between two of them would leave trials that only one side knows of; a
-transaction of SQLite is either complete or absent. To resume, a new Tune experiment runs the trials that the study has
-left.
+The study's storage, a SQLite file by default, is the only record of what is to be done. Ray Tune's own snapshots of an
+experiment are ten seconds apart and lie in separate files, so a kill between two of them would leave trials that only
+one side knows of; a transaction of a database is either complete or absent. To resume, a new Tune experiment runs the
+trials that the study has left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.samplers import TPESampler
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search.optuna import OptunaSearch
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import SQLAlchemyError
 
+from anatomask.data.addresses import public_address
 from anatomask.errors import UserError, first_line
 from anatomask.names import file_name
 from anatomask.sweeps.space import Space, Table, point_name
@@ -33,27 +36,30 @@ TRIAL = "trial"
 
 SEED = "seed"
 """Field of a point that is the pretraining's seed."""
+JOURNAL = "journal:"
+"""Prefix of a storage that is a journal file."""
 ROWS = "rows"
 NAME = "name"
 FIRST = "first"
 
 
-def open_study(folder: Path, space: Space) -> optuna.Study:
-    """Open the study in `folder`, or create it.
+def open_study(folder: Path, space: Space, storage: str = "") -> optuna.Study:
+    """Open the study of the sweep in `folder`, or create it.
 
     The rows of a table are enqueued, each once, and trials that failed are enqueued again.
 
+    Args:
+        folder: folder of the sweep, whose name is the study's.
+        space: what varies.
+        storage: see `SweepConfig.storage`.
+
     Raises:
-        UserError: the table has changed since the sweep began, or the study is damaged.
+        UserError: the table has changed since the sweep began, the study is damaged, or its storage cannot be used.
     """
-    path = folder / "study.db"
-    try:
-        storage = RDBStorage(f"sqlite:///{path}")
+    with opened(folder, storage) as place:
         study = optuna.create_study(
-            storage=storage, study_name=folder.name, direction="maximize", load_if_exists=True, sampler=TPESampler()
+            storage=place, study_name=folder.name, direction="maximize", load_if_exists=True, sampler=TPESampler()
         )
-    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); put it back, or --overwrite the sweep") from error
     if isinstance(space, Table):
         rows = {name: dict(row) for name, row in space.rows.items()}
         if study.user_attrs.get(ROWS, rows) != rows:
@@ -67,6 +73,48 @@ def open_study(folder: Path, space: Space) -> optuna.Study:
         if trial.state == TrialState.FAIL:
             study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, FIRST: first_number(trial)})
     return study
+
+
+def make_way(folder: Path, storage: str, *, overwrite: bool) -> None:
+    """Make way in a storage of its own for a sweep that begins: remove the study of its name, if it may be overwritten.
+
+    Raises:
+        UserError: there is one and it must stay, or the storage cannot be used.
+    """
+    with opened(folder, storage) as place:
+        if folder.name not in optuna.get_all_study_names(place):
+            return
+        if not overwrite:
+            raise UserError(
+                f"--storage {public_address(storage)} holds a study named {folder.name}, and {folder} is new: choose "
+                "another --name, or --overwrite the study"
+            )
+        optuna.delete_study(study_name=folder.name, storage=place)
+
+
+@contextmanager
+def opened(folder: Path, storage: str) -> Iterator[BaseStorage]:
+    """Open the storage of a study: SQLite in the sweep's folder, a database, or a journal file.
+
+    Raises:
+        UserError: it is damaged or cannot be used; credentials are not shown.
+    """
+    try:
+        if storage.startswith(JOURNAL):
+            yield JournalStorage(JournalFileBackend(storage.removeprefix(JOURNAL)))
+        else:
+            yield RDBStorage(storage or f"sqlite:///{folder / 'study.db'}")
+    except (SQLAlchemyError, ImportError, OSError, ValueError, optuna.exceptions.StorageInternalError) as error:
+        said = first_line(error)
+        if not storage:
+            path = folder / "study.db"
+            raise UserError(f"{path} is damaged ({said}); put it back, or --overwrite the sweep") from error
+        credentials = storage.partition("://")[2].rpartition("@")[0]
+        why = "" if any(part and part in said for part in credentials.split(":")) else f" ({said})"
+        raise UserError(
+            f"--storage {public_address(storage)} cannot be used{why}: give the URL of a database whose driver is "
+            "installed, or journal:FILE in a folder that exists"
+        ) from None
 
 
 def latest_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -58,7 +58,7 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
 
 
 def run_trial(chain: Chain, trial: str, point: Point, run_stage: RunStage) -> dict[str, float]:
-    """Run a trial's stages, or wait while others run them; return the DSC of each data set.
+    """Run a trial's stages, or wait while others run them; return the DSC of each data set, the mean over seeds.
 
     Raises:
         UserError: a stage refused its input, or no case that was scored holds a class.
@@ -68,15 +68,15 @@ def run_trial(chain: Chain, trial: str, point: Point, run_stage: RunStage) -> di
         chain.store.link(chain.folder / trial / link, one.name)
         with chain.store.claimed(one.name) as folder:
             run_stage(one, folder, {name: str(chain.store.path(need.name)) for name, need in one.needs.items()})
-    scores = {}
+    scores: dict[str, list[float]] = {}
     for one in stages.values():
         if one.verb == "evaluate":
             folder = chain.store.path(one.name)
             score = Storage(folder).read_json(SUMMARY_FILE)["dsc"]["mean"]
             if score is None:
                 raise UserError(f"{folder}: no scored case holds any class")
-            scores[folder_name(one.config.data)] = score
-    return scores
+            scores.setdefault(folder_name(one.config.data), []).append(score)
+    return {name: float(np.mean(of_seeds)) for name, of_seeds in scores.items()}
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def following_trials(chain: Chain, trials: int, updates: int) -> Iterator[None]:
         trials: number of trials.
         updates: number of updates of one trial.
     """
-    networks = trials * len(chain.config.finetune_data)
+    networks = trials * len(chain.config.finetune_data) * max(1, len(chain.config.seeds))
 
     def show() -> None:
         scored = len(list(chain.folder.glob(f"[0-9]*/*/{SUMMARY_FILE}")))

@@ -36,7 +36,7 @@ def trials(rows: Sequence[SweepRow], *levels: float) -> list[EvaluatedRun]:
         scored = run("AnatoMask", level, one.seed or 0)
         kin = {"seed": 0, "seeds": f"pretraining {number}", "starts": "r"}
         folder = Path("runs/ratios") / one.folder / "finetune-data"
-        found[one.folder] = replace(scored, summary={**scored.summary, "training": kin}, folder=folder)
+        found[one.folder] = [replace(scored, summary={**scored.summary, "training": kin}, folder=folder)]
     return as_trials(rows, found)
 
 

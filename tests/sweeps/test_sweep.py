@@ -36,7 +36,7 @@ from anatomask.stages.sweep import Work, check, report, run_stage
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.graph import unique
 from anatomask.sweeps.space import Search, Space, grid, load_space, space_names
-from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, latest_trials, open_study, trials_left
+from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, latest_trials, make_way, open_study, trials_left
 from anatomask.sweeps.trials import run_trial
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.job import TrainingJob
@@ -60,6 +60,8 @@ SETTINGS = ["--recipe", "tiny", "--space", "table3_mask_ratio", "--pretrain-data
         ([*SETTINGS, "--finetune.init", "scratch2"], 2, "finetune.init is set by the sweep"),
         ([*SETTINGS, "--pretrain.method.mask-ratio", "2"], 2, "mask_ratio must lie"),
         ([*SETTINGS, "--concurrent", "0"], 2, "concurrent must be at least 1"),
+        ([*SETTINGS, "--seeds", "1", "1"], 2, "seeds names 1 twice"),
+        ([*SETTINGS, "--seeds", "1", "2", "--finetune.seed", "4"], 2, "finetune.seed is set by the sweep"),
         ([*SETTINGS, "--cluster.workers", "3"], 2, "training.batch_size 2 must be at least"),
         (SETTINGS[:-3], 2, "--finetune-data"),
         (SETTINGS, 1, "x: there is no such file or folder"),
@@ -225,6 +227,32 @@ def test_another_table_under_the_same_name_is_refused(tmp_path: Path) -> None:
         open_study(tmp_path, grid({"method.mask_ratio": (0.5,)}))
 
 
+@pytest.mark.parametrize("address", ["sqlite:///{}/elsewhere.db", "journal:{}/journal.log"])
+def test_a_study_may_lie_in_a_storage_of_its_own(address: str, tmp_path: Path) -> None:
+    storage, folder = address.format(tmp_path), tmp_path / "ratios"
+    make_way(folder, storage, overwrite=False)
+    search = StudySearch(open_study(folder, RATIOS, storage), RATIOS, seed=0)
+    search.suggest("t0")
+    search.on_trial_complete("t0", {METRIC: 0.5})
+    assert trials_left(open_study(folder, RATIOS, storage), RATIOS, 1) == 2
+    assert trials_left(open_study(tmp_path / "other", RATIOS, storage), RATIOS, 1) == 3
+    with pytest.raises(UserError, match="holds a study named ratios"):
+        make_way(folder, storage, overwrite=False)
+    make_way(folder, storage, overwrite=True)
+    assert trials_left(open_study(folder, RATIOS, storage), RATIOS, 1) == 3
+    assert not (folder / "study.db").exists()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["nonsense", "oracle9://u:secret@h/db", "postgresql+none://u:secret@h/db", "journal:/nowhere/at/all/journal.log"],
+)
+def test_a_storage_that_cannot_be_used_is_refused_without_its_password(address: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--storage .* cannot be used") as caught:
+        open_study(tmp_path, RATIOS, address)
+    assert "secret" not in str(caught.value)
+
+
 # The chain
 
 
@@ -288,6 +316,39 @@ def test_the_papers_path_starts_from_the_network_of_the_first_data_set(
         stages = build_chain(parse("sweep", [*argv, "--start-from", start], RECIPES).config).stages({})
         assert stages["finetune-second"].needs["init"] is stages[expected]
         assert stages["evaluate-second"].needs["run"] is stages["finetune-second"]
+
+
+def test_fields_of_any_stage_vary_each_where_it_belongs(labelled: PreparedDataset) -> None:
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path]
+    chain = build_chain(parse("sweep", argv, RECIPES).config)
+    point = {"method.mask_ratio": 0.7, "pretrain.seed": 5, "finetune.optimiser.lr": 0.5, "inference.overlap": 0.25}
+    pretrained, finetuned, evaluated = chain.stages(point).values()
+    assert (pretrained.config.method.mask_ratio, pretrained.config.seed) == (0.7, 5)
+    assert (finetuned.config.optimiser.lr, finetuned.config.seed) == (0.5, 0)
+    assert evaluated.config.inference.overlap == 0.25
+    usual = list(chain.stages({"finetune.optimiser.lr": 0.5}).values())
+    assert usual[0].key == chain.stages({})["pretrain"].key  # a field of finetuning leaves the pretraining as it is
+    for wrong in ("finetune.optimiser.rate", "inference.lap", "finetuning.seed"):
+        with pytest.raises(UserError, match="no such field"):
+            chain.stages({wrong: 1})
+
+
+def test_seeds_are_chains_of_one_trial(labelled: PreparedDataset) -> None:
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--seeds", "3", "7"]
+    chain = build_chain(parse("sweep", argv, RECIPES).config)
+    stages = chain.stages({"method.mask_ratio": 0.7})
+    data = Path(labelled.path).name
+    assert [*stages] == [
+        f"{link}-seed{seed}" for seed in (3, 7) for link in ("pretrain", f"finetune-{data}", f"evaluate-{data}")
+    ]
+    seeds = [stage.config.seed for name, stage in stages.items() if not name.startswith("evaluate")]
+    assert seeds == [3, 3, 7, 7]
+    for seed in (3, 7):
+        assert stages[f"finetune-{data}-seed{seed}"].needs["init"] is stages[f"pretrain-seed{seed}"]
+    for field in ("seed", "finetune.seed"):
+        with pytest.raises(UserError, match="--seeds sets it too"):
+            chain.stages({field: 1})
+    assert check(chain, RATIOS).trainings == 3 * 2 * 2
 
 
 def test_a_pretraining_on_several_folders_is_that_of_the_verb(labelled: PreparedDataset, tmp_path: Path) -> None:
