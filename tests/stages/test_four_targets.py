@@ -99,6 +99,7 @@ def check(name: str, init: str, runs: Path, real_data: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["split"], summary["cases"], summary["failed"]) == ("train", len(SCANS[target]), {})
     assert 0 <= summary["dsc"]["mean"] <= 1 and 0 <= summary["nsd"]["mean"] <= 1
+    assert {"nsd_1mm", "nsd_2mm"} & summary.keys() == ({"nsd_1mm", "nsd_2mm"} if target == "amos22" else set())
     rows = list(csv.DictReader((folder / "cases.csv").read_text().splitlines()))
     assert len(rows) == TARGETS[target].classes * len(SCANS[target])
     assert all(re.fullmatch(r"\d+", row["lesions"]) for row in rows) == (target == "autopet2")

@@ -27,6 +27,7 @@ from anatomask.evaluation.network import read_network
 from anatomask.evaluation.results import CaseScore, to_csv
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
+from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.stages.finetune import FinetuneConfig, initialisation
 from anatomask.weights.files import (
     describe_architecture,
@@ -120,6 +121,24 @@ def test_imported_weights_start_a_finetuning(golden: Path, tmp_path: Path, capsy
     assert torch.equal(network.state_dict()["encoder.stages.0.0.conv1.weight"], torch.cat((stem, stem), 1))
     deep = published["module.sparse_encoder.sp_cnn.conv_blocks_context.4.0.conv2.weight"]
     assert torch.equal(network.state_dict()["encoder.stages.4.0.conv2.weight"], deep)
+
+
+def test_the_command_warns_of_how_published_swin_transformers_merge_patches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`model_swinvit.pt` is of MONAI before 1.5: said on a line, and written into the header."""
+    network = SwinUNETRConfig(feature_size=6, depths=(1, 1, 1, 1), window=3)
+    names = {
+        name: name.removeprefix("swinViT.").replace("mlp.linear", "mlp.fc") for name in network.encoder().state_dict()
+    }
+    state = {f"module.{names[name]}": tensor for name, tensor in network.encoder().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "model_swinvit.pt")
+    assert main(["import-weights", str(tmp_path / "model_swinvit.pt"), "--output", str(tmp_path / "w")]) == 0
+    said = capsys.readouterr()
+    (line,) = [line for line in said.err.splitlines() if "model_swinvit.pt" in line]
+    assert "its patches were merged as in MONAI before 1.5 (its issue 8285): patch_merging is repeated" in line
+    assert "--network.patch-merging repeated" in said.out
+    assert read_header(tmp_path / "w")["architecture"]["patch_merging"] == "repeated"
 
 
 def test_an_imported_network_starts_another_but_is_not_evaluated(runs: Path) -> None:
