@@ -52,6 +52,8 @@ class OverlayRow:
     panels: Sequence[Panel]
     window: tuple[float, float] = CT_WINDOW
     """Grey values shown as black and white."""
+    target: tuple[float, float] | None = None
+    """Voxel (R, A) to which an arrow points in every panel."""
 
 
 @mpl.rc_context({"text.parse_math": False})  # a name with dollars in it is no formula
@@ -121,10 +123,27 @@ def _draw(axes: Axes, row: OverlayRow, panel: Panel, crop: tuple[slice, slice], 
         padded = (-row.spacing[0], extent[1] + row.spacing[0], -row.spacing[1], extent[3] + row.spacing[1])
         axes.contourf(smooth, levels=[0.5, 1.5], colors=[colour], alpha=0.35, extent=padded)
         axes.contour(smooth, levels=[0.5], colors=[colour], linewidths=1.1, extent=padded)
+    if row.target is not None:
+        place = zip(row.target, crop, row.spacing, strict=True)
+        right, anterior = ((at - part.start + 0.5) * edge for at, part, edge in place)
+        _point_at(axes, extent[1] - right, anterior, extent)
     axes.set_xlim(extent[:2])
     axes.set_ylim(extent[2:])
     axes.set_aspect("equal")
     axes.set_axis_off()
+
+
+def _point_at(axes: Axes, x: float, y: float, extent: tuple[float, ...]) -> None:
+    """Draw an arrow to a point in mm, from the side on which the panel has more room."""
+    length = 0.13 * max(extent[1], extent[3])
+    aside = length if x < extent[1] / 2 else -length
+    above = length if y < extent[3] / 2 else -length
+    axes.annotate(
+        "",
+        xy=(x, y),
+        xytext=(x + aside, y + above),
+        arrowprops={"arrowstyle": "-|>", "color": "yellow", "linewidth": 1.8, "shrinkB": 5, "mutation_scale": 13},
+    )
 
 
 def _annotate(axes: Axes, panel: Panel, case: str, *, show_title: bool) -> None:
@@ -157,7 +176,7 @@ def _body_crop(row: OverlayRow) -> tuple[slice, slice]:
         body = parts == 1 + int(np.argmax(sizes))
     boxes = ndimage.find_objects((body | labelled).astype(np.uint8))
     if not boxes:
-        return slice(None), slice(None)
+        return slice(0, None), slice(0, None)
     r, a = (slice(max(part.start - 2, 0), part.stop + 2) for part in boxes[0])
     return r, a
 

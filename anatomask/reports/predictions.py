@@ -64,6 +64,20 @@ def choose_cases(runs: Sequence[EvaluatedRun], count: int) -> list[str]:
     return [ranked[round(float(rank))] for rank in ranks]
 
 
+def median_and_worst(runs: Sequence[EvaluatedRun]) -> list[str]:
+    """Choose the median and the worst of the cases that all runs evaluated, by the mean of the runs' DSC.
+
+    Raises:
+        UserError: there is none.
+    """
+    shared = set.intersection(*(set(run.scores) for run in runs))
+    if not shared:
+        raise UserError("its runs have no evaluated case in common")
+    means = {case: sum(run.scores[case] for run in runs) for case in shared}
+    ranked = sorted(shared, key=lambda case: (-means[case], case))
+    return list(dict.fromkeys((ranked[(len(ranked) - 1) // 2], ranked[-1])))
+
+
 def run_titles(runs: Sequence[EvaluatedRun]) -> list[str]:
     """Return the method of each run, or the run's name where two runs share a method."""
     methods = [run.summary["method"] for run in runs]

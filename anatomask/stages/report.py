@@ -6,6 +6,7 @@ The folder holds:
     table.md, table.csv      the table
     paper.md, paper.csv      tables of the paper with our scores, where runs fit into them
     overlays-<data>.png      predictions on a slice of each case that is shown
+    differences-<data>.png   the median and the worst case, where the predictions differ most
     report.html              tables that sort, curves, a viewer of scans, and what made each run; it needs no network
 """
 
@@ -25,7 +26,7 @@ from anatomask.reports.comparisons import twin_notes
 from anatomask.reports.evaluated_runs import EvaluatedRun, read_run, runs_by_dataset
 from anatomask.reports.folds import pooled
 from anatomask.reports.html_page import Page, PageFigure, Section, is_page, render_page
-from anatomask.reports.overlays import draw_overlays, overlay_paths
+from anatomask.reports.overlays import draw_differences, draw_overlays, overlay_paths
 from anatomask.reports.paper_tables import PaperTable, candidates, paper_tables
 from anatomask.reports.paper_text import page_table, paper_csv, paper_markdown
 from anatomask.reports.provenance import Training, evaluation_commands, trainings_of
@@ -37,6 +38,8 @@ from anatomask.reports.viewer import ViewedCase, viewed_cases
 
 PAPER = ("paper.md", "paper.csv")
 PAGE = "report.html"
+DIFFERENCES = "differences"
+"""Kind of the figures of where predictions differ."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
         written += PAPER
     figures = _overlays(config, results, console)
     out.write(PAGE, render_page(_page(config, results, figures, console)).encode())
-    for name in (*written, *(path.name for path in figures.values()), PAGE):
+    for name in (*written, *(path.name for path in figures), PAGE):
         console.print(str(Path(config.out) / name), markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -98,27 +101,28 @@ def read_results(config: ReportConfig) -> Results:
     return Results(runs, tables, list(twin_notes(tables.arms, tables.rows)), origins, paper)
 
 
-def _overlays(config: ReportConfig, results: Results, console: Console) -> dict[str, Path]:
-    """Draw the figure of each data set whose scans can be read; return its file by data set."""
-    members = runs_by_dataset(results.runs)
-    drawn = {}
+def _overlays(config: ReportConfig, results: Results, console: Console) -> dict[Path, str]:
+    """Draw the figures of each data set whose scans can be read; return the caption of each file."""
+    members, drawn = runs_by_dataset(results.runs), {}
+    of_rows = runs_by_dataset([arm[0] for arm in results.tables.arms])
+    differences = overlay_paths(Path(config.out), members, DIFFERENCES)
     for dataset, path in overlay_paths(Path(config.out), members).items():
         try:
             draw_overlays(path, members[dataset], config.cases)
-            drawn[dataset] = path
+            drawn[path] = f"Predictions on {dataset}."
+            if len(of_rows[dataset]) > 1:
+                draw_differences(differences[dataset], of_rows[dataset])
+                drawn[differences[dataset]] = f"Where the predictions of the rows on {dataset} differ most."
         except UserError as error:
             console.print(f"No figure of {dataset}: {error}", markup=False, highlight=False, style="yellow")
     return drawn
 
 
-def _page(config: ReportConfig, results: Results, figures: dict[str, Path], console: Console) -> Page:
+def _page(config: ReportConfig, results: Results, figures: dict[Path, str], console: Console) -> Page:
     """Compose the page."""
     tables = results.tables
     trainings = list({one.folder.resolve(): one for of_arm in results.origins for one in of_arm}.values())
-    overlays = [
-        PageFigure(f"Predictions on {dataset}", path.read_bytes(), f"Predictions on {dataset}.")
-        for dataset, path in figures.items()
-    ]
+    overlays = [PageFigure(caption, path.read_bytes(), caption) for path, caption in figures.items()]
     sections = [
         scores_section(tables.rows, tables.bold, tables.comparisons, [*tables.remarks, *results.twins]),
         Section("The paper's tables", [page_table(table) for table in results.paper]) if results.paper else None,
@@ -157,7 +161,9 @@ def _output(config: ReportConfig, runs: Sequence[EvaluatedRun]) -> Storage:
     """
     out = Storage(Path(config.out).absolute())
     earlier = out.exists(CSV) and is_csv_table(out.read(CSV))
-    figures = [path.name for path in overlay_paths(Path(config.out), runs_by_dataset(runs)).values()]
+    datasets = runs_by_dataset(runs)
+    kinds = (overlay_paths(Path(config.out), datasets, kind).values() for kind in ("overlays", DIFFERENCES))
+    figures = [path.name for of_kind in kinds for path in of_kind]
     page = () if out.exists(PAGE) and is_page(out.read(PAGE)) else (PAGE,)  # versions before it wrote the table alone
     out.refuse_foreign(page if earlier else (CSV, MARKDOWN, *PAPER, *figures, PAGE), "report", "choose another --out")
     return out
