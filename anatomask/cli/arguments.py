@@ -116,6 +116,34 @@ def parse(verb: str, argv: Sequence[str], recipes: Mapping[str, Recipe]) -> Invo
     return Invocation(config, own.dry_run, own.overwrite)
 
 
+@dataclass(frozen=True)
+class StatusQuestion:
+    """Question of `anatomask sweep --status NAME`: how far is a sweep that runs here or elsewhere?"""
+
+    runs: str
+    """Folder of all runs."""
+    name: str
+    """Name of the sweep."""
+    storage: str
+    """Storage of its study, as `SweepConfig.storage`."""
+
+
+def status_question(argv: Sequence[str]) -> StatusQuestion | None:
+    """Return what is asked of a sweep by `--status NAME`, if it is; no other flags of a sweep are needed then.
+
+    Raises:
+        SystemExit: a flag is beside it that does not belong there.
+    """
+    if not any(word.partition("=")[0] == "--status" for word in argv):
+        return None
+    flags = argparse.ArgumentParser(allow_abbrev=False, prog="anatomask sweep")
+    flags.add_argument("--status", metavar="NAME", required=True, help="name of the sweep")
+    flags.add_argument("--runs", default="runs", help="folder of all runs; default: %(default)s")
+    flags.add_argument("--storage", default="", help="storage of its study, if the sweep was given one")
+    asked = flags.parse_args(argv)
+    return StatusQuestion(asked.runs, asked.status, asked.storage)
+
+
 def help_before(verb: str, recipes: Mapping[str, Recipe]) -> str:
     """Describe for `--help`, in lines of 80 columns, the flags that come before the fields of a verb."""
     flags = {}
@@ -134,6 +162,8 @@ def help_before(verb: str, recipes: Mapping[str, Recipe]) -> str:
         flags[f"{TARGET_FLAG} NAME"] = ", ".join(TARGETS)
     if verb in EPOCHS:
         flags["--schedule NAME"] = f"how to finetune: {', '.join(SCHEDULES)}"
+    if verb == "sweep":
+        flags["--status NAME"] = "how far a sweep is, here or elsewhere; with --runs alone"
     flags["--plugin FILE.py"] = "methods, networks, readers and recipes of your own"
     width = max(map(len, flags))
     lines = [f"  {flag:<{width}}  {what}" for flag, what in flags.items()]

@@ -8,12 +8,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from rich.console import Console
 from rich.table import Table
 
-from anatomask.cli.arguments import parse
+from anatomask.cli.arguments import parse, status_question
 from anatomask.config import NAMED_INPUTS
 from anatomask.data.addresses import is_address
 from anatomask.errors import Note, Stopped, UserError, is_out_of_memory
@@ -61,8 +61,11 @@ def run(verb: str, load: Callable[[], Stage], argv: Sequence[str] | None = None)
     never_fail_to_print()
     console = Console(stderr=True)
     try:
+        arguments = sys.argv[1:] if argv is None else argv
         with notes_shown(console, verb):
-            invocation = parse(verb, sys.argv[1:] if argv is None else argv, RECIPES)
+            if verb == "sweep" and (asked := status_question(arguments)):
+                return cast(Any, load()).show_status(asked.runs, asked.name, asked.storage)
+            invocation = parse(verb, arguments, RECIPES)
             require_inputs(verb, invocation.config)
             module = load()
             if invocation.dry_run:

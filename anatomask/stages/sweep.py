@@ -53,6 +53,7 @@ from anatomask.stages.training import folders
 from anatomask.sweeps.chain import Chain, build_chain, link_name
 from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.space import Space, Table, load_space
+from anatomask.sweeps.status import following_trials, open_sweep, read_status, status_table
 from anatomask.sweeps.study import (
     SCORES,
     SEED,
@@ -65,7 +66,7 @@ from anatomask.sweeps.study import (
     trial_name,
     trials_left,
 )
-from anatomask.sweeps.trials import following_trials, run_trials
+from anatomask.sweeps.trials import run_trials
 from anatomask.terminal.printing import remark, show_failures
 from anatomask.terminal.progress import NewLines
 from anatomask.training.journal import JOURNAL
@@ -133,7 +134,8 @@ def run_sweep(chain: Chain, space: Space, updates: int) -> int:
         total = sum(trial.state == TrialState.COMPLETE for trial in latest_trials(study)) + left
         with running(config.cluster):
             resources = trial_resources(config.cluster, config.concurrent)
-            with following_trials(chain, total, updates):
+            networks = len(config.finetune_data) * max(1, len(config.seeds))
+            with following_trials(chain.folder, study, total, updates, networks):
                 run = partial(run_stage, resources=resources)
                 failures = run_trials(chain, StudySearch(study, space, config.seed), left, run)
         if trials_left(study, space, config.trials) > len(failures):
@@ -209,6 +211,13 @@ def read_results(chain: Chain, rows: Sequence[SweepRow], data: str) -> dict[str,
                 continue
             found.setdefault(row.folder, []).append(replace(run, folder=folder / finetuned))
     return found
+
+
+def show_status(runs: str, name: str, storage: str) -> int:
+    """Print how far a sweep is that runs here or elsewhere, without touching it."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    Console().print(status_table(read_status(*open_sweep(runs, name, storage))))
+    return 0
 
 
 def plan(config: SweepConfig) -> list[tuple[str, str]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ from anatomask.sweeps.chain import Chain
 from anatomask.sweeps.graph import Stage
 from anatomask.sweeps.space import Point
 from anatomask.sweeps.study import METRIC, SCORES, TRIAL, StudySearch
-from anatomask.terminal.progress import last_row, polling, progress_shown
-from anatomask.training.journal import METRICS
 
 TUNE_LOG = "tune.log"
 
@@ -77,33 +75,6 @@ def run_trial(chain: Chain, trial: str, point: Point, run_stage: RunStage) -> di
                 raise UserError(f"{folder}: no scored case holds any class")
             scores.setdefault(folder_name(one.config.data), []).append(score)
     return {name: float(np.mean(of_seeds)) for name, of_seeds in scores.items()}
-
-
-@contextmanager
-def following_trials(chain: Chain, trials: int, updates: int) -> Iterator[None]:
-    """Show, inside the block, the updates that the trials' runs have made and the number of scored networks.
-
-    Args:
-        chain: chain of the trials, which may run on other machines.
-        trials: number of trials.
-        updates: number of updates of one trial.
-    """
-    networks = trials * len(chain.config.finetune_data) * max(1, len(chain.config.seeds))
-
-    def show() -> None:
-        scored = len(list(chain.folder.glob(f"[0-9]*/*/{SUMMARY_FILE}")))
-        progress.update(bar, completed=updates_made(chain.folder), detail=f"{scored}/{networks} scored")
-
-    with progress_shown() as progress:
-        bar = progress.add_task("sweep", total=trials * updates, detail="")
-        with polling(show):
-            yield
-
-
-def updates_made(folder: Path) -> int:
-    """Count the updates of all the runs of a sweep."""
-    rows = (last_row(metrics) for metrics in folder.glob(f"[0-9]*/*/{METRICS}"))
-    return sum(int(row["step"]) for row in rows if row is not None)
 
 
 def _reason(error: Exception) -> str:

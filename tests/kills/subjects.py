@@ -17,8 +17,8 @@ import optuna
 from optuna.trial import TrialState
 from safetensors import safe_open
 
+from anatomask.sweeps.status import updates_made
 from anatomask.sweeps.study import trial_name
-from anatomask.sweeps.trials import updates_made
 from anatomask.terminal.progress import last_row
 from anatomask.training.checkpoints import Checkpoints
 
@@ -187,7 +187,8 @@ class Sweep(Subject):
 
     def progress(self, place: Place) -> float:
         """Return the share of the updates of all trainings that are done."""
-        return updates_made(place.out / "ratios") / (2 * self.steps * self.rows)
+        made = sum(map(updates_made, (place.out / "ratios").glob("[0-9]*")))
+        return made / (2 * self.steps * self.rows)
 
     def finished(self, place: Place) -> dict[str, int]:
         """Return when the checkpoints of each complete trial were written."""
