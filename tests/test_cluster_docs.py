@@ -1,4 +1,4 @@
-"""Commands of docs/cluster.md, taken from the page and given to Ray's own code."""
+"""Commands of the pages on clusters, taken from there and given to Ray's own code and to the verbs' command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from ray._private.runtime_env.packaging import create_package
 from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 from ray.dashboard.modules.job.cli import submit
+
+from anatomask.cli.arguments import parse
+from anatomask.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 MADE = (".git/HEAD", ".venv/bin/python", "runs/a/config.yaml", "demo/x.parquet", "data/ct.nii", "shards/x.parquet")
@@ -69,6 +73,23 @@ def test_excludes_without_a_slash_would_leave_the_package_s_own_folders_out(
 ) -> None:
     bare = job | {"runtime_env_json": job["runtime_env_json"].replace('"/', '"')}
     assert "anatomask/data/storage.py" not in shipped(checkout, bare, tmp_path / "job.zip")
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Verb and arguments of each `pipelines/<verb>.py` and each `sbatch` in the pages."""
+    pages = [ROOT / "README.md", ROOT / "docs" / "cluster.md", *(ROOT / "docs" / "cluster").glob("*.md")]
+    text = "\n".join(re.sub(r" *\\\n *", " ", page.read_text()) for page in pages)
+    text = re.sub(r"`([^`]*)`", lambda code: code[0].replace("\n", " "), text)
+    found = re.findall(r"pipelines/(\w+)\.py(?: --)? (--[^`\n]*)", text)
+    found += re.findall(r"sbatch \S+ \S+ (\w+) (--[^`\n]*)", text)
+    return [(verb, shlex.split(flags)) for verb, flags in found]
+
+
+def test_the_verbs_accept_every_command_of_the_pages() -> None:
+    verbs = [verb for verb, _ in commands()]
+    assert set(verbs) == {"prepare", "pretrain", "finetune", "evaluate"} and verbs.count("pretrain") >= 4
+    for verb, argv in commands():  # the run to finetune from is not here
+        parse(verb, ["scratch" if before == "--init" else word for before, word in pairwise(["", *argv])], RECIPES)
 
 
 def test_the_job_runs_a_program_that_is_shipped(job: dict[str, Any]) -> None:
