@@ -26,6 +26,7 @@ from anatomask.nn.backbones.swin_unetr import PatchMerging
 from anatomask.settings import Settings
 from anatomask.training.estimate import DeviceConfig, PretrainPlanConfig
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
+from anatomask.weights.axes import Axes
 from anatomask.weights.exporting import FOLDERS, UNKNOWN, ExportFormat
 
 SCRATCH = "scratch"
@@ -313,6 +314,9 @@ class ImportWeightsConfig(Settings):
     where the file's tensors have names of that time, else all."""
     attention_heads: int | None = None
     """Number of attention heads of a UNETR's transformer. Default: one per 64 channels, as in the published sizes."""
+    axes: Axes | None = None
+    """Order of the axes of the arrays that a convolutional network was trained on: zyx in nnU-Net's programs. Kernels
+    are turned to xyz, in which scans lie here. Default: what a file of export-weights says, else xyz: as they are."""
     patch_size: tuple[int, int, int] | None = None
     """Crop in voxels for which the positions of a UNETR are interpolated. Default: the one that it was trained on."""
 

@@ -20,6 +20,7 @@ from anatomask.files import write_text
 from anatomask.reports.evaluated_runs import read_run
 from anatomask.runs.evaluation import EVALUATION
 from anatomask.stages.import_weights import check_folder
+from anatomask.weights.axes import IN_WORDS
 from anatomask.weights.exporting import ENDINGS, FOLDERS, Export, export_weights, write_export
 from anatomask.weights.files import find_weights, read_weights, run_name, weights_digest, write_weights
 from anatomask.weights.model_card import MODEL_CARD, guide, model_card
@@ -141,6 +142,7 @@ def describe(export: Export) -> list[tuple[str, str]]:
     """Return titles and texts of what is exported, what completes it, and what is left out."""
     rows = [
         ("tensors", f"{export.exported}"),
+        ("axes", IN_WORDS[export.axes]),
         ("strides", f"{export.strides} relative to the input; the network that loads the file needs the same"),
     ]
     if export.fresh:

@@ -87,7 +87,7 @@ def _read_foreign(path: Path, config: ImportWeightsConfig) -> Weights:
     """Read another program's file, and describe it in a header."""
     given = {"patch_merging": config.patch_merging, "attention_heads": config.attention_heads}
     unseen = {field: value for field, value in given.items() if value is not None}
-    foreign = read_foreign_weights(path, config.allow_missing, unseen)
+    foreign = read_foreign_weights(path, config.allow_missing, unseen, config.axes)
     header: dict[str, Any] = {
         "format": HEADER_FORMAT,
         "kind": foreign.kind,
@@ -97,6 +97,7 @@ def _read_foreign(path: Path, config: ImportWeightsConfig) -> Weights:
             "form": foreign.form.title,
             "file": path.name,
             "sha256": file_digest(path),
+            "axes": foreign.axes,
             "strides": "those of the plans in the file" if foreign.planned else "the published ones: the file has none",
         },
         "missing": list(foreign.missing),
@@ -137,6 +138,7 @@ def describe(weights: Weights) -> list[tuple[str, str]]:
         ("read", header.get("imported", {}).get("form", "weights of anatomask")),
         (what, f"{len(weights.tensors)} tensors; {size_in_words(network)}"),
         ("strides", f"{network.strides_in_words()} ({origin})"),
+        *([("axes", "turned from z, y, x to x, y, z")] if header.get("imported", {}).get("axes") == "zyx" else []),
         *(("not transferred", name) for name in header.get("not_transferred", ())),
         *(("missing, drawn afresh in finetuning", name) for name in header.get("missing", ())),
     ]

@@ -13,6 +13,8 @@ Those programs choose by a file's ending what they look for in it, so endings ma
     safetensors          the same under the names of our checkpoints, with the header
     huggingface          a folder of it: `model.safetensors`, `model.json`, and the model card `README.md`
     monai-bundle         a folder of a finetuned network that `python -m monai.bundle run` executes
+
+nnU-Net's arrays have the axes (z, y, x), so kernels and strides are turned in its three formats, and a key says so.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.names import Form
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import AUTOENCODER, PUBLISHED_STUNET, STUNetConfig
+from anatomask.weights.axes import AXES, Axes, turned, turned_strides
 from anatomask.weights.files import (
     beyond_encoder,
     encoder_prefix,
@@ -56,6 +59,8 @@ ENDINGS: Mapping[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
 }
 """Endings that files of each format may have; the first is the usual one. Those in `FOLDERS` have none."""
+TURNED: tuple[ExportFormat, ...] = ("nnunet", "stunet", "nnssl")
+"""Formats of nnU-Net's programs, whose arrays have the axes (z, y, x)."""
 UNKNOWN = "unknown"
 """Licence, in the terms of the Hugging Face hub, that nobody has stated."""
 CONFIGURATION = "3d_fullres"
@@ -81,7 +86,9 @@ class Export:
     left_out: tuple[str, ...]
     """Names, in our checkpoint, of the tensors that are not exported."""
     strides: str
-    """Strides of the network's stages relative to the input, which no tensor shows."""
+    """Strides of the network's stages relative to the input, which no tensor shows, in the order `axes`."""
+    axes: Axes = "xyz"
+    """Order of the axes of kernels and strides."""
 
 
 def export_weights(weights: Weights, format: ExportFormat, ending: str, in_channels: int | None = None) -> Export:
@@ -130,6 +137,11 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
     header.pop("whole", None)  # the decoder of a pretraining stays behind
     fresh: dict[str, Tensor] = {}
     content: dict[str, Any]
+    axes: Axes = "zyx" if format in TURNED else "xyz"
+    if axes == "zyx":
+        tensors = turned(tensors)
+        if isinstance(fitted, STUNetConfig):
+            fitted = fitted.with_strides(turned_strides(fitted.stage_strides))
     if format == "safetensors" or format in FOLDERS:
         content = {prefix + name: tensor for name, tensor in tensors.items()}
     elif format == "monai":
@@ -165,9 +177,11 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
         content = {"network_weights": _renamed(tensors, PUBLISHED_STUNET) | fresh}
     if fresh:
         content = {**content, FRESH: sorted(fresh)}
-    if isinstance(network, STUNetConfig) and format in ("nnunet", "stunet"):
-        content = {**content, "init_args": _init_args(network)}
-    return Export(content, header, len(tensors), tuple(sorted(fresh)), left_out, network.strides_in_words())
+    if isinstance(fitted, STUNetConfig) and format in ("nnunet", "stunet"):
+        content = {**content, "init_args": _init_args(fitted)}
+    if axes == "zyx":
+        content = {**content, AXES: axes}
+    return Export(content, header, len(tensors), tuple(sorted(fresh)), left_out, fitted.strides_in_words(), axes)
 
 
 def write_export(path: Path, format: ExportFormat, export: Export) -> None:
@@ -204,11 +218,11 @@ def _both_names(name: str) -> list[str]:
 def _adaptation_plan(header: Mapping[str, Any], network: BackboneConfig) -> dict[str, Any]:
     """Describe a pretrained ResEnc-L as nnssl does, for nnU-Net, which lays out data and network like the pretraining.
 
-    Fields: those that nnU-Net's `preprocess_like_nnssl` reads.
+    Fields: those that nnU-Net's `preprocess_like_nnssl` reads; axes (z, y, x).
     """
-    patch = list(header["patch_size"])
+    patch = list(header["patch_size"])[::-1]
     configuration = {
-        "spacing": list(header["spacing"]),
+        "spacing": list(header["spacing"])[::-1],
         "patch_size": patch,
         "normalization_schemes": ["ZScoreNormalization"] * network.in_channels,
         "use_mask_for_norm": [False] * network.in_channels,

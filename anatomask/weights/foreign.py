@@ -31,6 +31,7 @@ from anatomask.nn.backbones.stunet import AUTOENCODER
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder
 from anatomask.nn.norms import NormScope
 from anatomask.parsing import entry_of
+from anatomask.weights.axes import AXES, Axes, turned, turned_strides
 from anatomask.weights.matching import describe_faults, find_faults, is_named
 
 FRESH = "fresh"
@@ -64,10 +65,15 @@ class ForeignWeights:
     """Names in the file of tensors that were not transferred, and why."""
     whole: bool = False
     """True for a pretraining whose decoder is that of the segmentation network."""
+    axes: Axes = "xyz"
+    """Order of the axes of kernels in the file; here it is (x, y, z)."""
 
 
 def read_foreign_weights(
-    path: str | Path, allow_missing: Sequence[str] = (), unseen: Mapping[str, Any] = MappingProxyType({})
+    path: str | Path,
+    allow_missing: Sequence[str] = (),
+    unseen: Mapping[str, Any] = MappingProxyType({}),
+    axes: Axes | None = None,
 ) -> ForeignWeights:
     """Read a file in any of the known forms; sizes are inferred from the tensors.
 
@@ -75,6 +81,8 @@ def read_foreign_weights(
         path: `.pt`, `.pth` or `.model`.
         allow_missing: names (the file's or ours), prefixes that end at a dot, or patterns that need not match.
         unseen: fields of the network that no tensor shows. Default: those that are published.
+        axes: order of the axes along which kernels lie in the file, which become (x, y, z). Default: what the file says
+            itself, as those of `export-weights` do, else `xyz`, so that axes stay as they are.
 
     Raises:
         UserError: the file cannot be read safely, is of no known form, holds tensors (named) that do not fit, or plans
@@ -113,7 +121,9 @@ def read_foreign_weights(
             tensors[native], called[native] = form.converted(native, value), name
             if value.is_floating_point() and not value.isfinite().all():
                 faults[name] = "not finite"
-    strides = _planned_strides(content, path)
+    strides, axes = _planned_strides(content, path), _axes_of(content, backbone, axes, path)
+    if axes == "zyx":
+        tensors, strides = turned(tensors), None if strides is None else turned_strides(strides)
     network, stages, classes, own = _match_network(backbone, form, tensors, unseen, strides, path)
     tensors |= (computed := _computed(network, own.keys() - tensors.keys()))
     called |= {native: native for native in computed}
@@ -133,7 +143,7 @@ def read_foreign_weights(
     missing = tuple(sorted(own.keys() - kept.keys()))
     kind = "segmentation" if stages is None else "pretraining"
     dropped, planned = tuple(sorted(left_out.items())), strides is not None
-    return ForeignWeights(form, kind, network, stages, classes, planned, kept, missing, dropped, whole)
+    return ForeignWeights(form, kind, network, stages, classes, planned, kept, missing, dropped, whole, axes)
 
 
 def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sample") -> MaskedAutoencoder:
@@ -236,6 +246,26 @@ def _planned_strides(content: Mapping[str, Any], path: str | Path) -> tuple[tupl
         return None
     where = f"init_args.plans of {path}"
     return stage_strides(find_configuration(plans, entry_of(arguments, "configuration", where), where), where)
+
+
+def _axes_of(content: Mapping[str, Any], backbone: type[BackboneConfig], axes: Axes | None, path: str | Path) -> Axes:
+    """Find the order of the axes of kernels.
+
+    Raises:
+        UserError: the network is of another kind, or nnU-Net exchanged the axes of its arrays once more.
+    """
+    if axes is not None and not backbone.convolutional:
+        raise UserError(f"--axes is for convolutional networks, and {path} is of {backbone.name}: leave it out")
+    known: Axes = "zyx" if (axes or content.get(AXES)) == "zyx" else "xyz"
+    arguments = content.get("init_args")
+    plans = arguments.get("plans") if isinstance(arguments, Mapping) else None
+    order = plans.get("transpose_forward", [0, 1, 2]) if isinstance(plans, Mapping) else [0, 1, 2]
+    if known == "zyx" and order not in ([0, 1, 2], (0, 1, 2)):
+        raise UserError(
+            f"--axes zyx: the plans in {path} exchange the axes of arrays (transpose_forward is {order}), which is not "
+            "undone here: leave --axes out"
+        )
+    return known
 
 
 def _match_network(

@@ -98,6 +98,9 @@ def test_out_and_in_again(
     encoder = run == "ts-anatomask"
     assert same(again.tensors, {n: t for n, t in source.tensors.items() if not encoder or "student.encoder." in n})
     assert again.header["architecture"] == source.header["architecture"]
+    turned = format in ("nnunet", "stunet")
+    assert ("\naxes: z, y, x\n" in shown) == turned
+    assert ("axes: turned from z, y, x to x, y, z" in capsys.readouterr().out) == turned
 
 
 def test_imported_weights_start_a_finetuning(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

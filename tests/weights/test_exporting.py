@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
+from anatomask.weights.axes import turned
 from anatomask.weights.exporting import ENDINGS, export_weights, write_export
 from anatomask.weights.files import describe_architecture, initialise
 from anatomask.weights.foreign import read_foreign_weights
@@ -144,12 +146,14 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_the_published_network_computes_the_same(tmp_path: Path, network: STUNetConfig, format: str, file: str) -> None:
     weights = finetuned(network)
     path = write(tmp_path / file, weights, format)
-    theirs, ours = Published(network, 2), STUNet(network, 2)
+    pooling = network.pooling and tuple((c, b, a) for a, b, c in network.pooling)
+    theirs, ours = Published(replace(network, pooling=pooling), 2), STUNet(network, 2)
     load_into_nnunet(theirs, path, without="nothing is left out")
     ours.load_state_dict(weights.tensors)
-    volume = torch.randn(1, network.in_channels, 32, 32, 48)
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(volume), ours(volume)[0], rtol=1e-4, atol=1e-4)
+    volume = torch.randn(1, network.in_channels, 32, 64, 48)
+    with torch.no_grad():  # nnU-Net's arrays have the axes z, y, x
+        there = theirs(volume.transpose(2, 4)).transpose(2, 4)
+        torch.testing.assert_close(there, ours(volume)[0], rtol=1e-4, atol=1e-4)
     assert read_foreign_weights(path).network == network
     assert set(torch.load(path)["state_dict" if format == "stunet" else "network_weights"]) == set(theirs.state_dict())
 
@@ -172,7 +176,7 @@ def test_a_pretrained_encoder_starts_a_network_in_nnunet(tmp_path: Path, network
     state = target.state_dict()
     for name, tensor in student(weights).items():
         theirs = name.replace("encoder.stages", "conv_blocks_context").replace("shortcut", "conv3")
-        assert torch.equal(state.pop(theirs), tensor)
+        assert torch.equal(state.pop(theirs), turned({"": tensor})[""])
     fresh = torch.load(path)["fresh"]
     assert set(fresh) == {name for name in state if "seg_outputs" not in name}
     again = torch.load(write(tmp_path / "again.pth", weights, "nnunet"))["network_weights"]
@@ -300,7 +304,7 @@ def resenc_l(stages: int, in_channels: int = 1) -> Weights:
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in network.encoder(stages).state_dict().items()}
     tensors = {f"student.encoder.{name}": torch.zeros(1).expand(shape) for name, shape in shapes.items()}
-    facts = {"stages": stages, "patch_size": [128, 128, 128], "spacing": [1.5, 1.5, 1.5], "dataset": "scans"}
+    facts = {"stages": stages, "patch_size": [112, 112, 128], "spacing": [1.5, 1.5, 3.0], "dataset": "scans"}
     return Weights(tensors, {"kind": "pretraining", "architecture": describe_architecture(network), **facts})
 
 
@@ -313,8 +317,9 @@ def test_a_pretrained_resenc_l_leaves_with_the_plan_that_nnu_net_reads() -> None
         "arch_kwargs_requiring_import": None,
     }
     (configuration,) = plan["pretrain_plan"]["configurations"].values()
-    assert configuration["patch_size"] == plan["recommended_downstream_patchsize"] == [128, 128, 128]
-    assert configuration["spacing"] == [1.5, 1.5, 1.5] and plan["pretrain_num_input_channels"] == 2
+    assert configuration["patch_size"] == plan["recommended_downstream_patchsize"] == [128, 112, 112]
+    assert configuration["spacing"] == [3.0, 1.5, 1.5] and plan["pretrain_num_input_channels"] == 2
+    assert content["axes"] == "zyx"
     names = content["network_weights"].keys()
     assert all(name.startswith((plan["key_to_encoder"] + ".", plan["key_to_stem"] + ".")) for name in names)
     stem = [content["network_weights"][f"{key}.weight"] for key in plan["keys_to_in_proj"]]

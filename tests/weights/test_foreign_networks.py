@@ -115,6 +115,8 @@ def test_monais_swin_unetr_is_read_with_a_note_on_its_versions(tmp_path: Path) -
 
     theirs = Network(1, 4, feature_size=12).state_dict()
     torch.save(theirs, tmp_path / "swin.pt")
+    with pytest.warns(Note), pytest.raises(UserError, match=r"--axes is for convolutional networks, and .* swin_unetr"):
+        read_foreign_weights(tmp_path / "swin.pt", axes="zyx")
     with pytest.warns(Note, match="before 1.5"):
         foreign = read_foreign_weights(tmp_path / "swin.pt")
     assert (foreign.kind, foreign.network, foreign.classes) == ("segmentation", SwinUNETRConfig(feature_size=12), 3)
