@@ -251,6 +251,8 @@ class ReportConfig(Settings):
     tables: tuple[Literal["1", "2", "3", "4", "5", "6"], ...] | None = None
     """Numbers of the paper's tables that are laid out with our scores beside the published ones, and with the commands
     for what is missing. Default: those with scores of these runs."""
+    sweeps: tuple[str, ...] = ()
+    """Folders of sweeps, whose figures (importance of fields, parallel coordinates, slices) the page shows."""
     viewer_mb: float = 10.0
     """Size in MB of the scans in report.html, all together. 0: none, so that the page holds no patient's scan but the
     slices of the figures."""
@@ -259,7 +261,7 @@ class ReportConfig(Settings):
         super().__post_init__()
         if self.runs == ():
             raise ValueError("runs must name at least one folder of an evaluated run")
-        self.require_distinct("runs", "tables")
+        self.require_distinct("runs", "tables", "sweeps")
         self.require_range(1, 100, "cases")
         self.require_range(0, 1000, "viewer_mb")
 

@@ -22,7 +22,7 @@ WRITTEN = (
     *("stop", "metrics.jsonl", "non_finite.jsonl", "log.txt", "events.out.tfevents.*"),
     *("checkpoints/step_*/*.safetensors", "checkpoints/step_*/*.json", "checkpoints/.step_*/*", "pictures/**/*.png"),
     *("exported/*.pth", "exported/*.pt", "exported/*.model", "exported/*.safetensors"),
-    *("study.db", "study.db-journal", "sweep.csv", "table.csv", "table.md", "tune.log"),
+    *("study.db", "study.db-journal", "sweep.csv", "study.png", "table.csv", "table.md", "tune.log"),
     *(INPUTS, ENVIRONMENT, CONFIG, "trackers.json"),
 )
 """Patterns of the files that the program writes into the folder of a run or a sweep, besides those of an evaluation."""

@@ -33,6 +33,7 @@ from anatomask.reports.provenance import Training, evaluation_commands, training
 from anatomask.reports.result_tables import CSV, MARKDOWN, ResultTables
 from anatomask.reports.sections import classes_section, course_section, run_details, runs_table, scores_section
 from anatomask.reports.seeds import by_seed
+from anatomask.reports.studies import study_png
 from anatomask.reports.tables import is_csv_table
 from anatomask.reports.viewer import ViewedCase, viewed_cases
 
@@ -55,6 +56,8 @@ class Results:
     """Trainings that the runs of each arm come from."""
     paper: Sequence[PaperTable]
     """Tables of the paper that are shown."""
+    sweeps: Sequence[PageFigure]
+    """Figure of each sweep."""
 
 
 def plan(config: ReportConfig) -> list[tuple[str, str]]:
@@ -92,13 +95,15 @@ def read_results(config: ReportConfig) -> Results:
     """Read the runs of a report and compare them.
 
     Raises:
-        UserError: a run was not evaluated, or its results are damaged; the message names the file.
+        UserError: a run was not evaluated, its results are damaged, or a sweep has no figure; the message names the
+            file.
     """
     runs = pooled([read_run(folder) for folder in config.runs])
     tables = ResultTables.of(by_seed(runs))
     origins = [trainings_of(arm) for arm in tables.arms]
     paper = paper_tables(candidates(tables.arms, origins), config.tables)
-    return Results(runs, tables, list(twin_notes(tables.arms, tables.rows)), origins, paper)
+    sweeps = [PageFigure(folder, study_png(folder), f"Trials of {folder}.") for folder in config.sweeps]
+    return Results(runs, tables, list(twin_notes(tables.arms, tables.rows)), origins, paper, sweeps)
 
 
 def _overlays(config: ReportConfig, results: Results, console: Console) -> dict[Path, str]:
@@ -129,6 +134,7 @@ def _page(config: ReportConfig, results: Results, figures: dict[Path, str], cons
         classes_section(tables.arms, tables.rows),
         Section("Predictions", figures=overlays) if overlays else None,
         course_section(trainings),
+        Section("Sweeps", figures=results.sweeps) if results.sweeps else None,
     ]
     report = ["anatomask", "report", "--runs", *config.runs, "--out", config.out]
     commands = [*evaluation_commands(results.runs), shlex.join(report)]

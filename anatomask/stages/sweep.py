@@ -13,6 +13,7 @@ failed ones are tried again. The sweep's folder holds:
     000-mask_ratio=0.6/      links to a trial's runs: pretrain; finetune-<data> and evaluate-<data> for each data set
     table.md, table.csv      the tables of `anatomask report`: a row for each trial and data set, and what differs
     sweep.csv                the trials with their fields and scores
+    study.png                importance of the fields, parallel coordinates and slices, where a field was varied
     tune.log, tune/          Ray Tune's output and state; the traceback of a trial that failed
 
 The runs themselves lie in the store (`anatomask.runs.store`): what trials or sweeps have in common is made once.
@@ -41,8 +42,10 @@ from anatomask.names import file_name
 from anatomask.nested import plain
 from anatomask.plugins import plugin_digests
 from anatomask.reports.evaluated_runs import EvaluatedRun, read_run
+from anatomask.reports.figures import write_figure
 from anatomask.reports.result_tables import CSV, MARKDOWN, ResultTables
 from anatomask.reports.seeds import by_seed
+from anatomask.reports.studies import STUDY_FIGURE, Trials, study_figure
 from anatomask.reports.sweeps import SweepRow, as_trials, paper_ablation, scratch_twins, sweep_csv, sweep_notes
 from anatomask.runs.belongings import is_run
 from anatomask.runs.checkpoint_index import last_step
@@ -188,10 +191,14 @@ def report(chain: Chain, study: optuna.Study, space: Space) -> None:
     tables = ResultTables.of(by_seed([*trials, *twins]))
     further = list(sweep_notes(rows, trials, twins, paper))
     tables.write(Storage(chain.folder), further)
+    names = [MARKDOWN, CSV, "sweep.csv"]
+    if (figure := study_figure(Trials.of(study))) is not None:
+        write_figure(figure, chain.folder / STUDY_FIGURE)
+        names.append(STUDY_FIGURE)
     console = Console()
     tables.show(console, further)
     for line in (
-        *(chain.folder / name for name in (MARKDOWN, CSV, "sweep.csv")),
+        *(chain.folder / name for name in names),
         f"tensorboard --logdir {chain.folder}",
     ):
         console.print(str(line), markup=False, highlight=False, soft_wrap=True)

@@ -464,7 +464,8 @@ def test_a_sweep_ends_with_the_tables_of_a_report(
     assert "| mask_ratio=0.8 – mask_ratio=0.6, DSC | 1 | +30.0 [+30.0, +30.0] |" in table
     assert "| mask_ratio=0.6 – scratch, DSC |" in table and "have no run from scratch" not in table
     assert "Without a score: mask_ratio=0.9 (failed)." in table
-    assert all(word in shown for word in ("82.5 ± 1.9", "Verdict", "better", "table.csv", "sweep.csv"))
+    assert all(word in shown for word in ("82.5 ± 1.9", "Verdict", "better", "table.csv", "sweep.csv", "study.png"))
+    assert (chain.folder / "study.png").read_bytes().startswith(b"\x89PNG")
     shutil.rmtree(chain.folder / "000-mask_ratio=0.6")
     (tmp_path / "from-scratch/cases.csv").unlink()
     report(chain, study, RATIOS)
