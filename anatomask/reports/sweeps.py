@@ -32,29 +32,20 @@ class SweepRow:
     """DSC of each data set."""
     dsc: float | None
     """Mean DSC over the data sets."""
-    shared_name: str = ""
-    """Name that trials share which differ in the seed of the pretraining alone. Default: `name`."""
-    seed: int | None = None
-    """Seed of the pretraining, where the trial set it."""
 
 
 def as_trials(rows: Sequence[SweepRow], runs: Mapping[str, Sequence[EvaluatedRun]]) -> list[EvaluatedRun]:
     """Name the scored networks of one data set, given by their trials' folders, as rows of a table do.
 
-    A trial's name is its method. Its networks of several seeds, and trials that differ in the seed of the pretraining
-    alone, are runs of one row.
+    A trial's name is its method. Its networks of several seeds are runs of one row.
     """
-    numbers: dict[str, list[str]] = {}
-    for number, row in enumerate(rows):
-        numbers.setdefault(row.shared_name or row.name, []).append(str(number))
     named = []
-    for row in rows:
+    for number, row in enumerate(rows):
         for run in runs.get(row.folder, ()):
-            name, training = row.shared_name or row.name, run.summary.get("training")
-            kin = training and {**training, "seeds": name, "seed": training["seed"] if row.seed is None else row.seed}
-            start = f"trial{'s' * (len(numbers[name]) > 1)} {', '.join(numbers[name])}"
-            summary = {**run.summary, "run": row.folder, "method": name, "initialisation": start, "training": kin}
-            named.append(replace(run, summary=summary))
+            training = run.summary.get("training")
+            kin = training and {**training, "seeds": row.name}  # their pretrainings differ, too
+            names = {"run": row.folder, "method": row.name, "initialisation": f"trial {number}"}
+            named.append(replace(run, summary={**run.summary, **names, "training": kin}))
     return named
 
 

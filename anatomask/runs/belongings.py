@@ -22,6 +22,9 @@ WRITTEN = (
     *("stop", "metrics.jsonl", "non_finite.jsonl", "log.txt", "events.out.tfevents.*"),
     *("checkpoints/step_*/*.safetensors", "checkpoints/step_*/*.json", "checkpoints/.step_*/*", "pictures/**/*.png"),
     *("exported/*.pth", "exported/*.pt", "exported/*.model", "exported/*.safetensors"),
+    *(f"exported/huggingface/{name}" for name in ("model.safetensors", "model.json", "README.md")),
+    *("exported/monai-bundle/LICENSE", "exported/monai-bundle/configs/*.json", "exported/monai-bundle/docs/README.md"),
+    *("exported/monai-bundle/models/model.safetensors", "exported/monai-bundle/models/model.json"),
     *("study.db", "study.db-journal", "sweep.csv", "study.png", "table.csv", "table.md", "tune.log"),
     *(INPUTS, ENVIRONMENT, CONFIG, "trackers.json"),
 )

@@ -59,12 +59,10 @@ from anatomask.sweeps.space import Space, Table, load_space
 from anatomask.sweeps.status import following_trials, open_sweep, read_status, status_table
 from anatomask.sweeps.study import (
     SCORES,
-    SEED,
     StudySearch,
     latest_trials,
     make_way,
     open_study,
-    shared_name,
     shown_name,
     trial_name,
     trials_left,
@@ -177,8 +175,6 @@ def report(chain: Chain, study: optuna.Study, space: Space) -> None:
             point=trial.params,
             scores=trial.user_attrs.get(SCORES, {}),
             dsc=trial.value if trial.state == TrialState.COMPLETE else None,
-            shared_name=shared_name(trial),
-            seed=trial.params.get(SEED),
         )
         for trial in latest_trials(study)
     ]

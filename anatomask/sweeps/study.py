@@ -34,8 +34,6 @@ SCORES = "scores"
 TRIAL = "trial"
 """Key of a trial's name in the configuration that Tune passes to it, beside the fields of its point."""
 
-SEED = "seed"
-"""Field of a point that is the pretraining's seed."""
 JOURNAL = "journal:"
 """Prefix of a storage that is a journal file."""
 ROWS = "rows"
@@ -131,12 +129,6 @@ def first_number(trial: FrozenTrial) -> int:
 def shown_name(trial: FrozenTrial) -> str:
     """Return the trial's name in the table of results: the name of its row, or its point."""
     return str(trial.user_attrs.get(NAME, point_name(trial.params)))
-
-
-def shared_name(trial: FrozenTrial) -> str:
-    """Return the name that a trial shares with those that differ from it in the pretraining's seed alone."""
-    others = {field: value for field, value in trial.params.items() if field != SEED}
-    return shown_name(trial) if others == trial.params else point_name(others) or "every trial"
 
 
 def trial_name(trial: FrozenTrial) -> str:

@@ -99,6 +99,8 @@ def test_overwrite_leaves_the_files_of_others_and_says_so(tmp_path: Path) -> Non
     open_run(run, SETTINGS, overwrite=False)
     ours = ["metrics.jsonl", "checkpoints/index.json", "checkpoints/step_00000001/model.safetensors", "ray/a/b.pkl"]
     ours += ["checkpoints/.step_00000002/.model.json.77", "pictures/reconstruction/case.png", "exported/nnunet.pth"]
+    ours += ["exported/huggingface/README.md", "exported/monai-bundle/LICENSE"]
+    ours += ["exported/monai-bundle/models/model.json"]
     ours += ["events.out.tfevents.1.host", "evaluation.json", "predictions/a.csv", "predictions/a.nii.gz", "cases.csv"]
     theirs = ["notes.md", "checkpoints/mine/model.safetensors", "predictions/corrected.nii.gz", "pictures/figure.svg"]
     for name in (*ours, *theirs):
