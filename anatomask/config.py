@@ -251,6 +251,9 @@ class ReportConfig(Settings):
     tables: tuple[Literal["1", "2", "3", "4", "5", "6"], ...] | None = None
     """Numbers of the paper's tables that are laid out with our scores beside the published ones, and with the commands
     for what is missing. Default: those with scores of these runs."""
+    pretrained: tuple[str, ...] = ()
+    """Folders of runs of `pretrain`, by AnatoMask or another masked method, whose patch losses and masks are drawn on
+    cases of their data: Fig. 1 and 3 of the paper. Computed here, on the CPU."""
     sweeps: tuple[str, ...] = ()
     """Folders of sweeps, whose figures (importance of fields, parallel coordinates, slices) the page shows."""
     viewer_mb: float = 10.0
@@ -261,7 +264,7 @@ class ReportConfig(Settings):
         super().__post_init__()
         if self.runs == ():
             raise ValueError("runs must name at least one folder of an evaluated run")
-        self.require_distinct("runs", "tables", "sweeps")
+        self.require_distinct("runs", "tables", "pretrained", "sweeps")
         self.require_range(1, 100, "cases")
         self.require_range(0, 1000, "viewer_mb")
 

@@ -6,6 +6,7 @@ The folder holds:
     table.md, table.csv      the table
     paper.md, paper.csv      tables of the paper with our scores, where runs fit into them
     overlays-<data>.png      predictions on a slice of each case that is shown
+    masks-<run>.png          what each pretrained run hides of cases of its data
     differences-<data>.png   the median and the worst case, where the predictions differ most
     report.html              tables that sort, curves, a viewer of scans, and what made each run; it needs no network
 """
@@ -24,8 +25,10 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.reports.comparisons import twin_notes
 from anatomask.reports.evaluated_runs import EvaluatedRun, read_run, runs_by_dataset
+from anatomask.reports.figures import write_figure
 from anatomask.reports.folds import pooled
 from anatomask.reports.html_page import Page, PageFigure, Section, is_page, render_page
+from anatomask.reports.masks import masked_cases, masks_caption, masks_figure
 from anatomask.reports.overlays import draw_differences, draw_overlays, overlay_paths
 from anatomask.reports.paper_tables import PaperTable, candidates, paper_tables
 from anatomask.reports.paper_text import page_table, paper_csv, paper_markdown
@@ -41,6 +44,8 @@ PAPER = ("paper.md", "paper.csv")
 PAGE = "report.html"
 DIFFERENCES = "differences"
 """Kind of the figures of where predictions differ."""
+MASKS = "masks"
+"""Kind of the figures of what pretrained runs hide."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,9 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
         out.write(PAPER[0], paper_markdown(results.paper).encode())
         out.write(PAPER[1], paper_csv(results.paper).encode())
         written += PAPER
-    figures = _overlays(config, results, console)
-    out.write(PAGE, render_page(_page(config, results, figures, console)).encode())
-    for name in (*written, *(path.name for path in figures), PAGE):
+    predictions, masks = _overlays(config, results, console), _masks(config, console)
+    out.write(PAGE, render_page(_page(config, results, predictions, masks, console)).encode())
+    for name in (*written, *(path.name for path in (*predictions, *masks)), PAGE):
         console.print(str(Path(config.out) / name), markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -123,16 +128,36 @@ def _overlays(config: ReportConfig, results: Results, console: Console) -> dict[
     return drawn
 
 
-def _page(config: ReportConfig, results: Results, figures: dict[Path, str], console: Console) -> Page:
+def _masks(config: ReportConfig, console: Console) -> dict[Path, str]:
+    """Draw the masks of each pretrained run; return the caption of each file."""
+    drawn = {}
+    for run, path in overlay_paths(Path(config.out), config.pretrained, MASKS).items():
+        try:
+            cases, dataset = masked_cases(run, config.cases)
+        except UserError as error:
+            console.print(f"No masks of {run}: {error}", markup=False, highlight=False, style="yellow")
+            continue
+        write_figure(masks_figure(cases, dataset.class_names), path)
+        drawn[path] = masks_caption(run, cases)
+    return drawn
+
+
+def _page(
+    config: ReportConfig,
+    results: Results,
+    predictions: dict[Path, str],
+    masks: dict[Path, str],
+    console: Console,
+) -> Page:
     """Compose the page."""
     tables = results.tables
     trainings = list({one.folder.resolve(): one for of_arm in results.origins for one in of_arm}.values())
-    overlays = [PageFigure(caption, path.read_bytes(), caption) for path, caption in figures.items()]
     sections = [
         scores_section(tables.rows, tables.bold, tables.comparisons, [*tables.remarks, *results.twins]),
         Section("The paper's tables", [page_table(table) for table in results.paper]) if results.paper else None,
         classes_section(tables.arms, tables.rows),
-        Section("Predictions", figures=overlays) if overlays else None,
+        _figures("Predictions", predictions),
+        _figures("Masks", masks),
         course_section(trainings),
         Section("Sweeps", figures=results.sweeps) if results.sweeps else None,
     ]
@@ -145,6 +170,12 @@ def _page(config: ReportConfig, results: Results, figures: dict[Path, str], cons
         runs=runs_table(trainings) if trainings else None,
         details=run_details(trainings, commands),
     )
+
+
+def _figures(title: str, files: dict[Path, str]) -> Section | None:
+    """Show figures, given as file and caption; None without any."""
+    shown = [PageFigure(caption, path.read_bytes(), caption) for path, caption in files.items()]
+    return Section(title, figures=shown) if shown else None
 
 
 def _scans(config: ReportConfig, results: Results, console: Console) -> list[ViewedCase]:
@@ -168,8 +199,8 @@ def _output(config: ReportConfig, runs: Sequence[EvaluatedRun]) -> Storage:
     out = Storage(Path(config.out).absolute())
     earlier = out.exists(CSV) and is_csv_table(out.read(CSV))
     datasets = runs_by_dataset(runs)
-    kinds = (overlay_paths(Path(config.out), datasets, kind).values() for kind in ("overlays", DIFFERENCES))
-    figures = [path.name for of_kind in kinds for path in of_kind]
+    kinds = (("overlays", datasets), (DIFFERENCES, datasets), (MASKS, config.pretrained))
+    figures = [path.name for kind, of in kinds for path in overlay_paths(Path(config.out), of, kind).values()]
     page = () if out.exists(PAGE) and is_page(out.read(PAGE)) else (PAGE,)  # versions before it wrote the table alone
     out.refuse_foreign(page if earlier else (CSV, MARKDOWN, *PAPER, *figures, PAGE), "report", "choose another --out")
     return out
