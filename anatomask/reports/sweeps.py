@@ -86,7 +86,7 @@ def sweep_notes(
     without = [f"{row.name} ({row.state})" for row in rows if row.dsc is None]
     if without:
         yield f"Without a score: {', '.join(without)}."
-    known = {run.summary["data"] for run in twins}
+    known = {run.summary["data"] for run in (*twins, *(one for one in trials if one.summary["method"] == SCRATCH))}
     lacking = {run.summary["data"]: run for run in trials if run.summary["data"] not in known}
     for run in lacking.values():
         sweep, runs = run.folder.parents[1], run.folder.parents[2]

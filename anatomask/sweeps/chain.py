@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anatomask.config import EvaluateConfig, SweepConfig
+from anatomask.config import SCRATCH, EvaluateConfig, SweepConfig
 from anatomask.data.addresses import folder_name
 from anatomask.data.index import data_digest
 from anatomask.data.joined import open_joined
@@ -24,6 +24,8 @@ from anatomask.sweeps.space import Point
 
 NEEDED = "needed"
 """Placeholder of the run that a stage reads, until its folder is known."""
+PRETRAINED = "pretrained"
+"""Value of a point's `finetune.init` that starts from the trial's pretraining, which trials do without that field."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,16 @@ class Chain:
         pretraining = replace(self.config.pretrain, data=self.config.pretrain_data, cluster=self.config.cluster)
         inference = overlay_dotted(self.config.inference, fields["inference"], source)
         first = self._stage("pretrain", overlay_dotted(pretraining, {**fields["pretrain"], **seeded}, source))
-        start, found = first, {"pretrain": first}
+        init = fields["finetune"].pop("init", PRETRAINED)
+        if init not in (PRETRAINED, SCRATCH):
+            raise UserError(f"{source}: finetune.init must be {PRETRAINED} or {SCRATCH}, not {init}")
+        start, found = first, {} if init == SCRATCH else {"pretrain": first}
         for data in self.config.finetune_data:
             name = file_name(folder_name(data))
             network = replace(self.config.finetune.network, in_channels=self.channels[data])
-            settings = replace(
-                self.config.finetune, data=data, init=NEEDED, network=network, cluster=self.config.cluster
-            )
+            settings = replace(self.config.finetune, data=data, init=init, network=network, cluster=self.config.cluster)
             settings = overlay_dotted(settings, {**fields["finetune"], **seeded}, source)
-            finetuned = self._stage("finetune", settings, init=start)
+            finetuned = self._stage("finetune", settings, **({} if init == SCRATCH else {"init": start}))
             if start is first and self.config.start_from == "first":
                 start = finetuned
             found[f"finetune-{name}"] = finetuned

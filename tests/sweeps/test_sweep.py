@@ -333,6 +333,21 @@ def test_fields_of_any_stage_vary_each_where_it_belongs(labelled: PreparedDatase
             chain.stages({wrong: 1})
 
 
+def test_a_trial_from_scratch_needs_no_pretraining(labelled: PreparedDataset) -> None:
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--start-from", "first"]
+    chain = build_chain(parse("sweep", argv, RECIPES).config)
+    scratch = chain.stages({"finetune.init": "scratch", "method.mask_ratio": 0.7})
+    data = Path(labelled.path).name
+    assert [*scratch] == [f"finetune-{data}", f"evaluate-{data}"]
+    assert scratch[f"finetune-{data}"].config.init == "scratch" and not scratch[f"finetune-{data}"].needs
+    usual = chain.stages({"method.mask_ratio": 0.7})
+    named = chain.stages({"finetune.init": "pretrained", "method.mask_ratio": 0.7})
+    assert [one.key for one in usual.values()] == [one.key for one in named.values()]
+    assert scratch[f"finetune-{data}"].key != usual[f"finetune-{data}"].key
+    with pytest.raises(UserError, match="must be pretrained or scratch, not runs/x"):
+        chain.stages({"finetune.init": "runs/x"})
+
+
 def test_seeds_are_chains_of_one_trial(labelled: PreparedDataset) -> None:
     argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--seeds", "3", "7"]
     chain = build_chain(parse("sweep", argv, RECIPES).config)
