@@ -406,6 +406,56 @@ class SweepConfig(Settings):
             check_training(config.training, config.optimiser, self.cluster, self.seed)
 
 
+@dataclass(frozen=True)
+class ReproduceConfig(Settings):
+    """Settings of the paper's tables on your data: every row pretrained, finetuned, scored, and laid out."""
+
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FOLDER [NAME=FOLDER ...]")]
+    """Prepared folders by the names of the data sets: totalsegmentator=shards/ts. The paper's are totalsegmentator,
+    flare22, amos22 and autopet2; at other scales than the paper's, any name."""
+    tables: tuple[Literal["1", "2", "3", "4", "5", "6"], ...] = ("1", "2", "3", "4", "5", "6")
+    """Numbers of the paper's tables."""
+    scale: Literal["paper", "openkbp", "phantom"] = "paper"
+    """Size of the trainings. paper: as published; openkbp: the small recipes; phantom: those with two updates, which
+    shows that everything runs."""
+    pretrain_data: Annotated[str | tuple[str, ...], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")] = ()
+    """Prepared folders to pretrain on. Default: the first of `data`."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of each row."""
+    split: Literal["auto", "val", "test"] = "test"
+    """Split that is scored."""
+    runs: str = "runs"
+    """Folder of all runs. Trainings that another sweep has made there are not made again."""
+    name: str = "reproduction"
+    """First part of the names of the sweeps, and the name of the folder of the report."""
+    concurrent: int = 1
+    """Number of rows at once."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.name)
+        self.require_range(0, 2**32, "seeds")
+        self.require_range(1, 1000, "concurrent")
+        for name in ("data", "tables", "seeds"):
+            if getattr(self, name) == ():
+                raise ValueError(f"{name} must name at least one")
+        self.require_distinct("data", "tables", "seeds")
+        if isinstance(self.data, tuple):  # else the user has still to give it
+            self._check_data()
+
+    def _check_data(self) -> None:
+        names = []
+        for given in self.data:
+            name, _, folder = given.partition("=")
+            if not (name and folder):
+                raise ValueError(f"data must be NAME=FOLDER, as totalsegmentator=shards/ts, not {given}")
+            names.append(name)
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"data names {name} twice")
+
+
 NAMED_INPUTS = {
     "prepare": ("source",),
     "survey": ("source",),

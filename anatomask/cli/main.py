@@ -25,6 +25,7 @@ VERBS = {
     "evaluate": "score a finetuned run: DSC and NSD",
     "report": "put evaluated runs into one table and figure",
     "sweep": "run many chains of pretraining and finetuning with Ray Tune",
+    "reproduce": "make the paper's tables on your data: every row, trained and scored",
     "export-weights": "write a run's weights for nnU-Net, STU-Net's code or MONAI",
     "import-weights": "read published weights, to finetune from them",
 }

@@ -18,6 +18,7 @@ from anatomask.config import (
     PretrainConfig,
     RecipesConfig,
     ReportConfig,
+    ReproduceConfig,
     SurveyConfig,
     SweepConfig,
 )
@@ -41,6 +42,7 @@ VERBS: Mapping[str, type[Settings]] = {
     "evaluate": EvaluateConfig,
     "report": ReportConfig,
     "sweep": SweepConfig,
+    "reproduce": ReproduceConfig,
     "export-weights": ExportWeightsConfig,
     "import-weights": ImportWeightsConfig,
     "recipes": RecipesConfig,

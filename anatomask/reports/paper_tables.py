@@ -16,6 +16,7 @@ import numpy as np
 from anatomask.evaluation.results import case_means
 from anatomask.evaluation.statistics import Interval, difference_interval
 from anatomask.methods.anatomask import AnatoMaskConfig
+from anatomask.recipes.paper import RECIPE_OF
 from anatomask.recipes.parts import TARGETS
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.reports.paper import ABLATIONS, COMPARISONS, OURS, Published, published
@@ -23,20 +24,8 @@ from anatomask.reports.provenance import Training
 from anatomask.reports.seeds import Arm, averaged, row_of
 from anatomask.reports.tables import METRICS, Row
 from anatomask.runs.identity import run_key
-from anatomask.sweeps.space import Table, load_space, space_names
+from anatomask.sweeps.space import paper_spaces
 
-RECIPE_OF = {
-    ("Swin UNETR SSL", "Swin UNETR"): "swin-ssl",
-    ("SelfMedMAE", "UNETR"): "selfmedmae",
-    ("UniMiSS", "MiT"): "unimiss",
-    ("MoCo v2", "STU-Net-B"): "moco",
-    ("BYOL", "STU-Net-B"): "byol",
-    ("SparK", "STU-Net-B"): "spark",
-    ("AnatoMask", "STU-Net-B"): "paper-b",
-    ("AnatoMask", "STU-Net-L"): "paper-l",
-    ("AnatoMask", "STU-Net-H"): "paper-h",
-}
-"""Recipe of each method and network of the tables that compare methods."""
 TITLES = {
     "1": "Decoder and masking",
     "2": "Self-distillation, significance and dynamics",
@@ -182,14 +171,14 @@ def variant_of(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:
     method = settings.get("method")
     if not isinstance(method, Mapping) or method.get("name", AnatoMaskConfig.name) != AnatoMaskConfig.name:
         return None
-    fields = {name for space in _spaces().values() for row in space.rows.values() for name in row}
+    fields = {name for space in paper_spaces().values() for row in space.rows.values() for name in row}
     values = {name: method.get(leaf, getattr(AnatoMaskConfig(), leaf)) for name in fields for leaf in [_leaf(name)]}
     return _used(values)
 
 
 def _variants_table(number: str, found: Sequence[Candidate]) -> PaperTable:
     """Lay out a table of AnatoMask's variants: each row is a point of its space."""
-    name, space = next((name, space) for name, space in _spaces().items() if space.paper == number)
+    name, space = next((name, space) for name, space in paper_spaces().items() if space.paper == number)
     scores = {score.method: score for score in published((number,))}
     first = next(iter(scores.values()))
     place = Place(first.dataset, first.network)
@@ -334,12 +323,6 @@ def _mean_scores(runs: Sequence[EvaluatedRun]) -> dict[str, tuple[float, float |
 def _but_seed(training: Training) -> str:
     """Return a key that pretrainings share which differ in their seeds alone."""
     return run_key("pretrain", {name: value for name, value in training.settings.items() if name != "seed"}, {})
-
-
-def _spaces() -> dict[str, Table]:
-    """Return the spaces of the paper's tables by name."""
-    spaces = {name: load_space(name) for name in space_names()}
-    return {name: space for name, space in spaces.items() if isinstance(space, Table) and space.paper}
 
 
 def _as_published(name: str) -> str:

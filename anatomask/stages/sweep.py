@@ -108,8 +108,12 @@ def check(chain: Chain, space: Space) -> Work:
 
 def stage(config: SweepConfig, *, overwrite: bool) -> int:
     """Run the sweep, or continue it; return 1 if a trial failed."""
+    return run_space(config, load_space(config.space), overwrite=overwrite)
+
+
+def run_space(config: SweepConfig, space: Space, *, overwrite: bool) -> int:
+    """Run the sweep over a space, or continue it; return 1 if a trial failed."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = load_space(config.space)
     chain = build_chain(config)
     work = check(chain, space)
     begins = overwrite or not is_run(chain.folder)

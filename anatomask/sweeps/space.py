@@ -76,6 +76,12 @@ def space_names() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.py") if path.stem != "__init__")
 
 
+def paper_spaces() -> dict[str, Table]:
+    """Return the spaces of the paper's tables by name."""
+    spaces = {name: load_space(name) for name in space_names()}
+    return {name: space for name, space in spaces.items() if isinstance(space, Table) and space.paper}
+
+
 def load_space(name: str) -> Space:
     """Load a space by its name in `tune_spaces`, or from a Python file of the user's own.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import tempfile
@@ -24,7 +23,6 @@ from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
 from anatomask.cluster import TrainingResources, divide
 from anatomask.cluster_settings import ClusterConfig
-from anatomask.data.index import write_index
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.results import CaseScore, summarise, to_csv
@@ -254,17 +252,6 @@ def test_a_storage_that_cannot_be_used_is_refused_without_its_password(address: 
 
 
 # The chain
-
-
-@pytest.fixture
-def labelled(prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
-    """A prepared data set of two labelled cases: "one", for training, and "two", of which only the record exists."""
-    image = np.random.default_rng(0).integers(-200, 200, (20, 20, 20)).astype(np.int16)
-    one = prepared(image, label=(image > 0).astype(np.uint8))
-    records = [one.records["one"], dataclasses.replace(one.records["one"], case="two")]
-    splits = {"train": ["one"], "unlabeled": [], "val": ["two"]}
-    write_index(one.path, one.info, records, splits, one.fingerprint)
-    return PreparedDataset.open(one.path)
 
 
 def test_trials_are_scored_on_val_and_on_test_only_where_there_is_none(

@@ -1,0 +1,23 @@
+"""Prepared data for sweeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from anatomask.data.index import write_index
+from anatomask.data.shards import PreparedDataset
+
+
+@pytest.fixture
+def labelled(prepared: Callable[..., PreparedDataset]) -> PreparedDataset:
+    """A prepared data set of two labelled cases: "one", for training, and "two", of which only the record exists."""
+    image = np.random.default_rng(0).integers(-200, 200, (20, 20, 20)).astype(np.int16)
+    one = prepared(image, label=(image > 0).astype(np.uint8))
+    records = [one.records["one"], dataclasses.replace(one.records["one"], case="two")]
+    splits = {"train": ["one"], "unlabeled": [], "val": ["two"]}
+    write_index(one.path, one.info, records, splits, one.fingerprint)
+    return PreparedDataset.open(one.path)
