@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, chdir
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import Event
 from typing import Any
 from urllib.parse import quote
 
@@ -32,6 +34,7 @@ from anatomask.data.settings import Codec
 from anatomask.data.shards import PreparedDataset, write_case
 from anatomask.plugins import PREFIX
 from tests.published import Published, numbers_of
+from tests.sockets import LOOPBACK, descendants, listening
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -235,6 +238,24 @@ def s3() -> Iterator[Bucket]:
     filesystem.delete_dir_contents("bucket")  # the server's state is the process's own, not the server's
     yield bucket
     server.stop()
+
+
+@pytest.fixture
+def open_to_others() -> Iterator[set[int]]:
+    """Ports that processes below this one open to other machines in the meantime."""
+    found: set[int] = set()
+    end = Event()
+
+    def look() -> None:
+        while not end.wait(0.2):
+            ports = listening(descendants(os.getpid()))
+            found.update(port for port, addresses in ports.items() if not addresses <= set(LOOPBACK))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        yield found
+        end.set()
+        looking.result()
 
 
 @pytest.fixture

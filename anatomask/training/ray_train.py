@@ -9,7 +9,6 @@ from typing import Any
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
-from ray.train.torch.config import TorchConfig, _TorchBackend
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from anatomask.cluster import TrainingResources
@@ -19,6 +18,7 @@ from anatomask.ray_watch import GONE, RayGone
 from anatomask.runs.checkpoint_index import last_step
 from anatomask.training.job import TrainingJob
 from anatomask.training.journal import note
+from anatomask.training.process_group import ProcessGroupConfig
 from anatomask.training.stopping import run_until_stopped
 
 PEER_SECONDS = 1800
@@ -76,21 +76,6 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
 def peer_seconds(job: TrainingJob) -> int:
     """Return the seconds that a worker waits for the others: Ray Train's limit, and the longest outage of the data."""
     return int(PEER_SECONDS + 60 * storages(job.data)[0].max_outage)
-
-
-class ProcessGroupConfig(TorchConfig):
-    """Settings of the workers' process group. A single worker needs none, so it opens no port, as Ray's own would."""
-
-    @property
-    def backend_cls(self) -> type[_TorchBackend]:
-        """Class that starts the workers' process group."""
-        return _TorchProcessGroup
-
-
-class _TorchProcessGroup(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        if len(worker_group) > 1:
-            super().on_start(worker_group, backend_config)
 
 
 class FailureCallback(UserCallback):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Event
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +16,6 @@ import yaml
 from anatomask.cli.main import main
 from anatomask.files import exclusive_lock
 from anatomask.weights.files import find_weights, read_header, read_weights
-from tests.sockets import LOOPBACK, descendants, listening
 
 SHORT = ["--training.epochs", "2", "--training.steps-per-epoch", "2", "--training.validate-every", "2"]
 SMALL = ["--recipe", "tiny", "--loader.patch-size", "32", "32", "32", "--network.base", "4"]
@@ -52,24 +48,6 @@ def chain(
     assert main(["finetune", *common, "--name", "finetuned", "--init", str(runs / "pretrained")]) == 0
     assert main(["evaluate", "--recipe", "tiny", "--run", str(runs / "finetuned")]) == 0
     assert main(["report", "--runs", str(runs / "finetuned"), "--out", str(out)]) == 0
-
-
-@pytest.fixture
-def open_to_others() -> Iterator[set[int]]:
-    """Ports that processes below this one open to other machines in the meantime."""
-    found: set[int] = set()
-    end = Event()
-
-    def look() -> None:
-        while not end.wait(0.2):
-            ports = listening(descendants(os.getpid()))
-            found.update(port for port, addresses in ports.items() if not addresses <= set(LOOPBACK))
-
-    with ThreadPoolExecutor(1) as pool:
-        looking = pool.submit(look)
-        yield found
-        end.set()
-        looking.result()
 
 
 def check_run(run: Path) -> None:

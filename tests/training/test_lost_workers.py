@@ -81,7 +81,9 @@ def check(run: Path, whole: dict[str, torch.Tensor]) -> str:
 @pytest.mark.slow  # the kill loops and this one; the quick suite trains often enough
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_worker_that_is_killed_is_replaced(data: str, tmp_path: Path, ray_session: None) -> None:
+def test_a_worker_that_is_killed_is_replaced(
+    data: str, tmp_path: Path, ray_session: None, open_to_others: set[int]
+) -> None:
     whole = undisturbed(tmp_path / "whole")
     run = tmp_path / "run"
     resources = training_resources(ClusterConfig(workers=2, threads=1))
@@ -93,6 +95,7 @@ def test_a_worker_that_is_killed_is_replaced(data: str, tmp_path: Path, ray_sess
         "update 4 of 12: training with 2 workers; updates 5 to 6 are computed again",
         "update 12 of 12: the end",
     ]
+    assert not open_to_others  # neither the workers' rendezvous nor their connections
 
 
 def damaged(dataset: PreparedDataset, case: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
