@@ -333,7 +333,9 @@ def test_the_command_spreads_scans_over_ray(
     command = ["predict", "--run", *map(str, world.runs), "--source", str(tmp_path / "scans"), "--probabilities"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 1
     shown = capfd.readouterr()
-    assert re.search(r"^huge: it needs [\d.]+ GiB of memory to be predicted", shown.err, re.MULTILINE)
+    assert re.search(
+        r"^anatomask predict: huge: it needs [\d.]+ GiB of memory to be predicted", shown.err, re.MULTILINE
+    )
     assert re.search(r"^predicting 2/2 cases", shown.err, re.MULTILINE)
     assert "2 of 3 scans are predicted (2 now)" in shown.out
     for case in ("head", "turned"):
