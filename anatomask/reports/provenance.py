@@ -15,10 +15,14 @@ from anatomask.evaluation.results import IDENTITY_FILE
 from anatomask.parsing import from_json, from_yaml
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.runs.belongings import CONFIG, ENVIRONMENT, is_run
+from anatomask.runs.checkpoint_index import CHECKPOINTS, STEP
 from anatomask.training.journal import METRICS
+from anatomask.weights.files import split_init
 
 CURVES = ("train/loss", "val/loss", "val/dice")
 """Scalars whose course is kept."""
+SCRATCH = "scratch"
+"""Value of `init` of a training from random weights."""
 SPEED = "train/samples_per_second"
 MOST_POINTS = 400
 """Number of points to which a curve is averaged."""
@@ -132,11 +136,28 @@ def lineage(folder: Path) -> list[Training]:
     while folder.resolve() not in seen and (training := read_training(folder)) is not None:
         seen.add(folder.resolve())
         found.insert(0, training)
-        start = training.settings.get("init")
-        if not isinstance(start, str) or not is_run(Path(start)):
+        start, _ = start_of(training)
+        if start is None:
             break
-        folder = Path(start)
+        folder = start
     return found
+
+
+def start_of(training: Training) -> tuple[Path | None, int | None]:
+    """Return the folder of the run whose weights a training started from, and the update of its checkpoint.
+
+    Returns:
+        None for the folder where the training started from scratch or from weights that are no run's; None for the
+        update where `init` names a run as a whole, whose last or best checkpoint is taken.
+    """
+    init = training.settings.get("init")
+    if not isinstance(init, str) or init == SCRATCH:
+        return None, None
+    path = Path(split_init(init)[1])
+    step = None
+    if STEP.fullmatch(path.name) and path.parent.name == CHECKPOINTS:
+        path, step = path.parents[1], int(path.name.removeprefix("step_"))
+    return (path, step) if is_run(path) else (None, None)
 
 
 def read_training(folder: Path) -> Training | None:

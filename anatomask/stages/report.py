@@ -6,6 +6,7 @@ The folder holds:
     table.md, table.csv      the table
     paper.md, paper.csv      tables of the paper with our scores, where runs fit into them
     overlays-<data>.png      predictions on a slice of each case that is shown
+    epochs-<data>.png        scores over the epochs of the pretraining, where runs have several
     masks-<run>.png          what each pretrained run hides of cases of its data
     differences-<data>.png   the median and the worst case, where the predictions differ most
     report.html              tables that sort, curves, a viewer of scans, and what made each run; it needs no network
@@ -24,6 +25,7 @@ from anatomask.config import ReportConfig
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.reports.comparisons import twin_notes
+from anatomask.reports.epochs import epochs_figure, points_by_method
 from anatomask.reports.evaluated_runs import EvaluatedRun, read_run, runs_by_dataset
 from anatomask.reports.figures import write_figure
 from anatomask.reports.folds import pooled
@@ -37,7 +39,7 @@ from anatomask.reports.result_tables import CSV, MARKDOWN, ResultTables
 from anatomask.reports.sections import classes_section, course_section, run_details, runs_table, scores_section
 from anatomask.reports.seeds import by_seed
 from anatomask.reports.studies import study_png
-from anatomask.reports.tables import is_csv_table
+from anatomask.reports.tables import by_dataset, is_csv_table
 from anatomask.reports.viewer import ViewedCase, viewed_cases
 
 PAPER = ("paper.md", "paper.csv")
@@ -46,6 +48,8 @@ DIFFERENCES = "differences"
 """Kind of the figures of where predictions differ."""
 MASKS = "masks"
 """Kind of the figures of what pretrained runs hide."""
+EPOCHS = "epochs"
+"""Kind of the figures of scores over the epochs of the pretraining."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,9 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
         out.write(PAPER[1], paper_csv(results.paper).encode())
         written += PAPER
     predictions, masks = _overlays(config, results, console), _masks(config, console)
-    out.write(PAGE, render_page(_page(config, results, predictions, masks, console)).encode())
-    for name in (*written, *(path.name for path in (*predictions, *masks)), PAGE):
+    epochs = _epochs(config, results)
+    out.write(PAGE, render_page(_page(config, results, predictions, masks, epochs, console)).encode())
+    for name in (*written, *(path.name for path in (*predictions, *masks, *epochs)), PAGE):
         console.print(str(Path(config.out) / name), markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -142,11 +147,28 @@ def _masks(config: ReportConfig, console: Console) -> dict[Path, str]:
     return drawn
 
 
+def _epochs(config: ReportConfig, results: Results) -> dict[Path, str]:
+    """Draw the DSC over the epochs of the pretraining, where runs have several; return the caption of each file."""
+    arms, drawn = results.tables.arms, {}
+    members = by_dataset([(arm[0].summary["dataset"], arm[0].summary["data"]) for arm in arms])
+    for dataset, path in overlay_paths(Path(config.out), members, EPOCHS).items():
+        chosen = members[dataset]
+        points = points_by_method([arms[one] for one in chosen], [results.origins[one] for one in chosen])
+        if points:
+            write_figure(epochs_figure(points, dataset), path)
+            drawn[path] = (
+                f"{dataset}: mean DSC of finetuned networks over the epochs of their pretraining; bands are the "
+            )
+            drawn[path] += "SD over runs, each of which is a dot."
+    return drawn
+
+
 def _page(
     config: ReportConfig,
     results: Results,
     predictions: dict[Path, str],
     masks: dict[Path, str],
+    epochs: dict[Path, str],
     console: Console,
 ) -> Page:
     """Compose the page."""
@@ -158,6 +180,7 @@ def _page(
         classes_section(tables.arms, tables.rows),
         _figures("Predictions", predictions),
         _figures("Masks", masks),
+        _figures("Pretraining epochs", epochs),
         course_section(trainings),
         Section("Sweeps", figures=results.sweeps) if results.sweeps else None,
     ]
@@ -199,7 +222,7 @@ def _output(config: ReportConfig, runs: Sequence[EvaluatedRun]) -> Storage:
     out = Storage(Path(config.out).absolute())
     earlier = out.exists(CSV) and is_csv_table(out.read(CSV))
     datasets = runs_by_dataset(runs)
-    kinds = (("overlays", datasets), (DIFFERENCES, datasets), (MASKS, config.pretrained))
+    kinds = (("overlays", datasets), (DIFFERENCES, datasets), (MASKS, config.pretrained), (EPOCHS, datasets))
     figures = [path.name for kind, of in kinds for path in overlay_paths(Path(config.out), of, kind).values()]
     page = () if out.exists(PAGE) and is_page(out.read(PAGE)) else (PAGE,)  # versions before it wrote the table alone
     out.refuse_foreign(page if earlier else (CSV, MARKDOWN, *PAPER, *figures, PAGE), "report", "choose another --out")

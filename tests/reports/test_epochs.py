@@ -1,0 +1,74 @@
+"""Figure 1e of the paper: scores over the epochs of the pretraining."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anatomask.reports.epochs import epochs_figure, epochs_of, points_by_method
+from anatomask.reports.evaluated_runs import EvaluatedRun
+from anatomask.reports.provenance import lineage
+from anatomask.reports.seeds import Arm
+from tests.reports.test_provenance import write_training
+
+
+def pretrained(folder: Path, epochs: int, updates: int, **training: Any) -> Path:
+    settings = {"method": {"name": "anatomask"}, "training": {"epochs": epochs, "batch_size": 4, **training}}
+    return write_training(folder, settings, updates)
+
+
+def arm(method: str, *dsc: float) -> Arm:
+    return tuple(EvaluatedRun(Path("run"), {"method": method}, {"a": value - 0.1, "b": value + 0.1}) for value in dsc)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "checkpoint", "epochs"), [("", "", 8), ("encoder:", "", 8), ("", "checkpoints/step_00000020", 4)]
+)
+@pytest.mark.parametrize("per_epoch", [5, None])
+def test_epochs_are_those_of_the_checkpoint(
+    prefix: str, checkpoint: str, epochs: int, per_epoch: int | None, tmp_path: Path
+) -> None:
+    start = pretrained(tmp_path / "pre", 8, 40, steps_per_epoch=per_epoch)
+    first = write_training(tmp_path / "first", {"init": f"{prefix}{start / checkpoint}"})
+    second = write_training(tmp_path / "second", {"init": str(first)})
+    assert epochs_of(lineage(first)) == epochs_of(lineage(second)) == epochs
+    assert [one.name for one in lineage(second)] == ["pre", "first", "second"]
+
+
+def test_without_a_pretraining_no_epochs_are_known(tmp_path: Path) -> None:
+    assert epochs_of(lineage(write_training(tmp_path / "a", {"init": "scratch"}))) is None
+    assert epochs_of(lineage(write_training(tmp_path / "b", {"init": str(tmp_path / "weights")}))) is None
+    unfinished = write_training(tmp_path / "c", {"method": {}, "training": {"batch_size": 4}})
+    assert epochs_of(lineage(write_training(tmp_path / "d", {"init": str(unfinished)}))) is None
+
+
+def test_a_line_per_method_a_band_and_a_dot_per_run(tmp_path: Path) -> None:
+    short, long = pretrained(tmp_path / "short", 2, 10), pretrained(tmp_path / "long", 6, 30)
+    arms = [
+        arm("AnatoMask", 0.5, 0.6),
+        arm("AnatoMask", 0.8),
+        arm("SparK", 0.4),
+        arm("SparK", 0.7),
+        arm("scratch", 0.3),
+    ]
+    origins = [lineage(short), lineage(long), lineage(short), lineage(long), []]
+    points = points_by_method(arms, origins)
+    assert points.keys() == {"AnatoMask", "SparK", "scratch"}
+    assert np.allclose([*points["AnatoMask"][2.0], *points["AnatoMask"][6.0], *points["SparK"][6.0]], [50, 60, 80, 70])
+    figure = epochs_figure(points, "cost $x_{$")
+    (axes,) = figure.axes
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.get_lines()}
+    assert np.allclose(lines["AnatoMask"], [[2, 55], [6, 80]])
+    assert np.allclose(lines["random masks (SparK)"], [[2, 40], [6, 70]])
+    assert np.allclose(lines["scratch"][:, 1], 30)
+    band = np.asarray(axes.collections[0].get_paths()[0].vertices)
+    assert np.isclose(band[:, 1].max(), 80) and np.isclose(band[:, 1].min(), 55 - np.std([50, 60], ddof=1))
+    figure.canvas.draw()
+
+
+def test_one_length_of_pretraining_is_no_curve(tmp_path: Path) -> None:
+    start = lineage(pretrained(tmp_path / "pre", 8, 40))
+    assert points_by_method([arm("AnatoMask", 0.5), arm("scratch", 0.4)], [start, []]) == {}
