@@ -18,7 +18,9 @@ head=$(hostname -I | cut -d' ' -f1) # this script runs on the first node; with s
 # Ports and a folder of this job's own. Nothing here runs `ray stop`, which would end the Ray of other jobs.
 port=$((20000 + 10 * (SLURM_JOB_ID % 3000)))
 megabytes=${SLURM_MEM_PER_NODE:-65536}
-own=(--temp-dir="/tmp/ray-$USER-$SLURM_JOB_ID" --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
+folder=/tmp/anatomask-$SLURM_JOB_ID # which no other account may enter: Ray trusts what it finds there
+srun mkdir -m 700 "$folder" || exit 1
+own=(--temp-dir="$folder/ray" --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}"
     --memory=$((megabytes * 1048576 * 6 / 10)) --object-store-memory=$((megabytes * 1048576 / 4))
     --dashboard-agent-listen-port=$((port + 3)) --node-manager-port=$((port + 4)) --object-manager-port=$((port + 5))
     --min-worker-port=0 --max-worker-port=0 --block)
