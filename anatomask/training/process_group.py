@@ -12,8 +12,9 @@ import torch.distributed as dist
 from ray.train._internal.utils import get_address_and_port
 from ray.train.torch.config import TorchConfig, _set_torch_distributed_env_vars, _TorchBackend
 
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Environment variables by which the backends are told their network interface; what the user has set stays."""
+INTERFACES = {"GLOO_SOCKET_IFNAME": "{}", "NCCL_SOCKET_IFNAME": "={}"}
+"""Environment variables that tell the backends their network interface, and how: = keeps NCCL from those whose names
+only begin so. What the user has set stays."""
 
 
 class ProcessGroupConfig(TorchConfig):
@@ -59,8 +60,8 @@ def join_group(rank: int, backend: str, count: int, address: str, port: int, sec
     os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}  # as all that start PyTorch's workers do
     interface = interface_of(own)
     if interface:
-        for variable in INTERFACES:
-            os.environ.setdefault(variable, interface)
+        for variable, form in INTERFACES.items():
+            os.environ.setdefault(variable, form.format(interface))
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as Ray Train does: a lost worker ends the others
     listener = None
     if rank == 0 and interface:
