@@ -7,6 +7,7 @@ after a kill. A row that failed does not stop the others. The folder `<runs>/<na
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,9 @@ from anatomask.config import SCRATCH, ReportConfig, ReproduceConfig
 from anatomask.data.addresses import public_address
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
+from anatomask.runs.store import Store
 from anatomask.stages import report, sweep
+from anatomask.stages.workload import Remaining, workload_rows
 from anatomask.sweeps.chain import Chain, build_chain
 from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.reproduction import Part, Reproduction, plan_reproduction
@@ -58,15 +61,21 @@ def plan(config: ReproduceConfig) -> list[tuple[str, str]]:
         *(("data", public_address(one)) for one in config.data),
         *(("left out", text) for text in reproduction.missing),
     ]
+    left: dict[str, Remaining] = {}
     for part in reproduction.parts:
-        work = sweep.check(build_chain(part.config), part.space)
+        chain = build_chain(part.config)
+        work = sweep.check(chain, part.space)
+        left |= work.left
         done = f", {work.done} of them finished" if work.done else ""
         rows.append((part.config.name, f"{title(part)}: {work.trainings} trainings{done}"))
-    stages = unique_stages(reproduction)
-    counts = [
-        f"{len([one for one in stages if one.verb == verb])} {verb}" for verb in ("pretrain", "finetune", "evaluate")
+    verbs = Counter(one.verb for one in unique_stages(reproduction))
+    load = workload_rows(list(left.values()), 1, Store(Path(config.runs)))
+    return [
+        *rows,
+        ("different stages", ", ".join(f"{count} {verb}" for verb, count in verbs.items())),
+        *load,
+        ("report", str(Path(config.runs) / config.name)),
     ]
-    return [*rows, ("different stages", ", ".join(counts)), ("report", str(Path(config.runs) / config.name))]
 
 
 def title(part: Part) -> str:

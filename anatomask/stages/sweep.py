@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +53,7 @@ from anatomask.runs.folder import open_run
 from anatomask.stages import evaluate, finetune, pretrain
 from anatomask.stages.jobs import all_settings, kept_from_others
 from anatomask.stages.training import folders
+from anatomask.stages.workload import Remaining, workload_rows
 from anatomask.sweeps.chain import Chain, build_chain, link_name
 from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.space import Space, Table, load_space
@@ -84,6 +85,8 @@ class Work:
     """Number of these trainings that are finished in the store."""
     updates: int
     """Number of updates of one trial."""
+    left: Mapping[str, Remaining] = field(default_factory=dict)
+    """Trainings that are not finished, by the names of their runs in the store."""
 
 
 def check(chain: Chain, space: Space) -> Work:
@@ -101,9 +104,11 @@ def check(chain: Chain, space: Space) -> Work:
             jobs[one.name] = pretrain.build_job(one.config)
         elif one.verb == "finetune":
             jobs[one.name] = finetune.build_job(replace(one.config, init=finetune.SCRATCH))
-    done = sum(last_step(chain.store.path(name)) >= job.total_steps for name, job in jobs.items())
+    configs = {one.name: one.config for trial in trials for one in trial.values()}
+    left = {name: job.total_steps - last_step(chain.store.path(name)) for name, job in jobs.items()}
     updates = sum(jobs[stage.name].total_steps for stage in trials[0].values() if stage.name in jobs)
-    return Work(len(jobs), done, updates)
+    remaining = {name: Remaining(configs[name], count) for name, count in left.items() if count > 0}
+    return Work(len(jobs), len(jobs) - len(remaining), updates, remaining)
 
 
 def stage(config: SweepConfig, *, overwrite: bool) -> int:
@@ -245,6 +250,7 @@ def plan(config: SweepConfig) -> list[tuple[str, str]]:
         ("rows", "\n".join(space.rows) if isinstance(space, Table) else "drawn by Optuna"),
         ("updates", f"{trials * work.updates} = {trials} trials x {work.updates}"),
         ("different trainings", _shown_work(space, work)),
+        *workload_rows(list(work.left.values()), 1 if isinstance(space, Table) else trials, chain.store),
         ("scored on", ", ".join(f"{split} of {public_address(data)}" for data, split in chain.splits.items())),
         (
             "each trial holds",

@@ -30,7 +30,7 @@ from anatomask.files import exclusive_lock
 from anatomask.recipes import RECIPES
 from anatomask.runs.belongings import claim_folder
 from anatomask.stages import pretrain
-from anatomask.stages.sweep import Work, check, report, run_stage
+from anatomask.stages.sweep import check, report, run_stage
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.graph import unique
 from anatomask.sweeps.space import Search, Space, grid, load_space, space_names
@@ -274,7 +274,9 @@ def test_a_field_that_a_space_misnames_is_refused_before_anything_starts(labelle
     for stage, epochs, steps in (("pretrain", 3, 5), ("finetune", 4, 2)):
         argv += [f"--{stage}.training.epochs", str(epochs), f"--{stage}.training.steps-per-epoch", str(steps)]
     config = parse("sweep", argv, RECIPES).config
-    assert check(build_chain(config), RATIOS) == Work(trainings=6, done=0, updates=3 * 5 + 4 * 2)
+    work = check(build_chain(config), RATIOS)
+    assert (work.trainings, work.done, work.updates) == (6, 0, 3 * 5 + 4 * 2)
+    assert sorted(one.updates for one in work.left.values()) == [4 * 2] * 3 + [3 * 5] * 3
     with pytest.raises(UserError, match=r"--space table3_mask_ratio: method.mask_rato: no such field"):
         check(build_chain(config), grid({"method.mask_rato": (0.6,)}))
 
