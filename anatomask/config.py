@@ -463,7 +463,7 @@ NAMED_INPUTS = {
     "finetune": ("data",),
     "predict": ("run", "source"),
     "evaluate": ("run", "data"),
-    "report": ("runs",),
+    "report": ("runs", "pretrained", "sweeps"),
     "export-weights": ("run",),
     "import-weights": ("file",),
     "sweep": ("pretrain_data", "finetune_data"),

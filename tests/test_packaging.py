@@ -75,6 +75,10 @@ def test_the_wheel_is_one_package_with_its_spaces(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     assert {path.name.split("-")[0] for path in installed.iterdir()} == {"anatomask"}
+    page = installed / "anatomask" / "reports" / "page"
+    assert {path.name for path in (ROOT / "anatomask/reports/page").iterdir()} == {path.name for path in page.iterdir()}
+    licences = {path.name for path in installed.glob("*.dist-info/licenses/**/*") if path.is_file()}
+    assert licences == {"LICENSE", "niivue-LICENSES.txt"}
     script = "import anatomask; from anatomask.sweeps.space import load_space; load_space('table3_mask_ratio')"
     found = subprocess.run(
         [sys.executable, "-c", f"{script}; print(anatomask.__file__)"],

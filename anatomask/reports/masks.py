@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,6 +19,7 @@ from anatomask.data.samples import centred_origin
 from anatomask.data.scans import prepared_scan
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.slices import best_slice
+from anatomask.errors import UserError
 from anatomask.masking import touched_patches
 from anatomask.methods.masked import Picture
 from anatomask.nn.backbones.base import BackboneConfig
@@ -61,14 +63,26 @@ class MaskedCase:
         return random, own
 
 
+def pretrained_header(run: str) -> dict[str, Any]:
+    """Read the header of a pretrained run's last checkpoint.
+
+    Raises:
+        UserError: there is none, or it is not a pretraining's.
+    """
+    header = dict(read_source(run).header)
+    if header.get("kind") != "pretraining":
+        raise UserError(f"{run} holds no pretraining; name a run of `anatomask pretrain` in --pretrained")
+    require_fields(header, run, "data", "patch_size")
+    return header
+
+
 def masked_cases(run: str, count: int) -> tuple[list[MaskedCase], PreparedDataset]:
     """Show cases of a pretrained run's data to its networks: those that it did not train on, with labels, first.
 
     Raises:
         UserError: the run was not pretrained by a masked method, or its data cannot be read.
     """
-    header = read_source(run).header
-    require_fields(header, run, "data", "patch_size")
+    header = pretrained_header(run)
     data = header["data"]
     dataset = PreparedDataset.open(data if isinstance(data, str) else data[0])
     network, size = network_of(header), tuple(header["patch_size"])

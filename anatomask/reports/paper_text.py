@@ -14,6 +14,7 @@ from anatomask.reports.paper_tables import Ours, PaperRow, PaperTable, Place
 from anatomask.reports.tables import percent
 
 NAMES = ("table", "row", "dataset", "network", "conditions", "metric")
+HEADING = "# The paper's tables, scores in percent"
 NUMBERS = (
     *("paper_mean_percent", "paper_sd_percent", "mean_fraction", "sd_fraction"),
     *("difference_fraction", "low_fraction", "high_fraction", "seeds"),
@@ -27,7 +28,7 @@ def page_table(table: PaperTable) -> HtmlTable:
         of_paper = _is_published(table, place)
         where = f"{place.title}: " if len(table.places) > 1 else ""
         for metric in table.metrics:
-            titles = ("paper", "ours", "difference [95 %]") if of_paper else ("ours",)
+            titles = ("paper", "ours", "difference [95\N{NO-BREAK SPACE}%]") if of_paper else ("ours",)
             columns += [Column(f"{where}{metric.upper()}, {title}", numeric=True) for title in titles]
         columns.append(Column(f"{where}seeds", numeric=True))
     missing: dict[tuple[str, ...], list[str]] = {}
@@ -47,7 +48,7 @@ def page_table(table: PaperTable) -> HtmlTable:
 
 def paper_markdown(tables: Sequence[PaperTable]) -> str:
     """Format the tables as GitHub-flavoured Markdown, each with its notes and the commands for what is missing."""
-    parts = ["# The paper's tables, scores in percent\n"]
+    parts = [f"{HEADING}\n"]
     for table in tables:
         laid_out = page_table(table)
         lines = [
@@ -78,6 +79,11 @@ def paper_csv(tables: Sequence[PaperTable]) -> str:
                         commands = " && ".join(row.commands.get(place, ()))
                         writer.writerow([*names, metric, *_numbers(score, ours, metric), commands])
     return text.getvalue()
+
+
+def is_paper(text: bytes) -> bool:
+    """Return whether a file is one that `paper_markdown` or `paper_csv` made."""
+    return text.startswith((HEADING.encode(), ",".join(NAMES).encode()))
 
 
 def _cells(table: PaperTable, row: PaperRow, place: Place, footnote: str) -> list[Cell]:

@@ -87,7 +87,7 @@ def study_png(folder: str) -> bytes:
     path = Path(folder) / STUDY_FIGURE
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: `anatomask sweep --config {folder}/{CONFIG}` draws it at its end, once two of its "
+            f"{path} is missing; run `anatomask sweep --config {folder}/{CONFIG}`, which draws it at its end where its "
             "trials differ in a field"
         )
     return path.read_bytes()

@@ -30,10 +30,10 @@ from anatomask.reports.evaluated_runs import EvaluatedRun, read_run, runs_by_dat
 from anatomask.reports.figures import write_figure
 from anatomask.reports.folds import pooled
 from anatomask.reports.html_page import Page, PageFigure, Section, is_page, render_page
-from anatomask.reports.masks import masked_cases, masks_caption, masks_figure
+from anatomask.reports.masks import masked_cases, masks_caption, masks_figure, pretrained_header
 from anatomask.reports.overlays import draw_differences, draw_overlays, overlay_paths
 from anatomask.reports.paper_tables import PaperTable, candidates, paper_tables
-from anatomask.reports.paper_text import page_table, paper_csv, paper_markdown
+from anatomask.reports.paper_text import is_paper, page_table, paper_csv, paper_markdown
 from anatomask.reports.provenance import Training, evaluation_commands, trainings_of
 from anatomask.reports.result_tables import CSV, MARKDOWN, ResultTables
 from anatomask.reports.sections import classes_section, course_section, run_details, runs_table, scores_section
@@ -71,12 +71,14 @@ class Results:
 
 def plan(config: ReportConfig) -> list[tuple[str, str]]:
     """Return the rows of the dry run."""
-    runs = pooled([read_run(folder) for folder in config.runs])
+    runs = read_results(config).runs
     _output(config, runs)
+    masks = overlay_paths(Path(config.out), config.pretrained, MASKS).values()
     return [
         *(("run", f"{run.folder}: {run.summary['dataset']}, {run.summary['cases']} cases") for run in runs),
         ("table", f"{config.out}/{MARKDOWN}, {config.out}/{CSV}"),
         *(("figure", str(path)) for path in overlay_paths(Path(config.out), runs_by_dataset(runs)).values()),
+        *(("masks", str(path)) for path in masks),
         ("page", f"{config.out}/{PAGE}, with up to {config.viewer_mb:g} MB of scans"),
     ]
 
@@ -89,6 +91,8 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     console = Console()
     results.tables.show(console, results.twins)
     written = [MARKDOWN, CSV]
+    for name in PAPER if not results.paper else ():
+        out.clear(name)  # of an earlier report
     if results.paper:
         out.write(PAPER[0], paper_markdown(results.paper).encode())
         out.write(PAPER[1], paper_csv(results.paper).encode())
@@ -105,13 +109,15 @@ def read_results(config: ReportConfig) -> Results:
     """Read the runs of a report and compare them.
 
     Raises:
-        UserError: a run was not evaluated, its results are damaged, or a sweep has no figure; the message names the
-            file.
+        UserError: a run was not evaluated, its results are damaged, a pretrained run has no weights, or a sweep no
+            figure; the message names the file.
     """
     runs = pooled([read_run(folder) for folder in config.runs])
     tables = ResultTables.of(by_seed(runs))
     origins = [trainings_of(arm) for arm in tables.arms]
     paper = paper_tables(candidates(tables.arms, origins), config.tables)
+    for run in config.pretrained:
+        pretrained_header(run)
     sweeps = [PageFigure(folder, study_png(folder), f"Trials of {folder}.") for folder in config.sweeps]
     return Results(runs, tables, list(twin_notes(tables.arms, tables.rows)), origins, paper, sweeps)
 
@@ -224,6 +230,9 @@ def _output(config: ReportConfig, runs: Sequence[EvaluatedRun]) -> Storage:
     datasets = runs_by_dataset(runs)
     kinds = (("overlays", datasets), (DIFFERENCES, datasets), (MASKS, config.pretrained), (EPOCHS, datasets))
     figures = [path.name for kind, of in kinds for path in overlay_paths(Path(config.out), of, kind).values()]
-    page = () if out.exists(PAGE) and is_page(out.read(PAGE)) else (PAGE,)  # versions before it wrote the table alone
-    out.refuse_foreign(page if earlier else (CSV, MARKDOWN, *PAPER, *figures, PAGE), "report", "choose another --out")
+    later = [  # that older versions did not write, whose reports are known by their table alone
+        *(name for name in PAPER if not (out.exists(name) and is_paper(out.read(name)))),
+        *([] if out.exists(PAGE) and is_page(out.read(PAGE)) else [PAGE]),
+    ]
+    out.refuse_foreign(later if earlier else (CSV, MARKDOWN, *PAPER, *figures, PAGE), "report", "choose another --out")
     return out

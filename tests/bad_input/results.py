@@ -49,6 +49,10 @@ KINDS = [
     Kind(
         "a report of a pretraining", "report --runs runs/pretrained", "summary.json is missing; run `anatomask evaluate"
     ),
+    Kind("a report of masks of a finetuned run", f"{REPORT} --pretrained runs/finetuned", "holds no pretraining"),
+    Kind("a report of masks of no run", f"{REPORT} --pretrained nowhere", "nowhere.*check the path"),
+    Kind("a report of a sweep that drew nothing", f"{REPORT} --sweeps runs", "study.png is missing.*anatomask sweep"),
+    Kind("a report of a table that the paper lacks", f"{REPORT} --tables 7", "tables"),
     Kind("a report without cases.csv", REPORT, "cases.csv is missing; run `anatomask evaluate", remove(SCORES)),
     Kind("a report of one run twice", "report --runs runs/finetuned runs/finetuned", "finetuned"),
     Kind("a summary that is damaged", REPORT, "summary.json is damaged.*--overwrite", text(SUMMARY, "{")),

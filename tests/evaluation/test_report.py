@@ -56,6 +56,22 @@ def test_runs_of_the_same_cases_are_ranked_and_others_are_not(dataset: PreparedD
         assert len(images) == 4 * len(cases)  # the scan, its truth and two predictions
 
 
+def test_what_is_asked_for_is_on_the_page(dataset: PreparedDataset, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", dataset, 0.9, "ab")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/study.png").write_bytes(b"picture")
+    out = tmp_path / "report"
+    asked = ["--tables", "2", "5", "--sweeps", str(tmp_path / "sweep"), "--viewer-mb", "0"]
+    assert main(["report", "--runs", run, "--out", str(out), *asked]) == 0
+    page, paper = (out / "report.html").read_text(), (out / "paper.md").read_text()
+    assert re.findall(r"Table (\d)", page) == re.findall(r"Table (\d)", paper) == ["2", "5"]
+    assert "data:image/png;base64,cGljdHVyZQ==" in page and "volume-" not in page and "niivue" not in page
+    assert main(["report", "--runs", run, "--out", str(out)]) == 0
+    assert "The paper&#39;s tables" not in (out / "report.html").read_text() and not (out / "paper.md").exists()
+    (out / "paper.csv").write_text("mine")
+    assert main(["report", "--runs", run, "--out", str(out)]) == 1 and (out / "paper.csv").read_text() == "mine"
+
+
 def test_two_folders_of_one_name_get_a_figure_each(
     dataset: PreparedDataset, make_dataset: MakeDataset, tmp_path: Path
 ) -> None:
@@ -119,7 +135,7 @@ def test_damaged_results_are_named_with_the_remedy(
     assert message in error and "--overwrite" in error
 
 
-@pytest.mark.parametrize("name", ["table.md", "table.csv", "overlays-data.png", "report.html"])
+@pytest.mark.parametrize("name", ["table.md", "table.csv", "overlays-data.png", "paper.md", "report.html"])
 def test_a_file_that_no_report_wrote_is_not_replaced(
     name: str, dataset: PreparedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

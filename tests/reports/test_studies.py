@@ -76,7 +76,9 @@ def test_failed_trials_and_those_of_other_fields_are_no_reason_to_fail() -> None
 
 
 def test_a_sweep_without_a_figure_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"study.png is missing: `anatomask sweep --config .*config.yaml` draws it"):
+    with pytest.raises(
+        UserError, match=r"study.png is missing; run `anatomask sweep --config .*config.yaml`, which draws it"
+    ):
         study_png(str(tmp_path))
     (tmp_path / STUDY_FIGURE).write_bytes(b"picture")
     assert study_png(str(tmp_path)) == b"picture"
