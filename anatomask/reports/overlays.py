@@ -25,7 +25,7 @@ from anatomask.reports.predictions import (
     score_text,
 )
 
-MOST_COLUMNS = 6
+MOST_COLUMNS = 9
 """Number of predictions of a case that are shown at most beside each other."""
 NEIGHBOURHOOD_MM = 5.0
 """SD of the Gaussian within which differing voxels are counted."""
@@ -65,12 +65,11 @@ def draw_differences(path: Path, runs: Sequence[EvaluatedRun]) -> None:
 
     Args:
         path: file to write (PNG).
-        runs: two or more runs that were evaluated on the same data set; the first `MOST_COLUMNS` are shown.
+        runs: two or more runs that were evaluated on the same data set.
 
     Raises:
         UserError: as `draw_overlays`.
     """
-    runs = runs[:MOST_COLUMNS]
     dataset = PreparedDataset.open(runs[0].summary["data"])
     rows = []
     for case in median_and_worst(runs):

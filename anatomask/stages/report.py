@@ -31,7 +31,7 @@ from anatomask.reports.figures import write_figure
 from anatomask.reports.folds import pooled
 from anatomask.reports.html_page import Page, PageFigure, Section, is_page, render_page
 from anatomask.reports.masks import masked_cases, masks_caption, masks_figure, pretrained_header
-from anatomask.reports.overlays import draw_differences, draw_overlays, overlay_paths
+from anatomask.reports.overlays import MOST_COLUMNS, draw_differences, draw_overlays, overlay_paths
 from anatomask.reports.paper_tables import PaperTable, candidates, paper_tables
 from anatomask.reports.paper_text import is_paper, page_table, paper_csv, paper_markdown
 from anatomask.reports.provenance import Training, evaluation_commands, trainings_of
@@ -67,6 +67,13 @@ class Results:
     """Tables of the paper that are shown."""
     sweeps: Sequence[PageFigure]
     """Figure of each sweep."""
+
+    @property
+    def shown(self) -> dict[str, list[EvaluatedRun]]:
+        """Runs whose predictions are shown, by data set: the first of each row where there are many."""
+        firsts = runs_by_dataset([arm[0] for arm in self.tables.arms])
+        members = runs_by_dataset(self.runs)
+        return {name: firsts[name] if len(runs) > MOST_COLUMNS else runs for name, runs in members.items()}
 
 
 def plan(config: ReportConfig) -> list[tuple[str, str]]:
@@ -124,19 +131,25 @@ def read_results(config: ReportConfig) -> Results:
 
 def _overlays(config: ReportConfig, results: Results, console: Console) -> dict[Path, str]:
     """Draw the figures of each data set whose scans can be read; return the caption of each file."""
-    members, drawn = runs_by_dataset(results.runs), {}
+    members, drawn = results.shown, {}
     of_rows = runs_by_dataset([arm[0] for arm in results.tables.arms])
     differences = overlay_paths(Path(config.out), members, DIFFERENCES)
     for dataset, path in overlay_paths(Path(config.out), members).items():
         try:
-            draw_overlays(path, members[dataset], config.cases)
-            drawn[path] = f"Predictions on {dataset}."
+            draw_overlays(path, members[dataset][:MOST_COLUMNS], config.cases)
+            drawn[path] = f"Predictions on {dataset}{_left_out(members[dataset])}."
             if len(of_rows[dataset]) > 1:
-                draw_differences(differences[dataset], of_rows[dataset])
-                drawn[differences[dataset]] = f"Where the predictions of the rows on {dataset} differ most."
+                draw_differences(differences[dataset], of_rows[dataset][:MOST_COLUMNS])
+                differing = f"Where the predictions of the rows on {dataset} differ most{_left_out(of_rows[dataset])}."
+                drawn[differences[dataset]] = differing
         except UserError as error:
             console.print(f"No figure of {dataset}: {error}", markup=False, highlight=False, style="yellow")
     return drawn
+
+
+def _left_out(runs: Sequence[EvaluatedRun]) -> str:
+    """Say how many of the runs a figure shows, where it has no room for all."""
+    return f" (the first {MOST_COLUMNS} of {len(runs)})" if len(runs) > MOST_COLUMNS else ""
 
 
 def _masks(config: ReportConfig, console: Console) -> dict[Path, str]:
@@ -209,7 +222,7 @@ def _figures(title: str, files: dict[Path, str]) -> Section | None:
 
 def _scans(config: ReportConfig, results: Results, console: Console) -> list[ViewedCase]:
     """Make the cases of the viewer, of each data set whose scans can be read."""
-    members = runs_by_dataset(results.runs)
+    members = results.shown
     found = []
     for dataset, runs in members.items() if config.viewer_mb else ():
         try:

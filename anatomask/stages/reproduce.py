@@ -17,6 +17,7 @@ from anatomask.config import SCRATCH, ReportConfig, ReproduceConfig
 from anatomask.data.addresses import public_address
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
+from anatomask.reports.studies import STUDY_FIGURE
 from anatomask.runs.store import Store
 from anatomask.stages import report, sweep
 from anatomask.stages.workload import Remaining, workload_rows
@@ -47,7 +48,12 @@ def stage(config: ReproduceConfig, *, overwrite: bool) -> int:
     scored = list(dict.fromkeys(str(run) for chain in chains for run in evaluated(chain)))
     if scored:
         report.stage(
-            ReportConfig(runs=tuple(scored), out=str(Path(config.runs) / config.name), tables=config.tables),
+            ReportConfig(
+                runs=tuple(scored),
+                out=str(Path(config.runs) / config.name),
+                tables=config.tables,
+                sweeps=tuple(str(chain.folder) for chain in chains if (chain.folder / STUDY_FIGURE).is_file()),
+            ),
         )
     show_failures("reproduce", failures)
     return 1 if failures else 0

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from anatomask.cli.main import main
+from anatomask.config import ReportConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.evaluation.results import CaseScore, summarise, to_csv
 from anatomask.reports.overlays import overlay_paths
+from anatomask.stages import report
 
 MakeDataset = Callable[..., PreparedDataset]
 Blobs = Callable[[Sequence[int]], np.ndarray]
@@ -70,6 +72,19 @@ def test_what_is_asked_for_is_on_the_page(dataset: PreparedDataset, tmp_path: Pa
     assert "The paper&#39;s tables" not in (out / "report.html").read_text() and not (out / "paper.md").exists()
     (out / "paper.csv").write_text("mine")
     assert main(["report", "--runs", run, "--out", str(out)]) == 1 and (out / "paper.csv").read_text() == "mine"
+
+
+def test_of_many_runs_the_first_of_each_row_is_shown(
+    dataset: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MOST_COLUMNS", 2)
+    runs = [write_run(tmp_path / name, dataset, 0.5, "ab") for name in ("one", "two", "three")]
+    config = ReportConfig(runs=tuple(runs[:2]), out=str(tmp_path / "few"))
+    assert [len(shown) for shown in report.read_results(config).shown.values()] == [2]
+    out = tmp_path / "many"
+    assert main(["report", "--runs", *runs, "--out", str(out), "--cases", "1"]) == 0
+    page = (out / "report.html").read_text()
+    assert "Predictions on data (the first 2 of 3)." in page and "differ most (the first 2 of 3)." in page
 
 
 def test_two_folders_of_one_name_get_a_figure_each(
