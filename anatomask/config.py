@@ -320,8 +320,9 @@ class ImportWeightsConfig(Settings):
     attention_heads: int | None = None
     """Number of attention heads of a UNETR's transformer. Default: one per 64 channels, as in the published sizes."""
     axes: Axes | None = None
-    """Order of the axes of the arrays that a convolutional network was trained on: zyx in nnU-Net's programs. Kernels
-    are turned to xyz, in which scans lie here. Default: what a file of export-weights says, else xyz: as they are."""
+    """Order of the axes of the arrays that a convolutional network was trained on. Kernels are turned to xyz, in which
+    scans lie here. Default: what a file of export-weights says, else zyx for files of nnU-Net's programs (STU-Net,
+    AnatoMask, ResEnc) and xyz for others."""
     patch_size: tuple[int, int, int] | None = None
     """Crop in voxels for which the positions of a UNETR are interpolated. Default: the one that it was trained on."""
 

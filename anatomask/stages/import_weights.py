@@ -87,7 +87,7 @@ def _read_foreign(path: Path, config: ImportWeightsConfig) -> Weights:
     """Read another program's file, and describe it in a header."""
     given = {"patch_merging": config.patch_merging, "attention_heads": config.attention_heads}
     unseen = {field: value for field, value in given.items() if value is not None}
-    foreign = read_foreign_weights(path, config.allow_missing, unseen, config.axes)
+    foreign = read_foreign_weights(path, config.allow_missing, unseen, config.axes or "usual")
     header: dict[str, Any] = {
         "format": HEADER_FORMAT,
         "kind": foreign.kind,

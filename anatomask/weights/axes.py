@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 from torch import Tensor
 
-Axes = Literal["xyz", "zyx"]
+from anatomask.nn.backbones.names import Axes
+
 AXES = "axes"
 """Key of the order of axes in exported files that are not in ours."""
 IN_WORDS: Mapping[Axes, str] = {"xyz": "x, y, z", "zyx": "z, y, x"}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def read_foreign_weights(
     path: str | Path,
     allow_missing: Sequence[str] = (),
     unseen: Mapping[str, Any] = MappingProxyType({}),
-    axes: Axes | None = None,
+    axes: Axes | Literal["usual"] | None = None,
 ) -> ForeignWeights:
     """Read a file in any of the known forms; sizes are inferred from the tensors.
 
@@ -82,7 +82,8 @@ def read_foreign_weights(
         allow_missing: names (the file's or ours), prefixes that end at a dot, or patterns that need not match.
         unseen: fields of the network that no tensor shows. Default: those that are published.
         axes: order of the axes along which kernels lie in the file, which become (x, y, z). Default: what the file says
-            itself, as those of `export-weights` do, else `xyz`, so that axes stay as they are.
+            itself, as those of `export-weights` do, else `xyz`, so that axes stay as they are. usual: what the file
+            says, else that of the program which writes such files.
 
     Raises:
         UserError: the file cannot be read safely, is of no known form, holds tensors (named) that do not fit, or plans
@@ -121,7 +122,7 @@ def read_foreign_weights(
             tensors[native], called[native] = form.converted(native, value), name
             if value.is_floating_point() and not value.isfinite().all():
                 faults[name] = "not finite"
-    strides, axes = _planned_strides(content, path), _axes_of(content, backbone, axes, path)
+    strides, axes = _planned_strides(content, path), _axes_of(content, backbone, form, axes, path)
     if axes == "zyx":
         tensors, strides = turned(tensors), None if strides is None else turned_strides(strides)
     network, stages, classes, own = _match_network(backbone, form, tensors, unseen, strides, path)
@@ -248,24 +249,32 @@ def _planned_strides(content: Mapping[str, Any], path: str | Path) -> tuple[tupl
     return stage_strides(find_configuration(plans, entry_of(arguments, "configuration", where), where), where)
 
 
-def _axes_of(content: Mapping[str, Any], backbone: type[BackboneConfig], axes: Axes | None, path: str | Path) -> Axes:
-    """Find the order of the axes of kernels.
+def _axes_of(
+    content: Mapping[str, Any],
+    backbone: type[BackboneConfig],
+    form: Form,
+    axes: Axes | Literal["usual"] | None,
+    path: str | Path,
+) -> Axes:
+    """Find the order of the axes of kernels; see `read_foreign_weights`.
 
     Raises:
         UserError: the network is of another kind, or nnU-Net exchanged the axes of its arrays once more.
     """
-    if axes is not None and not backbone.convolutional:
+    if axes in ("xyz", "zyx") and not backbone.convolutional:
         raise UserError(f"--axes is for convolutional networks, and {path} is of {backbone.name}: leave it out")
-    known: Axes = "zyx" if (axes or content.get(AXES)) == "zyx" else "xyz"
+    if axes is None or axes == "usual":
+        said = content.get(AXES)
+        axes = "zyx" if said == "zyx" else form.axes if said is None and axes == "usual" else "xyz"
     arguments = content.get("init_args")
     plans = arguments.get("plans") if isinstance(arguments, Mapping) else None
     order = plans.get("transpose_forward", [0, 1, 2]) if isinstance(plans, Mapping) else [0, 1, 2]
-    if known == "zyx" and order not in ([0, 1, 2], (0, 1, 2)):
+    if axes == "zyx" and order not in ([0, 1, 2], (0, 1, 2)):
         raise UserError(
-            f"--axes zyx: the plans in {path} exchange the axes of arrays (transpose_forward is {order}), which is not "
-            "undone here: leave --axes out"
+            f"{path}: its plans exchange the axes of arrays (transpose_forward is {order}), which is not undone here: "
+            "give --axes xyz, which leaves the kernels as they are"
         )
-    return known
+    return axes
 
 
 def _match_network(

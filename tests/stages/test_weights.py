@@ -29,6 +29,7 @@ from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.stages.finetune import FinetuneConfig, initialisation
+from anatomask.weights.axes import turned
 from anatomask.weights.files import (
     describe_architecture,
     find_weights,
@@ -98,17 +99,17 @@ def test_out_and_in_again(
     encoder = run == "ts-anatomask"
     assert same(again.tensors, {n: t for n, t in source.tensors.items() if not encoder or "student.encoder." in n})
     assert again.header["architecture"] == source.header["architecture"]
-    turned = format in ("nnunet", "stunet")
-    assert ("\naxes: z, y, x\n" in shown) == turned
-    assert ("axes: turned from z, y, x to x, y, z" in capsys.readouterr().out) == turned
+    in_their_axes = format in ("nnunet", "stunet")
+    assert ("\naxes: z, y, x\n" in shown) == in_their_axes
+    assert ("axes: turned from z, y, x to x, y, z" in capsys.readouterr().out) == in_their_axes
 
 
 def test_imported_weights_start_a_finetuning(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, folder = golden / "b1_depth1_checkpoint.pt", tmp_path / "w"
     assert main(["import-weights", str(file), "--output", str(folder), "--dataset", "random"]) == 0
     shown = capsys.readouterr().out
-    assert "module.mask_tokens.4 (read by nothing)" in shown
-    published = torch.load(file, weights_only=True)["network_weights"]
+    assert "module.mask_tokens.4 (read by nothing)" in shown and "axes: turned from z, y, x to x, y, z" in shown
+    published = turned(torch.load(file, weights_only=True)["network_weights"])
     widths = (8, 16, 32, 64, 64, 64)
     stunet = STUNetConfig(2, 8, widths=widths)
     config = FinetuneConfig(data="", init=str(folder), network=stunet)

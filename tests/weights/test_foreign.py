@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -243,14 +243,15 @@ def test_strides_are_those_of_the_plans(tmp_path: Path, strides: Any, pooling: A
     assert not read_foreign_weights(save_stunet(tmp_path / "s.pth", published_stunet(STUNet(TINY, 2)))).planned
 
 
-def test_kernels_are_turned_if_the_user_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("axes", ["zyx", "usual"])
+def test_kernels_of_nnu_nets_programs_are_turned(axes: Literal["zyx", "usual"], tmp_path: Path) -> None:
     """The network computes of (x, y, z) what that in the file computes of (z, y, x)."""
     strides = [*ISOTROPIC, [1, 2, 2]]
     theirs = STUNetConfig(base=2).with_strides(strides).segmenter(2).eval()
     plans = {"configurations": {"3d_fullres": {"pool_op_kernel_sizes": strides}}, "transpose_forward": [0, 1, 2]}
     path = save_stunet(tmp_path / "s.pth", published_stunet(theirs), plans)
     assert same(read_foreign_weights(path).tensors, theirs.state_dict()) and read_foreign_weights(path).axes == "xyz"
-    foreign = read_foreign_weights(path, axes="zyx")
+    foreign = read_foreign_weights(path, axes=axes)
     assert foreign.axes == "zyx" and foreign.network == STUNetConfig(base=2, pooling=((2, 2, 2),) * 4 + ((2, 2, 1),))
     ours = foreign.network.segmenter(2).eval()
     ours.load_state_dict(foreign.tensors)
@@ -259,8 +260,9 @@ def test_kernels_are_turned_if_the_user_says_so(tmp_path: Path) -> None:
         there = theirs(volume.transpose(2, 4))[0].transpose(2, 4)
         torch.testing.assert_close(ours(volume)[0], there, rtol=1e-4, atol=1e-4)
     plans["transpose_forward"] = [2, 0, 1]
-    with pytest.raises(UserError, match=r"plans in .*s\.pth exchange the axes of arrays .*leave --axes out"):
-        read_foreign_weights(save_stunet(path, published_stunet(theirs), plans), axes="zyx")
+    with pytest.raises(UserError, match=r"s\.pth: its plans exchange the axes of arrays .*give --axes xyz"):
+        read_foreign_weights(save_stunet(path, published_stunet(theirs), plans), axes=axes)
+    assert read_foreign_weights(path, axes="xyz").axes == "xyz"
 
 
 @pytest.mark.parametrize(

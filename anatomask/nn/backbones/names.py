@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
+
+Axes = Literal["xyz", "zyx"]
+"""The order of the axes along which kernels lie."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Form:
     """Name in tables of the pretraining of an encoder in such a file, where the user gives none."""
     note: str = ""
     """Warning that is given when such a file is read. Default: no warning."""
+    axes: Axes = "xyz"
+    """Order of the axes of the arrays that networks in such files were trained on, where the file does not say it."""
     whole: bool = False
     """True if it holds encoder and decoder of a pretraining, as `BackboneConfig.trunk` builds them."""
     converted: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor

@@ -28,6 +28,7 @@ NNUNET = Form(
         (r"\.all_modules\.0\.", ".conv."),
         (r"\.all_modules\.1\.", ".norm."),
     ),
+    axes="zyx",
 )
 
 

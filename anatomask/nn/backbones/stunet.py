@@ -41,6 +41,7 @@ AUTOENCODER = Form(
         ("mask_tokens.{}", "densify.{}.token"),
     ),
     unread=r"(densify_norms|densify_projs|mask_tokens)\.4(\.|$)",  # full resolution
+    axes="zyx",
 )
 PUBLISHED_STUNET = Form(
     "STU-Net's weights",
@@ -53,6 +54,7 @@ PUBLISHED_STUNET = Form(
         ("conv_blocks_localization.", "decoder."),
         ("seg_outputs.", "heads."),
     ),
+    axes="zyx",
 )
 OWN_NAMES = Form("state dict of anatomask.nn.backbones.stunet.STUNet", "encoder.stages.0.0.", (("", ""),))
 
