@@ -101,11 +101,11 @@ class Tab:
 
 
 @contextmanager
-def browser_tab(program: str, folder: Path, seconds: float = 120) -> Iterator[Tab]:
+def browser_tab(program: str, folder: Path, *flags: str, seconds: float = 120) -> Iterator[Tab]:
     """Start Chromium with an empty profile in `folder`, and open a page in it; it ends with the block."""
     to_browser, ours_out = os.pipe()
     ours_in, from_browser = os.pipe()
-    command = [program, *FLAGS, f"--user-data-dir={folder}"]
+    command = [program, *FLAGS, *flags, f"--user-data-dir={folder}"]
     script = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
     process = subprocess.Popen(
         ["bash", "-c", script, "bash", *command],

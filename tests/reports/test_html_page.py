@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.image
 import nibabel as nib
 import numpy as np
 import pytest
@@ -90,9 +91,25 @@ def test_a_browser_shows_it_without_a_complaint_and_without_a_network(width: int
         HOSTILE,
         "liver",
     ]
-    drawn = "[...document.querySelectorAll('canvas')].map(one => one.width > 100 && one.toDataURL().length > 3000)"
-    assert tab.evaluate(f"new Promise(done => requestAnimationFrame(() => done({drawn})))") is not None
+    tab.evaluate("viewer.querySelector('.panes').scrollIntoView()")
+    tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    tab.screenshot(tmp_path / "window.png", whole=False)
+    red, green, blue = np.moveaxis(matplotlib.image.imread(tmp_path / "window.png")[..., :3], -1, 0)
+    assert ((green > red + 0.2) & (green > blue + 0.2)).sum() > 200  # the liver is drawn
     assert (tab.complaints()[before[0] :], tab.requests()[before[1] :]) == ([], [file.as_uri()])
+
+
+def test_without_webgl_the_page_says_so_and_the_rest_works(tmp_path: Path) -> None:
+    program = chromium()
+    if program is None:
+        pytest.skip("no Chromium on the PATH")
+    (tmp_path / "report.html").write_text(render_page(page("name")))
+    with browser_tab(program, tmp_path / "profile", "--disable-3d-apis") as without:
+        without.open(tmp_path / "report.html", 800)
+        without.wait_for("viewer.dataset.state === 'without WebGL'")
+        assert "needs WebGL 2" in without.evaluate("viewer.textContent") and without.complaints() == []
+        without.evaluate("document.querySelectorAll('#section-1 th button')[0].click()")
+        assert without.evaluate("document.querySelector('#section-1 tbody td').textContent") == "a"
 
 
 def test_texts_from_outside_are_escaped_and_scripts_are_those_named() -> None:

@@ -102,4 +102,7 @@ async function startViewer(viewer) {
 }
 
 const viewer = document.getElementById("viewer");
-startViewer(viewer);
+startViewer(viewer).catch((error) => {
+  viewer.dataset.state = "failed";
+  viewer.querySelector(".description").textContent = `The scans cannot be shown: ${error.message}`;
+});
