@@ -1,4 +1,5 @@
-"""Free search over the mask ratio, the masking dynamics (r0 > rT: hard to easy) and the decoder."""
+"""Free search over what is hidden (mask ratio, size of a patch, where), the masking dynamics (r0 > rT: hard to easy), the
+decoder and the learning rate."""
 
 import optuna
 
@@ -11,6 +12,9 @@ def suggest(trial: optuna.Trial) -> None:
     trial.suggest_float("method.r0", 0.0, 1.0)
     trial.suggest_float("method.rT", 0.0, 1.0)
     trial.suggest_categorical("method.decoder", ["hierarchical", "simple"])
+    trial.suggest_categorical("method.patch", [8, 16])
+    trial.suggest_categorical("method.among", ["all", "body"])
+    trial.suggest_float("optimiser.lr", 3e-5, 3e-3, log=True)
 
 
 SPACE = Search(suggest)

@@ -67,4 +67,5 @@ def test_the_tables_are_the_papers() -> None:
 def test_the_search_varies_what_the_paper_studies() -> None:
     trial = optuna.create_study().ask()
     load_space("search").suggest(trial)
-    assert set(trial.params) == {"method.mask_ratio", "method.r0", "method.rT", "method.decoder"}
+    studied = {"mask_ratio", "r0", "rT", "decoder", "patch", "among"}
+    assert set(trial.params) == {*(f"method.{name}" for name in studied), "optimiser.lr"}

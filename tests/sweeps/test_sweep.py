@@ -215,7 +215,7 @@ def test_a_kill_amid_a_suggestion_leaves_a_trial_that_is_gone_on_with(tmp_path: 
     drawn = study.trials[0].params["method.mask_ratio"]
     suggested = StudySearch(study, whole, seed=0).suggest("second")
     assert suggested["method.mask_ratio"] == drawn
-    assert len(suggested) == 5
+    assert len(suggested) == 8
     assert len(study.trials) == 1
 
 
