@@ -1,5 +1,6 @@
-"""Free search over what is hidden (mask ratio, size of a patch, where), the masking dynamics (r0 > rT: hard to easy), the
-decoder and the learning rate."""
+"""Free search over what is hidden (mask ratio, size of a patch, where), the masking dynamics (r0 > rT: hard to easy),
+the decoder and the learning rate.
+"""
 
 import optuna
 
