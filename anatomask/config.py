@@ -420,7 +420,7 @@ class ReproduceConfig(Settings):
     """Size of the trainings. paper: as published; openkbp: the small recipes; phantom: those with two updates, which
     shows that everything runs."""
     pretrain_data: Annotated[str | tuple[str, ...], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")] = ()
-    """Prepared folders to pretrain on. Default: the first of `data`."""
+    """Prepared folders to pretrain on. Default: that of totalsegmentator at the paper's scale, else the first."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of each row."""
     split: Literal["auto", "val", "test"] = "test"

@@ -25,6 +25,7 @@ from anatomask.reports.seeds import Arm, averaged, row_of
 from anatomask.reports.tables import METRICS, Row
 from anatomask.runs.identity import run_key
 from anatomask.sweeps.space import paper_spaces
+from anatomask.weights.files import split_init
 
 TITLES = {
     "1": "Decoder and masking",
@@ -133,12 +134,16 @@ def candidates(arms: Sequence[Arm], origins: Sequence[Sequence[Training]]) -> li
     """
     pools: dict[Any, list[tuple[EvaluatedRun, Row]]] = {}
     variants: dict[Any, Mapping[str, Any] | None] = {}
+    taken: dict[Any, list[tuple[Any, ...]]] = {}
     for number, (arm, trainings) in enumerate(zip(arms, origins, strict=True)):
         pretraining = next((one for one in trainings if one.verb == "pretrain"), None)
         row, kinship = row_of(arm), arm[0].summary.get("training")
         key: Any = number
         if kinship and pretraining:
-            key = (kinship["starts"], _but_seed(pretraining), _scored(row))
+            key = (kinship["starts"], frozenset(map(_but_seed, trainings)), _scored(row))
+            if any(_seeds(run, trainings) == seeds for run in arm for seeds in taken.get(key, ())):
+                key = number  # it differs in more than its seeds, such as the checkpoint that it starts from
+            taken.setdefault(key, []).extend(_seeds(run, trainings) for run in arm)
         pools.setdefault(key, []).extend((run, row) for run in arm)
         variants[key] = None if pretraining is None else variant_of(pretraining.settings)
     found = []
@@ -321,8 +326,15 @@ def _mean_scores(runs: Sequence[EvaluatedRun]) -> dict[str, tuple[float, float |
 
 
 def _but_seed(training: Training) -> str:
-    """Return a key that pretrainings share which differ in their seeds alone."""
-    return run_key("pretrain", {name: value for name, value in training.settings.items() if name != "seed"}, {})
+    """Return a key that trainings share which differ in their seeds, and in the runs that they start from, alone."""
+    settings = {name: value for name, value in training.settings.items() if name not in ("seed", "init")}
+    taken = split_init(str(training.settings.get("init", "")))[0]  # the whole network, its encoder, …
+    return run_key(training.verb, settings, {"taken": taken})
+
+
+def _seeds(run: EvaluatedRun, trainings: Sequence[Training]) -> tuple[Any, ...]:
+    """Return the seeds of a run and of what it comes from."""
+    return run.summary["training"]["seed"], *(one.seed for one in trainings)
 
 
 def _as_published(name: str) -> str:

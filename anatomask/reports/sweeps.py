@@ -44,7 +44,9 @@ def as_trials(rows: Sequence[SweepRow], runs: Mapping[str, Sequence[EvaluatedRun
         for run in runs.get(row.folder, ()):
             training = run.summary.get("training")
             kin = training and {**training, "seeds": row.name}  # their pretrainings differ, too
-            names = {"run": row.folder, "method": row.name, "initialisation": f"trial {number}"}
+            scratch = row.point.get("finetune.init") == SCRATCH
+            start = f"trial {number}" + (f", {row.name}" if scratch and row.name != SCRATCH else "")
+            names = {"run": row.folder, "method": SCRATCH if scratch else row.name, "initialisation": start}
             named.append(replace(run, summary={**run.summary, **names, "training": kin}))
     return named
 

@@ -13,7 +13,11 @@ WATCHED = (
     "loader.read_ahead",
     *(f"training.{field}" for field in ("checkpoint_every", "log_every", "on_non_finite", "trackers")),
 )
-ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", "storage", *WATCHED)
+OF_SWEEPS = tuple(
+    f"{stage}.{field}" for stage in ("pretrain", "finetune") for field in ("training.trackers", "cluster.wait_minutes")
+)
+"""Fields of a sweep's stages that are not in the keys of older sweeps either."""
+ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", "storage", *WATCHED, *OF_SWEEPS)
 """Fields that decide where, under what name, how far and how watched a run goes, not what it computes."""
 
 SINCE: Mapping[str, Any] = {

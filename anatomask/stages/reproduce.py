@@ -44,6 +44,7 @@ def stage(config: ReproduceConfig, *, overwrite: bool) -> int:
                     failures[part.config.name] = "some of its trials failed, as said above"
             except UserError as error:  # the other parts can be made all the same
                 failures[part.config.name] = str(error)
+    show_failures("reproduce", failures)
     console.rule("report", align="left", style="dim")
     scored = list(dict.fromkeys(str(run) for chain in chains for run in evaluated(chain)))
     if scored:
@@ -55,7 +56,6 @@ def stage(config: ReproduceConfig, *, overwrite: bool) -> int:
                 sweeps=tuple(str(chain.folder) for chain in chains if (chain.folder / STUDY_FIGURE).is_file()),
             ),
         )
-    show_failures("reproduce", failures)
     return 1 if failures else 0
 
 

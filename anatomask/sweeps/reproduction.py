@@ -72,11 +72,14 @@ def plan_reproduction(config: ReproduceConfig) -> Reproduction:
         rows = {method: {"finetune.init": PRETRAINED}, SCRATCH: {"finetune.init": SCRATCH}}
         label = f"rows of {' and '.join(f'Table {table}' for table in tables)}"
         parts.append(Part(tables, replace(settings, space=label, name=f"{config.name}-{recipe}"), Table(rows)))
-    missing += [
-        f"Table {table} has no data set: give --data {' '.join(f'{name}=FOLDER' for name in datasets_of(table))}"
-        for table in COMPARISONS
-        if table in config.tables and not any(table in part.tables for part in parts)
-    ]
+    if config.scale == "paper":
+        missing += [
+            f"Table {table} is left out for {name}: it needs --data {name}=FOLDER"
+            for table in COMPARISONS
+            if table in config.tables
+            for name in datasets_of(table)
+            if name not in data
+        ]
     if not parts:
         raise UserError(f"there is no data for any of these tables. {'. '.join(missing)}")
     return Reproduction(parts, missing)
@@ -113,15 +116,21 @@ def sweep_settings(config: ReproduceConfig, recipe: str, data: Mapping[str, str]
     folders = tuple(data.values())
     return replace(
         settings,
-        pretrain_data=config.pretrain_data or config.data[0].partition("=")[2],
+        pretrain_data=config.pretrain_data or first_data(config),
         finetune_data=folders,
         runs=config.runs,
         seeds=config.seeds,
         split=config.split,
         concurrent=config.concurrent,
-        start_from="first" if FIRST in data and len(folders) > 1 else "pretrained",
+        start_from="first" if next(iter(data)) == FIRST and len(folders) > 1 else "pretrained",
         cluster=config.cluster,
     )
+
+
+def first_data(config: ReproduceConfig) -> str:
+    """Return the prepared folder that is pretrained on: TotalSegmentator's at the paper's scale, else the first."""
+    data = dict(one.split("=", 1) for one in config.data)
+    return data.get(FIRST if config.scale == "paper" else "", next(iter(data.values())))
 
 
 def shortened(stage: T) -> T:

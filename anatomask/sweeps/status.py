@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from rich.text import Text
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
 from anatomask.runs.belongings import is_run
-from anatomask.sweeps.study import first_number, latest_trials, opened, shown_name, trial_name
+from anatomask.sweeps.study import JOURNAL, STORAGE_ERRORS, first_number, latest_trials, opened, shown_name, trial_name
 from anatomask.terminal.progress import last_row, polling, progress_shown
 from anatomask.training.journal import METRICS
 
@@ -48,12 +48,12 @@ def read_status(folder: Path, study: optuna.Study) -> list[TrialStatus]:
     found = []
     for trial in latest_trials(study):
         runs = folder / trial_name(trial)
-        links = sorted(runs.glob("*"), key=lambda link: link.lstat().st_mtime)  # a link is made when its stage begins
+        begun = sorted(runs.glob("[!.]*"), key=lambda link: link.lstat().st_mtime)  # links are made as stages begin
         found.append(
             TrialStatus(
                 number=first_number(trial),
                 name=shown_name(trial),
-                state=STATES.get(trial.state, links[-1].name if links else "starting"),
+                state=STATES.get(trial.state, begun[-1].name if begun else "starting"),
                 updates=updates_made(runs),
                 scored=len(list(runs.glob(f"*/{SUMMARY_FILE}"))),
                 dsc=trial.value if trial.state == TrialState.COMPLETE else None,
@@ -99,6 +99,8 @@ def open_sweep(runs: str, name: str, storage: str) -> tuple[Path, optuna.Study]:
         raise UserError(f"--status {name}: {folder} is no sweep's folder; check the name and --runs")
     if not storage and not (folder / "study.db").exists():
         raise UserError(f"--status {name}: {folder} holds no study.db; if the sweep has a --storage, give it here, too")
+    if storage.startswith(JOURNAL) and not Path(storage.removeprefix(JOURNAL)).exists():
+        raise UserError(f"--status {name}: --storage {storage}: there is no such file; check the path")
     with opened(folder, storage) as place:
         if name not in optuna.get_all_study_names(place):
             raise UserError(f"--status {name}: there is no study of that name in its storage yet")
@@ -119,6 +121,10 @@ def following_trials(folder: Path, study: optuna.Study, trials: int, updates: in
     bars: dict[int, TaskID] = {}
 
     def show(progress: Progress) -> None:
+        with suppress(*STORAGE_ERRORS):  # the next time, the storage may answer
+            show_status(progress)
+
+    def show_status(progress: Progress) -> None:
         status = read_status(folder, study)
         best = best_trial(status)
         leader = f", best {100 * (best.dsc or 0):.1f}" if best else ""

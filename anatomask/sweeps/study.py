@@ -34,6 +34,8 @@ SCORES = "scores"
 TRIAL = "trial"
 """Key of a trial's name in the configuration that Tune passes to it, beside the fields of its point."""
 
+STORAGE_ERRORS = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
+"""Errors by which a study's storage fails."""
 JOURNAL = "journal:"
 """Prefix of a storage that is a journal file."""
 ROWS = "rows"
@@ -102,7 +104,7 @@ def opened(folder: Path, storage: str) -> Iterator[BaseStorage]:
             yield JournalStorage(JournalFileBackend(storage.removeprefix(JOURNAL)))
         else:
             yield RDBStorage(storage or f"sqlite:///{folder / 'study.db'}")
-    except (SQLAlchemyError, ImportError, OSError, ValueError, optuna.exceptions.StorageInternalError) as error:
+    except (*STORAGE_ERRORS, ImportError, ValueError, RuntimeError) as error:
         said = first_line(error)
         if not storage:
             path = folder / "study.db"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ class WandbRecorder(SilentRecorder):
         self.identity = identity or secrets.token_hex(8)
         quiet = wandb.Settings(silent=True, console="off")
         self.run = wandb.init(
-            project=wandb.Settings().project or PROJECT,
+            project=wandb.setup().settings.project or PROJECT,
             name=run.name,
             id=self.identity,
             resume="allow",
@@ -73,7 +74,7 @@ class MLflowRecorder(SilentRecorder):
                 "--training.trackers mlflow: the environment variable MLFLOW_TRACKING_URI of the training's process is "
                 "not set; set it to the address of your server, or to sqlite:////a/folder/mlflow.db"
             )
-        if identity is None:
+        if identity is None and not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
             mlflow.set_experiment(PROJECT)
         started = mlflow.start_run(run_id=identity, run_name=run.name if identity is None else None)
         self.identity = str(started.info.run_id)

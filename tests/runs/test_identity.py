@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,3 +79,12 @@ def test_whatever_changes_results_is() -> None:
 @given(st.dictionaries(st.sampled_from(["seed", "method", *ELSEWHERE]), st.integers()))
 def test_nothing_but_fields_that_say_where_is_left_out(settings: dict[str, int]) -> None:
     assert identity(settings) == {name: settings[name] for name in settings if name in ("seed", "method")}
+
+
+def test_trackers_of_a_sweeps_stages_are_not_in_its_key() -> None:
+    """So that older sweeps go on, and a command may add them."""
+    settings: dict[str, Any] = {"space": "x", "pretrain": {"training": {"epochs": 1}, "cluster": {"workers": 1}}}
+    key = run_key("sweep", settings, {})
+    more = {"training": {"epochs": 1, "trackers": ["wandb"]}, "cluster": {"workers": 1, "wait_minutes": 0}}
+    assert run_key("sweep", {**settings, "pretrain": more, "seeds": [], "storage": ""}, {}) == key
+    assert run_key("sweep", {**settings, "pretrain": {**more, "training": {"epochs": 2}}}, {}) != key

@@ -65,6 +65,9 @@ def test_the_command_shows_it_from_elsewhere(
     (folder / "study.db").unlink()
     assert main(["sweep", "--status", "ratios", "--runs", str(folder.parent)]) == 1
     assert "give it here, too" in " ".join(capsys.readouterr().err.split())
+    journal = folder.parent / "journal.log"
+    assert main(["sweep", "--status", "ratios", "--runs", str(folder.parent), "--storage", f"journal:{journal}"]) == 1
+    assert "there is no such file" in " ".join(capsys.readouterr().err.split()) and not journal.exists()
     with pytest.raises(SystemExit):
         main(["sweep", "--status", "ratios", "--trials", "3"])
 
