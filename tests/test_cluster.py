@@ -95,6 +95,7 @@ def refusing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> ClusterConfig
 
     monkeypatch.setattr("anatomask.cluster.probe", lambda address: None)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests of this process may have started it
     return ClusterConfig(address="10.0.0.1:6379")
 
 

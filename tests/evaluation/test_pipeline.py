@@ -134,7 +134,8 @@ def test_runs_become_a_table_and_a_figure(
     printed = capsys.readouterr().out
     assert "AnatoMask" in printed and "scratch" in printed
     assert max(map(len, printed.split(str(out))[0].splitlines())) <= 80
-    assert sorted(path.name for path in out.iterdir()) == ["overlays-data.png", "table.csv", "table.md"]
+    written = {"differences-data.png", "overlays-data.png", "report.html", "table.csv", "table.md"}
+    assert {path.name for path in out.iterdir()} == written
     assert (out / "table.md").read_text().count("| data |") == 2
 
     (runs[1] / "predictions/a.nii.gz").unlink()
