@@ -119,10 +119,8 @@ def child(python: str, loader: str, folder: Path, crops: int, restarts: int = 0)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{loader} failed:\n{done.stderr[-3000:]}")
-    figures = [
-        line for line in done.stdout.splitlines() if line.startswith("{")
-    ]  # Ray may print lines of its own after
-    return dict(json.loads(figures[-1]))
+    lines = done.stdout.splitlines()  # of which Ray may print the last
+    return dict(json.loads([line for line in lines if line.startswith("{")][-1]))
 
 
 def measured(loader: str, folder: Path, crops: int, restarts: int) -> dict[str, Any]:

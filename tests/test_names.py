@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anatomask.cli.main import main
-from anatomask.config import FinetuneConfig, PretrainConfig, SweepConfig
+from anatomask.config import FinetuneConfig, PretrainConfig
 from anatomask.names import check_name, component, file_name, shown
+from anatomask.sweeps.settings import SweepConfig
 
 BAD = ["..", ".", " ", "../../x", "/etc", "a/b", "a\nb", "a\0b", ".hidden", "-x", "ä", "a b", "x" * 129, "\udcff", "~"]
 

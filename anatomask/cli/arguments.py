@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from anatomask.config import SCRATCH, FinetuneConfig, SweepConfig
+from anatomask.config import SCRATCH, FinetuneConfig
 from anatomask.data.settings import PreprocessConfig
 from anatomask.errors import Note, UserError
 from anatomask.files import refuse_pipe
@@ -24,6 +24,7 @@ from anatomask.plugins import load_module, with_extensions
 from anatomask.recipes import TARGETS, Recipe, find_recipe, with_method, with_network
 from anatomask.recipes.tables import listed
 from anatomask.settings import required_fields
+from anatomask.sweeps.settings import SweepConfig
 from anatomask.training.schedule import SCHEDULES
 
 DEFAULT_RECIPE = "paper-b"

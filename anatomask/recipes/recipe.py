@@ -18,9 +18,7 @@ from anatomask.config import (
     PretrainConfig,
     RecipesConfig,
     ReportConfig,
-    ReproduceConfig,
     SurveyConfig,
-    SweepConfig,
 )
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.settings import PhantomConfig, PreprocessConfig
@@ -31,6 +29,7 @@ from anatomask.nn.backbones import backbone_config
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.recipes.parts import METHODS, NETWORKS, TARGETS, Scale, Target
 from anatomask.settings import Settings, required_fields
+from anatomask.sweeps.settings import ReproduceConfig, SweepConfig
 
 VERBS: Mapping[str, type[Settings]] = {
     "phantom": PhantomConfig,

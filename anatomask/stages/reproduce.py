@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from anatomask.cluster import running
-from anatomask.config import SCRATCH, ReportConfig, ReproduceConfig
+from anatomask.config import SCRATCH, ReportConfig
 from anatomask.data.addresses import public_address
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
@@ -24,6 +24,7 @@ from anatomask.stages.workload import Remaining, workload_rows
 from anatomask.sweeps.chain import Chain, build_chain
 from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.reproduction import Part, Reproduction, plan_reproduction
+from anatomask.sweeps.settings import ReproduceConfig
 from anatomask.terminal.printing import remark, show_failures
 
 

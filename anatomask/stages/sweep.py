@@ -33,7 +33,6 @@ from rich.console import Console
 
 from anatomask.cluster import TrainingResources, divide, local_total, running, trial_resources
 from anatomask.cluster_nodes import DRIVER_BYTES, DRIVERS
-from anatomask.config import SweepConfig
 from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
@@ -56,6 +55,7 @@ from anatomask.stages.training import folders
 from anatomask.stages.workload import Remaining, workload_rows
 from anatomask.sweeps.chain import Chain, build_chain, link_name
 from anatomask.sweeps.graph import Stage, unique
+from anatomask.sweeps.settings import SweepConfig
 from anatomask.sweeps.space import Space, Table, load_space
 from anatomask.sweeps.status import following_trials, open_sweep, read_status, status_table
 from anatomask.sweeps.study import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anatomask.config import SCRATCH, EvaluateConfig, SweepConfig
+from anatomask.config import SCRATCH, EvaluateConfig
 from anatomask.data.addresses import folder_name
 from anatomask.data.index import data_digest
 from anatomask.data.joined import open_joined
@@ -20,6 +20,7 @@ from anatomask.nested import overlay_dotted, plain
 from anatomask.runs.folder import run_folder
 from anatomask.runs.store import Store
 from anatomask.sweeps.graph import Stage
+from anatomask.sweeps.settings import SweepConfig
 from anatomask.sweeps.space import Point
 
 NEEDED = "needed"

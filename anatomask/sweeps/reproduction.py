@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from anatomask.config import SCRATCH, FinetuneConfig, PretrainConfig, ReproduceConfig, SweepConfig
+from anatomask.config import SCRATCH, FinetuneConfig, PretrainConfig
 from anatomask.errors import UserError
 from anatomask.recipes import RECIPES
 from anatomask.recipes.paper import RECIPE_OF, VARIANTS, small_recipe
 from anatomask.recipes.parts import TARGETS
 from anatomask.reports.paper import ABLATIONS, COMPARISONS, published
 from anatomask.sweeps.chain import PRETRAINED
+from anatomask.sweeps.settings import ReproduceConfig, SweepConfig
 from anatomask.sweeps.space import Table, paper_spaces
 
 T = TypeVar("T", PretrainConfig, FinetuneConfig)

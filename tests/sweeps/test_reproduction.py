@@ -13,7 +13,6 @@ import pytest
 
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
-from anatomask.config import ReproduceConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.recipes import RECIPES
@@ -23,6 +22,7 @@ from anatomask.stages import reproduce
 from anatomask.stages.reproduce import unique_stages
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.reproduction import plan_reproduction
+from anatomask.sweeps.settings import ReproduceConfig
 
 
 def settings(*argv: str) -> ReproduceConfig:

@@ -1,23 +1,19 @@
-"""Sweeps: the arithmetic of resources, what a kill leaves, and one real sweep that is killed."""
+"""Sweeps: the command, the arithmetic of resources, and the chain of a trial."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from optuna.trial import TrialState
 
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
@@ -33,8 +29,8 @@ from anatomask.stages import pretrain
 from anatomask.stages.sweep import check, report, run_stage
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.graph import unique
-from anatomask.sweeps.space import Search, Space, grid, load_space, space_names
-from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, latest_trials, make_way, open_study, trials_left
+from anatomask.sweeps.space import grid, space_names
+from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, open_study
 from anatomask.sweeps.trials import run_trial
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.job import TrainingJob
@@ -124,131 +120,6 @@ def test_trainings_at_once_never_take_more_than_there_is(
     assert each.reader_cpus >= 0.1
     assert each.gpu == (gpus > 0)
     assert not each.gpu or concurrent * each.workers <= gpus
-
-
-# What a kill leaves
-
-
-@contextmanager
-def study_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
-def point_of(suggested: dict) -> tuple:
-    return tuple(sorted((name, value) for name, value in suggested.items() if name != TRIAL))
-
-
-@settings(max_examples=10, deadline=None)
-@given(fates=st.lists(st.sampled_from(["complete", "fail", "kill", "stop"]), max_size=8))
-def test_every_row_is_completed_once_whatever_happens(fates: list[str]) -> None:
-    """A sweep of three rows, two at once, in which trials end, fail, are stopped, or the whole process is killed."""
-    with study_folder() as folder:
-        completed: list[tuple] = []
-        folders: dict[tuple, str] = {}
-        while True:
-            study = open_study(folder, RATIOS)  # a new process
-            if not trials_left(study, RATIOS, 1):
-                break
-            search = StudySearch(study, RATIOS, seed=0)
-            waiting = [f"t{k}" for k in range(trials_left(study, RATIOS, 1))]
-            running: list[tuple[str, dict]] = []
-            killed = False
-            while (waiting or running) and not killed:
-                while waiting and len(running) < 2:
-                    running.append((waiting[0], search.suggest(waiting.pop(0))))
-                identity, suggested = running.pop(0)
-                folders.setdefault(point_of(suggested), suggested[TRIAL])
-                assert folders[point_of(suggested)] == suggested[TRIAL]
-                fate = fates.pop(0) if fates else "complete"
-                if fate == "complete":
-                    search.on_trial_complete(identity, {METRIC: 0.5, "scores/a": 0.5})
-                    completed.append(point_of(suggested))
-                elif fate == "fail":
-                    search.on_trial_complete(identity, error=True)
-                elif fate == "stop":
-                    search.on_trial_complete(identity)
-                killed = fate == "kill"
-        rows = [tuple(row.items()) for row in RATIOS.rows.values()]
-        assert sorted(completed) == sorted(rows)
-        assert len(set(folders.values())) == 3
-        latest = latest_trials(study)
-        assert [trial.state for trial in latest] == [TrialState.COMPLETE] * 3
-        assert all(trial.user_attrs["scores"] == {"a": 0.5} for trial in latest)
-        assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.FAIL}
-
-
-def test_a_search_that_is_interrupted_draws_what_it_would_have_drawn(tmp_path: Path) -> None:
-    space = load_space("search")
-
-    def draw(folder: Path, trials: int, reopen: bool) -> list[dict[str, Any]]:
-        folder.mkdir(exist_ok=True)
-        drawn: list[dict[str, Any]] = []
-        search = StudySearch(open_study(folder, space), space, seed=3)
-        while trials_left(search.study, space, trials):
-            identity = f"t{len(drawn)}"
-            suggested = search.suggest(identity)
-            if reopen:  # killed after the suggestion, and gone on with
-                search = StudySearch(open_study(folder, space), space, seed=3)
-                assert search.suggest(identity) == suggested
-            search.on_trial_complete(identity, {METRIC: suggested["method.mask_ratio"]})
-            drawn.append(suggested)
-        return drawn
-
-    whole = draw(tmp_path / "whole", 13, reopen=False)
-    assert draw(tmp_path / "interrupted", 13, reopen=True) == whole
-    assert len({point_of(suggested) for suggested in whole}) == 13
-    more = draw(tmp_path / "whole", 15, reopen=False)
-    assert len(more) == 2
-    assert not {point_of(suggested) for suggested in more} & {point_of(suggested) for suggested in whole}
-
-
-def test_a_kill_amid_a_suggestion_leaves_a_trial_that_is_gone_on_with(tmp_path: Path) -> None:
-    def breaks_off(trial: optuna.Trial) -> None:
-        trial.suggest_float("method.mask_ratio", 0.4, 0.9)
-        raise KeyboardInterrupt
-
-    whole: Space = load_space("search")
-    with pytest.raises(KeyboardInterrupt):
-        StudySearch(open_study(tmp_path, whole), Search(breaks_off), seed=0).suggest("first")
-    study = open_study(tmp_path, whole)
-    drawn = study.trials[0].params["method.mask_ratio"]
-    suggested = StudySearch(study, whole, seed=0).suggest("second")
-    assert suggested["method.mask_ratio"] == drawn
-    assert len(suggested) == 8
-    assert len(study.trials) == 1
-
-
-def test_another_table_under_the_same_name_is_refused(tmp_path: Path) -> None:
-    open_study(tmp_path, RATIOS)
-    with pytest.raises(UserError, match="other rows"):
-        open_study(tmp_path, grid({"method.mask_ratio": (0.5,)}))
-
-
-@pytest.mark.parametrize("address", ["sqlite:///{}/elsewhere.db", "journal:{}/journal.log"])
-def test_a_study_may_lie_in_a_storage_of_its_own(address: str, tmp_path: Path) -> None:
-    storage, folder = address.format(tmp_path), tmp_path / "ratios"
-    make_way(folder, storage, overwrite=False)
-    search = StudySearch(open_study(folder, RATIOS, storage), RATIOS, seed=0)
-    search.suggest("t0")
-    search.on_trial_complete("t0", {METRIC: 0.5})
-    assert trials_left(open_study(folder, RATIOS, storage), RATIOS, 1) == 2
-    assert trials_left(open_study(tmp_path / "other", RATIOS, storage), RATIOS, 1) == 3
-    with pytest.raises(UserError, match="holds a study named ratios"):
-        make_way(folder, storage, overwrite=False)
-    make_way(folder, storage, overwrite=True)
-    assert trials_left(open_study(folder, RATIOS, storage), RATIOS, 1) == 3
-    assert not (folder / "study.db").exists()
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["nonsense", "oracle9://u:secret@h/db", "postgresql+none://u:secret@h/db", "journal:/nowhere/at/all/journal.log"],
-)
-def test_a_storage_that_cannot_be_used_is_refused_without_its_password(address: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--storage .* cannot be used") as caught:
-        open_study(tmp_path, RATIOS, address)
-    assert "secret" not in str(caught.value)
 
 
 # The chain
