@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence_runs import Record, mean_dsc, weakest_organ
+from evidence_design import Record, mean_dsc, weakest_organ
 
 from anatomask.reports.evidence import ArmRun, evidence_markdown
 from anatomask.reports.evidence_figure import evidence_figure

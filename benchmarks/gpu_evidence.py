@@ -172,7 +172,7 @@ def finetune(study: Study, arguments: argparse.Namespace, ends: float) -> None:
     setting = study.setting
     config = setting.training(setting.finetuning_batch)
     compiling, speed = seconds_per_update(
-        study.finetuning, study.batches(0), config, study.device, progress=0.5,
+        study.finetuning, study.batches(0, setting.labels), config, study.device, progress=0.5,
         updates=10 if arguments.updates is None else 1,
     )  # fmt: skip
     left = max(ends - time.monotonic(), 0)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gpu_training import Finetuning, Pretraining, Scores, scores, train
+from evidence_design import Finetuning
+from gpu_training import LabelledTask, PretrainingTask, Scores, scores, train
 from gpu_volumes import PretrainingPlan, Volumes, finetuning_batch, shuffled
 from measure import tell
 from torch import Tensor
@@ -23,14 +24,17 @@ from anatomask.nn.backends import choose_backend
 from anatomask.parsing import from_json
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
-from anatomask.weights.files import describe_architecture, initialise
+from anatomask.weights.files import Transfer, describe_architecture, initialise
 from anatomask.weights.matching import load_matching
 from anatomask.weights.tensor_files import Weights, read_described, write_described
 
 METHOD = AnatoMaskConfig(patch=8, among="body", decoder_width=32, ema_decay=0.98, ema_decay_final=0.998)
 """Settings of the method, as in evidence.py."""
 OVERLAP, FOREGROUND = 0.25, 0.66
+DRAWN_UPDATES = 4000
+"""Updates after which a finetuning reads its scans in the same order again."""
 LONGEST_FINETUNING = 1000
+"""Updates of a finetuning of gpu_evidence.py at most."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Study:
         tested = {case for split in ("val", "test", "unlabeled_test") for case in volumes.splits.get(split, ())}
         self.pretraining_cases = [case for case in volumes.cases if case not in tested]
         torch.manual_seed(setting.seed)
-        self.finetuning = Finetuning(STUNet(setting.network, len(volumes.class_names)).to(self.device))
+        self.finetuning = LabelledTask(STUNet(setting.network, len(volumes.class_names)).to(self.device))
         distribute(self.finetuning, setting.training(setting.finetuning_batch), Workers())
 
     def plan(self, updates: int, done: int) -> PretrainingPlan:
@@ -91,23 +95,23 @@ class Study:
             METHOD.body_share, setting.seed + done,
         )  # fmt: skip
 
-    def pretrainings(self, plan: PretrainingPlan) -> dict[str, Pretraining]:
+    def pretrainings(self, plan: PretrainingPlan) -> dict[str, PretrainingTask]:
         """Build both methods, AnatoMask first; they share the student, so that it is compiled once.
 
         The sparse backend is chosen for the crop with the least body, in which the most patches are visible.
         """
         method = AnatoMask(METHOD, self.setting.network).to(self.device)
         method.set_sparse_backend(choose_backend(METHOD.mask_ratio * plan.fewest / plan.among.shape[2]))
-        anatomask = Pretraining(method)
+        anatomask = PretrainingTask(method)
         distribute(anatomask, self.setting.training(self.setting.pretraining_batch), Workers())
         other = AnatoMask(replace(METHOD, masking="random"), self.setting.network)
         other.student = method.student
-        spark = Pretraining(other)
+        spark = PretrainingTask(other)
         spark.memory_format = anatomask.memory_format
         return {"anatomask": anatomask, "spark": spark}
 
     def pretrain(
-        self, arm: str, task: Pretraining, plan: PretrainingPlan, updates: int, before: Weights | None, ends: float
+        self, arm: str, task: PretrainingTask, plan: PretrainingPlan, updates: int, before: Weights | None, ends: float
     ) -> None:
         """Train one of them from the seed, or from the weights of an earlier run, and write its weights.
 
@@ -166,14 +170,12 @@ class Study:
         """Return the file of an arm's weights."""
         return folder / f"base{self.setting.base}-{arm}.safetensors"
 
-    def batches(self, seed: int) -> Callable[[int], dict[str, Tensor]]:
+    def batches(self, seed: int, labels: int) -> Callable[[int], dict[str, Tensor]]:
         """Draw batches of the labelled cases of a seed: smaller numbers of labels are contained in larger ones."""
         setting, order = self.setting, np.random.default_rng([seed, 2]).permutation(len(self.train_cases))
-        scans = self.volumes.numbers([self.train_cases[index] for index in order[: setting.labels]])
+        scans = self.volumes.numbers([self.train_cases[index] for index in order[:labels]])
         generator = torch.Generator(self.device).manual_seed(1000 + seed)
-        waiting = shuffled(scans, LONGEST_FINETUNING * setting.finetuning_batch, generator).split(
-            setting.finetuning_batch
-        )
+        waiting = shuffled(scans, DRAWN_UPDATES * setting.finetuning_batch, generator).split(setting.finetuning_batch)
 
         def batch(number: int) -> dict[str, Tensor]:
             chosen = waiting[number % len(waiting)]
@@ -183,33 +185,39 @@ class Study:
         return batch
 
     def finetune(self, arm: str, seed: int, updates: int) -> dict[str, Any]:
-        """Train one network from a seed and score it at a few points."""
+        """Train one network of an arm from a seed, and score it."""
+        setting = self.setting
+        weights = None if arm == "scratch" else read_described(self.weights(self.out, arm), parse=from_json)
+        run = Finetuning(arm, setting.labels, updates, setting.rate, seed, "val")
+        return {"arm": arm, "seed": seed, **self.train_labelled(run, weights, "whole", self.val_cases)}
+
+    def train_labelled(
+        self, run: Finetuning, weights: Weights | None, transfer: Transfer, cases: Sequence[str]
+    ) -> dict[str, Any]:
+        """Train the network from `weights`, or from the seed alone, and score it on `cases` at a few points."""
         setting, network = self.setting, self.finetuning.network
-        torch.manual_seed(seed)
+        torch.manual_seed(run.seed)
         fresh = STUNet(setting.network, network.classes)
-        if arm != "scratch":
-            initialise(fresh, read_described(self.weights(self.out, arm), parse=from_json))
+        if weights is not None:
+            initialise(fresh, weights, transfer, run.seed)
         network.load_state_dict(fresh.state_dict())
         curve: list[tuple[int, Scores]] = []
 
         def score(done: int) -> None:
-            found = scores(network, self.volumes, self.val_cases, setting.edge, OVERLAP, setting.precision)
-            curve.append((done, found))
+            curve.append((done, scores(network, self.volumes, cases, setting.edge, OVERLAP, setting.precision)))
 
-        points = range(updates // self.setting.points, updates + 1, updates // self.setting.points)
+        points = range(run.updates // setting.points, run.updates + 1, run.updates // setting.points)
         began = time.monotonic()
         train(
             self.finetuning,
-            self.batches(seed),
-            updates,
+            self.batches(run.seed, run.labels),
+            run.updates,
             setting.training(setting.finetuning_batch),
-            OptimiserConfig(lr=setting.rate, warmup_epochs=updates // 10),
+            OptimiserConfig(lr=run.rate, warmup_epochs=run.updates // 10),
             self.device,
             at={point: lambda point=point: score(point) for point in points},  # type: ignore[misc]
         )
         return {
-            "arm": arm,
-            "seed": seed,
             "seconds": time.monotonic() - began,
             "curve": [(done, mean_dsc(found)) for done, found in curve],
             "dsc": {case: {c: round(v, 6) for c, v in found.items()} for case, found in curve[-1][1].items()},

@@ -30,7 +30,7 @@ CHECK_EVERY = 20
 """Updates between checks of the clock, for which the host waits for the device."""
 
 
-class Pretraining(Task):
+class PretrainingTask(Task):
     """AnatoMask, or SparK, on crops of `PretrainingPlan`."""
 
     def __init__(self, method: AnatoMask) -> None:
@@ -64,7 +64,7 @@ class Pretraining(Task):
         return None
 
 
-class Finetuning(Task):
+class LabelledTask(Task):
     """STU-Net on augmented crops."""
 
     def __init__(self, network: STUNet) -> None:
@@ -169,13 +169,15 @@ def scores(
     """Segment whole scans on their prepared grid, and compare with their labels."""
     found: Scores = {}
     for case in cases:
-        scan = volumes.cases.index(case)
-        start, shape = int(volumes.starts[scan]), volumes.shapes[scan].tolist()
-        truth = volumes.labels[start : start + math.prod(shape)].view(shape)
-        predicted = logits(network, volumes, scan, edge, overlap, precision).argmax(0)
-        by_class = dice(predicted, truth, len(volumes.class_names))
+        predicted = segmented(network, volumes, case, edge, overlap, precision)
+        by_class = dice(predicted, volumes.label_map(case), len(volumes.class_names))
         found[case] = {volumes.class_names[c]: value for c, value in by_class.items() if not math.isnan(value)}
     return found
+
+
+def segmented(network: STUNet, volumes: Volumes, case: str, edge: int, overlap: float, precision: str) -> Tensor:
+    """Segment a scan on its prepared grid: a label map (D, H, W)."""
+    return logits(network, volumes, volumes.cases.index(case), edge, overlap, precision).argmax(0)
 
 
 def dice(predicted: Tensor, truth: Tensor, classes: int) -> dict[int, float]:

@@ -97,6 +97,12 @@ class Volumes:
         """Return the device of the scans."""
         return self.codes.device
 
+    def label_map(self, case: str) -> Tensor:
+        """Return the label map (D, H, W) of a case, all 0 where it has none."""
+        scan = self.cases.index(case)
+        start, shape = int(self.starts[scan]), self.shapes[scan].tolist()
+        return self.labels[start : start + math.prod(shape)].view(shape)
+
     def numbers(self, cases: Sequence[str]) -> Tensor:
         """Return the numbers of cases, (N,) on the device."""
         return torch.tensor([self.cases.index(case) for case in cases], device=self.device)

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from evidence import FULL, QUICK, choose_budget, choose_rate, run_steps
+from evidence_design import Finetuning, Pretraining, Record, Scale, mean_dsc, weakest_organ
 from evidence_report import arm_of, main_comparison
-from evidence_runs import Experiment, Finetuning, Pretraining, Record, Scale, mean_dsc, weakest_organ
+from evidence_runs import Experiment
+from evidence_steps import FULL, QUICK, choose_budget, choose_rate, run_steps
 
 ORGANS = ("brainstem", "cord", "mandible")
 

@@ -132,7 +132,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
 def test_a_training_stops_when_its_time_is_over(tmp_path: Path) -> None:
     each = study(tmp_path)
     config = SETTING.training(2)
-    assert len(train(each.finetuning, each.batches(0), 50, config, OptimiserConfig(), CPU, ends=0.0)) == 1
+    assert len(train(each.finetuning, each.batches(0, 2), 50, config, OptimiserConfig(), CPU, ends=0.0)) == 1
 
 
 def test_dice_of_every_class_that_is_there() -> None:
@@ -159,7 +159,7 @@ def test_nobody_waits_for_a_gpu_within_an_update(precision: str, tmp_path: Path)
     task = each.pretrainings(plan)["anatomask"]
     for training, batch in (
         (task, lambda number: plan.batch(number, generator)),
-        (each.finetuning, each.batches(0)),
+        (each.finetuning, each.batches(0, 2)),
     ):
         waits = {2: lambda: torch.cuda.set_sync_debug_mode("error"), 3: lambda: torch.cuda.set_sync_debug_mode(0)}
         try:
@@ -179,7 +179,7 @@ def test_a_gpu_computes_the_losses_of_a_cpu(tmp_path: Path) -> None:
         plan = here.plan(2, 0)
         generator = torch.Generator().manual_seed(0)
         drawn = [{name: t.to(device) for name, t in plan.batch(number, generator).items()} for number in range(2)]
-        batches = here.batches(0)
+        batches = here.batches(0, 2)
         labelled = [{name: t.to(device) for name, t in batches(number).items()} for number in range(2)]
         tasks = there.pretrainings(plan)
         losses[device] = [
