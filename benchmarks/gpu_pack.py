@@ -87,9 +87,9 @@ def pack(dataset: PreparedDataset, cases: Iterable[str], out: Path) -> dict[str,
         errors["soft"].append(np.bincount(error[soft]))
         errors["rest"].append(np.bincount(error[~soft]))
         errors["seen_rest"].append(np.bincount(error[~soft & (voxels >= low) & (voxels <= high)]))
-        tensors[f"{case}.codes"] = _compressed(codes)
+        tensors[f"{case}.codes"] = compressed(codes)
         if label is not None:
-            tensors[f"{case}.label"] = _compressed(label)
+            tensors[f"{case}.label"] = compressed(label)
         described[case] = {
             "shape": list(voxels.shape),
             "minimum": int(voxels.min()),
@@ -145,7 +145,7 @@ def read_packed(path: Path) -> Packed:
     )
 
 
-def _compressed(voxels: np.ndarray) -> torch.Tensor:
+def compressed(voxels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(bytearray(lzma.compress(voxels.tobytes(), preset=6)), np.uint8))
 
 
