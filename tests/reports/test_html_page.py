@@ -84,8 +84,10 @@ def test_a_browser_shows_it_without_a_complaint_and_without_a_network(width: int
     for view in ("Axial", "Render"):
         tab.evaluate(f"document.querySelector('[value=sliceType{view}]').click()")
     tab.evaluate(
-        "const cases = viewer.querySelector('#case'); cases.value = 1; cases.dispatchEvent(new Event('change'))"
+        "const cases = viewer.querySelector('#case');"
+        "for (const value of [1, 0, 1]) { cases.value = value; cases.dispatchEvent(new Event('change')) }"
     )
+    assert tab.evaluate("viewer.dataset.state") == "loading"  # until the last of them is drawn
     tab.wait_for("viewer.dataset.state === 'shown'")
     assert tab.evaluate("[...viewer.querySelectorAll('.legend li')].map(item => item.textContent)") == [
         HOSTILE,

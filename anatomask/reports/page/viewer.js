@@ -68,7 +68,6 @@ async function startViewer(viewer) {
   panes.forEach((one, index) => one.view.broadcastTo(panes[1 - index].view));
 
   const open = async () => {
-    viewer.dataset.state = "loading";
     const found = cases[Number(chosen.value)];
     const legend = found.classes.map(({ name, colour }) => {
       const item = document.createElement("li");
@@ -84,12 +83,23 @@ async function startViewer(viewer) {
       one.select.value = String(Math.min(index, found.labels.length - 1));
       await one.draw();
     }
-    viewer.dataset.state = "shown";
   };
 
   cases.forEach((one, index) => chosen.add(new Option(one.title, index)));
-  chosen.addEventListener("change", open);
-  for (const one of panes) one.select.addEventListener("change", () => one.draw());
+  /* Loading takes a while: what is chosen meanwhile waits, so that a pane never holds volumes of two cases. */
+  let turn = Promise.resolve();
+  let waiting = 0;
+  const inTurn = (work) => {
+    viewer.dataset.state = "loading";
+    waiting += 1;
+    turn = turn.then(work).then(() => {
+      waiting -= 1;
+      if (!waiting) viewer.dataset.state = "shown";
+    });
+    return turn;
+  };
+  chosen.addEventListener("change", () => inTurn(open));
+  for (const one of panes) one.select.addEventListener("change", () => inTurn(() => one.draw()));
   opacity.addEventListener("input", () => panes.forEach((one) => one.show()));
   for (const button of viewer.querySelectorAll(".buttons button")) {
     button.addEventListener("click", () => {
@@ -98,7 +108,7 @@ async function startViewer(viewer) {
       panes.forEach((one) => one.show());
     });
   }
-  await open();
+  await inTurn(open);
 }
 
 const viewer = document.getElementById("viewer");
