@@ -70,14 +70,18 @@ class Experiment:
             write_text(path, json.dumps(given, indent=1))
 
         def end(number: int, frame: FrameType | None) -> None:
+            self._end()  # now, for whatever waits for the trainings is left first
             raise SystemExit(128 + number)
 
         signal.signal(signal.SIGTERM, end)
         try:
             yield
         finally:
-            for process in list(self._running):
-                process.terminate()
+            self._end()
+
+    def _end(self) -> None:
+        for process in list(self._running):
+            process.terminate()
 
     def prepare(self) -> None:
         """Write the splits and prepare the scans, once."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -135,3 +138,19 @@ def test_a_folder_of_another_scale_is_refused_and_stays_as_it_is(tmp_path: Path)
     ):
         pass
     assert (tmp_path / "experiment.json").read_text() == before
+
+
+def test_asked_to_end_it_ends_its_trainings_at_once(tmp_path: Path) -> None:
+    experiment, before = Experiment(tmp_path, tmp_path, FULL, 1), signal.getsignal(signal.SIGTERM)
+    training = subprocess.Popen(["sleep", "600"])
+    experiment._running.add(training)
+    ended: int | None = None
+    try:
+        with pytest.raises(SystemExit, match="143"), experiment.claimed():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:  # as a pool of threads would wait
+                ended = training.wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == -signal.SIGTERM
