@@ -2,10 +2,11 @@
 
 A real CT is resampled to `--size` voxels, and segmented into `--classes` by the same weights here and by nnU-Net, each
 in a process of its own: seconds from the scan's file to the label map's, seconds of a core, and the process's peak
-memory. Then the label maps are compared. The weights have learned for `--updates` updates to tell air, fat, soft tissue
-and bone apart; random ones would choose among equal logits, which nnU-Net's half precision rounds. nnU-Net runs in an
-environment of its own, which `make nnunet` makes and `--nnunet` names; without it, only ours is measured. The last line
-is JSON.
+memory. Then the label maps are compared, also with that of an nnU-Net that sums the logits of windows in single
+precision instead of half, which is not timed. The weights have learned for `--updates` updates to tell air, fat, soft
+tissue and bone apart; random ones would choose among equal logits, which nnU-Net's half precision rounds. nnU-Net runs
+in an environment of its own, which `make nnunet` makes and `--nnunet` names; without it, only ours is measured. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -62,12 +63,14 @@ def main() -> None:
         write_inputs(folder, arguments)
         own = [sys.executable, __file__, "--ours", name, str(folder / "ours"), "--threads", str(arguments.threads)]
         found = {"ours": run(own, arguments.threads)}
-        differ = 0.0
+        differ = exact = 0.0
         python = arguments.nnunet / "bin" / "python"
         if compared := python.is_file():
             program = str(Path(__file__).with_name("inference_nnunet.py"))
             found["nnunet"] = run([str(python), program, name, str(folder / "theirs")], arguments.threads)
-            differ = differing(folder / "ours" / f"scan{LABEL_MAP}", folder / "theirs.nii.gz")
+            run([str(python), program, name, str(folder / "exact"), "float32"], arguments.threads)
+            ours = folder / "ours" / f"scan{LABEL_MAP}"
+            differ, exact = (differing(ours, folder / f"{theirs}.nii.gz") for theirs in ("theirs", "exact"))
     rows = [
         [who, *(f"{one[name]:.1f}" for name in ("seconds", "cpu_seconds")), f"{one['peak_gib']:.2f}"]
         for who, one in found.items()
@@ -81,8 +84,9 @@ def main() -> None:
         for name in ("seconds", "cpu_seconds"):
             result[f"{name}_over_ours"] = found["nnunet"][name] / found["ours"][name]
         result["memory_over_nnunet"] = found["ours"]["peak_gib"] / found["nnunet"]["peak_gib"]
-        result["differing_share"] = differ
+        result |= {"differing_share": differ, "differing_share_float32": exact}
         rows.append(["voxels that differ", f"{100 * differ:.3f} %", "", ""])
+        rows.append(["and with its sums in float32", f"{100 * exact:.3f} %", "", ""])
     grid = WindowGrid(tuple(arguments.size), tuple(arguments.patch), 0.5)
     voxels, patch = (" x ".join(map(str, numbers)) for numbers in (arguments.size, arguments.patch))
     title = (

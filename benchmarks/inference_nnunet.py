@@ -1,8 +1,9 @@
-"""nnU-Net's predictor on one scan, run by a Python that has nnunetv2: `inference_nnunet.py FOLDER OUT`.
+"""nnU-Net's predictor on one scan, run by a Python that has nnunetv2: `inference_nnunet.py FOLDER OUT [float32]`.
 
 FOLDER holds what `inference.py` writes: `scan.nii.gz`, `plans.json`, `dataset.json` and `weights.pth`. The network is
 STU-Net with our layers, so that predictors alone are compared. Its kernels are turned, for nnU-Net reads (z, y, x).
-The last line is JSON: seconds from file to file, and the peak of the process's memory.
+nnU-Net sums the logits of windows in half precision; with `float32` it sums in single precision. The last line is JSON:
+seconds from file to file, and the peak of the process's memory.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def main() -> None:
     finest, axes = Finest(network), tuple(2 - axis for axis in mirrored)
     predictor.manual_initialization(finest, manager, configuration, [finest.state_dict()], dataset, "", axes or None)
     threads = torch.get_num_threads()
+    if sys.argv[3:] == ["float32"]:
+        torch.half = torch.float32  # the type that nnU-Net names for its sums
     start, began = time.perf_counter(), time.process_time()
     predictor.predict_from_files_sequential([[str(folder / "scan.nii.gz")]], [out])
     seconds, cpu = time.perf_counter() - start, time.process_time() - began
