@@ -70,7 +70,7 @@ def running(config: ClusterConfig) -> Iterator[None]:
 
     Raises:
         UserError: no cluster answers at the address within seconds, the cluster has other versions of Python or Ray, or
-            Ray's processes of this machine died meanwhile.
+            Ray's processes of this machine died meanwhile, or while they started.
     """
     if ray.is_initialized():
         yield
@@ -98,6 +98,10 @@ def running(config: ClusterConfig) -> Iterator[None]:
                 "down to Python's patch version: install those of the cluster, or run this on its nodes (ray submit, "
                 f"ray job submit). {' '.join(str(error).split())}"
             ) from error
+        except Exception as error:
+            if type(error) is not Exception:  # which Ray raises where one of its processes died while it started
+                raise
+            raise UserError(f"Ray did not start: {error} The same command goes on where it stopped.") from error
         with stopped_by_signals(), connected():  # after Ray's start, which sets a handler of its own
             yield
 

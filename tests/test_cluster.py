@@ -120,6 +120,14 @@ def test_what_else_ray_says_at_its_start_is_no_matter_of_versions(monkeypatch: p
         raise AssertionError("it was joined")
 
 
+def test_a_start_that_fails_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a user, or the kernel, kills the raylet while Ray starts (found by a kill in `make test-slow`)."""
+    config = refusing(Exception("The current node timed out during startup."), monkeypatch)
+    said = r"^Ray did not start: The current .* goes on where it stopped\.$"
+    with pytest.raises(UserError, match=said), running(config):
+        raise AssertionError("it started")
+
+
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
     """A folder whose path leaves room for sockets."""
