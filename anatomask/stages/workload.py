@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -18,6 +18,9 @@ from anatomask.runs.store import Store
 from anatomask.terminal.progress import duration, last_row
 from anatomask.training.estimate import device_of
 from anatomask.training.journal import METRICS
+
+if TYPE_CHECKING:
+    from anatomask.training.cost import StepCost
 
 RATE = "train/samples_per_second"
 BYTES = 4
@@ -37,8 +40,8 @@ class Remaining:
 class Load:
     """Cost of one kind of training."""
 
-    flops: int
-    """Floating-point operations of an update of one worker."""
+    cost: StepCost
+    """Cost of an update of one worker."""
     checkpoint_bytes: int
     """Bytes of a checkpoint: weights, untrained networks and moments."""
 
@@ -46,20 +49,24 @@ class Load:
 def workload_rows(left: Sequence[Remaining], times: int, store: Store) -> list[tuple[str, str]]:
     """Make rows of a dry run: operations, time and disk space of trainings, all of them `times` times.
 
-    The time is that of devices which compute all the time. Where a finished training of each kind is in the store, the
+    The time is that of devices which never wait for data. Where a finished training of each kind is in the store, the
     speed that it reached gives the time on this cluster, too, without validation and starts.
     """
     if not left:
         return [("left to train", "nothing")]
     loads = {kind: load_of(one.config) for kind, one in {kind_of(one.config): one for one in left}.items()}
-    flops = times * sum(one.updates * one.config.cluster.workers * loads[kind_of(one.config)].flops for one in left)
+    trainings = [(loads[kind_of(one.config)], one.updates, one.config.cluster.workers) for one in left]
+    flops = times * sum(updates * workers * load.cost.flops for load, updates, workers in trainings)
     kept = times * sum(
         (1 + isinstance(one.config, FinetuneConfig)) * loads[kind_of(one.config)].checkpoint_bytes for one in left
     )
     device = device_of(left[0].config.plan)
+    taken = times * sum(
+        updates * workers * device.step(load.cost, workers).seconds for load, updates, workers in trainings
+    )
     rows = [
         ("operations", f"{flops / 1e15:.3g} PFLOP in {times * len(left)} trainings"),
-        ("time", f"about {duration(flops / device.flops_per_second)} of one device, {device.description}"),
+        ("time", f"about {duration(taken)} of one device, {device.description}"),
     ]
     rates = reached_rates(store)
     if all(kind_of(one.config) in rates for one in left):
@@ -87,7 +94,7 @@ def load_of(config: PretrainConfig | FinetuneConfig) -> Load:
         one.numel() * (1 + config.optimiser.moments * one.requires_grad)
         for one in (*network.parameters(), *network.buffers())
     )
-    return Load(cost.flops, BYTES * numbers)
+    return Load(cost, BYTES * numbers)
 
 
 def kind_of(config: PretrainConfig | FinetuneConfig) -> str:

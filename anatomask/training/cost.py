@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.nn.utils.memory_format import convert_conv3d_weight_memory_format
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from anatomask.data.samples import worker_share
@@ -22,6 +24,7 @@ from anatomask.nn.live_bytes import LiveBytes
 from anatomask.nn.norms import synchronise_norms
 from anatomask.nn.recompute import recompute_activations
 from anatomask.training.parallel import sharded_parts
+from anatomask.training.scaling import Exchange
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.update import autocast
 
@@ -42,6 +45,8 @@ class StepCost:
     activation_bytes: int
     """Bytes of all other tensors at the peak: inputs, what the backward pass keeps, and temporaries. Gradients that do
     not exist yet at the peak, but are counted in `state_bytes`, are subtracted."""
+    exchange: Exchange = field(default_factory=Exchange)
+    """What the worker exchanges with the others; nothing where it is alone."""
 
     @property
     def memory_bytes(self) -> int:
@@ -76,7 +81,7 @@ def step_cost(
             _backward(module, loss, part, config.precision)
         for parameter in module.parameters():
             parameter.grad = torch.empty_like(parameter) if kept and parameter.requires_grad else None
-        with LiveBytes(_tensors(module)) as live:
+        with LiveBytes(_tensors(module)) as live, _Collectives() as collectives:
             _backward(module, loss, part, config.precision)
     state = state_bytes(module, workers if sharded else 1, moments)
     if sharded and config.accumulate > 1:  # gradients are whole until the last part
@@ -85,6 +90,11 @@ def step_cost(
         counter.get_total_flops() * share // part,
         state,
         live.peak - (0 if kept else gradients),
+        Exchange(
+            _exchanged_weights(module, sharded) if workers > 1 else 0,
+            config.accumulate * collectives.count,
+            config.accumulate * collectives.bytes,
+        ),
     )
 
 
@@ -132,6 +142,36 @@ class _AutocastOfGpus(TorchFunctionMode):
         if func is functional.interpolate and torch.is_autocast_enabled("cpu"):
             args = (args[0].float(), *args[1:])
         return func(*args, **(kwargs or {}))
+
+
+class _Collectives(TorchDispatchMode):
+    """Counter of the operations in which the workers take part together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Compute, and count the operation if it is one of them."""
+        if func.namespace == "c10d":
+            self.count += 1
+            self.bytes += sum(_bytes(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def _exchanged_weights(module: nn.Module, sharded: bool) -> int:
+    """Count the bytes of an all-reduce that moves as much as the averaging of gradients and the gathering of weights.
+
+    An all-reduce sums and gathers. Where weights are divided, gradients are summed alone, and weights are gathered for
+    the forward pass and again for the backward pass; untrained ones for a forward pass alone.
+    """
+    trained = sum(_bytes(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    if not sharded:
+        return trained
+    return (2 * trained + sum(map(_bytes, module.parameters()))) // 2
 
 
 @contextmanager

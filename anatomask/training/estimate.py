@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from anatomask.settings import Settings
+from anatomask.training.scaling import Exchange, LinkConfig, StepTime, step_time
 
 if TYPE_CHECKING:
     from anatomask.training.cost import StepCost
@@ -23,6 +24,7 @@ class DeviceConfig(Settings):
     """Speed of a device's matrix product in TFLOP/s. Default: measured here, in float32."""
     share_of_peak: float = 0.3
     """Share of that speed that the training reaches: a rule of thumb."""
+    links: LinkConfig = field(default_factory=LinkConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,6 +67,11 @@ class Device:
     flops_per_second: float
     """Floating-point operations per second that a training reaches."""
     description: str
+    links: LinkConfig = field(default_factory=LinkConfig)
+
+    def step(self, cost: StepCost, workers: int) -> StepTime:
+        """Compute how long an update of that cost takes on `workers` such devices."""
+        return step_time(cost.flops / self.flops_per_second, cost.exchange, workers, self.links)
 
 
 def device_of(config: DeviceConfig) -> Device:
@@ -78,7 +85,8 @@ def device_of(config: DeviceConfig) -> Device:
         name = f"this machine's {torch.cuda.get_device_name() if here.type == 'cuda' else 'CPU'}"
         of = "float32 matrix product, measured"
     share = f"{config.share_of_peak:.0%} (plan.share-of-peak)"
-    return Device(config.share_of_peak * speed, f"{name}, at {share} of the {speed / 1e12:.3g} TFLOP/s of its {of}")
+    description = f"{name}, at {share} of the {speed / 1e12:.3g} TFLOP/s of its {of}"
+    return Device(config.share_of_peak * speed, description, config.links)
 
 
 def cost_rows(
@@ -88,7 +96,8 @@ def cost_rows(
 
     `options` are the costs with memory-saving settings, by the flag that sets each.
     """
-    hours = steps * cost.flops / device.flops_per_second / 3600
+    step = device.step(cost, workers)
+    hours = steps * step.seconds / 3600
     taken = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
     rows = [
         ("operations", f"{cost.flops / 1e12:.3g} TFLOP per update and worker"),
@@ -100,7 +109,20 @@ def cost_rows(
     ]
     if options:
         rows.append(("", ", ".join(f"{_gib(less.memory_bytes)} with {name}" for name, less in options.items())))
+    if workers > 1:
+        rows.append(exchange_row(cost.exchange, step, device.links))
     return [*rows, ("time", f"about {taken} on {workers} x {device.description}")]
+
+
+def exchange_row(exchange: Exchange, step: StepTime, links: LinkConfig) -> tuple[str, str]:
+    """Make the row of a dry run that says what workers exchange, and how long an update waits for it."""
+    waits = f"{_short(1e3 * (step.sums + step.exposed))} of {_short(1e3 * step.seconds)} ms"
+    return (
+        "exchange",
+        f"{_short(exchange.gradient_bytes / 1e6)} MB of gradients and {exchange.sums} small sums per update: {waits}, "
+        f"at {links.inside:g} GB/s within machines of {links.devices_per_machine}, {links.between:g} GB/s between them "
+        f"and {links.hop:g} µs a hop (plan.links)",
+    )
 
 
 @dataclass(frozen=True)
@@ -126,7 +148,7 @@ def reading_rows(
         workers: number of devices.
         device: description of each of them.
     """
-    rate = batch * device.flops_per_second / cost.flops
+    rate = batch / device.step(cost, workers).seconds
     bandwidth, cores = workers * rate * reading.bytes / 1e6, workers * rate * reading.cpu_seconds
     return [
         (

@@ -26,7 +26,7 @@ def config() -> PretrainConfig:
 
 
 def test_all_of_them_take_their_sum(config: PretrainConfig, tmp_path: Path) -> None:
-    flops = load_of(config).flops
+    flops = load_of(config).cost.flops
     left = [Remaining(config, 1000), Remaining(replace(config, seed=1), 500)]
     rows = dict(workload_rows(left, 4, Store(tmp_path)))
     assert rows["operations"] == f"{4 * 1500 * flops / 1e15:.3g} PFLOP in 8 trainings"

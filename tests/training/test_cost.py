@@ -16,9 +16,11 @@ from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.methods.masked import MaskedBatch
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.nn.live_bytes import LiveBytes
+from anatomask.nn.norms import BatchNorm3d
 from anatomask.nn.recompute import recompute_activations
 from anatomask.training.cost import StepCost, less_memory, state_bytes, step_cost
 from anatomask.training.losses import segmentation_loss
+from anatomask.training.scaling import Exchange
 from anatomask.training.settings import TrainingConfig
 
 CONFIG = TrainingConfig(batch_size=2)
@@ -90,6 +92,25 @@ def test_a_layer_that_can_be_counted_by_hand() -> None:
     # Most lives after the forward pass: weight and moments, input, output and loss, and no gradient yet.
     assert cost.memory_bytes == 12 * 27 * 4 * 8 + 4 * (2 * 4 * 1000 + 2 * 8 * 1000 + 1)
     assert layer.weight.is_meta and layer.weight.grad is None
+
+
+def test_what_workers_exchange_can_be_counted_by_hand() -> None:
+    def loss(layers: nn.Module, samples: int) -> Tensor:
+        return layers(torch.empty(samples, 3, 4, 4, 4)).square().sum()
+
+    with torch.device("meta"):
+        layers = nn.Sequential(nn.Conv3d(3, 4, 1), BatchNorm3d(4))
+    weights = 4 * (3 * 4 + 4 + 4 + 4)
+    config = replace(CONFIG, batch_size=8)
+    assert step_cost(layers, loss, config, 1).exchange == Exchange()
+    # Of a norm, the number of voxels, sum and squares, and the gradients of the latter two.
+    assert step_cost(layers, loss, config, 2).exchange == Exchange(weights, 5, 4 * (1 + 4 * 4))
+    in_parts = step_cost(layers, loss, replace(config, accumulate=2), 2).exchange
+    assert in_parts == Exchange(weights, 10, 8 * (1 + 4 * 4))
+    assert step_cost(layers, loss, replace(config, synchronise_norms=False), 2).exchange == Exchange(weights)
+    layers[0].requires_grad_(False)
+    sharded = step_cost(layers, loss, replace(config, shard_weights=True), 2).exchange
+    assert sharded.gradient_bytes == (2 * 4 * (4 + 4) + weights) // 2  # as much as an all-reduce of so many
 
 
 def test_views_store_nothing_and_what_is_freed_is_gone() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from anatomask.training.cost import StepCost
 from anatomask.training.estimate import Device, DeviceConfig, Reading, cost_rows, device_of, reading_rows
+from anatomask.training.scaling import Exchange, LinkConfig
 
 
 def test_the_time_grows_with_the_steps() -> None:
@@ -41,7 +42,20 @@ def test_figures_that_can_be_computed_by_hand() -> None:
     assert dict(reading_rows(Reading(1, 6e6, 0.02), 1, 2, cost, 8, half))["read bandwidth"].startswith("240 MB/s")
 
 
+def test_what_workers_exchange_takes_time() -> None:
+    links = LinkConfig(devices_per_machine=2, inside=1, between=1, hop=500)
+    device = device_of(DeviceConfig(tflops=1, share_of_peak=1.0, links=links))
+    cost = StepCost(2 * 10**11, 0, 0, Exchange(gradient_bytes=10**8, sums=40))
+    rows = dict(cost_rows(cost, {}, 36000, 2, "fp32", device))
+    # 200 ms computing, 40 sums of 1 ms; of 101 ms of gradients, the backward pass hides 74 ms, all but the last bucket.
+    assert rows["exchange"].startswith("100 MB of gradients and 40 small sums per update: 67.2 of 267 ms, at")
+    assert rows["time"].startswith("about 2.7 h on 2 x")
+    assert "exchange" not in dict(cost_rows(cost, {}, 36000, 1, "fp32", device))
+    rows = dict(reading_rows(Reading(16, 1e6, 0.02), 1, 2, cost, 2, device))
+    assert rows["samples"] == "7.48 per second and device"
+
+
 @pytest.mark.parametrize("field", [{"tflops": 0.0}, {"share_of_peak": 0.0}, {"share_of_peak": 1.5}])
 def test_impossible_devices_are_refused(field: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(field))):
-        DeviceConfig(**field)
+        DeviceConfig(**field)  # type: ignore[arg-type]
