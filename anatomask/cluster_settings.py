@@ -30,7 +30,8 @@ class ClusterConfig(Settings):
     threads: int | None = None
     """CPU threads of each training worker's torch. Default: its share of the machine's cores."""
     max_failures: int = 3
-    """Number of lost workers after which training gives up."""
+    """Number of lost workers after which training gives up. Those of machines that Ray knew to be taken away
+    (preempted) do not count."""
     max_outage: float = MAX_OUTAGE
     """Minutes without an answer from remote storage, of data or output, after which work stops."""
     wait_minutes: float = 0.0

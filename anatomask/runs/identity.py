@@ -11,10 +11,15 @@ from anatomask.nn.backbones import as_older_versions
 
 WATCHED = (
     "loader.read_ahead",
-    *(f"training.{field}" for field in ("checkpoint_every", "log_every", "on_non_finite", "trackers")),
+    *(
+        f"training.{field}"
+        for field in ("checkpoint_every", "checkpoint_minutes", "log_every", "on_non_finite", "trackers")
+    ),
 )
 OF_SWEEPS = tuple(
-    f"{stage}.{field}" for stage in ("pretrain", "finetune") for field in ("training.trackers", "cluster.wait_minutes")
+    f"{stage}.{field}"
+    for stage in ("pretrain", "finetune")
+    for field in ("training.trackers", "training.checkpoint_minutes", "cluster.wait_minutes")
 )
 """Fields of a sweep's stages that are not in the keys of older sweeps either."""
 ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", "storage", *WATCHED, *OF_SWEEPS)

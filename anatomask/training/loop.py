@@ -30,8 +30,11 @@ def train(
     start: int,
     steps_per_epoch: int,
     stop: Callable[[], bool] = lambda: False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Train from update `start` to the last one, or to the checkpoint that is written once `stop` returns True.
+
+    `clock` returns the seconds by which a checkpoint is due (`checkpoint_minutes`).
 
     Raises:
         UserError: loss or gradient are no longer finite; the message names the cases and the remedy.
@@ -40,6 +43,7 @@ def train(
     if start == 0:  # while the readers start
         task.validate(log.recorder, 0)
         log.restart_clock()
+    saved = clock()
     for step in range(start, total):
         progress, done = progress_of_update(step, steps_per_epoch, config.epochs, schedule, config.batch_size), step + 1
         task.epoch = step // steps_per_epoch
@@ -65,18 +69,21 @@ def train(
         if logging:
             log.flush()
 
-        # Several workers agree when they wait for each other anyway.
-        stopping = stop() if workers.count == 1 else logging and workers.any(stop(), update.device)
+        stopping = due = False
+        if workers.count == 1 or logging:  # several workers agree when they wait for each other anyway
+            late = clock() - saved >= 60 * config.checkpoint_minutes
+            stopping, due = workers.any((stop(), late), update.device)
         score = None
         if last or done % (config.validate_every * steps_per_epoch) == 0:
             log.flush()
             score = task.validate(log.recorder, done)
             log.restart_clock()
-        if last or stopping or score is not None or done % config.checkpoint_every == 0:
+        if last or stopping or due or score is not None or done % config.checkpoint_every == 0:
             log.flush()
             began = time.perf_counter()
             log.recorder.flush()
             checkpoints.save(done, update.state, score)
+            saved = clock()
             log.recorder.scalars(done, {"train/checkpoint_seconds": time.perf_counter() - began})
             log.restart_clock()
         if stopping:

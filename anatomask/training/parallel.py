@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -47,9 +47,12 @@ class Workers:
         distributed.broadcast(agreed, 0)
         return int(agreed)
 
-    def any(self, here: bool, device: torch.device) -> bool:
-        """Return whether the condition holds at any worker, after waiting for all of them."""
-        return bool(self.total(torch.tensor(float(here), device=device)) > 0)
+    def any(self, here: Sequence[bool], device: torch.device) -> list[bool]:
+        """Return of each condition whether it holds at any worker, after waiting for all of them."""
+        if self.count == 1:
+            return list(here)
+        found: list[bool] = (self.total(torch.tensor(here, dtype=torch.float32, device=device)) > 0).tolist()
+        return found
 
 
 def memory_format(config: TrainingConfig) -> torch.memory_format:

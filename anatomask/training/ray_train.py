@@ -28,6 +28,7 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
     """Run a job to its end under Ray Train's TorchTrainer, from its last checkpoint on.
 
     Lost workers are replaced, up to `max_failures` times; the job continues with fewer where `resources` allow it.
+    Workers of machines that Ray knew to be taken away (preempted) are replaced however often, which is Ray's default.
     Ray's own state lies in the run's `ray` folder. SIGTERM and Ctrl-C end the job with a checkpoint.
 
     Raises:
@@ -93,7 +94,9 @@ class FailureCallback(UserCallback):
                     note(self.run, f"stopped: {first_line(cause)}")
                 raise cause
         for rank, cause in causes.items():
-            note(self.run, f"worker {rank} failed: {first_line(cause)}")
+            taken = isinstance(cause, RayActorError) and cause.preempted
+            how = "lost, with a machine that was taken away" if taken else "failed"
+            note(self.run, f"worker {rank} {how}: {first_line(cause)}")
 
 
 def start_worker(config: dict[str, Any]) -> None:
@@ -116,7 +119,8 @@ def _cause(error: TrainingFailedError) -> BaseException:
 def _unwrapped(cause: BaseException) -> BaseException:
     """Return the first error in a chain of Ray's wrappers that the user can fix, else the innermost."""
     while True:
-        inner = getattr(cause, "cause", None) or getattr(cause, "_base_exc", None) or cause.__cause__
+        wrapped = (getattr(cause, name, None) for name in ("cause", "_base_exc", "health_check_failure", "__cause__"))
+        inner = next(filter(None, wrapped), None)
         posing = isinstance(cause, RayTaskError)  # as what it wraps
         if (isinstance(cause, UserError | OSError) and not posing) or not isinstance(inner, BaseException):
             return cause

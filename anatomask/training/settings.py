@@ -44,6 +44,8 @@ class TrainingConfig(Settings):
     """Reaction to an update that is not finite. stop: end at the last good checkpoint; skip: leave it out."""
     checkpoint_every: int = 200
     """Updates between checkpoints."""
+    checkpoint_minutes: float = 30.0
+    """Minutes after which a checkpoint is written at the latest, however few the updates."""
     validate_every: int = 5
     """Epochs between validations and between pictures."""
     log_every: int = 10
@@ -55,6 +57,7 @@ class TrainingConfig(Settings):
         super().__post_init__()
         self.require_range(1, 1_000_000, "epochs", "steps_per_epoch", "crops_per_case", "batch_size", "accumulate")
         self.require_range(1, 1_000_000_000, "checkpoint_every", "validate_every", "log_every")
+        self.require_range(0.01, 1_000_000, "checkpoint_minutes")
         self.require_distinct("trackers")
         if self.shard_weights and self.precision == "fp16":
             raise ValueError("shard_weights does not go with precision fp16, whose scale each worker would lower alone")

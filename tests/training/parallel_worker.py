@@ -217,6 +217,7 @@ def main() -> None:
     rank, world, file = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{file}.meeting", rank=rank, world_size=world)
+    assert Workers(rank, world).any((rank == 0, False, True), CPU) == [True, False, True]
     results = {name: updates(*case, Workers(rank, world), file.with_name(name)) for name, case in CASES.items()}
     if rank == 0:
         torch.save(results, file)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ def run(
     stop_after: int | None = None,
     stop: Callable[[], bool] | None = None,
     schedule: OptimiserConfig = SCHEDULE,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Tensor]:
     """Train in `folder` from its last checkpoint; the batches end after `stop_after` updates, as a kill would."""
     folder.mkdir(exist_ok=True)
@@ -64,6 +66,7 @@ def run(
                 start=start,
                 steps_per_epoch=5,
                 stop=stop or (lambda: False),
+                clock=clock,
             )
         finally:
             recorder.close()
@@ -96,6 +99,22 @@ def test_training_learns_and_records_every_update(tmp_path: Path, line_task: typ
     assert all(0 < ratio < 1 for ratio in ratios.values())
     assert [row["step"] for row in rows(tmp_path) if "train/checkpoint_seconds" in row] == [7, 14, 20]
     assert task.progress == pytest.approx([step / 20 for step in range(20)])
+
+
+def test_checkpoints_are_written_by_the_clock_too(tmp_path: Path, line_task: type[LineTask], points: Points) -> None:
+    """90 seconds pass with each update, so after a checkpoint the third is the first that is four minutes late."""
+    now = 1000.0
+
+    def slow(start: int) -> Iterator[dict[str, np.ndarray]]:
+        nonlocal now
+        for batch in points(start):
+            now += 90
+            yield batch
+
+    config = replace(CONFIG, checkpoint_every=7, checkpoint_minutes=4.0)
+    run(tmp_path, line_task(), slow, config, clock=lambda: now)
+    saved = [row["step"] for row in rows(tmp_path) if "train/checkpoint_seconds" in row]
+    assert saved == [3, 6, 7, 10, 13, 14, 17, 20]
 
 
 @pytest.mark.parametrize("killed_after", [0, 2, 8])

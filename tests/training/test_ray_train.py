@@ -5,15 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayActorError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.factory import create_failure_policy
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from anatomask.cluster import TrainingResources
 from anatomask.data.samples import LoaderConfig
 from anatomask.errors import UserError
 from anatomask.ray_watch import RayGone
+from anatomask.training.journal import JOURNAL
 from anatomask.training.parallel import Workers
-from anatomask.training.ray_train import fit
+from anatomask.training.ray_train import FailureCallback, fit
 from anatomask.training.worker import run_share
 from tests.training.witness import job
 
@@ -35,3 +40,37 @@ def test_a_controller_that_died_is_one_message(tmp_path: Path, monkeypatch: pyte
     resources = TrainingResources(1, 1, False, worker_cpus=0.5, readers=1, reader_cpus=0.5, threads=1)
     with pytest.raises(RayGone, match=r"controller of the training .* the same command goes on"):
         fit(job(tmp_path / "run", ""), resources, max_failures=1)
+
+
+def lost(preempted: bool) -> WorkerHealthCheckFailedError:
+    """What Ray Train says of a worker that is gone."""
+    death = RayActorError("01" * 16, "The actor died.\n\tclass_name: RayTrainWorker", preempted=preempted)
+    return WorkerHealthCheckFailedError("A worker health check failed.", death)
+
+
+def test_workers_of_machines_that_were_taken_away_are_told_from_failures(tmp_path: Path) -> None:
+    FailureCallback(tmp_path).after_exception(None, {0: lost(preempted=True), 1: lost(preempted=False)})
+    first, second = (tmp_path / JOURNAL).read_text().splitlines()
+    assert first.endswith("worker 0 lost, with a machine that was taken away: The actor died.")
+    assert second.endswith("worker 1 failed: The actor died.")
+
+
+def test_machines_that_were_taken_away_do_not_use_up_the_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's own policy, given our settings; then one message."""
+    decisions: list[FailureDecision] = []
+
+    def fail(trainer: TorchTrainer) -> None:
+        assert trainer.run_config.failure_config is not None
+        policy = create_failure_policy(trainer.run_config.failure_config)
+        for preempted in (True, True, True, False, True, False):
+            error = WorkerGroupError("", {0: lost(preempted)})
+            decisions.append(policy.make_decision(error))
+        raise error
+
+    monkeypatch.setattr(TorchTrainer, "fit", fail)
+    resources = TrainingResources(1, 1, False, worker_cpus=0.5, readers=1, reader_cpus=0.5, threads=1)
+    with pytest.raises(UserError, match=r"workers were lost more than 1 times .*because The actor died\.\. What"):
+        fit(job(tmp_path / "run", ""), resources, max_failures=1)
+    assert decisions == [FailureDecision.RETRY] * 5 + [FailureDecision.RAISE]
