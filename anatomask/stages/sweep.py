@@ -61,6 +61,7 @@ from anatomask.sweeps.status import following_trials, open_sweep, read_status, s
 from anatomask.sweeps.study import (
     SCORES,
     StudySearch,
+    database_failures_told,
     latest_trials,
     make_way,
     open_study,
@@ -131,7 +132,8 @@ def run_space(config: SweepConfig, space: Space, *, overwrite: bool) -> int:
         open_run(chain.folder, plain(config), overwrite=overwrite, inputs=chain.inputs)
         for line in journal.read():
             remark(line)
-        return run_sweep(chain, space, work.updates)
+        with database_failures_told(chain.folder, config.storage):
+            return run_sweep(chain, space, work.updates)
 
 
 def run_sweep(chain: Chain, space: Space, updates: int) -> int:

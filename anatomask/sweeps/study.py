@@ -34,8 +34,10 @@ SCORES = "scores"
 TRIAL = "trial"
 """Key of a trial's name in the configuration that Tune passes to it, beside the fields of its point."""
 
-STORAGE_ERRORS = (SQLAlchemyError, OSError, optuna.exceptions.StorageInternalError)
-"""Errors by which a study's storage fails."""
+DATABASE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+"""Errors by which a study's database fails."""
+STORAGE_ERRORS = (*DATABASE_ERRORS, OSError)
+"""Errors by which a study's storage fails: a database, or a journal file."""
 JOURNAL = "journal:"
 """Prefix of a storage that is a journal file."""
 ROWS = "rows"
@@ -105,16 +107,45 @@ def opened(folder: Path, storage: str) -> Iterator[BaseStorage]:
         else:
             yield RDBStorage(storage or f"sqlite:///{folder / 'study.db'}")
     except (*STORAGE_ERRORS, ImportError, ValueError, RuntimeError) as error:
-        said = first_line(error)
+        place, why = _place(folder, storage), _reason(error, storage)
         if not storage:
-            path = folder / "study.db"
-            raise UserError(f"{path} is damaged ({said}); put it back, or --overwrite the sweep") from error
-        credentials = storage.partition("://")[2].rpartition("@")[0]
-        why = "" if any(part and part in said for part in credentials.split(":")) else f" ({said})"
+            raise UserError(f"{place} is damaged{why}; put it back, or --overwrite the sweep") from error
         raise UserError(
-            f"--storage {public_address(storage)} cannot be used{why}: give the URL of a database whose driver is "
+            f"{place} cannot be used{why}: give the URL of a database whose driver is "
             "installed, or journal:FILE in a folder that exists"
         ) from None
+
+
+@contextmanager
+def database_failures_told(folder: Path, storage: str) -> Iterator[None]:
+    """Turn the failure of a study's database within the block, amid a sweep, into a message.
+
+    Raises:
+        UserError: it failed; see `storage_failed`.
+    """
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        raise storage_failed(folder, storage, error) from None
+
+
+def storage_failed(folder: Path, storage: str, error: BaseException) -> UserError:
+    """Return the message on a study's storage that failed amid a sweep; credentials are not shown."""
+    return UserError(
+        f"{_place(folder, storage)} has failed while the sweep ran{_reason(error, storage)}. Nothing is lost: the runs "
+        f"of all trials are in {folder.parent / 'store'}. Once it answers again, the same command goes on"
+    )
+
+
+def _place(folder: Path, storage: str) -> str:
+    return f"--storage {public_address(storage)}" if storage else str(folder / "study.db")
+
+
+def _reason(error: BaseException, storage: str) -> str:
+    """Return what an error, or the database's own that Optuna wrapped, says, in brackets, unless it has credentials."""
+    said = first_line(error.__cause__ or error)
+    credentials = storage.partition("://")[2].rpartition("@")[0]
+    return "" if any(part and part in said for part in credentials.split(":")) else f" ({said})"
 
 
 def latest_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -157,6 +188,8 @@ class StudySearch(OptunaSearch):
     def __init__(self, study: optuna.Study, space: Space, seed: int) -> None:
         self.study = study
         self.seed = seed
+        self.failure: Exception | None = None
+        """Error by which the study's storage failed, which Ray Tune passes on as a text alone."""
         super().__init__(space.suggest, metric=METRIC, mode="max")
 
     def _setup_study(self, mode: str | list[str]) -> None:
@@ -164,6 +197,10 @@ class StudySearch(OptunaSearch):
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Return the point of the next trial, with the trial's name."""
+        with self._failure_kept():
+            return self._suggest(trial_id)
+
+    def _suggest(self, trial_id: str) -> dict[str, Any]:
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         taken = {trial.number for trial in self._ot_trials.values()}
         left = [trial for trial in running if trial.number not in taken]
@@ -181,6 +218,10 @@ class StudySearch(OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Record in the study how a trial ended. One that was only stopped stays running, to be resumed."""
+        with self._failure_kept():
+            self._record(trial_id, result, error)
+
+    def _record(self, trial_id: str, result: Mapping[str, Any] | None, error: bool) -> None:
         trial = self._ot_trials[trial_id]
         if error:
             self.study.tell(trial, state=TrialState.FAIL)
@@ -189,3 +230,11 @@ class StudySearch(OptunaSearch):
             scores = {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
             trial.set_user_attr(SCORES, scores)
             self.study.tell(trial, result[METRIC])
+
+    @contextmanager
+    def _failure_kept(self) -> Iterator[None]:
+        try:
+            yield
+        except STORAGE_ERRORS as error:
+            self.failure = error
+            raise

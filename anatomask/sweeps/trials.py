@@ -19,7 +19,7 @@ from anatomask.evaluation.results import SUMMARY_FILE
 from anatomask.sweeps.chain import Chain
 from anatomask.sweeps.graph import Stage
 from anatomask.sweeps.space import Point
-from anatomask.sweeps.study import METRIC, SCORES, TRIAL, StudySearch
+from anatomask.sweeps.study import METRIC, SCORES, TRIAL, StudySearch, storage_failed
 
 TUNE_LOG = "tune.log"
 
@@ -28,7 +28,11 @@ RunStage = Callable[[Stage, Path, Mapping[str, str]], None]
 
 
 def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStage) -> dict[str, str]:
-    """Run `count` trials under Ray Tune; return the reason of each that failed, by the trial's name."""
+    """Run `count` trials under Ray Tune; return the reason of each that failed, by the trial's name.
+
+    Raises:
+        UserError: the study's storage failed; trials that ran are left as they are, to be gone on with.
+    """
 
     def trial(point: dict[str, Any]) -> None:
         fields = {name: value for name, value in point.items() if name != TRIAL}
@@ -50,7 +54,13 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
         run_config=tune.RunConfig(name="tune", storage_path=str(chain.folder), verbose=0),
     )
     with (chain.folder / TUNE_LOG).open("a", encoding="utf-8", errors="backslashreplace") as log, redirect_stdout(log):
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        except Exception:
+            if search.failure is None:
+                raise
+    if search.failure is not None:
+        raise storage_failed(chain.folder, chain.config.storage, search.failure)
     ended = [results[index] for index in range(len(results))]
     return {str((result.config or {})[TRIAL]): _reason(result.error) for result in ended if result.error is not None}
 

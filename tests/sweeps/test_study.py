@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
+from ray import tune
+from ray.tune.error import TuneError
 
+from anatomask.cli.arguments import parse
+from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
+from anatomask.recipes import RECIPES
+from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.space import Search, Space, grid, load_space
-from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, latest_trials, make_way, open_study, trials_left
+from anatomask.sweeps.study import (
+    METRIC,
+    TRIAL,
+    StudySearch,
+    database_failures_told,
+    latest_trials,
+    make_way,
+    open_study,
+    trials_left,
+)
+from anatomask.sweeps.trials import run_trials
 
 RATIOS = grid({"method.mask_ratio": (0.6, 0.8, 0.9)})
 
@@ -141,3 +158,66 @@ def test_a_storage_that_cannot_be_used_is_refused_without_its_password(address: 
     with pytest.raises(UserError, match=r"--storage .* cannot be used") as caught:
         open_study(tmp_path, RATIOS, address)
     assert "secret" not in str(caught.value)
+
+
+class TuneWithoutRay:
+    """Ray Tune's loop over one trial after another, in this process; it passes errors of the searcher on as a text."""
+
+    def __init__(self, trial: Any, *, tune_config: Any, run_config: Any) -> None:
+        self.search, self.count = tune_config.search_alg, tune_config.num_samples
+
+    def fit(self) -> list[Any]:
+        try:
+            for number in range(self.count):
+                self.search.suggest(f"t{number}")
+                self.search.on_trial_complete(f"t{number}", {METRIC: 0.5, "scores/a": 0.5})
+        except Exception:
+            raise TuneError(traceback.format_exc()) from None
+        return []
+
+
+@pytest.mark.parametrize("moment", ["suggest", "on_trial_complete"])
+@pytest.mark.parametrize("address", ["", "sqlite:///{}/elsewhere.db", "journal:{}/journal.log"])
+def test_a_storage_that_fails_amid_a_sweep_is_one_message_and_loses_nothing(
+    address: str, moment: str, labelled: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second call at that moment finds no storage; once it is back, the sweep is gone on with."""
+    storage, runs = address.format(tmp_path), tmp_path / "runs"
+    argv = ["--recipe", "tiny", "--space", "table3_mask_ratio", "--pretrain-data", labelled.path, "--runs", str(runs)]
+    argv += ["--finetune-data", labelled.path, "--name", "ratios", "--storage", storage]
+    chain = build_chain(parse("sweep", argv, RECIPES).config)
+    chain.folder.mkdir(parents=True)
+    place = Path(storage.partition(":")[2].removeprefix("///")) if storage else chain.folder / "study.db"
+    study = open_study(chain.folder, RATIOS, storage)
+    search, usual = StudySearch(study, RATIOS, seed=0), getattr(StudySearch, moment)
+    calls: list[int] = []
+
+    def fail_the_second_time(self: StudySearch, *given: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            place.rename(tmp_path / "kept")
+            place.mkdir()
+            for engine in [one.engine for one in (study._storage._backend,) if hasattr(one, "engine")]:
+                engine.dispose()  # a connection that is open would still see the file
+        return usual(self, *given, **options)
+
+    monkeypatch.setattr(StudySearch, moment, fail_the_second_time)
+    monkeypatch.setattr(tune, "Tuner", TuneWithoutRay)
+    with pytest.raises(UserError) as caught, database_failures_told(chain.folder, storage):
+        run_trials(chain, search, 3, lambda *given: None)
+    said = str(caught.value)
+    assert str(place) in said and "has failed while the sweep ran (" in said and "the same command goes on" in said
+    assert caught.value.__cause__ is None
+    place.rmdir()
+    (tmp_path / "kept").rename(place)
+    monkeypatch.undo()
+    assert trials_left(open_study(chain.folder, RATIOS, storage), RATIOS, 1) == 2
+
+
+def test_a_database_that_fails_before_or_after_the_trials_is_the_same_message(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "it", RATIOS, f"sqlite:///{tmp_path}/elsewhere.db")
+    (tmp_path / "elsewhere.db").unlink()
+    study._storage._backend.engine.dispose()
+    told = pytest.raises(UserError, match=r"elsewhere.db has failed while .*no such table")
+    with told, database_failures_told(tmp_path / "it", f"sqlite:///{tmp_path}/elsewhere.db"):
+        trials_left(study, RATIOS, 1)
