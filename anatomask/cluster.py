@@ -8,8 +8,8 @@ import os
 import secrets
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from ray._private import ray_constants
 
 from anatomask.cluster_nodes import DRIVERS, awaited, node_resources, nodes_beside_trials, require_trials
-from anatomask.cluster_settings import ClusterConfig
+from anatomask.cluster_settings import AtOnce, ClusterConfig
 from anatomask.errors import Note, UserError
 from anatomask.plugins import worker_setup
 from anatomask.ray_watch import connected, probe
@@ -59,6 +59,18 @@ class TrainingResources:
     def per_worker(self) -> dict[str, float]:
         """Ray resources of one training worker."""
         return {"CPU": self.worker_cpus, **({"GPU": 1.0} if self.gpu else {})}
+
+
+@dataclass(frozen=True)
+class TrialResources:
+    """Resources that a trial of a sweep takes of the cluster."""
+
+    pretraining: TrainingResources
+    """Resources of each pretraining, which runs alone."""
+    finetuning: TrainingResources
+    """Resources of each of the finetunings that run side by side."""
+    side_by_side: int
+    """Number of these finetunings."""
 
 
 @contextmanager
@@ -221,25 +233,48 @@ def training_resources(config: ClusterConfig) -> TrainingResources:
     return awaited(lambda: divide(ray.cluster_resources(), config), config.wait_minutes, shapes(config))
 
 
-def trial_resources(config: ClusterConfig, concurrent: int) -> TrainingResources:
-    """Fit the trainings of `concurrent` trials of a sweep into the running cluster; as `training_resources`.
+def trial_resources(config: ClusterConfig, at_once: AtOnce) -> TrialResources:
+    """Fit the trainings of a sweep's trials into the running cluster; as `training_resources`.
 
     Raises:
         UserError: as `divide` and `require_trials`.
     """
 
-    def find() -> TrainingResources:
-        require_trials(node_resources(), concurrent)
-        return divide(ray.cluster_resources(), config, concurrent)
+    def fit(side_by_side: int) -> TrainingResources:
+        require_trials(node_resources(), at_once.trials, side_by_side)
+        return divide(ray.cluster_resources(), config, at_once.trials, side_by_side)
 
-    return awaited(find, config.wait_minutes, shapes(config, concurrent))
+    trainings = at_once.trials * min(at_once.finetunings or 1, at_once.most)
+    return awaited(lambda: arrange_trial(fit, at_once), config.wait_minutes, shapes(config, trainings))
 
 
-def shapes(config: ClusterConfig, concurrent: int = 1) -> list[dict[str, float]]:
-    """List what each worker of `concurrent` trainings takes of a node, with its readers."""
+def arrange_trial(fit: Callable[[int], TrainingResources], at_once: AtOnce) -> TrialResources:
+    """Choose how many finetunings of a trial run side by side: as many as are asked for, or as GPUs allow.
+
+    Without GPUs a training takes all CPUs, and several would only take more memory.
+
+    Args:
+        fit: function of the number of trainings of a trial at the same time that returns the resources of each.
+        at_once: what is asked for.
+
+    Raises:
+        UserError: what `fit` raises, unless fewer finetunings side by side will do.
+    """
+    alone = fit(1)
+    if at_once.finetunings is not None:
+        number = min(at_once.finetunings, at_once.most)
+        return TrialResources(alone, fit(number), number)
+    for number in range(at_once.most, 1, -1) if alone.gpu else ():
+        with suppress(UserError):
+            return TrialResources(alone, fit(number), number)
+    return TrialResources(alone, alone, 1)
+
+
+def shapes(config: ClusterConfig, trainings: int = 1) -> list[dict[str, float]]:
+    """List what each worker of `trainings` at the same time takes of a node, with its readers."""
     gpu = bool(ray.cluster_resources().get("GPU")) if config.gpu is None else config.gpu
     each = {"CPU": 1.0 + math.ceil(FEWEST_READER_CPUS * config.readers), **({"GPU": 1.0} if gpu else {})}
-    return [each] * (concurrent * config.workers)
+    return [each] * (trainings * config.workers)
 
 
 def local_total() -> dict[str, float]:
@@ -247,35 +282,48 @@ def local_total() -> dict[str, float]:
     return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
-def divide(total: Mapping[str, float], config: ClusterConfig, concurrent: int = 1) -> TrainingResources:
-    """Divide the resources `total` among `concurrent` trainings, so that their workers and readers all find a place.
+def divide(
+    total: Mapping[str, float], config: ClusterConfig, concurrent: int = 1, side_by_side: int = 1
+) -> TrainingResources:
+    """Divide the resources `total` among the trainings of a moment, so that their workers and readers all find a place.
 
     On two CPUs, two workers of a whole CPU each would leave none to read the data, and would wait for ever. So CPU
-    workers reserve half a CPU, and readers divide the rest. Concurrent trials get a whole CPU each, which scoring
+    workers reserve half a CPU, and readers divide the rest. Several trainings get a whole CPU each, which scoring
     needs.
+
+    Args:
+        total: resources of the cluster, as Ray names them.
+        config: what each training takes.
+        concurrent: number of trials at the same time.
+        side_by_side: number of trainings of each trial at the same time.
 
     Raises:
         UserError: `total` is too small; the message names the fields to change.
     """
-    cpus, gpus = total.get("CPU", 0.0) / concurrent, total.get("GPU", 0.0)
-    several, fewer = (f"{concurrent} trials at once with ", "--concurrent or ") if concurrent > 1 else ("", "")
+    trainings = concurrent * side_by_side
+    cpus, gpus = total.get("CPU", 0.0) / trainings, total.get("GPU", 0.0)
+    words = [f"{concurrent} trials at once"] * (concurrent > 1)
+    words += [f"{side_by_side} finetunings side by side"] * (side_by_side > 1)
+    fields = ["--concurrent"] * (concurrent > 1) + ["--finetunings-at-once"] * (side_by_side > 1)
+    several = " × ".join(words)
     gpu = gpus >= 1 if config.gpu is None else config.gpu
-    if gpu and concurrent * config.workers > gpus:
+    if gpu and trainings * config.workers > gpus:
         raise UserError(
-            f"{several}--cluster.workers {config.workers} need {concurrent * config.workers} GPUs, and there are "
-            f"{gpus:g}; lower {fewer}--cluster.workers"
+            f"{several}{' with ' * bool(several)}--cluster.workers {config.workers} need {trainings * config.workers} "
+            f"GPUs, and there are {gpus:g}; lower {' or '.join([*fields, '--cluster.workers'])}"
         )
-    if concurrent > 1 and cpus < 1:
-        raise UserError(f"{concurrent} trials at once do not fit on {concurrent * cpus:g} CPUs; lower --concurrent")
+    if trainings > 1 and cpus < 1:
+        raise UserError(f"{several} do not fit on {trainings * cpus:g} CPUs; lower {' or '.join(fields)}")
     worker_cpus = 1.0 if gpu and cpus >= 2 * config.workers else WORKER_CPUS
     readers = config.workers * config.readers
     left = cpus - config.workers * worker_cpus
     reader_cpus = min(1.0, int(100 * left / readers) / 100)
     if reader_cpus < FEWEST_READER_CPUS:
         raise UserError(
-            f"{several}{config.workers} workers with {config.readers} readers each do not fit on "
-            f"{concurrent * cpus:g} CPUs; lower {fewer}--cluster.workers or --cluster.readers"
+            f"{several}{' with ' * bool(several)}{config.workers} workers with {config.readers} readers each do not "
+            f"fit on {trainings * cpus:g} CPUs; lower {' or '.join([*fields, '--cluster.workers'])} or "
+            "--cluster.readers"
         )
-    threads = config.threads or max(1, (os.cpu_count() or 1) // (concurrent * config.workers))
+    threads = config.threads or max(1, (os.cpu_count() or 1) // (trainings * config.workers))
     fewest = config.min_workers or config.workers
     return TrainingResources(config.workers, fewest, gpu, worker_cpus, config.readers, reader_cpus, threads)

@@ -13,9 +13,11 @@ from ray.autoscaler.sdk import request_resources
 from anatomask.errors import Note, UserError
 
 DRIVERS = "trial_driver"
-"""Name of the custom resource that a Tune trial holds while its trainers hold the CPUs and GPUs."""
+"""Name of the custom resource that a Tune trial holds, one unit for each training that it runs at the same time, while
+its trainers hold the CPUs and GPUs."""
 DRIVER_BYTES = 1_200_000_000
-"""Bytes of memory that a running trial takes of the node with its driver, the controllers of its trainings included."""
+"""Bytes of memory that go with a unit: those that a running trial takes of the node with its driver, the controller of
+a training included. For several side by side, which share the driver, it is more than they take."""
 
 POLL_SECONDS = 2.0
 """Seconds between two looks at what a cluster offers."""
@@ -40,20 +42,29 @@ def nodes_beside_trials() -> list[dict[str, float]]:
     ]
 
 
-def require_trials(nodes: Sequence[Mapping[str, float]], concurrent: int) -> None:
+def trial_holds(side_by_side: int) -> dict[str, float]:
+    """Return what a trial of `side_by_side` trainings at the same time holds of its node."""
+    return {DRIVERS: float(side_by_side), "memory": float(side_by_side * DRIVER_BYTES)}
+
+
+def require_trials(nodes: Sequence[Mapping[str, float]], concurrent: int, side_by_side: int = 1) -> None:
     """Check that so many trials of a sweep can run at once: by the drivers and the memory of the nodes that offer them.
 
     Raises:
         UserError: fewer can.
     """
+    holds = trial_holds(side_by_side)
     offering = [node for node in nodes if node.get(DRIVERS, 0) >= 1]
-    room = sum(min(int(node[DRIVERS]), int(node.get("memory", 0) // DRIVER_BYTES)) for node in offering)
+    room = sum(min(int(node.get(kind, 0) // amount) for kind, amount in holds.items()) for node in offering)
     if concurrent > room:
         drivers, memory = (sum(node.get(kind, 0) for node in offering) for kind in (DRIVERS, "memory"))
+        several = side_by_side > 1
+        each = f" × {side_by_side} finetunings side by side" * several
         raise UserError(
-            f"{concurrent} trials at once need {concurrent} of the resource {DRIVERS}, and {DRIVER_BYTES / 1e9:g} GB "
-            f"of memory each where it is; the cluster has {drivers:g}, with {memory / 1e9:.1f} GB: start a node with "
-            f"more memory, ray start --resources='{{\"{DRIVERS}\": 16}}', or lower --concurrent"
+            f"{concurrent} trials at once{each} need {concurrent * side_by_side} of the resource {DRIVERS}, and "
+            f"{DRIVER_BYTES / 1e9:g} GB of memory each where it is; the cluster has {drivers:g}, with "
+            f"{memory / 1e9:.1f} GB: start a node with more memory, ray start --resources='{{\"{DRIVERS}\": 16}}', or "
+            f"lower --concurrent{' or --finetunings-at-once' * several}"
         )
 
 

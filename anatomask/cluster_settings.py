@@ -14,6 +14,17 @@ ADDRESS = re.compile(r"local|auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}"
 
 
 @dataclass(frozen=True)
+class AtOnce:
+    """Trainings of a sweep that run at the same time."""
+
+    trials: int
+    finetunings: int | None
+    """Number of a trial's finetunings side by side. None: as many as there are GPUs for; without GPUs, one."""
+    most: int
+    """Number of a trial's finetunings that can run side by side at most, because they do not start from each other."""
+
+
+@dataclass(frozen=True)
 class ClusterConfig(Settings):
     """Settings of where a stage runs. They are not part of a run's identity: another cluster continues the same run."""
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from anatomask import cluster_nodes
 from anatomask.cluster import divide, training_resources, trial_resources
 from anatomask.cluster_nodes import DRIVER_BYTES, DRIVERS, nodes_beside_trials, require_trials
-from anatomask.cluster_settings import ClusterConfig
+from anatomask.cluster_settings import AtOnce, ClusterConfig
 from anatomask.errors import Note, UserError
 
 HEAD = {"CPU": 8.0, "memory": 22e9, DRIVERS: 16.0}
@@ -70,8 +70,16 @@ def test_workers_that_join_later_are_waited_for_and_an_autoscaler_is_asked_for_t
 
 def test_trials_of_a_sweep_wait_for_the_workers_of_all_of_them(cluster: Cluster) -> None:
     cluster.offers = [HEAD] * 3 + [GROWN] * 3 + [GROWN | {"GPU": 8.0}]
-    assert trial_resources(WAITING, 2) == divide(GROWN | {"GPU": 8.0}, WAITING, 2)
+    found = trial_resources(WAITING, AtOnce(2, None, 4))
+    assert found.pretraining == found.finetuning == divide(GROWN | {"GPU": 8.0}, WAITING, 2) and found.side_by_side == 1
     assert cluster.asked == [[{"CPU": 2.0, "GPU": 1.0}] * 8, []]
+
+
+def test_finetunings_side_by_side_are_waited_for_as_they_are_asked_for(cluster: Cluster) -> None:
+    cluster.offers = [GROWN | {"GPU": 8.0}] * 3 + [GROWN | {"GPU": 24.0, "CPU": 99.0}]
+    found = trial_resources(WAITING, AtOnce(2, 5, 3))
+    assert found.finetuning == divide(GROWN | {"GPU": 24.0, "CPU": 99.0}, WAITING, 2, 3) and found.side_by_side == 3
+    assert cluster.asked == [[{"CPU": 2.0, "GPU": 1.0}] * 24, []]
 
 
 def test_who_does_not_come_in_time_is_refused_with_the_reason(cluster: Cluster) -> None:
@@ -142,6 +150,12 @@ def test_as_many_trials_run_as_the_nodes_of_their_drivers_have_memory_for(
         require_trials(nodes, room)
     with pytest.raises(UserError, match=rf"^{room + 1} trials at once .*trial_driver.* or lower --concurrent$"):
         require_trials(nodes, room + 1)
+    for beside in (2, 3):  # side by side, on one node each
+        possible = sum(min(16, int(node["memory"] / 1.2e9)) // beside for node in nodes if DRIVERS in node)
+        if possible:
+            require_trials(nodes, possible, beside)
+        with pytest.raises(UserError, match=rf" × {beside} finetunings side by side need {beside * (possible + 1)} of"):
+            require_trials(nodes, possible + 1, beside)
 
 
 @given(running=st.integers(0, 16), memory=st.floats(1e9, 1e12))

@@ -26,6 +26,7 @@ WRITTEN = (
     *("exported/monai-bundle/LICENSE", "exported/monai-bundle/configs/*.json", "exported/monai-bundle/docs/README.md"),
     *("exported/monai-bundle/models/model.safetensors", "exported/monai-bundle/models/model.json"),
     *("study.db", "study.db-journal", "sweep.csv", "study.png", "table.csv", "table.md", "tune.log"),
+    "hparams/*/events.out.tfevents.*",
     *(INPUTS, ENVIRONMENT, CONFIG, "trackers.json"),
 )
 """Patterns of the files that the program writes into the folder of a run or a sweep, besides those of an evaluation."""

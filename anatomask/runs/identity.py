@@ -22,7 +22,11 @@ OF_SWEEPS = tuple(
     for field in ("training.trackers", "training.checkpoint_minutes", "cluster.wait_minutes")
 )
 """Fields of a sweep's stages that are not in the keys of older sweeps either."""
-ELSEWHERE = ("name", "runs", "out", "cluster", "plan", "trials", "concurrent", "storage", *WATCHED, *OF_SWEEPS)
+ELSEWHERE = (
+    *("name", "runs", "out", "cluster", "plan", "trials", "concurrent", "finetunings_at_once", "storage"),
+    *WATCHED,
+    *OF_SWEEPS,
+)
 """Fields that decide where, under what name, how far and how watched a run goes, not what it computes."""
 
 SINCE: Mapping[str, Any] = {

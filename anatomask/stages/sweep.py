@@ -14,6 +14,7 @@ failed ones are tried again. The sweep's folder holds:
     table.md, table.csv      the tables of `anatomask report`: a row for each trial and data set, and what differs
     sweep.csv                the trials with their fields and scores
     study.png                importance of the fields, parallel coordinates and slices, where a field was varied
+    hparams/                 fields and scores of the trials for TensorBoard's HParams, written as each ends
     tune.log, tune/          Ray Tune's output and state; the traceback of a trial that failed
 
 The runs themselves lie in the store (`anatomask.runs.store`): what trials or sweeps have in common is made once.
@@ -31,8 +32,16 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
-from anatomask.cluster import TrainingResources, divide, local_total, running, trial_resources
-from anatomask.cluster_nodes import DRIVER_BYTES, DRIVERS
+from anatomask.cluster import (
+    TrainingResources,
+    TrialResources,
+    arrange_trial,
+    divide,
+    local_total,
+    running,
+    trial_resources,
+)
+from anatomask.cluster_nodes import DRIVERS, trial_holds
 from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
@@ -55,6 +64,7 @@ from anatomask.stages.training import folders
 from anatomask.stages.workload import Remaining, workload_rows
 from anatomask.sweeps.chain import Chain, build_chain, link_name
 from anatomask.sweeps.graph import Stage, unique
+from anatomask.sweeps.hparams import HPARAMS
 from anatomask.sweeps.settings import SweepConfig
 from anatomask.sweeps.space import Space, Table, load_space
 from anatomask.sweeps.status import following_trials, open_sweep, read_status, status_table
@@ -97,7 +107,7 @@ def check(chain: Chain, space: Space) -> Work:
         UserError: a stage cannot work, or the machine is too small.
     """
     if chain.config.cluster.address == "local":
-        divide(local_total(), chain.config.cluster, chain.config.concurrent)
+        local_resources(chain.config)
     trials = [chain.stages(point) for point in space.examples()]
     jobs = {}
     for one in unique(stage for trial in trials for stage in trial.values()):
@@ -125,7 +135,7 @@ def run_space(config: SweepConfig, space: Space, *, overwrite: bool) -> int:
     begins = overwrite or not is_run(chain.folder)
     with kept_from_others(chain.folder), running(config.cluster) if begins else nullcontext():
         if begins:  # a cluster that is too small is told before anything is written or removed
-            trial_resources(config.cluster, config.concurrent)
+            trial_resources(config.cluster, config.at_once)
             if config.storage:
                 make_way(chain.folder, config.storage, overwrite=overwrite)
         journal = NewLines(chain.folder / JOURNAL)
@@ -145,11 +155,12 @@ def run_sweep(chain: Chain, space: Space, updates: int) -> int:
     if left:
         total = sum(trial.state == TrialState.COMPLETE for trial in latest_trials(study)) + left
         with running(config.cluster):
-            resources = trial_resources(config.cluster, config.concurrent)
+            resources = trial_resources(config.cluster, config.at_once)
             networks = len(config.finetune_data) * max(1, len(config.seeds))
             with following_trials(chain.folder, study, total, updates, networks):
                 run = partial(run_stage, resources=resources)
-                failures = run_trials(chain, StudySearch(study, space, config.seed), left, run)
+                search = StudySearch(study, space, config.seed)
+                failures = run_trials(chain, search, left, run, resources.side_by_side)
         if trials_left(study, space, config.trials) > len(failures):
             raise KeyboardInterrupt
     report(chain, study, space)
@@ -157,7 +168,7 @@ def run_sweep(chain: Chain, space: Space, updates: int) -> int:
     return 1 if failures else 0
 
 
-def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: TrainingResources) -> None:
+def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: TrialResources) -> None:
     """Run what is not finished of a stage in `folder`; `needed` are the runs that its settings name.
 
     Raises:
@@ -171,9 +182,10 @@ def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: Tr
     for data in folders(config):
         answered = Storage(data, config.cluster.max_outage, answered=True)  # when the sweep began
         answered.exists("dataset.json")  # waits for the end of an outage
-    job = replace((pretrain if one.verb == "pretrain" else finetune).build_job(config), columns=all_settings())
+    pretraining = one.verb == "pretrain"
+    job = replace((pretrain if pretraining else finetune).build_job(config), columns=all_settings())
     open_run(job.run, plain(config), overwrite=False, inputs={**job.inputs, **plugin_digests()})
-    fit(job, resources, config.cluster.max_failures)
+    fit(job, resources.pretraining if pretraining else resources.finetuning, config.cluster.max_failures)
 
 
 def report(chain: Chain, study: optuna.Study, space: Space) -> None:
@@ -207,6 +219,7 @@ def report(chain: Chain, study: optuna.Study, space: Space) -> None:
     for line in (
         *(chain.folder / name for name in names),
         f"tensorboard --logdir {chain.folder}",
+        f"tensorboard --logdir {chain.folder / HPARAMS}  (HParams: the trials' fields and scores)",
     ):
         console.print(str(line), markup=False, highlight=False, soft_wrap=True)
 
@@ -254,10 +267,7 @@ def plan(config: SweepConfig) -> list[tuple[str, str]]:
         ("different trainings", _shown_work(space, work)),
         *workload_rows(list(work.left.values()), 1 if isinstance(space, Table) else trials, chain.store),
         ("scored on", ", ".join(f"{split} of {public_address(data)}" for data, split in chain.splits.items())),
-        (
-            "each trial holds",
-            f"1 {DRIVERS} and {DRIVER_BYTES / 1e9:g} GB; its trainings, one after another: {_shown_resources(config)}",
-        ),
+        ("each trial holds", _shown_resources(config)),
     ]
 
 
@@ -267,10 +277,35 @@ def _shown_work(space: Space, work: Work) -> str:
     return "as Optuna draws them; those in the store are not made again"
 
 
+def local_resources(config: SweepConfig) -> TrialResources:
+    """Return what a trial takes of this machine.
+
+    Raises:
+        UserError: the machine is too small.
+    """
+    at_once, total = config.at_once, local_total()
+    return arrange_trial(lambda number: divide(total, config.cluster, at_once.trials, number), at_once)
+
+
 def _shown_resources(config: SweepConfig) -> str:
     if config.cluster.address != "local":
-        return f"a {config.concurrent}th of the cluster" if config.concurrent > 1 else "the cluster"
-    resources = divide(local_total(), config.cluster, config.concurrent)
+        share = f"a {config.concurrent}th of the cluster" if config.concurrent > 1 else "the cluster"
+        number = config.finetunings_at_once or "as many as there are GPUs for"
+        return f"for each training at the same time {_shown_holding(1)}; {share}; finetunings side by side: {number}"
+    resources = local_resources(config)
+    holding, alone = _shown_holding(resources.side_by_side), _shown_training(resources.pretraining)
+    if resources.side_by_side == 1:
+        return f"{holding}; its trainings, one after another: {alone}"
+    beside = _shown_training(resources.finetuning)
+    return f"{holding}; its pretraining: {alone}; {resources.side_by_side} finetunings side by side, each: {beside}"
+
+
+def _shown_holding(side_by_side: int) -> str:
+    holds = trial_holds(side_by_side)
+    return f"{holds[DRIVERS]:g} {DRIVERS} and {holds['memory'] / 1e9:g} GB"
+
+
+def _shown_training(resources: TrainingResources) -> str:
     readers = resources.workers * resources.readers
     each = ", ".join(f"{amount:g} {kind}" for kind, amount in resources.per_worker.items())
     return f"{resources.workers} workers of {each} and {readers} readers of {resources.reader_cpus:g} CPU"

@@ -96,9 +96,10 @@ class Chain:
 
     def evaluation(self, data: str, inference: InferenceConfig) -> EvaluateConfig:
         """Return the settings of scoring. A case takes one CPU, so that it need not wait for several beside other
-        trials.
+        trials and trainings.
         """
-        threads = 1 if self.config.concurrent > 1 else self.config.cluster.threads
+        alone = self.config.concurrent == 1 and self.config.finetunings_at_once in (None, 1)
+        threads = self.config.cluster.threads if alone else 1
         return EvaluateConfig(
             run=NEEDED,
             data=data,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from anatomask.nested import plain
@@ -46,3 +48,41 @@ def unique(stages: Iterable[Stage]) -> list[Stage]:
         for one in (*unique(stage.needs.values()), stage):
             found.setdefault(one.key, one)
     return list(found.values())
+
+
+def run_in_order(stages: Mapping[str, Stage], run: Callable[[str, Stage], None], at_once: int) -> None:
+    """Run stages, each after those of them that it needs, and at most `at_once` at the same time.
+
+    A stage that becomes ready goes before those that come later in `stages`. After a failure none begins any more, and
+    those that run come to their end.
+
+    Args:
+        stages: stages by the names of their links.
+        run: function of a name and its stage, which is called in a thread.
+        at_once: number of threads.
+
+    Raises:
+        Exception: what `run` raised first.
+    """
+    left, running, ended = dict(stages), set[str](), SimpleQueue[tuple[str, BaseException | None]]()
+    failure: BaseException | None = None
+
+    def attempt(name: str, stage: Stage) -> None:
+        try:
+            run(name, stage)
+            ended.put((name, None))
+        except BaseException as error:  # handed to the thread that waits, whatever it is
+            ended.put((name, error))
+
+    while running or (left and failure is None):
+        for name, stage in left.items() if failure is None else ():
+            ready = not any(need is other for need in stage.needs.values() for other in left.values())
+            if ready and name not in running and len(running) < at_once:
+                running.add(name)
+                Thread(target=attempt, args=(name, stage), daemon=True).start()
+        name, error = ended.get()
+        running.remove(name)
+        del left[name]
+        failure = failure or error
+    if failure is not None:
+        raise failure

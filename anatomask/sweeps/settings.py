@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from anatomask.cluster_settings import ClusterConfig
+from anatomask.cluster_settings import AtOnce, ClusterConfig
 from anatomask.config import FinetuneConfig, PretrainConfig, check_training
 from anatomask.evaluation.settings import InferenceConfig
 from anatomask.names import check_name
@@ -48,6 +48,9 @@ class SweepConfig(Settings):
     """Number of trials of a free search; a larger number continues the same sweep. A table ignores it."""
     concurrent: int = 1
     """Number of trials at once."""
+    finetunings_at_once: int | None = None
+    """Number of a trial's finetunings that run side by side, each with its scoring. Default: as many as there are GPUs
+    for; without GPUs one, since a training takes all CPUs."""
     storage: str = ""
     """Where Optuna keeps the study, which is named as the sweep: the URL of a database (postgresql://…, mysql://…), or
     journal:FILE on storage that all machines share. Default: study.db in the sweep's folder."""
@@ -64,7 +67,7 @@ class SweepConfig(Settings):
         super().__post_init__()
         check_name(self.name)
         self.require_range(1, 1_000_000, "trials")
-        self.require_range(1, 1000, "concurrent")
+        self.require_range(1, 1000, "concurrent", "finetunings_at_once")
         self.require_range(0, 2**32, "seeds")
         self.require_distinct("pretrain_data", "finetune_data", "seeds")
         for name in ("pretrain_data", "finetune_data"):
@@ -76,6 +79,13 @@ class SweepConfig(Settings):
                 if getattr(config, name) != getattr(type(config)(data=""), name):
                     raise ValueError(f"{stage}.{name} is set by the sweep; leave it out")
             check_training(config.training, config.optimiser, self.cluster, self.seed)
+
+    @property
+    def at_once(self) -> AtOnce:
+        """Trainings that run at the same time: those that start from the first data set's network come after it."""
+        after_first = len(self.finetune_data) - (self.start_from == "first")
+        most = max(1, after_first) * max(1, len(self.seeds))
+        return AtOnce(self.concurrent, self.finetunings_at_once, most)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from anatomask.cluster_nodes import DRIVER_BYTES, DRIVERS
+from anatomask.cluster_nodes import trial_holds
 from anatomask.data.addresses import folder_name
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
 from anatomask.sweeps.chain import Chain
-from anatomask.sweeps.graph import Stage
+from anatomask.sweeps.graph import Stage, run_in_order
+from anatomask.sweeps.hparams import record_trial
 from anatomask.sweeps.space import Point
 from anatomask.sweeps.study import METRIC, SCORES, TRIAL, StudySearch, storage_failed
 
@@ -27,8 +28,15 @@ RunStage = Callable[[Stage, Path, Mapping[str, str]], None]
 """Function that runs, in a folder, what is not finished of a stage, given the runs that its settings name."""
 
 
-def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStage) -> dict[str, str]:
+def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStage, side_by_side: int) -> dict[str, str]:
     """Run `count` trials under Ray Tune; return the reason of each that failed, by the trial's name.
+
+    Args:
+        chain: stages of the trials.
+        search: the study.
+        count: number of trials.
+        run_stage: how a stage is run.
+        side_by_side: number of finetunings of a trial at the same time.
 
     Raises:
         UserError: the study's storage failed; trials that ran are left as they are, to be gone on with.
@@ -36,12 +44,12 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
 
     def trial(point: dict[str, Any]) -> None:
         fields = {name: value for name, value in point.items() if name != TRIAL}
-        scores = run_trial(chain, point[TRIAL], fields, run_stage)
-        tune.report({METRIC: float(np.mean(list(scores.values()))), SCORES: scores})
+        scores = run_trial(chain, point[TRIAL], fields, run_stage, side_by_side)
+        tune.report({METRIC: mean_of(scores.values()), SCORES: scores})
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failure is reported at the end, in one message
     # A trial that held a CPU could leave none for the trainers that it starts.
-    only_a_driver = tune.PlacementGroupFactory([{DRIVERS: 1, "memory": DRIVER_BYTES}])
+    only_a_driver = tune.PlacementGroupFactory([trial_holds(side_by_side)])
     tuner = tune.Tuner(
         tune.with_resources(trial, only_a_driver),
         tune_config=tune.TuneConfig(
@@ -65,26 +73,52 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
     return {str((result.config or {})[TRIAL]): _reason(result.error) for result in ended if result.error is not None}
 
 
-def run_trial(chain: Chain, trial: str, point: Point, run_stage: RunStage) -> dict[str, float]:
+def run_trial(chain: Chain, trial: str, point: Point, run_stage: RunStage, side_by_side: int = 1) -> dict[str, float]:
     """Run a trial's stages, or wait while others run them; return the DSC of each data set, the mean over seeds.
+
+    First come the pretrainings, one after another, each with all that the trial may take; then the finetunings, of
+    which `side_by_side` share that, each followed by its scoring. A stage that waits for another trial's holds neither
+    CPU nor GPU, and what it waits for has its own: none waits for ever.
 
     Raises:
         UserError: a stage refused its input, or no case that was scored holds a class.
     """
     stages = chain.stages(point)
-    for link, one in stages.items():
+
+    def run(link: str, one: Stage) -> None:
         chain.store.link(chain.folder / trial / link, one.name)
         with chain.store.claimed(one.name) as folder:
             run_stage(one, folder, {name: str(chain.store.path(need.name)) for name, need in one.needs.items()})
+
+    run_in_order({link: one for link, one in stages.items() if one.verb == "pretrain"}, run, 1)
+    run_in_order({link: one for link, one in stages.items() if one.verb != "pretrain"}, run, side_by_side)
+    dsc, nsd = (mean_scores(chain, stages, metric) for metric in (METRIC, "nsd"))
+    each = {f"{METRIC}/{data}": score for data, score in dsc.items()}
+    each |= {f"nsd/{data}": score for data, score in nsd.items()}
+    record_trial(chain.folder, trial, point, {METRIC: mean_of(dsc.values()), **each})
+    return dsc
+
+
+def mean_scores(chain: Chain, stages: Mapping[str, Stage], metric: str) -> dict[str, float]:
+    """Return the score of each data set, the mean over seeds; no NSD where a class that is scored has none.
+
+    Raises:
+        UserError: no case that was scored holds a class.
+    """
     scores: dict[str, list[float]] = {}
     for one in stages.values():
         if one.verb == "evaluate":
             folder = chain.store.path(one.name)
-            score = Storage(folder).read_json(SUMMARY_FILE)["dsc"]["mean"]
-            if score is None:
+            score = Storage(folder).read_json(SUMMARY_FILE)[metric]["mean"]
+            if score is None and metric == METRIC:
                 raise UserError(f"{folder}: no scored case holds any class")
-            scores.setdefault(folder_name(one.config.data), []).append(score)
-    return {name: float(np.mean(of_seeds)) for name, of_seeds in scores.items()}
+            scores.setdefault(folder_name(one.config.data), []).extend([] if score is None else [score])
+    return {name: mean_of(of_seeds) for name, of_seeds in scores.items() if of_seeds}
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Return the mean."""
+    return float(np.mean(list(values)))
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ import torch
 from rich.progress import Progress
 
 from anatomask.cli.main import main
-from anatomask.cluster import TrainingResources
+from anatomask.cluster import TrainingResources, TrialResources
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.memory import available_memory
 from anatomask.data.samples import Draw, SampleSequence
@@ -37,6 +37,7 @@ CASES = ("anna", "bert", "cora", "dora", "emil", "fred")
 SHAPE = (20, 18, 16)
 """Voxels of a scan, of 2 mm."""
 RESOURCES = TrainingResources(1, 1, False, worker_cpus=0.5, readers=1, reader_cpus=0.5, threads=1)
+OF_TRIAL = TrialResources(RESOURCES, RESOURCES, side_by_side=1)
 
 
 class Accepted(Exception):
@@ -137,7 +138,7 @@ def without_ray(patch: pytest.MonkeyPatch, train: Callable[..., Any]) -> None:
         patch.setattr(f"anatomask.stages.{module}.running", nullcontext)
     patch.setattr("anatomask.stages.jobs.training_resources", lambda config: RESOURCES)
     patch.setattr("anatomask.stages.jobs.fit", train)
-    patch.setattr("anatomask.stages.sweep.trial_resources", lambda config, concurrent: RESOURCES)
+    patch.setattr("anatomask.stages.sweep.trial_resources", lambda config, at_once: OF_TRIAL)
     patch.setattr("anatomask.stages.sweep.run_trials", accept)
     patch.setattr("anatomask.stages.evaluate.evaluate_cases", evaluate_serially)
     patch.setattr("anatomask.stages.predict.predict_cases", predict_serially)

@@ -160,6 +160,12 @@ def test_a_storage_that_cannot_be_used_is_refused_without_its_password(address: 
     assert "secret" not in str(caught.value)
 
 
+def close_connections(study: optuna.Study) -> None:
+    storage: Any = study._storage
+    if (engine := getattr(getattr(storage, "_backend", None), "engine", None)) is not None:  # of a database
+        engine.dispose()
+
+
 class TuneWithoutRay:
     """Ray Tune's loop over one trial after another, in this process; it passes errors of the searcher on as a text."""
 
@@ -197,14 +203,13 @@ def test_a_storage_that_fails_amid_a_sweep_is_one_message_and_loses_nothing(
         if len(calls) == 2:
             place.rename(tmp_path / "kept")
             place.mkdir()
-            for engine in [one.engine for one in (study._storage._backend,) if hasattr(one, "engine")]:
-                engine.dispose()  # a connection that is open would still see the file
+            close_connections(study)  # one that is open would still see the file
         return usual(self, *given, **options)
 
     monkeypatch.setattr(StudySearch, moment, fail_the_second_time)
     monkeypatch.setattr(tune, "Tuner", TuneWithoutRay)
     with pytest.raises(UserError) as caught, database_failures_told(chain.folder, storage):
-        run_trials(chain, search, 3, lambda *given: None)
+        run_trials(chain, search, 3, lambda *given: None, 1)
     said = str(caught.value)
     assert str(place) in said and "has failed while the sweep ran (" in said and "the same command goes on" in said
     assert caught.value.__cause__ is None
@@ -217,7 +222,7 @@ def test_a_storage_that_fails_amid_a_sweep_is_one_message_and_loses_nothing(
 def test_a_database_that_fails_before_or_after_the_trials_is_the_same_message(tmp_path: Path) -> None:
     study = open_study(tmp_path / "it", RATIOS, f"sqlite:///{tmp_path}/elsewhere.db")
     (tmp_path / "elsewhere.db").unlink()
-    study._storage._backend.engine.dispose()
+    close_connections(study)
     told = pytest.raises(UserError, match=r"elsewhere.db has failed while .*no such table")
     with told, database_failures_told(tmp_path / "it", f"sqlite:///{tmp_path}/elsewhere.db"):
         trials_left(study, RATIOS, 1)

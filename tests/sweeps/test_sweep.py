@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
-from anatomask.cluster import TrainingResources, divide
-from anatomask.cluster_settings import ClusterConfig
+from anatomask.cluster import TrainingResources
+from anatomask.cluster_settings import AtOnce, ClusterConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.results import CaseScore, summarise, to_csv
@@ -34,7 +32,7 @@ from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, open_study
 from anatomask.sweeps.trials import run_trial
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.job import TrainingJob
-from tests.bad_input.world import RESOURCES, train_here, without_ray
+from tests.bad_input.world import OF_TRIAL, train_here, without_ray
 from tests.sweeps.test_space import table_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -54,6 +52,7 @@ SETTINGS = ["--recipe", "tiny", "--space", "table3_mask_ratio", "--pretrain-data
         ([*SETTINGS, "--finetune.init", "scratch2"], 2, "finetune.init is set by the sweep"),
         ([*SETTINGS, "--pretrain.method.mask-ratio", "2"], 2, "mask_ratio must lie"),
         ([*SETTINGS, "--concurrent", "0"], 2, "concurrent must be at least 1"),
+        ([*SETTINGS, "--finetunings-at-once", "0"], 2, "finetunings_at_once must be at least 1"),
         ([*SETTINGS, "--seeds", "1", "1"], 2, "seeds names 1 twice"),
         ([*SETTINGS, "--seeds", "1", "2", "--finetune.seed", "4"], 2, "finetune.seed is set by the sweep"),
         ([*SETTINGS, "--cluster.workers", "3"], 2, "training.batch_size 2 must be at least"),
@@ -78,48 +77,6 @@ def test_every_recipe_sweeps_its_own_stages(recipe: str) -> None:
     assert config.pretrain == replace(pretrain, data="", training=replace(pretrain.training, epochs=777))
     assert config.finetune == replace(finetune, data="")
     assert config.finetune_data == ("y", "z")
-
-
-# Resources
-
-
-@pytest.mark.parametrize(
-    ("total", "config", "concurrent", "named"),
-    [
-        ({"CPU": 2}, ClusterConfig(), 3, "3 trials at once do not fit on 2 CPUs; lower --concurrent"),
-        ({"CPU": 2}, ClusterConfig(workers=2), 2, "lower --concurrent or --cluster.workers"),
-        ({"CPU": 8, "GPU": 2}, ClusterConfig(), 3, "3 trials at once with --cluster.workers 1 need 3 GPUs"),
-        ({"CPU": 8, "GPU": 2}, ClusterConfig(workers=2), 2, "need 4 GPUs, and there are 2"),
-        ({"CPU": 1}, ClusterConfig(workers=2), 1, "lower --cluster.workers"),
-        ({"CPU": 8}, ClusterConfig(gpu=True), 1, "need 1 GPUs, and there are 0"),
-    ],
-)
-def test_what_does_not_fit_is_refused(
-    total: dict[str, float], config: ClusterConfig, concurrent: int, named: str
-) -> None:
-    with pytest.raises(UserError, match=named):
-        divide(total, config, concurrent)
-
-
-@given(
-    cpus=st.integers(1, 64),
-    gpus=st.integers(0, 8),
-    workers=st.integers(1, 4),
-    readers=st.integers(1, 4),
-    concurrent=st.integers(1, 8),
-)
-def test_trainings_at_once_never_take_more_than_there_is(
-    cpus: int, gpus: int, workers: int, readers: int, concurrent: int
-) -> None:
-    try:
-        each = divide({"CPU": cpus, "GPU": gpus}, ClusterConfig(workers=workers, readers=readers), concurrent)
-    except UserError:
-        return
-    taken = each.workers * (each.worker_cpus + each.readers * each.reader_cpus)
-    assert concurrent * taken <= cpus + 1e-9
-    assert each.reader_cpus >= 0.1
-    assert each.gpu == (gpus > 0)
-    assert not each.gpu or concurrent * each.workers <= gpus
 
 
 # The chain
@@ -272,7 +229,7 @@ def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
         argv += [f"--{stage}.training.epochs", "1", f"--{stage}.training.steps-per-epoch", "1"]
         argv += [f"--{stage}.optimiser.warmup-epochs", "0", f"--{stage}.training.batch-size", "1"]
     points = [{"method.mask_ratio": ratio} for ratio in (0.6, 0.8, 0.6)]
-    found, run = [], partial(run_stage, resources=RESOURCES)
+    found, run = [], partial(run_stage, resources=OF_TRIAL)
     for name in ("one", "other"):
         chain = build_chain(parse("sweep", [*argv, "--name", name], RECIPES).config)
         found.append([run_trial(chain, f"00{k}", point, run) for k, point in enumerate(points)])
@@ -290,7 +247,7 @@ def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
 def test_a_sweep_that_the_cluster_refuses_writes_and_removes_nothing(
     again: bool, labelled: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(config: ClusterConfig, concurrent: int) -> None:
+    def refuse(config: ClusterConfig, at_once: AtOnce) -> None:
         raise UserError("too small")
 
     argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path), "--name", "it"]
