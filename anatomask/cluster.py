@@ -10,7 +10,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,17 @@ import ray
 import torch
 from ray._private import ray_constants
 
-from anatomask.cluster_nodes import DRIVERS, awaited, node_resources, nodes_beside_trials, require_trials
+from anatomask.cluster_nodes import (
+    DRIVERS,
+    GPU_TYPE,
+    TYPE_SHARE,
+    awaited,
+    node_resources,
+    nodes_beside_trials,
+    of_gpu_type,
+    require_known_type,
+    require_trials,
+)
 from anatomask.cluster_settings import AtOnce, ClusterConfig
 from anatomask.errors import Note, UserError
 from anatomask.plugins import worker_setup
@@ -54,6 +65,8 @@ class TrainingResources:
     readers: int
     reader_cpus: float
     threads: int
+    gpu_type: str = ""
+    """Type of the workers' GPUs; empty: any."""
 
     @property
     def per_worker(self) -> dict[str, float]:
@@ -228,24 +241,39 @@ def training_resources(config: ClusterConfig) -> TrainingResources:
     """Fit a training into the running cluster, and wait for nodes where the settings say so.
 
     Raises:
-        UserError: as `divide`.
+        UserError: as `divide`, `of_gpu_type` and `require_known_type`.
     """
-    return awaited(lambda: divide(ray.cluster_resources(), config), config.wait_minutes, shapes(config))
+    require_known_type(node_resources(), config.gpu_type)
+    return awaited(lambda: divide(offered(config), config), config.wait_minutes, shapes(config))
 
 
-def trial_resources(config: ClusterConfig, at_once: AtOnce) -> TrialResources:
+def trial_resources(config: ClusterConfig, at_once: AtOnce, finetuning: ClusterConfig | None = None) -> TrialResources:
     """Fit the trainings of a sweep's trials into the running cluster; as `training_resources`.
 
+    Args:
+        config: where networks are pretrained.
+        at_once: number of trainings at the same time.
+        finetuning: where they are finetuned. Default: as pretrained.
+
     Raises:
-        UserError: as `divide` and `require_trials`.
+        UserError: as `training_resources` and `require_trials`.
     """
+    then = finetuning or config
+    for kind in (config.gpu_type, then.gpu_type):
+        require_known_type(node_resources(), kind)
 
-    def fit(side_by_side: int) -> TrainingResources:
+    def fit(cluster: ClusterConfig, side_by_side: int) -> TrainingResources:
         require_trials(node_resources(), at_once.trials, side_by_side)
-        return divide(ray.cluster_resources(), config, at_once.trials, side_by_side)
+        return divide(offered(cluster), cluster, at_once.trials, side_by_side)
 
-    trainings = at_once.trials * min(at_once.finetunings or 1, at_once.most)
-    return awaited(lambda: arrange_trial(fit, at_once), config.wait_minutes, shapes(config, trainings))
+    def find() -> TrialResources:
+        trial = arrange_trial(partial(fit, then), at_once)
+        return trial if then == config else replace(trial, pretraining=fit(config, 1))
+
+    needs = shapes(then, at_once.trials * min(at_once.finetunings or 1, at_once.most))
+    if then != config:
+        needs += shapes(config, at_once.trials)
+    return awaited(find, config.wait_minutes, needs)
 
 
 def arrange_trial(fit: Callable[[int], TrainingResources], at_once: AtOnce) -> TrialResources:
@@ -270,10 +298,24 @@ def arrange_trial(fit: Callable[[int], TrainingResources], at_once: AtOnce) -> T
     return TrialResources(alone, alone, 1)
 
 
+def offered(config: ClusterConfig) -> dict[str, float]:
+    """Return the resources of the running cluster, of its GPUs those of the type that is asked for.
+
+    Raises:
+        UserError: as `of_gpu_type`.
+    """
+    total: dict[str, float] = dict(ray.cluster_resources())
+    if config.gpu_type:
+        total["GPU"] = sum(node.get("GPU", 0.0) for node in of_gpu_type(node_resources(), config.gpu_type))
+    return total
+
+
 def shapes(config: ClusterConfig, trainings: int = 1) -> list[dict[str, float]]:
     """List what each worker of `trainings` at the same time takes of a node, with its readers."""
-    gpu = bool(ray.cluster_resources().get("GPU")) if config.gpu is None else config.gpu
+    gpu = bool(ray.cluster_resources().get("GPU")) if config.wants_gpu is None else config.wants_gpu
     each = {"CPU": 1.0 + math.ceil(FEWEST_READER_CPUS * config.readers), **({"GPU": 1.0} if gpu else {})}
+    if config.gpu_type:
+        each[f"{GPU_TYPE}{config.gpu_type}"] = TYPE_SHARE
     return [each] * (trainings * config.workers)
 
 
@@ -306,11 +348,12 @@ def divide(
     words += [f"{side_by_side} finetunings side by side"] * (side_by_side > 1)
     fields = ["--concurrent"] * (concurrent > 1) + ["--finetunings-at-once"] * (side_by_side > 1)
     several = " × ".join(words)
-    gpu = gpus >= 1 if config.gpu is None else config.gpu
+    gpu = gpus >= 1 if config.wants_gpu is None else config.wants_gpu
+    kind = f" of type {config.gpu_type}" if config.gpu_type else ""
     if gpu and trainings * config.workers > gpus:
         raise UserError(
             f"{several}{' with ' * bool(several)}--cluster.workers {config.workers} need {trainings * config.workers} "
-            f"GPUs, and there are {gpus:g}; lower {' or '.join([*fields, '--cluster.workers'])}"
+            f"GPUs{kind}, and there are {gpus:g}; lower {' or '.join([*fields, '--cluster.workers'])}"
         )
     if trainings > 1 and cpus < 1:
         raise UserError(f"{several} do not fit on {trainings * cpus:g} CPUs; lower {' or '.join(fields)}")
@@ -326,4 +369,6 @@ def divide(
         )
     threads = config.threads or max(1, (os.cpu_count() or 1) // (trainings * config.workers))
     fewest = config.min_workers or config.workers
-    return TrainingResources(config.workers, fewest, gpu, worker_cpus, config.readers, reader_cpus, threads)
+    return TrainingResources(
+        config.workers, fewest, gpu, worker_cpus, config.readers, reader_cpus, threads, config.gpu_type
+    )

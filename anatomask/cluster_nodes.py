@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.util.accelerators import accelerators
 
 from anatomask.errors import Note, UserError
 
@@ -19,6 +20,11 @@ DRIVER_BYTES = 1_200_000_000
 """Bytes of memory that go with a unit: those that a running trial takes of the node with its driver, the controller of
 a training included. For several side by side, which share the driver, it is more than they take."""
 
+GPU_TYPE = "accelerator_type:"
+"""Beginning of the name of the resource by which Ray tells the type of a node's GPUs."""
+TYPE_SHARE = 0.001
+"""Amount of that resource that Ray takes for each worker."""
+
 POLL_SECONDS = 2.0
 """Seconds between two looks at what a cluster offers."""
 
@@ -28,6 +34,35 @@ Found = TypeVar("Found")
 def node_resources() -> list[dict[str, float]]:
     """List the resources of each node that lives, as Ray names them: `CPU`, `GPU`, and `memory` in bytes."""
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def of_gpu_type(nodes: Sequence[Mapping[str, float]], kind: str) -> Sequence[Mapping[str, float]]:
+    """Return the nodes with GPUs of a type, as H100; all nodes where it is empty.
+
+    Raises:
+        UserError: no node has such GPUs; the message says which there are.
+    """
+    found = [node for node in nodes if f"{GPU_TYPE}{kind}" in node] if kind else nodes
+    if kind and not found:
+        there = ", ".join(_types(nodes)) or "none whose type Ray knows"
+        raise UserError(f"--cluster.gpu-type {kind}: no node of the cluster has such GPUs; there are {there}")
+    return found
+
+
+def require_known_type(nodes: Sequence[Mapping[str, float]], kind: str) -> None:
+    """Check that a type of GPUs exists, so that nobody waits for machines that cannot come.
+
+    Raises:
+        UserError: neither a node has GPUs of that type, nor does Ray know it.
+    """
+    known = {value for name, value in vars(accelerators).items() if name.isupper() and isinstance(value, str)}
+    if kind and kind not in known | set(_types(nodes)):
+        names = ", ".join(sorted(value for name, value in vars(accelerators).items() if name.startswith("NVIDIA_")))
+        raise UserError(f"--cluster.gpu-type {kind}: Ray knows no such GPUs; of NVIDIA's, it knows {names}")
+
+
+def _types(nodes: Sequence[Mapping[str, float]]) -> list[str]:
+    return sorted({name.removeprefix(GPU_TYPE) for node in nodes for name in node if name.startswith(GPU_TYPE)})
 
 
 def nodes_beside_trials() -> list[dict[str, float]]:

@@ -9,6 +9,8 @@ from anatomask.data.outages import MAX_OUTAGE
 from anatomask.names import shown
 from anatomask.settings import Settings
 
+GPU_TYPE = re.compile(r"[\w.-]*", re.ASCII)
+"""Pattern of the types of GPUs."""
 ADDRESS = re.compile(r"local|auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5}", re.ASCII)
 """Pattern of the addresses of a cluster."""
 
@@ -38,6 +40,8 @@ class ClusterConfig(Settings):
     """Number of processes that read samples for each training worker."""
     gpu: bool | None = None
     """Give each worker a GPU. Default: if the cluster has any."""
+    gpu_type: str = ""
+    """Type of the GPUs that are used, as Ray names it: H100, A100, A10G, L4 … Default: any."""
     threads: int | None = None
     """CPU threads of each training worker's torch. Default: its share of the machine's cores."""
     max_failures: int = 3
@@ -56,6 +60,10 @@ class ClusterConfig(Settings):
         super().__post_init__()
         if not ADDRESS.fullmatch(self.address):
             raise ValueError(f"address must be local, auto or HOST:PORT, not {shown(self.address)}")
+        if not GPU_TYPE.fullmatch(self.gpu_type):
+            raise ValueError(f"gpu_type must be a type as H100, not {shown(self.gpu_type)}")
+        if self.gpu_type and self.gpu is False:
+            raise ValueError(f"gpu_type {self.gpu_type} needs GPUs, and gpu is False; leave one of them out")
         if self.temporary_folder and self.address != "local":
             raise ValueError(
                 "temporary_folder is of an embedded Ray; that of a cluster is given to ray start --temp-dir"
@@ -67,3 +75,18 @@ class ClusterConfig(Settings):
         self.require_range(0, 1_000_000, "max_failures", "max_outage", "wait_minutes")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(f"min_workers must lie between 1 and workers {self.workers}, not {self.min_workers}")
+
+    @property
+    def wants_gpu(self) -> bool | None:
+        """Return whether GPUs are used; None: if there are any."""
+        return True if self.gpu_type else self.gpu
+
+    def places(self) -> str:
+        """Describe where a training runs."""
+        device = {True: "a GPU", False: "CPUs", None: "a GPU, if there are any"}[self.wants_gpu]
+        kind = f" of type {self.gpu_type}" if self.gpu_type else ""
+        readers = self.workers * self.readers
+        return (
+            f"{self.workers} worker{'s, each' if self.workers > 1 else ''} on {device}{kind}; "
+            f"{readers} reader{'s' if readers > 1 else ''} on free CPUs of any node"
+        )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from anatomask.cluster import divide, training_resources, trial_resources
 from anatomask.cluster_nodes import DRIVER_BYTES, DRIVERS, nodes_beside_trials, require_trials
 from anatomask.cluster_settings import AtOnce, ClusterConfig
 from anatomask.errors import Note, UserError
+from anatomask.stages import cases
 
 HEAD = {"CPU": 8.0, "memory": 22e9, DRIVERS: 16.0}
 GROWN = HEAD | {"CPU": 56.0, "GPU": 4.0}
@@ -168,6 +170,80 @@ def test_no_task_reckons_with_memory_that_a_running_trial_holds(running: int, me
         patch.setattr(ray, "available_resources", lambda: {DRIVERS: 16.0 - running} if running < 16 else {})
         beside = nodes_beside_trials()
     assert beside == [head | {"memory": max(0, memory - running * DRIVER_BYTES)}, worker]
+
+
+LARGE = {"CPU": 96.0, "GPU": 8.0, "memory": 1e12, "accelerator_type:H100": 1.0}
+SMALL = {"CPU": 48.0, "GPU": 4.0, "memory": 2e12, "accelerator_type:A10G": 1.0}
+
+
+@pytest.fixture
+def mixed(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """A head, a node with large GPUs, one with small ones."""
+    cluster.offers = [{"CPU": 152.0, "GPU": 12.0, "memory": 3e12}]
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in (HEAD, LARGE, SMALL)])
+    monkeypatch.setattr(ray, "available_resources", dict)
+    return cluster
+
+
+@pytest.mark.parametrize(("kind", "count"), [("H100", 8), ("A10G", 4)])
+def test_a_training_takes_gpus_of_its_type_alone(kind: str, count: int, mixed: Cluster) -> None:
+    found = training_resources(ClusterConfig(address="auto", workers=count, gpu_type=kind))
+    assert found.gpu and (found.workers, found.gpu_type) == (count, kind)
+    with pytest.raises(UserError, match=rf"need {count + 1} GPUs of type {kind}, and there are {count}; lower"):
+        training_resources(ClusterConfig(address="auto", workers=count + 1, gpu_type=kind))
+
+
+def test_a_sweep_pretrains_and_finetunes_on_gpus_of_their_types(mixed: Cluster) -> None:
+    large, small = (ClusterConfig(address="auto", workers=2, gpu_type=kind) for kind in ("H100", "A10G"))
+    found = trial_resources(large, AtOnce(1, None, 5), small)
+    assert (found.pretraining.gpu_type, found.finetuning.gpu_type) == ("H100", "A10G")
+    assert found.side_by_side == 2  # as many as there are small GPUs for
+    assert trial_resources(large, AtOnce(1, None, 5)).side_by_side == 4
+    with pytest.raises(UserError, match=r"3 trials at once .* need 6 GPUs of type A10G, and there are 4"):
+        trial_resources(large, AtOnce(3, 1, 5), small)
+    with pytest.raises(UserError, match=r"5 trials at once .* need 10 GPUs of type H100, and there are 8"):
+        trial_resources(large, AtOnce(5, 1, 5))
+
+
+def test_gpus_that_no_node_has_are_refused_with_those_there_are(mixed: Cluster) -> None:
+    with pytest.raises(UserError, match=r"^--cluster.gpu-type L4: no node .* has such GPUs; there are A10G, H100$"):
+        training_resources(ClusterConfig(address="auto", gpu_type="L4"))
+
+
+def test_an_autoscaler_is_asked_for_the_type_and_nobody_for_one_that_there_is_not(cluster: Cluster) -> None:
+    with pytest.raises(UserError, match=r"--cluster.gpu-type H-100: Ray knows no such GPUs; .* H100, .*"):
+        training_resources(replace(WAITING, gpu_type="H-100"))
+    assert cluster.asked == [] and cluster.seconds == 0
+    with pytest.raises(UserError, match=r"no node of the cluster has such GPUs; there are none .*; waited 5 minutes"):
+        training_resources(replace(WAITING, gpu_type="H100"))
+    assert cluster.asked == [[{"CPU": 2.0, "GPU": 1.0, "accelerator_type:H100": 0.001}] * 4, []]
+
+
+@pytest.mark.parametrize(("kind", "failed"), [("", 0), ("A10G", 0), ("H100", 1)])
+def test_a_case_goes_to_a_node_with_its_type(
+    kind: str, failed: int, mixed: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A case that only the node with small GPUs has memory for."""
+    asked: list[dict[str, object]] = []
+
+    def options(**given: object) -> SimpleNamespace:
+        asked.append(given)
+        return SimpleNamespace(remote=lambda *arguments: "task")
+
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(cases._one_case, "options", options)
+    monkeypatch.setattr(cases, "_completed", lambda title, tasks: [(case, None) for case in tasks.values()])
+    config = ClusterConfig(address="auto", gpu_type=kind)
+    failures = cases.map_cases("", SimpleNamespace(), None, {"large": int(1.5e12)}, config)
+    assert len(failures) == failed
+    assert [(one["num_gpus"], one["accelerator_type"]) for one in asked] == ([] if failed else [(1, kind or None)])
+
+
+def test_the_plan_says_who_goes_where() -> None:
+    assert ClusterConfig().places() == "1 worker on a GPU, if there are any; 1 reader on free CPUs of any node"
+    large = ClusterConfig(address="auto", workers=4, readers=2, gpu_type="H100")
+    assert large.places() == "4 workers, each on a GPU of type H100; 8 readers on free CPUs of any node"
+    assert ClusterConfig(workers=2, gpu=False).places().startswith("2 workers, each on CPUs;")
 
 
 GROWING = """

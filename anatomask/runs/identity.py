@@ -19,11 +19,18 @@ WATCHED = (
 OF_SWEEPS = tuple(
     f"{stage}.{field}"
     for stage in ("pretrain", "finetune")
-    for field in ("training.trackers", "training.checkpoint_minutes", "cluster.wait_minutes")
+    for field in (
+        "training.trackers",
+        "training.checkpoint_minutes",
+        "cluster.wait_minutes",
+        "cluster.gpu_type",
+        "plan.links",
+    )
 )
 """Fields of a sweep's stages that are not in the keys of older sweeps either."""
 ELSEWHERE = (
     *("name", "runs", "out", "cluster", "plan", "trials", "concurrent", "finetunings_at_once", "storage"),
+    "finetune_gpu_type",
     *WATCHED,
     *OF_SWEEPS,
 )

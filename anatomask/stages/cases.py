@@ -8,10 +8,17 @@ from typing import Any, Protocol, TypeVar
 import ray
 import torch
 
-from anatomask.cluster_nodes import awaited, nodes_beside_trials
+from anatomask.cluster_nodes import (
+    GPU_TYPE,
+    TYPE_SHARE,
+    awaited,
+    nodes_beside_trials,
+    of_gpu_type,
+    require_known_type,
+)
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import UserError
-from anatomask.evaluation.placement import place, too_large
+from anatomask.evaluation.placement import Placement, place, too_large
 from anatomask.terminal.progress import progress_shown
 
 Networks = TypeVar("Networks", contravariant=True)
@@ -37,22 +44,32 @@ def map_cases(
         work: work of all tasks.
         weights: weights of all tasks.
         needs: bytes of main memory that each case reserves.
-        cluster: CPU threads of a task, and whether it takes a GPU.
+        cluster: CPU threads of a task, and whether it takes a GPU, and of which type.
 
     Returns:
         The reason of each case that failed.
     """
-    task = {"CPU": float(cluster.threads or 1), **({"GPU": 1.0} if cluster.gpu else {})}
-    threads, gpu, room = awaited(
-        lambda: place(nodes_beside_trials(), len(needs), cluster.threads, cluster.gpu), cluster.wait_minutes, [task]
-    )
+    task = {"CPU": float(cluster.threads or 1), **({"GPU": 1.0} if cluster.wants_gpu else {})}
+    if cluster.gpu_type:
+        task[f"{GPU_TYPE}{cluster.gpu_type}"] = TYPE_SHARE
+    require_known_type(nodes_beside_trials(), cluster.gpu_type)
+
+    def find() -> Placement:
+        nodes = of_gpu_type(nodes_beside_trials(), cluster.gpu_type)
+        return place(nodes, len(needs), cluster.threads, cluster.wants_gpu)
+
+    threads, gpu, room = awaited(find, cluster.wait_minutes, [task])
     failures = too_large(needs, room)
     shared = ray.put(work), ray.put(weights)
     tasks = {
         # DEFAULT: inside a trial of a sweep, tasks would else be confined to the trial's reservation, which has no CPU.
-        _one_case.options(num_cpus=threads, num_gpus=int(gpu), memory=need, scheduling_strategy="DEFAULT").remote(
-            *shared, case, threads, gpu
-        ): case
+        _one_case.options(
+            num_cpus=threads,
+            num_gpus=int(gpu),
+            memory=need,
+            accelerator_type=cluster.gpu_type or None,
+            scheduling_strategy="DEFAULT",
+        ).remote(*shared, case, threads, gpu): case
         for case, need in needs.items()
         if case not in failures
     }

@@ -202,6 +202,7 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return [
         ("run", str(job.run)),
+        ("placed", config.cluster.places()),
         *(("note", text) for text in job.remarks),
         ("from", job.origin),
         (

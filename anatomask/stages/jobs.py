@@ -88,7 +88,7 @@ def refuse_wrong_gradients_here(job: TrainingJob, cluster: ClusterConfig) -> Non
     Raises:
         UserError: torch computes wrong gradients for these settings.
     """
-    if cluster.address == "local" and not cluster.gpu and not torch.cuda.is_available():
+    if cluster.address == "local" and not cluster.wants_gpu and not torch.cuda.is_available():
         refuse_wrong_gradients(job, torch.device("cpu"))
 
 
@@ -102,7 +102,7 @@ def require_memory_here(config: PretrainConfig | FinetuneConfig) -> None:
     """
     cluster = config.cluster
     if cluster.address == "local":
-        gpu = torch.cuda.is_available() if cluster.gpu is None else cluster.gpu
+        gpu = torch.cuda.is_available() if cluster.wants_gpu is None else cluster.wants_gpu
         cost = partial(_update_cost, config)
         require_memory(config.training, config.loader, config.network.in_channels, cluster.workers, gpu, cost)
 

@@ -108,6 +108,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     cost, rows_of_cost = costs.planned(config, method, loss, steps)
     return [
         ("run", str(job.run)),
+        ("placed", config.cluster.places()),
         *(("note", text) for text in job.remarks),
         ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)})"),
         ("of", ", ".join(map(public_address, folders(config)))),

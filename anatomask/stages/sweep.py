@@ -135,7 +135,7 @@ def run_space(config: SweepConfig, space: Space, *, overwrite: bool) -> int:
     begins = overwrite or not is_run(chain.folder)
     with kept_from_others(chain.folder), running(config.cluster) if begins else nullcontext():
         if begins:  # a cluster that is too small is told before anything is written or removed
-            trial_resources(config.cluster, config.at_once)
+            trial_resources(config.cluster, config.at_once, config.finetuning_cluster())
             if config.storage:
                 make_way(chain.folder, config.storage, overwrite=overwrite)
         journal = NewLines(chain.folder / JOURNAL)
@@ -155,7 +155,7 @@ def run_sweep(chain: Chain, space: Space, updates: int) -> int:
     if left:
         total = sum(trial.state == TrialState.COMPLETE for trial in latest_trials(study)) + left
         with running(config.cluster):
-            resources = trial_resources(config.cluster, config.at_once)
+            resources = trial_resources(config.cluster, config.at_once, config.finetuning_cluster())
             networks = len(config.finetune_data) * max(1, len(config.seeds))
             with following_trials(chain.folder, study, total, updates, networks):
                 run = partial(run_stage, resources=resources)
@@ -291,7 +291,10 @@ def _shown_resources(config: SweepConfig) -> str:
     if config.cluster.address != "local":
         share = f"a {config.concurrent}th of the cluster" if config.concurrent > 1 else "the cluster"
         number = config.finetunings_at_once or "as many as there are GPUs for"
-        return f"for each training at the same time {_shown_holding(1)}; {share}; finetunings side by side: {number}"
+        return (
+            f"for each training at the same time {_shown_holding(1)}; {share}; finetunings side by side: {number}\n"
+            f"pretraining: {config.cluster.places()}\nfinetuning: {config.finetuning_cluster().places()}"
+        )
     resources = local_resources(config)
     holding, alone = _shown_holding(resources.side_by_side), _shown_training(resources.pretraining)
     if resources.side_by_side == 1:

@@ -85,7 +85,8 @@ class Chain:
         for data in self.config.finetune_data:
             name = file_name(folder_name(data))
             network = replace(self.config.finetune.network, in_channels=self.channels[data])
-            settings = replace(self.config.finetune, data=data, init=init, network=network, cluster=self.config.cluster)
+            settings = replace(self.config.finetune, data=data, init=init, network=network)
+            settings = replace(settings, cluster=self.config.finetuning_cluster())
             settings = overlay_dotted(settings, {**fields["finetune"], **seeded}, source)
             finetuned = self._stage("finetune", settings, **({} if init == SCRATCH else {"init": start}))
             if start is first and self.config.start_from == "first":
@@ -105,7 +106,7 @@ class Chain:
             data=data,
             split=self.splits[data],
             inference=inference,
-            cluster=replace(self.config.cluster, threads=threads),
+            cluster=replace(self.config.finetuning_cluster(), threads=threads),
         )
 
     def _stage(self, verb: str, config: Any, **needs: Stage) -> Stage:

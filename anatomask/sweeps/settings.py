@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import tyro
@@ -62,6 +62,8 @@ class SweepConfig(Settings):
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Settings of scoring the trials."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    finetune_gpu_type: str = ""
+    """Type of the GPUs of finetuning and scoring. Default: cluster.gpu_type, that of the pretraining."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +81,14 @@ class SweepConfig(Settings):
                 if getattr(config, name) != getattr(type(config)(data=""), name):
                     raise ValueError(f"{stage}.{name} is set by the sweep; leave it out")
             check_training(config.training, config.optimiser, self.cluster, self.seed)
+        try:
+            self.finetuning_cluster()
+        except ValueError as error:
+            raise ValueError(f"finetune_{error}") from error
+
+    def finetuning_cluster(self) -> ClusterConfig:
+        """Return where networks are finetuned and scored."""
+        return replace(self.cluster, gpu_type=self.finetune_gpu_type or self.cluster.gpu_type)
 
     @property
     def at_once(self) -> AtOnce:

@@ -47,6 +47,7 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
             num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]  # of Tune's kind
             use_gpu=resources.gpu,
             resources_per_worker=resources.per_worker,
+            accelerator_type=resources.gpu_type or None,
         ),
         torch_config=ProcessGroupConfig("nccl" if resources.gpu else "gloo", timeout_s=peer_seconds(job)),
         run_config=RunConfig(

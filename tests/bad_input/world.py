@@ -138,7 +138,7 @@ def without_ray(patch: pytest.MonkeyPatch, train: Callable[..., Any]) -> None:
         patch.setattr(f"anatomask.stages.{module}.running", nullcontext)
     patch.setattr("anatomask.stages.jobs.training_resources", lambda config: RESOURCES)
     patch.setattr("anatomask.stages.jobs.fit", train)
-    patch.setattr("anatomask.stages.sweep.trial_resources", lambda config, at_once: OF_TRIAL)
+    patch.setattr("anatomask.stages.sweep.trial_resources", lambda *settings: OF_TRIAL)
     patch.setattr("anatomask.stages.sweep.run_trials", accept)
     patch.setattr("anatomask.stages.evaluate.evaluate_cases", evaluate_serially)
     patch.setattr("anatomask.stages.predict.predict_cases", predict_serially)

@@ -4,10 +4,12 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tyro import MISSING
 
 from anatomask.config import EvaluateConfig
 from anatomask.evaluation.settings import ScoringConfig
 from anatomask.nested import plain
+from anatomask.recipes import RECIPES
 from anatomask.runs.identity import ELSEWHERE, _results, identity, run_key
 
 SETTINGS = {
@@ -88,3 +90,19 @@ def test_trackers_of_a_sweeps_stages_are_not_in_its_key() -> None:
     more = {"training": {"epochs": 1, "trackers": ["wandb"]}, "cluster": {"workers": 1, "wait_minutes": 0}}
     assert run_key("sweep", {**settings, "pretrain": more, "seeds": [], "storage": ""}, {}) == key
     assert run_key("sweep", {**settings, "pretrain": {**more, "training": {"epochs": 2}}}, {}) != key
+
+
+def test_a_whole_sweep_has_the_key_that_it_had_before_its_newer_fields() -> None:
+    def without(settings: dict[str, Any]) -> dict[str, Any]:
+        """Leave out what came later."""
+        newer = ("checkpoint_minutes", "gpu_type", "links", "finetune_gpu_type")
+        return {
+            name: without(value) if isinstance(value, dict) else value
+            for name, value in settings.items()
+            if name not in newer
+        }
+
+    settings = plain(RECIPES["tiny"].settings("sweep"))
+    settings = {name: value for name, value in settings.items() if value is not MISSING}
+    assert settings["pretrain"]["plan"]["links"] and without(settings) != settings
+    assert run_key("sweep", settings, {}) == run_key("sweep", without(settings), {})

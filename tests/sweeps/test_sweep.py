@@ -26,7 +26,7 @@ from anatomask.runs.belongings import claim_folder
 from anatomask.stages import pretrain
 from anatomask.stages.sweep import check, report, run_stage
 from anatomask.sweeps.chain import build_chain
-from anatomask.sweeps.graph import unique
+from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.space import grid, space_names
 from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, open_study
 from anatomask.sweeps.trials import run_trial
@@ -55,6 +55,7 @@ SETTINGS = ["--recipe", "tiny", "--space", "table3_mask_ratio", "--pretrain-data
         ([*SETTINGS, "--finetunings-at-once", "0"], 2, "finetunings_at_once must be at least 1"),
         ([*SETTINGS, "--seeds", "1", "1"], 2, "seeds names 1 twice"),
         ([*SETTINGS, "--seeds", "1", "2", "--finetune.seed", "4"], 2, "finetune.seed is set by the sweep"),
+        ([*SETTINGS, "--cluster.gpu", "False", "--finetune-gpu-type", "L4"], 2, "finetune_gpu_type L4 needs GPUs"),
         ([*SETTINGS, "--cluster.workers", "3"], 2, "training.batch_size 2 must be at least"),
         (SETTINGS[:-3], 2, "--finetune-data"),
         (SETTINGS, 1, "x: there is no such file or folder"),
@@ -133,6 +134,18 @@ def test_the_papers_path_starts_from_the_network_of_the_first_data_set(
         stages = build_chain(parse("sweep", [*argv, "--start-from", start], RECIPES).config).stages({})
         assert stages["finetune-second"].needs["init"] is stages[expected]
         assert stages["evaluate-second"].needs["run"] is stages["finetune-second"]
+
+
+def test_finetuning_may_take_other_gpus_than_the_pretraining(labelled: PreparedDataset) -> None:
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--cluster.address", "auto"]
+
+    def stages(*more: str) -> list[Stage]:
+        return list(build_chain(parse("sweep", [*argv, *more], RECIPES).config).stages({}).values())
+
+    mixed = stages("--cluster.gpu-type", "H100", "--finetune-gpu-type", "A10G")
+    assert [one.config.cluster.gpu_type for one in mixed] == ["H100", "A10G", "A10G"]
+    assert [one.config.cluster.gpu_type for one in stages("--cluster.gpu-type", "H100")] == ["H100"] * 3
+    assert [one.key for one in mixed] == [one.key for one in stages()]
 
 
 def test_fields_of_any_stage_vary_each_where_it_belongs(labelled: PreparedDataset) -> None:
@@ -247,7 +260,7 @@ def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
 def test_a_sweep_that_the_cluster_refuses_writes_and_removes_nothing(
     again: bool, labelled: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(config: ClusterConfig, at_once: AtOnce) -> None:
+    def refuse(config: ClusterConfig, at_once: AtOnce, finetuning: ClusterConfig) -> None:
         raise UserError("too small")
 
     argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path), "--name", "it"]
