@@ -128,6 +128,7 @@ class PretrainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
+        self.require_local("runs")
         if self.data == ():
             raise ValueError("data must name at least one prepared folder")
         self.require_distinct("data")
@@ -183,6 +184,7 @@ class FinetuneConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
+        self.require_local("runs")
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction must lie in (0, 1], not {self.train_fraction}")
         self.require_range(0, 1000, "fold")
@@ -209,6 +211,10 @@ class EvaluateConfig(Settings):
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_local("out")
 
 
 @dataclass(frozen=True)

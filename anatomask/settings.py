@@ -59,6 +59,19 @@ class Settings:
             if twice:
                 raise ValueError(f"{name} names {twice[0]} twice")
 
+    def require_local(self, *names: str) -> None:
+        """Check that the named fields are folders, not addresses of object storage, whose value is not shown.
+
+        Raises:
+            ValueError: one is an address; the message names it.
+        """
+        for name in names:
+            if "://" in getattr(self, name):
+                raise ValueError(
+                    f"{name} must be a folder, on storage that all machines share, not an address: prepared data alone "
+                    "may lie on object storage"
+                )
+
 
 def required_fields(settings: Settings | type[Settings]) -> tuple[str, ...]:
     """List the names of the fields that have no default."""

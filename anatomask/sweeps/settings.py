@@ -68,6 +68,7 @@ class SweepConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
+        self.require_local("runs")
         self.require_range(1, 1_000_000, "trials")
         self.require_range(1, 1000, "concurrent", "finetunings_at_once")
         self.require_range(0, 2**32, "seeds")
@@ -127,6 +128,7 @@ class ReproduceConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
+        self.require_local("runs")
         self.require_range(0, 2**32, "seeds")
         self.require_range(1, 1000, "concurrent")
         for name in ("data", "tables", "seeds"):
