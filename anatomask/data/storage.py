@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from anatomask.data.addresses import cannot_open, is_address, public_address
+from anatomask.data.mapping import MappedFiles
 from anatomask.data.outages import MAX_OUTAGE, is_outage, one_line, outlast
 from anatomask.errors import UserError
 from anatomask.files import flush, refuse_pipe
@@ -75,6 +77,7 @@ class Storage:
                 raise UserError(f"{public_address(self.root)} names no folder; write it as s3://bucket/folder")
         else:
             self.filesystem, self._base = pafs.LocalFileSystem(use_mmap=True), _utf8(Path(self.root).absolute())
+        self._mapped = MappedFiles()
 
     @classmethod
     def of(cls, root: Root) -> Storage:
@@ -202,10 +205,16 @@ class Storage:
         Raises:
             OSError, UserError: as `inspect`; and OSError where the file ends before a range does.
         """
-        parts = self.inspect(path, lambda file: (_mapped if self.local else _fetched)(file, ranges))
+        parts = self._mapped_parts(path, ranges) if self.local else self.inspect(path, partial(_fetched, ranges=ranges))
         if any(len(part) != length for part, (_, length) in zip(parts, ranges, strict=True)):
             raise OSError(f"{self.show(path)} is cut off")
         return parts
+
+    def _mapped_parts(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
+        file = self.locate(path)
+        refuse_pipe(Path(file))
+        content = self._asked(path, lambda: self._mapped.read(file))
+        return [content[start : start + length] for start, length in ranges]
 
     def read_json(self, path: str, remedy: str = "run the command that wrote it with --overwrite") -> Any:
         """Parse a JSON file.
@@ -346,15 +355,6 @@ def _remote(address: str) -> tuple[pafs.FileSystem, str]:
     if filesystem.type_name not in ANSWER_SECONDS or rebuild(options) != filesystem:  # which has options that it loses
         return filesystem, base
     return rebuild({**options, **ANSWER_SECONDS[filesystem.type_name]}), base
-
-
-def _mapped(file: pa.NativeFile, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
-    """Read the (start, length) ranges of a local file."""
-    parts = []
-    for start, length in ranges:
-        file.seek(start)
-        parts.append(file.read_buffer(length))
-    return parts
 
 
 def _fetched(file: pa.NativeFile, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
