@@ -10,7 +10,7 @@ import itertools
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import blosc2
 import numpy as np
@@ -37,14 +37,36 @@ def slabs(shape: Sequence[int], brick: int) -> list[Slab]:
     return [(a, b, c) for a, b, c in itertools.product(*parts)]
 
 
-def touched(shape: Sequence[int], brick: int, origin: Sequence[int], size: Sequence[int]) -> list[tuple[int, Slab]]:
-    """List index and extent of the bricks that a box touches, in raster order."""
+class Touched(NamedTuple):
+    """Brick that a box touches."""
+
+    number: int
+    """Place of the brick in raster order."""
+    slab: Slab
+    """Extent in the volume."""
+    here: Slab
+    """Their common part, counted from the first voxel of the box."""
+    there: Slab
+    """Their common part, counted from the first voxel of the brick."""
+
+
+def touched(shape: Sequence[int], brick: int, origin: Sequence[int], size: Sequence[int]) -> list[Touched]:
+    """List the bricks that a box of `size` voxels from `origin` touches, in raster order."""
     axes, counts = [], [-(-extent // brick) for extent in shape]
     for extent, first, length in zip(shape, origin, size, strict=True):
         start, stop = max(first, 0), min(first + length, extent)
-        numbers = range(start // brick, -(-stop // brick) if stop > start else 0)
-        axes.append([(n, slice(n * brick, min((n + 1) * brick, extent))) for n in numbers])
-    return [((i * counts[1] + j) * counts[2] + k, (a, b, c)) for (i, a), (j, b), (k, c) in itertools.product(*axes)]
+        axis = []
+        for number in range(start // brick, -(-stop // brick) if stop > start else 0):
+            low, high = number * brick, min((number + 1) * brick, extent)
+            shared, end = max(low, start), min(high, stop)
+            axis.append(
+                (number, (slice(low, high), slice(shared - first, end - first), slice(shared - low, end - low)))
+            )
+        axes.append(axis)
+    return [
+        Touched((i * counts[1] + j) * counts[2] + k, *zip(one, two, three, strict=True))
+        for (i, one), (j, two), (k, three) in itertools.product(*axes)
+    ]
 
 
 def class_bricks(label: np.ndarray, parts: Sequence[Slab]) -> dict[int, dict[int, int]]:
@@ -168,13 +190,3 @@ def value_of(stored: pa.Buffer) -> pa.Buffer:
     if int.from_bytes(stored[:PREFIX], "little") != len(stored) - PREFIX:
         raise ValueError("a brick has another length than the file's footer says")
     return stored[PREFIX:]
-
-
-def copy_overlap(target: np.ndarray, origin: Sequence[int], block: np.ndarray, slab: Slab) -> None:
-    """Copy into `target`, which starts at `origin`, the part of a brick that lies in it."""
-    here, there = [], []
-    for part, first, length in zip(slab, origin, target.shape, strict=True):
-        start, stop = max(part.start, first), min(part.stop, first + length)
-        here.append(slice(start - first, stop - first))
-        there.append(slice(start - part.start, stop - part.start))
-    target[tuple(here)] = block[tuple(there)]

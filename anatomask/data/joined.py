@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -66,11 +67,18 @@ class JoinedDataset(PreparedDataset):
         return " + ".join(member.shown for member in self.members)
 
     def read_crop(
-        self, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool, pad: bool = True
+        self,
+        case: str,
+        origin: Sequence[int],
+        size: Sequence[int],
+        *,
+        label: bool,
+        pad: bool = True,
+        empty: Callable[[Sequence[int], Any], np.ndarray] = np.empty,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Read the voxels of a box. Arguments, result and errors are those of `PreparedDataset.read_crop`."""
         member, own = self._member(case)
-        return member.read_crop(own, origin, size, label=label, pad=pad)
+        return member.read_crop(own, origin, size, label=label, pad=pad, empty=empty)
 
     def bytes_touched(self, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool) -> int:
         """Count the bytes that `read_crop` reads; raises as it."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anatomask.data.augmentation.draws import coarse_axis, draw_matrix, moves, source_box
+from anatomask.data.scratch import in_a_row
 from anatomask.settings import Settings
 
 if TYPE_CHECKING:  # what trains on a machine without NIfTI and Parquet imports this
@@ -139,7 +140,8 @@ def stacked(samples: Sequence[Sample]) -> Sample:
     for name in samples[0]:
         values = [sample[name] for sample in samples]
         if len({value.shape for value in values}) == 1:
-            columns[name] = np.stack(values)
+            row = in_a_row(values)
+            columns[name] = np.stack(values) if row is None else row
         else:
             columns[name] = np.fromiter(values, object, len(values))
     return columns
@@ -155,7 +157,7 @@ def stored_crop(
         `minimum` (C,) of each channel; `normalisation` (C, 4); where asked for, `label` (*size) uint8.
     """
     record = dataset.records[case]
-    image, labels = dataset.read_crop(case, origin, size, label=label, pad=False)
+    image, labels = dataset.read_crop(case, origin, size, label=label, pad=False, empty=dataset.empty)
     sample = {
         "image": image,
         "inside": inside_scan(origin, record.shape, size),

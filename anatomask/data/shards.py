@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,6 @@ from xxhash import xxh3_64_intdigest
 from anatomask.data.bricks import (
     brick_digests,
     class_bricks,
-    copy_overlap,
     locations,
     metadata_value,
     pack,
@@ -151,6 +150,8 @@ class PreparedDataset:
         self.fingerprint = fingerprint
         self.storage = Storage.of(path)
         self.path = self.storage.root
+        self.empty: Callable[[Sequence[int], Any], np.ndarray] = np.empty
+        """Function that gives the memory of samples: that of a `Scratch` in a reading process."""
         self._where: dict[str, Footer] = {}
         self._checked: dict[tuple[str, str], np.ndarray] = {}
         self._otsu: dict[tuple[str, int], float] = {}
@@ -205,7 +206,14 @@ class PreparedDataset:
         return self.info.spacing
 
     def read_crop(
-        self, case: str, origin: Sequence[int], size: Sequence[int], *, label: bool, pad: bool = True
+        self,
+        case: str,
+        origin: Sequence[int],
+        size: Sequence[int],
+        *,
+        label: bool,
+        pad: bool = True,
+        empty: Callable[[Sequence[int], Any], np.ndarray] = np.empty,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Read the voxels of a box, from the bricks that it touches and no others.
 
@@ -215,6 +223,7 @@ class PreparedDataset:
             size: extent in voxels, may reach beyond the volume; there the image is the channel's minimum, the label 0.
             label: read the label; if False, its column is never opened.
             pad: put the minimum there; if False, the image is 0 there, for the device to pad.
+            empty: gives the memory of the result, as `numpy.empty`.
 
         Returns:
             image (C, d, h, w), of the channels' dtype if they agree, else float32; label (d, h, w) uint8 or None
@@ -225,14 +234,16 @@ class PreparedDataset:
         """
         record = self._record(case)
         dtypes = {channel.dtype for channel in record.channels}
-        image = np.zeros((len(record.channels), *size), dtypes.pop() if len(dtypes) == 1 else np.float32)
-        if pad:
-            for plane, channel in zip(image, record.channels, strict=True):
-                plane[...] = channel.minimum
+        image = empty((len(record.channels), *size), dtypes.pop() if len(dtypes) == 1 else np.float32)
+        labels = empty(tuple(size), np.uint8) if label and record.labelled else None
         target = {f"image_{c}": plane for c, plane in enumerate(image)}
-        labels = np.zeros(tuple(size), np.uint8) if label and record.labelled else None
         if labels is not None:
             target["label"] = labels
+        if any(first < 0 or first + n > extent for first, n, extent in zip(origin, size, record.shape, strict=True)):
+            for plane, channel in zip(image, record.channels, strict=True):
+                plane[...] = channel.minimum if pad else 0
+            if labels is not None:
+                labels[...] = 0
         self._fill(record, tuple(origin), target)
         return image, labels
 
@@ -243,7 +254,7 @@ class PreparedDataset:
             UserError: as `read_crop`.
         """
         record = self._record(case)
-        rows = [index for index, _ in touched(record.shape, record.brick, origin, size)]
+        rows = [part.number for part in touched(record.shape, record.brick, origin, size)]
         columns = {name: at for name, at in self._footer(case).locations.items() if label or name != "label"}
         return int(sum(at[rows, 1].sum() for at in columns.values()))
 
@@ -336,7 +347,7 @@ class PreparedDataset:
         parts = touched(record.shape, record.brick, origin, next(iter(targets.values())).shape)
         if not parts:
             return
-        rows = np.array([index for index, _ in parts])
+        rows = np.array([part.number for part in parts])
         try:
             where = self._footer(record.case).locations
             ranges = [range_ for name in targets for range_ in where[name][rows].tolist()]
@@ -345,8 +356,8 @@ class PreparedDataset:
                 packed = stored[number * len(rows) : (number + 1) * len(rows)]
                 self._check(record.case, name, rows, packed)
                 dtype, codec = ("uint8", LABEL_CODEC) if name == "label" else (record.dtype(name), record.codec)
-                for value, (_, part) in zip(packed, parts, strict=True):
-                    copy_overlap(target, origin, unpack(value, codec, dtype, part), part)
+                for value, (_, slab, here, there) in zip(packed, parts, strict=True):
+                    target[here] = unpack(value, codec, dtype, slab)[there]
         except UNDECODABLE as error:
             raise _damaged(self.storage, record.case, error) from error
 

@@ -16,6 +16,7 @@ from ray.data.block import BlockAccessor
 
 from anatomask.data.joined import open_joined
 from anatomask.data.samples import Draw, Sample, SampleSequence, stacked
+from anatomask.data.scratch import Scratch
 from anatomask.data.storage import Roots, storages
 
 SAMPLES_PER_TASK = 32
@@ -38,11 +39,14 @@ class SampleReader:
         if begin is not None:
             begin()
         self.dataset = open_joined(data)
+        self.scratch = Scratch()
+        self.dataset.empty = self.scratch.empty
         self.sequence = sequence
         self.draw = draw
 
     def __call__(self, rows: Batch) -> Batch:
         """Read the samples whose numbers are in column `sample`, `stacked`."""
+        self.scratch.begin()
         drawn = [self.draw(self.dataset, self.sequence.case(k), self.sequence.rng(k)) for k in rows["sample"].tolist()]
         return {"sample": rows["sample"], **stacked(drawn)}
 
@@ -79,7 +83,7 @@ def stream_batches(
             SampleReader,
             # Ray's dashboard shows their text: no credentials.
             fn_constructor_args=(storages(data), sequence, draw, begin),
-            batch_size=batch_size,
+            batch_size=None,
             concurrency=readers,
             num_cpus=reader_cpus,
             zero_copy_batch=True,
@@ -92,8 +96,8 @@ def stream_batches(
 def batches_of(tables: Iterable[pa.Table], batch_size: int) -> Iterator[Batch]:
     """Yield the rows of tables as batches of `batch_size`, in order; rows at the end that are fewer are left out.
 
-    A reader sends a table of several batches, each of them a chunk, which is passed on as a view of the object store's
-    memory. Ray Data would copy all chunks into one array before it cuts batches out of it.
+    A reader sends a table of several batches, each of which is passed on as a view of the object store's memory. Ray
+    Data would copy the tables into one array before it cuts batches out of it.
     """
     rest: list[Sample] = []
     for table in tables:

@@ -103,11 +103,18 @@ def test_every_codec_gives_the_voxels_back_and_any_reader_of_parquet_reads_them(
 def test_touched_bricks_are_those_that_overlap(
     shape: tuple[int, int, int], brick: int, origin: tuple[int, int, int], size: tuple[int, int, int]
 ) -> None:
-    expected = [
-        (index, part)
-        for index, part in enumerate(slabs(shape, brick))
-        if all(p.start < o + s and p.stop > o for p, o, s in zip(part, origin, size, strict=True))
-    ]
+    expected = []
+    for index, slab in enumerate(slabs(shape, brick)):
+        common = [
+            sorted(set(range(p.start, p.stop)) & set(range(o, o + s)))
+            for p, o, s in zip(slab, origin, size, strict=True)
+        ]
+        if all(common):
+            here = tuple(slice(axis[0] - o, axis[-1] + 1 - o) for axis, o in zip(common, origin, strict=True))
+            there = tuple(
+                slice(axis[0] - p.start, axis[-1] + 1 - p.start) for axis, p in zip(common, slab, strict=True)
+            )
+            expected.append((index, slab, here, there))
     assert touched(shape, brick, origin, size) == expected
 
 
