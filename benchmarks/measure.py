@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -116,12 +116,22 @@ def _processor() -> str:
 
 def report(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], result: Mapping[str, object]) -> None:
     """Print the table, then `result` as one line of JSON."""
+    table(title, header, rows)
+    print(json.dumps(result))
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table."""
     cells = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     print(title)
     for first, *others in cells:
         print("  ".join([first.ljust(widths[0]), *(o.rjust(w) for o, w in zip(others, widths[1:], strict=True))]))
-    print(json.dumps(result))
+
+
+def parse_json_lines(text: str) -> list[dict[str, Any]]:
+    """Parse the lines of a benchmark's output that are JSON objects."""
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 def tell(what: str, says: str, **figures: object) -> None:

@@ -35,6 +35,7 @@ LOADER = ("bytes_read_over_crop", "first_batch_s", "peak_memory_gib", "memory_gr
         ("checksums", ("checking_over_loading", "gb_per_s", "weights_s")),
         ("metrics", ("seconds", "classes")),
         ("finetune_step", ("ours",)),
+        ("scaling", ("split", "recipes", "predictions", "index", "assumed")),
         ("startup", ("seconds_to_first_update", "anatomask_over_bare")),
     ],
 )

@@ -75,11 +75,9 @@ def stream_batches(
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=BUFFER_BYTES)
     length = SAMPLES_PER_EXECUTION // batch_size * batch_size
     for first in range(0, len(samples), length):
-        part = samples[first : first + length]
-        per_task = math.ceil(SAMPLES_PER_TASK / batch_size) * batch_size
-        numbers = np.array_split(part, range(per_task, len(part), per_task))
+        tables = planned(samples[first : first + length], batch_size)
         # Put as they are: `from_numpy` would start a task of a whole CPU for each block, and wait for ever without one.
-        rows = ray.data.from_blocks([pa.table({"sample": block}) for block in numbers]).map_batches(
+        rows = ray.data.from_blocks(tables).map_batches(
             SampleReader,
             # Ray's dashboard shows their text: no credentials.
             fn_constructor_args=(storages(data), sequence, draw, begin),
@@ -88,9 +86,16 @@ def stream_batches(
             num_cpus=reader_cpus,
             zero_copy_batch=True,
         )
-        blocks = math.ceil(read_ahead * batch_size / per_task)
-        tables = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=blocks)
-        yield from batches_of(tables, batch_size)
+        blocks = math.ceil(read_ahead * batch_size / len(tables[0]))
+        read = rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=blocks)
+        yield from batches_of(read, batch_size)
+
+
+def planned(samples: np.ndarray, batch_size: int) -> list[pa.Table]:
+    """Divide the numbers of samples into tables, each of which a reading process is asked for at once."""
+    per_task = math.ceil(SAMPLES_PER_TASK / batch_size) * batch_size
+    numbers = np.array_split(samples, range(per_task, len(samples), per_task))
+    return [pa.table({"sample": block}) for block in numbers]
 
 
 def batches_of(tables: Iterable[pa.Table], batch_size: int) -> Iterator[Batch]:
