@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from anatomask.data.crops import pad_to
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.scans import PreparedScan, Scan, prepare, read_files
 from anatomask.errors import UserError
@@ -24,7 +25,7 @@ from anatomask.evaluation.network import build_network, check_network, require_s
 from anatomask.evaluation.prediction import predict_scan
 from anatomask.evaluation.settings import NSD_AT, AbsentRule, InferenceConfig, Metric
 from anatomask.methods import method_of
-from anatomask.methods.masked import MaskedDraw, MaskedMethod, Picture, self_mask_of
+from anatomask.methods.masked import MaskedMethod, Picture, self_mask_of
 from anatomask.nn.backbones.base import Encoder, Segmenter
 from anatomask.weights.files import encoder_tensors, load_matching, network_of, read_source, trained_stages
 from anatomask.weights.header import require_fields

@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from anatomask.data.crops import flip, normalised_crops, pad_outside
 from anatomask.data.fingerprint import BODY_HU
+from anatomask.data.masked_draw import CROPS_TRIED
 from anatomask.errors import UserError
-from anatomask.methods.masked import CROPS_TRIED
 
 AT_ONCE = 64
 """Number of crops that are examined together while a training is planned."""

@@ -288,10 +288,10 @@ def open_stream(folder: Path) -> Opened:
     """Open our stream by Ray Data for a whole run, as a training worker reads it, batch 4."""
     import ray
 
+    from anatomask.data.masked_draw import MaskedDraw
     from anatomask.data.samples import LoaderConfig, SampleSequence
     from anatomask.data.shards import PreparedDataset
     from anatomask.data.stream import stream_batches
-    from anatomask.methods.masked import MaskedDraw
 
     ray.init(address="local", num_cpus=2, object_store_memory=2**30, logging_level=logging.ERROR, log_to_driver=False)
     path = str(folder / "shards")

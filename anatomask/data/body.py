@@ -11,10 +11,10 @@ import numpy as np
 
 from anatomask.data.fingerprint import BODY_HU, Scheme
 from anatomask.errors import UserError
-from anatomask.masking import Among
 
 if TYPE_CHECKING:  # what trains on a machine without NIfTI and Parquet imports this
     from anatomask.data.shards import PreparedDataset
+    from anatomask.masking import Among
 
 SOFT_TISSUE_HU = (-175.0, 250.0)
 """Lowest and highest HU of the foreground of SubFore (Lee et al., arXiv 2509.07534): neither air and lung nor bone."""

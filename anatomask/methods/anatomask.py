@@ -15,18 +15,12 @@ from torch import Tensor
 from anatomask import masking
 from anatomask.data.body import body_bounds
 from anatomask.data.crops import flip, normalised_crops
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import LoaderConfig
 from anatomask.errors import UserError
 from anatomask.masking import Among
 from anatomask.methods.base import MethodConfig, StepResult
-from anatomask.methods.masked import (
-    Examination,
-    MaskedBatch,
-    MaskedDraw,
-    MaskedMethod,
-    Picture,
-    check_patches,
-)
+from anatomask.methods.masked import Examination, MaskedBatch, MaskedMethod, Picture, check_patches
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backends import BackendName, choose_backend
 from anatomask.nn.masked_autoencoder import MaskedAutoencoder, MaskedReconstruction, patch_statistics

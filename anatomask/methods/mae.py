@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from anatomask.data.crops import flip, normalised_crops
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import LoaderConfig
 from anatomask.masking import random_mask
 from anatomask.methods.base import Method, MethodConfig, StepResult
-from anatomask.methods.masked import MaskedBatch, MaskedDraw, check_patches
+from anatomask.methods.masked import MaskedBatch, check_patches
 from anatomask.nn.backbones.base import BackboneConfig, Segmenter
 from anatomask.nn.backbones.operations import NEGATIVE_SLOPE
 from anatomask.nn.sparse import expand_active

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from anatomask.data.crops import flip, normalised_crops
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import LoaderConfig
 from anatomask.methods.base import Method, MethodConfig, StepResult
-from anatomask.methods.masked import MaskedBatch, MaskedDraw
+from anatomask.methods.masked import MaskedBatch
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.unetr import PATCH, UNETRConfig
 from anatomask.nn.masked_transformer import MaskedTransformer, in_intensities, patch_errors, patches_of, volume_of

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.normalisation import normalise
 from anatomask.data.samples import centred_origin, inside_scan
 from anatomask.data.shards import PreparedDataset
 from anatomask.masking import touched_patches
-from anatomask.methods.masked import MaskedDraw
 
 SCANS = 4
 MASKS = 2

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import Draw, stacked
 from anatomask.data.shards import PreparedDataset
 from anatomask.masking import share_among
 from anatomask.methods.base import Method
-from anatomask.methods.masked import Examination, MaskedDraw, MaskedMethod
+from anatomask.methods.masked import Examination, MaskedMethod
 from anatomask.training.fixed_scans import FixedCases, read_fixed_scans
 from anatomask.training.loop import to_device
 from anatomask.training.pictures import reconstruction_figure, views_figure

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from anatomask.data.joined import open_joined
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.storage import Roots
 from anatomask.methods.base import MethodConfig
-from anatomask.methods.masked import MaskedDraw, MaskedMethod
+from anatomask.methods.masked import MaskedMethod
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.monitors import MaskMonitor, Monitor, ViewMonitor

@@ -12,10 +12,10 @@ from hypothesis.extra import numpy as hnp
 
 from anatomask.data.body import body_bounds, body_shares
 from anatomask.data.fingerprint import Histogram
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.methods.masked import MaskedDraw
 
 LOADER = LoaderConfig(patch_size=(48, 48, 48))
 

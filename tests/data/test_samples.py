@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import (
     Draw,
     FinetuningDraw,
@@ -21,7 +22,6 @@ from anatomask.data.samples import (
     worker_share,
 )
 from anatomask.data.shards import PreparedDataset
-from anatomask.methods.masked import MaskedDraw
 
 AXES = st.tuples(*[st.integers(1, 40)] * 3)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from threading import Event
@@ -14,11 +16,11 @@ from hypothesis import strategies as st
 from ray.data.block import BlockAccessor
 
 from anatomask.data import stream
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import Draw, FinetuningDraw, LoaderConfig, SampleSequence, worker_samples
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.stream import Batch, batches_of, begun, stream_batches
 from anatomask.errors import UserError
-from anatomask.methods.masked import MaskedDraw
 
 BATCH = 6
 LOADER = LoaderConfig(patch_size=(32, 32, 32))
@@ -85,6 +87,13 @@ def test_the_first_batch_is_read_before_it_is_asked_for() -> None:
     stream = begun(batches())
     assert asked.wait(30)
     assert [int(batch["sample"][0]) for batch in stream] == [0, 1]
+
+
+def test_reading_processes_import_no_torch() -> None:
+    """It would add more than a second to the time of the first batch."""
+    draws = "anatomask.data.stream, anatomask.data.samples, anatomask.data.masked_draw"
+    code = f"import sys, {draws}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_empty_stream_stays_empty() -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
-from anatomask.methods.masked import MaskedDraw
 from anatomask.training.fixed_scans import FixedCases, choose_fixed_cases, read_fixed_scans
 
 DRAW = MaskedDraw(LoaderConfig(patch_size=(32, 32, 32)))

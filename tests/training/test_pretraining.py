@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from anatomask.data.bricks import locations
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
-from anatomask.methods.masked import MaskedDraw
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.training.fixed_scans import FixedCases
 from anatomask.training.loop import to_device

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from anatomask.data.masked_draw import MaskedDraw
 from anatomask.data.samples import LoaderConfig, SampleSequence
 from anatomask.data.shards import PreparedDataset
 from anatomask.methods.anatomask import AnatoMaskConfig
-from anatomask.methods.masked import MaskedDraw
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.fixed_scans import FixedCases
