@@ -129,7 +129,7 @@ class _Text(ExecutionLoader):
 
 
 def _texts() -> list[_Text]:
-    modules = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
+    modules = _plugins()
     return [module.__loader__ for module in modules if isinstance(module.__loader__, _Text)]
 
 
@@ -150,9 +150,14 @@ def _load(path: Path, source: str, prefix: str = PREFIX) -> ModuleType:
     return module
 
 
+def _plugins() -> list[ModuleType]:
+    """List the modules of the plugin files that are loaded, while other threads may import further modules."""
+    return [module for name, module in sys.modules.copy().items() if name.startswith(PREFIX)]
+
+
 def _extensions() -> list[tuple[str, ModuleType]]:
     """List the module of each extension, with its source as messages name it."""
-    files = [(f"--plugin {module.__file__}", module) for name, module in sys.modules.items() if name.startswith(PREFIX)]
+    files = [(f"--plugin {module.__file__}", module) for module in _plugins()]
     packages = []
     for point in entry_points(group=GROUP):
         try:

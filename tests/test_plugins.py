@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray import cloudpickle
@@ -111,3 +113,20 @@ def test_a_registry_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     load_module(path, "--plugin")
     with pytest.raises(UserError, match="METHODS must be a mapping of names, not int"):
         with_extensions("METHODS", {})
+
+
+def test_plugins_are_found_while_another_thread_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Growing(dict[str, object]):
+        """Modules to which one is added whenever one is looked at."""
+
+        def items(self) -> Iterator[tuple[str, object]]:  # type: ignore[override]
+            for item in super().items():
+                self[f"imported{len(self)}"] = object()
+                yield item
+
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    load_module(tmp_path / "mine.py", "--plugin")
+    digests = plugin_digests()
+    monkeypatch.setattr("anatomask.plugins.sys", SimpleNamespace(modules=Growing(sys.modules)))
+    assert plugin_digests() == digests and len(digests) == 1
+    assert with_extensions("BACKBONES", {}) == {}
