@@ -25,7 +25,7 @@ class SweepRow:
     """Name in the paper's table or, without one, the values that the trial tried."""
     folder: str
     state: str
-    """State of the trial: complete, failed, running or waiting."""
+    """State of the trial: complete, pruned, failed, running or waiting."""
     point: Mapping[str, Any]
     """Fields that the trial set, and their values."""
     scores: Mapping[str, float]

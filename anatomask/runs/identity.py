@@ -39,6 +39,7 @@ ELSEWHERE = (
 SINCE: Mapping[str, Any] = {
     "fold": None,
     "seeds": [],
+    "probe": {"prune": "never", "first": 0.125, "factor": 2, "epochs": 10, "startup": 4},
     "scoring": {"metrics": None, "absent": "totalsegmentator"},
     **{
         f"{section}optimiser.{field}": value

@@ -10,7 +10,8 @@ The same command after a kill continues: finished trials stay, unfinished ones c
 failed ones are tried again. The sweep's folder holds:
 
     study.db                 Optuna's study, which records how each trial ended
-    000-mask_ratio=0.6/      links to a trial's runs: pretrain; finetune-<data> and evaluate-<data> for each data set
+    000-mask_ratio=0.6/      links to a trial's runs: pretrain; finetune-<data> and evaluate-<data> for each data set;
+                             probe<N>-… of each probe, where trials are pruned
     table.md, table.csv      the tables of `anatomask report`: a row for each trial and data set, and what differs
     sweep.csv                the trials with their fields and scores
     study.png                importance of the fields, parallel coordinates and slices, where a field was varied
@@ -58,6 +59,7 @@ from anatomask.reports.sweeps import SweepRow, as_trials, paper_ablation, scratc
 from anatomask.runs.belongings import is_run
 from anatomask.runs.checkpoint_index import last_step
 from anatomask.runs.folder import open_run
+from anatomask.runs.store import Store
 from anatomask.stages import evaluate, finetune, pretrain
 from anatomask.stages.jobs import all_settings, kept_from_others
 from anatomask.stages.training import folders
@@ -65,10 +67,12 @@ from anatomask.stages.workload import Remaining, workload_rows
 from anatomask.sweeps.chain import Chain, build_chain, link_name
 from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.hparams import HPARAMS
+from anatomask.sweeps.probes import pruner_of
 from anatomask.sweeps.settings import SweepConfig
 from anatomask.sweeps.space import Space, Table, load_space
 from anatomask.sweeps.status import following_trials, open_sweep, read_status, status_table
 from anatomask.sweeps.study import (
+    ENDED,
     SCORES,
     StudySearch,
     database_failures_told,
@@ -84,6 +88,7 @@ from anatomask.terminal.printing import remark, show_failures
 from anatomask.terminal.progress import NewLines
 from anatomask.training.journal import JOURNAL
 from anatomask.training.ray_train import fit
+from anatomask.weights.files import TENSORS, find_weights, read_weights, write_weights
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,9 @@ class Work:
     done: int
     """Number of these trainings that are finished in the store."""
     updates: int
-    """Number of updates of one trial."""
+    """Number of updates of one trial, those of its probes included."""
+    of_probes: int
+    """Number of updates of the probes of one trial."""
     left: Mapping[str, Remaining] = field(default_factory=dict)
     """Trainings that are not finished, by the names of their runs in the store."""
 
@@ -108,18 +115,24 @@ def check(chain: Chain, space: Space) -> Work:
     """
     if chain.config.cluster.address == "local":
         local_resources(chain.config)
-    trials = [chain.stages(point) for point in space.examples()]
+    points = space.examples()
+    trials = [chain.stages(point) for point in points]
+    probed = [{probe.finetuning.name: probe.finetuning for probe in chain.probes(point)} for point in points]
     jobs = {}
-    for one in unique(stage for trial in trials for stage in trial.values()):
+    for one in unique(stage for trial in (*trials, *probed) for stage in trial.values()):
+        if one.until is not None:
+            continue
         if one.verb == "pretrain":
             jobs[one.name] = pretrain.build_job(one.config)
         elif one.verb == "finetune":
             jobs[one.name] = finetune.build_job(replace(one.config, init=finetune.SCRATCH))
-    configs = {one.name: one.config for trial in trials for one in trial.values()}
+    configs = {one.name: one.config for trial in (*trials, *probed) for one in trial.values()}
     left = {name: job.total_steps - last_step(chain.store.path(name)) for name, job in jobs.items()}
-    updates = sum(jobs[stage.name].total_steps for stage in trials[0].values() if stage.name in jobs)
+    of_first = (*trials[0].values(), *probed[0].values())
+    updates = sum(jobs[stage.name].total_steps for stage in of_first if stage.name in jobs)
+    of_probe = sum(jobs[name].total_steps for name in probed[0])
     remaining = {name: Remaining(configs[name], count) for name, count in left.items() if count > 0}
-    return Work(len(jobs), len(jobs) - len(remaining), updates, remaining)
+    return Work(len(jobs), len(jobs) - len(remaining), updates, of_probe, remaining)
 
 
 def stage(config: SweepConfig, *, overwrite: bool) -> int:
@@ -153,13 +166,13 @@ def run_sweep(chain: Chain, space: Space, updates: int) -> int:
     left = trials_left(study, space, config.trials)
     failures = {}
     if left:
-        total = sum(trial.state == TrialState.COMPLETE for trial in latest_trials(study)) + left
+        total = sum(trial.state in ENDED for trial in latest_trials(study)) + left
         with running(config.cluster):
             resources = trial_resources(config.cluster, config.at_once, config.finetuning_cluster())
             networks = len(config.finetune_data) * max(1, len(config.seeds))
             with following_trials(chain.folder, study, total, updates, networks):
                 run = partial(run_stage, resources=resources)
-                search = StudySearch(study, space, config.seed)
+                search = StudySearch(study, space, config.seed, pruner_of(config.probe))
                 failures = run_trials(chain, search, left, run, resources.side_by_side)
         if trials_left(study, space, config.trials) > len(failures):
             raise KeyboardInterrupt
@@ -178,6 +191,35 @@ def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: Tr
         for case, reason in evaluate.score_run(replace(one.config, out=str(folder), **needed)).items():
             raise UserError(f"{folder}: {case} could not be scored: {reason}")
         return
+    if one.until is not None:
+        keep_weights(one, folder, resources)
+        return
+    train(one, folder, needed, resources)
+
+
+def keep_weights(one: Stage, folder: Path, resources: TrialResources) -> None:
+    """Copy the weights of a pretraining after its epoch `until` into `folder`, having trained it as far as that.
+
+    Where it has already gone further, there is nothing to copy.
+    """
+    whole, store = replace(one, until=None), Store(folder.parents[1])
+    if (folder / TENSORS).is_file():
+        return
+    with store.claimed(whole.name) as run:
+        step = train(whole, run, {}, resources, one.until)
+        if last_step(run) == step:
+            weights = read_weights(find_weights(run))
+            write_weights(folder, weights.tensors, weights.header)
+
+
+def train(
+    one: Stage, folder: Path, needed: Mapping[str, str], resources: TrialResources, until: int | None = None
+) -> int:
+    """Run what is not finished of a training in `folder`, to its end or to the end of epoch `until`.
+
+    Returns:
+        The last update of that.
+    """
     config = replace(one.config, runs=str(folder.parent), name=folder.name, **needed)
     for data in folders(config):
         answered = Storage(data, config.cluster.max_outage, answered=True)  # when the sweep began
@@ -185,7 +227,9 @@ def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: Tr
     pretraining = one.verb == "pretrain"
     job = replace((pretrain if pretraining else finetune).build_job(config), columns=all_settings())
     open_run(job.run, plain(config), overwrite=False, inputs={**job.inputs, **plugin_digests()})
+    job = replace(job, until=None if until is None else until * job.steps_per_epoch)
     fit(job, resources.pretraining if pretraining else resources.finetuning, config.cluster.max_failures)
+    return job.last_update
 
 
 def report(chain: Chain, study: optuna.Study, space: Space) -> None:
@@ -265,9 +309,24 @@ def plan(config: SweepConfig) -> list[tuple[str, str]]:
         ("rows", "\n".join(space.rows) if isinstance(space, Table) else "drawn by Optuna"),
         ("updates", f"{trials * work.updates} = {trials} trials x {work.updates}"),
         ("different trainings", _shown_work(space, work)),
+        *_shown_probes(config, work),
         *workload_rows(list(work.left.values()), 1 if isinstance(space, Table) else trials, chain.store),
         ("scored on", ", ".join(f"{split} of {public_address(data)}" for data, split in chain.splits.items())),
         ("each trial holds", _shown_resources(config)),
+    ]
+
+
+def _shown_probes(config: SweepConfig, work: Work) -> list[tuple[str, str]]:
+    if not config.probe.shares:
+        return []
+    shares = ", ".join(f"{100 * share:g}" for share in config.probe.shares)
+    return [
+        (
+            "probes",
+            f"{work.of_probes} of a trial's {work.updates} updates, and their scoring: finetunings of "
+            f"{config.probe.epochs} epochs on {public_address(config.finetune_data[0])} after {shares} % of the "
+            f"pretraining. Pruned by {config.probe.prune}; all figures here are those of trials that go on to the end",
+        )
     ]
 
 

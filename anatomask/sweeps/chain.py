@@ -20,6 +20,7 @@ from anatomask.nested import overlay_dotted, plain
 from anatomask.runs.folder import run_folder
 from anatomask.runs.store import Store
 from anatomask.sweeps.graph import Stage
+from anatomask.sweeps.probes import Probe, probes_of
 from anatomask.sweeps.settings import SweepConfig
 from anatomask.sweeps.space import Point
 
@@ -64,6 +65,14 @@ class Chain:
         for seed in self.config.seeds or (None,):
             found |= {link_name(name, seed): one for name, one in self._stages_of_seed(point, seed).items()}
         return found
+
+    def probes(self, point: Point) -> list[Probe]:
+        """Return the probes of a trial; none where trials are not pruned.
+
+        Raises:
+            UserError: as `stages`.
+        """
+        return probes_of(self.config.probe, self.stages(point)) if self.config.probe.shares else []
 
     def _stages_of_seed(self, point: Point, seed: int | None) -> dict[str, Stage]:
         """Return the stages of a trial with one seed, or with those of the settings.

@@ -28,6 +28,9 @@ class Stage:
     """Digest of the prepared folder that the field `data` names."""
     needs: Mapping[str, Stage] = field(default_factory=dict)
     """Needed stages, by the field of the settings that names their run: `init` or `run`."""
+    until: int | None = None
+    """Epoch of a training after which the stage keeps a copy of its weights; the training itself is the stage without
+    this. None: it runs to its end."""
 
     @property
     def name(self) -> str:
@@ -38,6 +41,8 @@ class Stage:
     def key(self) -> str:
         """Key of its run; see `run_key`."""
         inputs = {"data": self.digest, **{name: stage.key for name, stage in self.needs.items()}, **plugin_digests()}
+        if self.until is not None:
+            inputs["until"] = f"epoch {self.until}"
         return run_key(self.verb, plain(self.config), inputs)
 
 

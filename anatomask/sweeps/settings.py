@@ -21,6 +21,41 @@ SET_BY_SWEEP = {
 
 
 @dataclass(frozen=True)
+class ProbeConfig(Settings):
+    """Settings of probes, by which trials are pruned: short finetunings, with their scoring, after shares of the
+    pretraining. A trial is compared with others by its probe after the same share alone."""
+
+    prune: Literal["never", "asha", "median"] = "never"
+    """Pruner of Optuna that stops trials. asha: after each probe the best 1/`factor` of those that were probed there go
+    on; median: those that are not below the median of the trials before; never: there are no probes."""
+    first: float = 0.125
+    """Share of the pretraining's epochs after which the first probe comes."""
+    factor: int = 2
+    """Factor from one probe's share to the next one's, below the whole: 1/8, 1/4, 1/2."""
+    epochs: int = 10
+    """Epochs of a probe's finetuning, on the first data set, over which its whole schedule runs."""
+    startup: int = 4
+    """Number of trials that must be complete before median prunes any."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.first < 1:
+            raise ValueError(f"first must lie in (0, 1), not {self.first}")
+        self.require_range(2, 100, "factor")
+        self.require_range(1, 1_000_000, "epochs")
+        self.require_range(0, 1_000_000, "startup")
+
+    @property
+    def shares(self) -> list[float]:
+        """Shares of the pretraining after which the probes come; none where no trial is pruned."""
+        found, share = list[float](), self.first
+        while self.prune != "never" and share < 1:
+            found.append(share)
+            share *= self.factor
+        return found
+
+
+@dataclass(frozen=True)
 class SweepConfig(Settings):
     """Settings of many chains of pretraining, finetuning and scoring, one for each point of a space."""
 
@@ -61,6 +96,7 @@ class SweepConfig(Settings):
     """Split that trials are scored on; auto: val where it has labelled cases, so that test stays unseen, else test."""
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     """Settings of scoring the trials."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     finetune_gpu_type: str = ""
     """Type of the GPUs of finetuning and scoring. Default: cluster.gpu_type, that of the pretraining."""

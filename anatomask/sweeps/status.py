@@ -21,7 +21,12 @@ from anatomask.sweeps.study import JOURNAL, STORAGE_ERRORS, first_number, latest
 from anatomask.terminal.progress import last_row, polling, progress_shown
 from anatomask.training.journal import METRICS
 
-STATES = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed", TrialState.WAITING: "waiting"}
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.WAITING: "waiting",
+}
 """State of a trial that is known from the study alone."""
 
 
@@ -34,7 +39,7 @@ class TrialStatus:
     name: str
     """Name in the tables."""
     state: str
-    """complete, failed, waiting, or the stage that runs: finetune-flare22."""
+    """complete, pruned, failed, waiting, or the stage that runs: finetune-flare22."""
     updates: int
     """Updates of all its trainings, those that it shares with other trials among them."""
     scored: int
@@ -55,7 +60,7 @@ def read_status(folder: Path, study: optuna.Study) -> list[TrialStatus]:
                 name=shown_name(trial),
                 state=STATES.get(trial.state, begun[-1].name if begun else "starting"),
                 updates=updates_made(runs),
-                scored=len(list(runs.glob(f"*/{SUMMARY_FILE}"))),
+                scored=len(list(runs.glob(f"evaluate-*/{SUMMARY_FILE}"))),
                 dsc=trial.value if trial.state == TrialState.COMPLETE else None,
             )
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -31,6 +32,10 @@ METRIC = "dsc"
 """Name of the value that a trial reports: the mean DSC over the data sets."""
 SCORES = "scores"
 """Name of the DSC of each data set, which a trial reports too."""
+PROBE = "probe"
+"""Name of a probe's number, which a trial reports with the probe's DSC in place of its own."""
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+"""States of a trial that is not run again."""
 TRIAL = "trial"
 """Key of a trial's name in the configuration that Tune passes to it, beside the fields of its point."""
 
@@ -170,10 +175,10 @@ def trial_name(trial: FrozenTrial) -> str:
 
 
 def trials_left(study: optuna.Study, space: Space, wanted: int) -> int:
-    """Count the trials yet to be completed, of a table's rows or of `wanted` points of a free search."""
+    """Count the trials yet to be completed or pruned, of a table's rows or of `wanted` points of a free search."""
     trials = latest_trials(study)
     total = len(trials) if isinstance(space, Table) else max(wanted, len(trials))
-    return total - sum(trial.state == TrialState.COMPLETE for trial in trials)
+    return total - sum(trial.state in ENDED for trial in trials)
 
 
 class StudySearch(OptunaSearch):
@@ -185,8 +190,11 @@ class StudySearch(OptunaSearch):
 
     _ot_study: Any
 
-    def __init__(self, study: optuna.Study, space: Space, seed: int) -> None:
+    def __init__(self, study: optuna.Study, space: Space, seed: int, pruner: BasePruner | None = None) -> None:
         self.study = study
+        self.study.pruner = pruner or NopPruner()
+        self.pruned: set[str] = set()
+        """Trials that the pruner stopped, as Tune names them."""
         self.seed = seed
         self.failure: Exception | None = None
         """Error by which the study's storage failed, which Ray Tune passes on as a text alone."""
@@ -214,7 +222,20 @@ class StudySearch(OptunaSearch):
         return {TRIAL: trial_name(self.study.get_trials(deepcopy=False)[number]), **point}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Do nothing: a trial reports only once, at its end."""
+        """Do nothing: `prunes` records probes, and a trial's own score is recorded at its end."""
+
+    def prunes(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Record what a trial reported if it is a probe, and return whether the pruner stops the trial."""
+        if PROBE not in result:
+            return False
+        with self._failure_kept():
+            trial, step = self._ot_trials[trial_id], result[PROBE]
+            known = self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+            if step not in known:  # else by an earlier try, which was killed
+                trial.report(result[METRIC], step)
+            if trial.should_prune():
+                self.pruned.add(trial_id)
+        return trial_id in self.pruned
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Record in the study how a trial ended. One that was only stopped stays running, to be resumed."""
@@ -225,7 +246,9 @@ class StudySearch(OptunaSearch):
         trial = self._ot_trials[trial_id]
         if error:
             self.study.tell(trial, state=TrialState.FAIL)
-        elif result and METRIC in result:
+        elif trial_id in self.pruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        elif result and METRIC in result and PROBE not in result:
             prefix = f"{SCORES}/"
             scores = {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
             trial.set_user_attr(SCORES, scores)

@@ -20,7 +20,8 @@ from anatomask.sweeps.chain import Chain
 from anatomask.sweeps.graph import Stage, run_in_order
 from anatomask.sweeps.hparams import record_trial
 from anatomask.sweeps.space import Point
-from anatomask.sweeps.study import METRIC, SCORES, TRIAL, StudySearch, storage_failed
+from anatomask.sweeps.study import METRIC, PROBE, SCORES, TRIAL, StudySearch, storage_failed
+from anatomask.weights.files import TENSORS, remove_weights
 
 TUNE_LOG = "tune.log"
 
@@ -44,6 +45,7 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
 
     def trial(point: dict[str, Any]) -> None:
         fields = {name: value for name, value in point.items() if name != TRIAL}
+        run_probes(chain, point[TRIAL], fields, run_stage, tune.report)
         scores = run_trial(chain, point[TRIAL], fields, run_stage, side_by_side)
         tune.report({METRIC: mean_of(scores.values()), SCORES: scores})
 
@@ -59,7 +61,7 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
             trial_name_creator=lambda trial: trial.config[TRIAL],
             trial_dirname_creator=lambda trial: trial.config[TRIAL],
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(chain.folder), verbose=0),
+        run_config=tune.RunConfig(name="tune", storage_path=str(chain.folder), stop=search.prunes, verbose=0),
     )
     with (chain.folder / TUNE_LOG).open("a", encoding="utf-8", errors="backslashreplace") as log, redirect_stdout(log):
         try:
@@ -86,9 +88,7 @@ def run_trial(chain: Chain, trial: str, point: Point, run_stage: RunStage, side_
     stages = chain.stages(point)
 
     def run(link: str, one: Stage) -> None:
-        chain.store.link(chain.folder / trial / link, one.name)
-        with chain.store.claimed(one.name) as folder:
-            run_stage(one, folder, {name: str(chain.store.path(need.name)) for name, need in one.needs.items()})
+        run_linked(chain, chain.folder / trial / link, one, run_stage)
 
     run_in_order({link: one for link, one in stages.items() if one.verb == "pretrain"}, run, 1)
     run_in_order({link: one for link, one in stages.items() if one.verb != "pretrain"}, run, side_by_side)
@@ -97,6 +97,40 @@ def run_trial(chain: Chain, trial: str, point: Point, run_stage: RunStage, side_
     each |= {f"nsd/{data}": score for data, score in nsd.items()}
     record_trial(chain.folder, trial, point, {METRIC: mean_of(dsc.values()), **each})
     return dsc
+
+
+def run_probes(
+    chain: Chain, trial: str, point: Point, run_stage: RunStage, report: Callable[[dict[str, float]], None]
+) -> None:
+    """Run a trial's probes, each after its share of the pretraining, and report their DSC.
+
+    A probe that is finished in the store is not run again. There is none where another sweep has already taken the
+    pretraining further.
+
+    Args:
+        chain: stages of the trials.
+        trial: name of the trial's folder.
+        point: its fields.
+        run_stage: how a stage is run.
+        report: function of a probe's number and DSC; it does not return if the trial is pruned.
+    """
+    for probe in chain.probes(point):
+        scored = chain.store.path(probe.scoring.name) / SUMMARY_FILE
+        weights = chain.store.path(probe.weights.name)
+        for link, one in probe.stages.items():
+            if not scored.is_file() and (one is probe.weights or (weights / TENSORS).is_file()):
+                run_linked(chain, chain.folder / trial / link, one, run_stage)
+        if scored.is_file():
+            remove_weights(weights)
+            score = Storage(scored.parent).read_json(SUMMARY_FILE)[METRIC]["mean"]
+            report({METRIC: 0.0 if score is None else score, PROBE: probe.step})
+
+
+def run_linked(chain: Chain, link: Path, one: Stage, run_stage: RunStage) -> None:
+    """Run what is not finished of a stage in the store, or wait while others run it, and let `link` lead to it."""
+    chain.store.link(link, one.name)
+    with chain.store.claimed(one.name) as folder:
+        run_stage(one, folder, {name: str(chain.store.path(need.name)) for name, need in one.needs.items()})
 
 
 def mean_scores(chain: Chain, stages: Mapping[str, Stage], metric: str) -> dict[str, float]:

@@ -34,6 +34,8 @@ class TrainingJob:
     training: TrainingConfig
     optimiser: OptimiserConfig
     seed: int
+    until: int | None = None
+    """Update after which it is left for now, with a checkpoint. None: it runs to its end."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The run's configuration, for TensorBoard's table of hyperparameters."""
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -60,6 +62,11 @@ class TrainingJob:
     def total_steps(self) -> int:
         """Updates of the whole run."""
         return self.training.epochs * self.steps_per_epoch
+
+    @property
+    def last_update(self) -> int:
+        """Update after which it ends or is left."""
+        return self.total_steps if self.until is None else self.until
 
     def cases(self, step: int) -> list[str]:
         """Return the cases of the batch of update `step` (1 is the first)."""

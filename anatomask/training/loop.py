@@ -29,10 +29,11 @@ def train(
     *,
     start: int,
     steps_per_epoch: int,
+    until: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Train from update `start` to the last one, or to the checkpoint that is written once `stop` returns True.
+    """Train from update `start` to the last one, or to the checkpoint after update `until` or once `stop` returns True.
 
     `clock` returns the seconds by which a checkpoint is due (`checkpoint_minutes`).
 
@@ -73,6 +74,7 @@ def train(
         if workers.count == 1 or logging:  # several workers agree when they wait for each other anyway
             late = clock() - saved >= 60 * config.checkpoint_minutes
             stopping, due = workers.any((stop(), late), update.device)
+        stopping = stopping or done == until
         score = None
         if last or done % (config.validate_every * steps_per_epoch) == 0:
             log.flush()

@@ -36,7 +36,7 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
         RayGone: Ray Train's own process for this training has died.
         Stopped: a signal came; the checkpoint is written.
     """
-    if last_step(job.run) >= job.total_steps:
+    if last_step(job.run) >= job.last_update:
         return
     callbacks: list[Any] = [FailureCallback(job.run)]
     workers = (resources.min_workers, resources.workers)

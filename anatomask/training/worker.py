@@ -95,12 +95,14 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
             job.optimiser,
             start=start,
             steps_per_epoch=job.steps_per_epoch,
+            until=job.until,
             stop=stop_file(job.run).exists,
         )
         recorder.close()
     if writes:
         done = checkpoints.step()
-        came_to = "the end" if done >= job.total_steps else "stopped; the same command goes on"
+        left = "left for a probe" if done == job.until else "stopped; the same command goes on"
+        came_to = "the end" if done >= job.total_steps else left
         note(job.run, f"update {done} of {job.total_steps}: {came_to}")
         stop_file(job.run).unlink(missing_ok=True)
 

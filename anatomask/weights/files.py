@@ -48,6 +48,12 @@ def write_weights(folder: Path, tensors: Mapping[str, Tensor], header: Mapping[s
     write_text(folder / HEADER, header_text(header) + "\n")
 
 
+def remove_weights(folder: Path) -> None:
+    """Remove what `write_weights` wrote."""
+    for name in (TENSORS, HEADER):
+        (folder / name).unlink(missing_ok=True)
+
+
 def read_weights(folder: Path, remedy: str = COPY_OR_TRAIN) -> Weights:
     """Read what `write_weights` wrote, onto the CPU.
 

@@ -1,0 +1,75 @@
+"""Probes of a trial: short finetunings, with their scoring, after shares of its pretraining, by which it is pruned.
+
+A pretraining's loss says nothing of another's: it depends on what is hidden. So trials are compared by DSC alone, each
+probe with the probes of other trials after the same share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+
+from anatomask.config import SCRATCH, FinetuneConfig
+from anatomask.sweeps.graph import Stage
+from anatomask.sweeps.settings import ProbeConfig
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Probe after a share of a pretraining."""
+
+    step: int
+    """Share as a multiple of that of the first probe: by which pruners know which probes to compare."""
+    weights: Stage
+    """Pretraining up to there, which keeps a copy of its weights."""
+    finetuning: Stage
+    scoring: Stage
+
+    @property
+    def stages(self) -> Mapping[str, Stage]:
+        """Stages by the names of their links in a trial's folder, each after those that it needs."""
+        names = ("pretrain", "finetune", "evaluate")
+        stages = (self.weights, self.finetuning, self.scoring)
+        return {f"probe{self.step}-{name}": one for name, one in zip(names, stages, strict=True)}
+
+
+def probes_of(config: ProbeConfig, stages: Mapping[str, Stage]) -> list[Probe]:
+    """Return the probes of a trial: of its first pretraining, on the first data set.
+
+    A trial without a pretraining has none, nor has an epoch that an earlier probe has.
+
+    Args:
+        config: settings of probes.
+        stages: stages of the trial by the names of their links.
+    """
+    scoring = next(one for one in stages.values() if one.verb == "evaluate")
+    finetuning = scoring.needs["run"]
+    pretraining = finetuning.needs.get("init")
+    if pretraining is None or finetuning.config.init == SCRATCH:
+        return []
+    found = dict[int, Probe]()
+    for number, share in enumerate(config.shares):
+        epochs = pretraining.config.training.epochs
+        until = round(share * epochs)
+        if 0 < until < epochs and until not in found:
+            weights = replace(pretraining, until=until)
+            short = replace(finetuning, config=shortened(finetuning.config, config.epochs), needs={"init": weights})
+            found[until] = Probe(config.factor**number, weights, short, replace(scoring, needs={"run": short}))
+    return list(found.values())
+
+
+def shortened(config: FinetuneConfig, epochs: int) -> FinetuneConfig:
+    """Return the settings of a finetuning with fewer epochs: all parameters learn, after a tenth of warm-up."""
+    optimiser = replace(
+        config.optimiser, warmup_epochs=epochs // 10, warmup_updates=None, decoder_first=(0, 0), freeze=0
+    )
+    return replace(config, optimiser=optimiser, training=replace(config.training, epochs=epochs))
+
+
+def pruner_of(config: ProbeConfig) -> BasePruner:
+    """Return Optuna's pruner."""
+    if config.prune == "asha":
+        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=config.factor)
+    return MedianPruner(n_startup_trials=config.startup) if config.prune == "median" else NopPruner()
