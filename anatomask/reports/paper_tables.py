@@ -20,12 +20,10 @@ from anatomask.recipes.paper import RECIPE_OF
 from anatomask.recipes.parts import TARGETS
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.reports.paper import ABLATIONS, COMPARISONS, OURS, Published, published
-from anatomask.reports.provenance import Training
+from anatomask.reports.provenance import Training, but_seed
 from anatomask.reports.seeds import Arm, averaged, row_of
 from anatomask.reports.tables import METRICS, Row
-from anatomask.runs.identity import run_key
 from anatomask.sweeps.space import paper_spaces
-from anatomask.weights.files import split_init
 
 TITLES = {
     "1": "Decoder and masking",
@@ -140,7 +138,7 @@ def candidates(arms: Sequence[Arm], origins: Sequence[Sequence[Training]]) -> li
         row, kinship = row_of(arm), arm[0].summary.get("training")
         key: Any = number
         if kinship and pretraining:
-            key = (kinship["starts"], frozenset(map(_but_seed, trainings)), _scored(row))
+            key = (kinship["starts"], frozenset(map(but_seed, trainings)), _scored(row))
             if any(_seeds(run, trainings) == seeds for run in arm for seeds in taken.get(key, ())):
                 key = number  # it differs in more than its seeds, such as the checkpoint that it starts from
             taken.setdefault(key, []).extend(_seeds(run, trainings) for run in arm)
@@ -323,13 +321,6 @@ def _mean_scores(runs: Sequence[EvaluatedRun]) -> dict[str, tuple[float, float |
             sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
             found[metric] = (float(np.mean(values)), sd)
     return found
-
-
-def _but_seed(training: Training) -> str:
-    """Return a key that trainings share which differ in their seeds, and in the runs that they start from, alone."""
-    settings = {name: value for name, value in training.settings.items() if name not in ("seed", "init")}
-    taken = split_init(str(training.settings.get("init", "")))[0]  # the whole network, its encoder, …
-    return run_key(training.verb, settings, {"taken": taken})
 
 
 def _seeds(run: EvaluatedRun, trainings: Sequence[Training]) -> tuple[Any, ...]:

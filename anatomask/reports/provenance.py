@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from anatomask.parsing import from_json, from_yaml
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.runs.belongings import CONFIG, ENVIRONMENT, is_run
 from anatomask.runs.checkpoint_index import CHECKPOINTS, STEP
+from anatomask.runs.identity import run_key
 from anatomask.training.journal import METRICS
 from anatomask.weights.files import split_init
 
@@ -103,6 +104,25 @@ def trainings_of(runs: Iterable[EvaluatedRun]) -> list[Training]:
             for training in lineage(_trained_in(folder, str(run.summary["run"]))):
                 found.setdefault(training.folder.resolve(), training)
     return list(found.values())
+
+
+def but_seed(training: Training) -> str:
+    """Return a key that trainings share which differ in their seeds, and in the runs that they start from, alone."""
+    settings = {name: value for name, value in training.settings.items() if name not in ("seed", "init")}
+    taken = split_init(str(training.settings.get("init", "")))[0]  # the whole network, its encoder, …
+    return run_key(training.verb, settings, {"taken": taken, "update": str(start_of(training)[1])})
+
+
+def of_any_pretraining_seed(run: EvaluatedRun) -> EvaluatedRun:
+    """Let a run be of one row with those whose pretraining differs in its seed alone, too, as well as its finetuning.
+
+    Such runs are the chains of `reproduce` and of a sweep with several seeds.
+    """
+    kinship, trainings = run.summary.get("training"), trainings_of((run,))
+    if not kinship or all(one.verb != "pretrain" for one in trainings):
+        return run
+    chain = f"{kinship['starts']} {sorted(map(but_seed, trainings))}"
+    return replace(run, summary={**run.summary, "training": {**kinship, "seeds": chain}})
 
 
 def evaluation_commands(runs: Iterable[EvaluatedRun]) -> list[str]:

@@ -1,7 +1,7 @@
 """Report: tables of any number of evaluated runs (terminal, Markdown, CSV), overlays per data set, and one page of all.
 
-Runs that differ by their fold, or by their seed, alone are one row. Rows are compared with their twins from scratch.
-The folder holds:
+Runs that differ by their fold, or by their seed and that of their pretraining, alone are one row. Rows are compared
+with their twins from scratch. The folder holds:
 
     table.md, table.csv      the table
     paper.md, paper.csv      tables of the paper with our scores, where runs fit into them
@@ -34,7 +34,7 @@ from anatomask.reports.masks import masked_cases, masks_caption, masks_figure, p
 from anatomask.reports.overlays import MOST_COLUMNS, draw_differences, draw_overlays, overlay_paths
 from anatomask.reports.paper_tables import PaperTable, candidates, paper_tables
 from anatomask.reports.paper_text import is_paper, page_table, paper_csv, paper_markdown
-from anatomask.reports.provenance import Training, evaluation_commands, trainings_of
+from anatomask.reports.provenance import Training, evaluation_commands, of_any_pretraining_seed, trainings_of
 from anatomask.reports.result_tables import CSV, MARKDOWN, ResultTables
 from anatomask.reports.sections import classes_section, course_section, run_details, runs_table, scores_section
 from anatomask.reports.seeds import by_seed
@@ -120,7 +120,7 @@ def read_results(config: ReportConfig) -> Results:
             figure; the message names the file.
     """
     runs = pooled([read_run(folder) for folder in config.runs])
-    tables = ResultTables.of(by_seed(runs))
+    tables = ResultTables.of(by_seed([of_any_pretraining_seed(run) for run in runs]))
     origins = [trainings_of(arm) for arm in tables.arms]
     paper = paper_tables(candidates(tables.arms, origins), config.tables)
     for run in config.pretrained:

@@ -14,7 +14,16 @@ import yaml
 from anatomask.cli.arguments import parse
 from anatomask.recipes import RECIPES
 from anatomask.reports.evaluated_runs import EvaluatedRun
-from anatomask.reports.provenance import MOST_POINTS, cost, evaluation_commands, hours, lineage, trainings_of
+from anatomask.reports.provenance import (
+    MOST_POINTS,
+    cost,
+    evaluation_commands,
+    hours,
+    lineage,
+    of_any_pretraining_seed,
+    trainings_of,
+)
+from anatomask.reports.seeds import by_seed
 from anatomask.runs.belongings import CONFIG, ENVIRONMENT, MARKER
 
 SPEED = "train/samples_per_second"
@@ -59,6 +68,27 @@ def test_a_run_comes_after_those_it_started_from(tmp_path: Path) -> None:
         "All trainings shown took 1.11 GPU-hours and 0.0222 worker-hours on CPUs, validations and pauses not counted."
     )
     assert shlex.split(found[1].command) == ["anatomask", "finetune", "--config", str(second / CONFIG)]
+
+
+def test_chains_that_differ_in_their_seeds_alone_are_one_row(tmp_path: Path) -> None:
+    """Two seeds of a chain; another learning rate of the pretraining; an earlier checkpoint of it; from scratch."""
+    pretraining = {"method": {"name": "anatomask"}}
+    starts = {
+        "a": write_training(tmp_path / "pre-a", {**pretraining, "seed": 0}),
+        "b": write_training(tmp_path / "pre-b", {**pretraining, "seed": 1}),
+        "c": write_training(tmp_path / "pre-c", {**pretraining, "seed": 2, "optimiser": {"lr": 0.5}}),
+        "d": tmp_path / "pre-a" / "checkpoints" / "step_00000005",
+        "e": "scratch",
+        "f": "scratch",
+    }
+    runs = []
+    for seed, (name, init) in enumerate(starts.items()):
+        folder = write_training(tmp_path / name, {"init": str(init), "seed": seed})
+        kinship = {"seed": seed, "seeds": f"from {init}", "starts": "alike"}
+        runs.append(EvaluatedRun(folder, {"run": name, "training": kinship}, {"case": 0.5}))
+    assert [[run.summary["run"] for run in arm] for arm in by_seed(runs)] == [["a"], ["b"], ["c"], ["d"], ["e", "f"]]
+    rows = by_seed([of_any_pretraining_seed(run) for run in runs])
+    assert [[run.summary["run"] for run in arm] for arm in rows] == [["a", "b"], ["c"], ["d"], ["e", "f"]]
 
 
 def test_a_circle_of_starts_ends(tmp_path: Path) -> None:
