@@ -323,7 +323,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--readers", type=int, default=64)
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.recipe, arguments.samples, arguments.updates = "tiny", 1, 3
+        arguments.recipe, arguments.samples, arguments.updates = "tiny", 1, 2
         arguments.recipes, arguments.cases = ["paper-b"], 1000
     return arguments
 
