@@ -119,8 +119,8 @@ def child(python: str, loader: str, folder: Path, crops: int, restarts: int = 0)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{loader} failed:\n{done.stderr[-3000:]}")
-    lines = done.stdout.splitlines()  # of which Ray may print the last
-    return dict(json.loads([line for line in lines if line.startswith("{")][-1]))
+    found = [line for line in done.stdout.splitlines() if line.startswith("{")][-1]
+    return dict(json.JSONDecoder().raw_decode(found)[0])  # Ray may print more, on that line too
 
 
 def measured(loader: str, folder: Path, crops: int, restarts: int) -> dict[str, Any]:
