@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -151,22 +152,38 @@ def candidates(arms: Sequence[Arm], origins: Sequence[Sequence[Training]]) -> li
     return found
 
 
-def paper_tables(found: Sequence[Candidate], numbers: Sequence[str] | None = None) -> list[PaperTable]:
+def paper_tables(
+    found: Sequence[Candidate],
+    numbers: Sequence[str] | None = None,
+    makers: Mapping[tuple[str, str], str] = MappingProxyType({}),
+) -> list[PaperTable]:
     """Lay out the paper's tables.
 
     Args:
         found: runs of ours.
         numbers: numbers of the tables. Default: those with one of the paper's scores and ours in a cell, and those of
             variants of which ours has two.
+        makers: command that makes the missing scores of a table and a data set, by its number and its title.
     """
     made = []
     for number in ABLATIONS + COMPARISONS if numbers is None else numbers:
         table = _variants_table(number, found) if number in ABLATIONS else _methods_table(number, found)
+        table = replace(
+            table, rows=[replace(row, commands=_made_by(row.commands, number, makers)) for row in table.rows]
+        )
         compared = [row for row in table.rows if any(place in row.ours for place, _ in row.published)]
         tried = sum(bool(row.ours) for row in table.rows)
         if numbers is not None or compared or (number in ABLATIONS and tried > 1):
             made.append(table)
     return made
+
+
+def _made_by(
+    missing: Mapping[Place, Sequence[str]], number: str, makers: Mapping[tuple[str, str], str]
+) -> dict[Place, Sequence[str]]:
+    """Put a command that makes a whole table in place of those for each missing score."""
+    known = {place: makers.get((number, place.dataset)) for place in missing}
+    return {place: [maker] if (maker := known[place]) else commands for place, commands in missing.items()}
 
 
 def variant_of(settings: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -15,9 +15,10 @@ with their twins from scratch. The folder holds:
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 
@@ -90,9 +91,14 @@ def plan(config: ReportConfig) -> list[tuple[str, str]]:
     ]
 
 
-def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
-    """Write and print the table, then draw the figures and write the page. A report is always written anew."""
-    results = read_results(config)
+def stage(
+    config: ReportConfig, *, overwrite: bool = False, makers: Mapping[tuple[str, str], str] = MappingProxyType({})
+) -> int:
+    """Write and print the table, then draw the figures and write the page. A report is always written anew.
+
+    `makers` is that of `paper_tables`.
+    """
+    results = read_results(config, makers)
     out = _output(config, results.runs)
     results.tables.write(out, results.twins)
     console = Console()
@@ -112,7 +118,7 @@ def stage(config: ReportConfig, *, overwrite: bool = False) -> int:
     return 0
 
 
-def read_results(config: ReportConfig) -> Results:
+def read_results(config: ReportConfig, makers: Mapping[tuple[str, str], str] = MappingProxyType({})) -> Results:
     """Read the runs of a report and compare them.
 
     Raises:
@@ -122,7 +128,7 @@ def read_results(config: ReportConfig) -> Results:
     runs = pooled([read_run(folder) for folder in config.runs])
     tables = ResultTables.of(by_seed([of_any_pretraining_seed(run) for run in runs]))
     origins = [trainings_of(arm) for arm in tables.arms]
-    paper = paper_tables(candidates(tables.arms, origins), config.tables)
+    paper = paper_tables(candidates(tables.arms, origins), config.tables, makers)
     for run in config.pretrained:
         pretrained_header(run)
     sweeps = [PageFigure(folder, study_png(folder), f"Trials of {folder}.") for folder in config.sweeps]

@@ -7,6 +7,7 @@ after a kill. A row that failed does not stop the others. The folder `<runs>/<na
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from anatomask.config import SCRATCH, ReportConfig
 from anatomask.data.addresses import public_address
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
+from anatomask.plugins import plugin_flags
+from anatomask.recipes.parts import TARGETS
 from anatomask.reports.studies import STUDY_FIGURE
 from anatomask.runs.store import Store
 from anatomask.stages import report, sweep
@@ -56,8 +59,32 @@ def stage(config: ReproduceConfig, *, overwrite: bool) -> int:
                 tables=config.tables,
                 sweeps=tuple(str(chain.folder) for chain in chains if (chain.folder / STUDY_FIGURE).is_file()),
             ),
+            makers=makers(config, reproduction),
         )
     return 1 if failures else 0
+
+
+def makers(config: ReproduceConfig, reproduction: Reproduction) -> dict[tuple[str, str], str]:
+    """Return the command that makes what is still missing, by the tables and data sets for which there is data.
+
+    At other scales than the paper's, nothing that this makes stands beside a published score.
+    """
+    if config.scale != "paper":
+        return {}
+    flags = [
+        "--tables",
+        *config.tables,
+        "--seeds",
+        *map(str, config.seeds),
+        "--split",
+        config.split,
+        "--runs",
+        config.runs,
+    ]
+    data = [public_address(one) for one in config.data]
+    command = shlex.join(["anatomask", "reproduce", "--data", *data, *flags, "--name", config.name]) + plugin_flags()
+    titles = [TARGETS[one.partition("=")[0]].title for one in config.data]
+    return {(table, title): command for part in reproduction.parts for table in part.tables for title in titles}
 
 
 def plan(config: ReproduceConfig) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from anatomask.errors import UserError
 from anatomask.recipes import RECIPES
 from anatomask.recipes.paper import RECIPE_OF
 from anatomask.reports.paper import COMPARISONS, published
+from anatomask.reports.paper_tables import paper_tables
 from anatomask.stages import reproduce
 from anatomask.stages.reproduce import unique_stages
 from anatomask.sweeps.chain import build_chain
@@ -61,6 +63,22 @@ def test_the_papers_path_and_its_sizes(labelled: PreparedDataset, tmp_path: Path
     trial, scratch = (chain.stages(point) for point in of["byol"].space.rows.values())
     assert trial["finetune-amos-seed0"].needs["init"] is trial[f"finetune-{Path(labelled.path).name}-seed0"]
     assert "pretrain-seed0" not in scratch and not scratch["finetune-amos-seed0"].needs
+
+
+def test_what_is_missing_is_made_by_the_same_command(labelled: PreparedDataset) -> None:
+    data = ("--data", f"totalsegmentator={labelled.path}", "--tables", "3", "4", "--seeds", "1", "2", "--split", "auto")
+    config = settings(*data, "--name", "mine")
+    makers = reproduce.makers(config, plan_reproduction(config))
+    (command,) = set(makers.values())
+    assert makers.keys() == {("3", "TotalSegmentator"), ("4", "TotalSegmentator")}
+    again = settings(*shlex.split(command)[2:])
+    assert (again.data, again.tables, again.seeds, again.name) == (config.data, config.tables, (1, 2), "mine")
+    missing = {number: paper_tables([], [number], makers)[0].rows for number in ("3", "4", "5")}
+    for number, rows in missing.items():
+        commands = {tuple(lines) for row in rows for lines in row.commands.values()}
+        assert (commands == {(command,)}) == (number != "5")
+    small = settings("--scale", "openkbp", "--data", f"kbp={labelled.path}", "--split", "auto")
+    assert reproduce.makers(small, plan_reproduction(small)) == {}
 
 
 def test_rows_and_tables_share_their_stages(labelled: PreparedDataset) -> None:
@@ -116,7 +134,7 @@ def test_a_part_that_fails_does_not_stop_the_others(
 
     reported: list[Mapping[str, Any]] = []
     monkeypatch.setattr("anatomask.stages.sweep.run_space", run_space)
-    monkeypatch.setattr("anatomask.stages.report.stage", lambda config: reported.append(vars(config)))
+    monkeypatch.setattr("anatomask.stages.report.stage", lambda config, makers: reported.append(vars(config)))
     monkeypatch.setattr("anatomask.stages.reproduce.running", nullcontext)
     argv = ("--scale", "phantom", "--data", f"p={labelled.path}", "--split", "auto", "--runs", str(tmp_path))
     assert reproduce.stage(settings(*argv, "--tables", "3", "4"), overwrite=False) == 1
