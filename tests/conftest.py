@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from hypothesis import settings
 from pyarrow.fs import FileSystem
 
 from anatomask.cluster import running
@@ -35,6 +36,9 @@ from anatomask.data.shards import PreparedDataset, write_case
 from anatomask.plugins import PREFIX
 from tests.published import Published, numbers_of
 from tests.sockets import LOOPBACK, descendants, listening
+
+settings.register_profile("unhurried", deadline=None)  # how fast anything is, is not asserted
+settings.load_profile("unhurried")
 
 REPOSITORY = Path(__file__).parent.parent
 
