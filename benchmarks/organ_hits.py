@@ -18,8 +18,8 @@ from typing import get_args
 from matplotlib.figure import Figure
 from measure import machine, report
 
-from anatomask.data.body import Among
 from anatomask.files import replacing
+from anatomask.masking import Among
 from anatomask.training.journal import METRICS
 
 KINDS = {"random": "random mask", "self": "self-mask", "hard": "hardest patches"}
