@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import secrets
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from anatomask.cluster_nodes import (
     require_trials,
 )
 from anatomask.cluster_settings import AtOnce, ClusterConfig
-from anatomask.errors import Note, UserError
+from anatomask.errors import Note, Stopped, UserError
 from anatomask.plugins import worker_setup
 from anatomask.ray_watch import connected, probe
 from anatomask.signals import stopped_by_signals
@@ -96,6 +97,7 @@ def running(config: ClusterConfig) -> Iterator[None]:
     Raises:
         UserError: no cluster answers at the address within seconds, the cluster has other versions of Python or Ray, or
             Ray's processes of this machine died meanwhile, or while they started.
+        Stopped: a signal came that ends a program in order.
     """
     if ray.is_initialized():
         yield
@@ -109,7 +111,7 @@ def running(config: ClusterConfig) -> Iterator[None]:
         options["runtime_env"] = {"worker_process_setup_hook": setup}
     if not local:
         probe(config.address)
-    with own_token() if local else nullcontext():
+    with own_token() if local else nullcontext(), rays_exit_as_stop():
         try:
             with on_loopback() if local else nullcontext():
                 ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -129,6 +131,21 @@ def running(config: ClusterConfig) -> Iterator[None]:
             raise UserError(f"Ray did not start: {error} The same command goes on where it stopped.") from error
         with stopped_by_signals(), connected():  # after Ray's start, which sets a handler of its own
             yield
+
+
+@contextmanager
+def rays_exit_as_stop() -> Iterator[None]:
+    """Turn the exit by which Ray answers SIGTERM while it starts into the exception of our own handler.
+
+    Raises:
+        Stopped: SIGTERM came after Ray had set its handler, and before ours was set.
+    """
+    try:
+        yield
+    except SystemExit as ending:
+        if ending.code != signal.SIGTERM:
+            raise
+        raise Stopped(signal.SIGTERM) from None
 
 
 def tell_threads(config: ClusterConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import socket
 import stat
 import subprocess
@@ -23,7 +24,7 @@ from ray._private.utils import check_version_info
 
 from anatomask.cluster import LONGEST_SOCKET, SOCKET_BYTES, on_loopback, private_folder, running, tell_threads
 from anatomask.cluster_settings import ClusterConfig
-from anatomask.errors import UserError
+from anatomask.errors import Stopped, UserError
 from tests.sockets import LOOPBACK, descendants, listening
 
 
@@ -87,7 +88,7 @@ def test_threads_that_nobody_reads_are_told(
     ] * told
 
 
-def refusing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> ClusterConfig:
+def refusing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> ClusterConfig:
     """A cluster that answers, and that `ray.init` then refuses."""
 
     def init(**options: Any) -> None:
@@ -125,6 +126,17 @@ def test_a_start_that_fails_is_one_message(monkeypatch: pytest.MonkeyPatch) -> N
     config = refusing(Exception("The current node timed out during startup."), monkeypatch)
     said = r"^Ray did not start: The current .* goes on where it stopped\.$"
     with pytest.raises(UserError, match=said), running(config):
+        raise AssertionError("it started")
+
+
+def test_sigterm_while_ray_starts_stops_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's handler, set while it starts, exits with the signal's number (found by a kill of `make test-kills`)."""
+    config = refusing(SystemExit(signal.SIGTERM), monkeypatch)
+    with pytest.raises(Stopped) as caught, running(config):
+        raise AssertionError("it started")
+    assert caught.value.exit_code == 143
+    config = refusing(SystemExit(3), monkeypatch)
+    with pytest.raises(SystemExit, match="3"), running(config):
         raise AssertionError("it started")
 
 
