@@ -45,7 +45,7 @@ def train(
         task.validate(log.recorder, 0)
         log.restart_clock()
     saved = clock()
-    for step in range(start, total):
+    for step in range(start, total if until is None else until):
         progress, done = progress_of_update(step, steps_per_epoch, config.epochs, schedule, config.batch_size), step + 1
         task.epoch = step // steps_per_epoch
         last, logging = done == total, done == total or done % config.log_every == 0

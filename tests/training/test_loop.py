@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from anatomask.errors import UserError
+from anatomask.runs.checkpoint_index import last_step
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
 from anatomask.training.loop import train
@@ -39,6 +40,7 @@ def run(
     stop: Callable[[], bool] | None = None,
     schedule: OptimiserConfig = SCHEDULE,
     clock: Callable[[], float] = time.monotonic,
+    until: int | None = None,
 ) -> dict[str, Tensor]:
     """Train in `folder` from its last checkpoint; the batches end after `stop_after` updates, as a kill would."""
     folder.mkdir(exist_ok=True)
@@ -65,6 +67,7 @@ def run(
                 schedule,
                 start=start,
                 steps_per_epoch=5,
+                until=until,
                 stop=stop or (lambda: False),
                 clock=clock,
             )
@@ -115,6 +118,17 @@ def test_checkpoints_are_written_by_the_clock_too(tmp_path: Path, line_task: typ
     run(tmp_path, line_task(), slow, config, clock=lambda: now)
     saved = [row["step"] for row in rows(tmp_path) if "train/checkpoint_seconds" in row]
     assert saved == [3, 6, 7, 10, 13, 14, 17, 20]
+
+
+def test_a_training_that_is_left_goes_no_further_when_it_begins_again(
+    tmp_path: Path, line_task: type[LineTask], points: Points
+) -> None:
+    """As when a worker is lost after the checkpoint at which it was to be left."""
+    for _ in range(2):
+        run(tmp_path, line_task(), points, until=10)
+        assert last_step(tmp_path) == 10
+    whole = run(tmp_path / "whole", line_task(), points)
+    assert torch.equal(run(tmp_path, line_task(), points)["weight"], whole["weight"])
 
 
 @pytest.mark.parametrize("killed_after", [0, 2, 8])
