@@ -81,6 +81,9 @@ def makers(config: ReproduceConfig, reproduction: Reproduction) -> dict[tuple[st
         "--runs",
         config.runs,
     ]
+    pretraining = (config.pretrain_data,) if isinstance(config.pretrain_data, str) else config.pretrain_data
+    if pretraining:
+        flags += ["--pretrain-data", *map(public_address, pretraining)]
     data = [public_address(one) for one in config.data]
     command = shlex.join(["anatomask", "reproduce", "--data", *data, *flags, "--name", config.name]) + plugin_flags()
     titles = [TARGETS[one.partition("=")[0]].title for one in config.data]

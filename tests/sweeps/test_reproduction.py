@@ -67,12 +67,13 @@ def test_the_papers_path_and_its_sizes(labelled: PreparedDataset, tmp_path: Path
 
 def test_what_is_missing_is_made_by_the_same_command(labelled: PreparedDataset) -> None:
     data = ("--data", f"totalsegmentator={labelled.path}", "--tables", "3", "4", "--seeds", "1", "2", "--split", "auto")
-    config = settings(*data, "--name", "mine")
+    config = settings(*data, "--name", "mine", "--pretrain-data", labelled.path)
     makers = reproduce.makers(config, plan_reproduction(config))
     (command,) = set(makers.values())
     assert makers.keys() == {("3", "TotalSegmentator"), ("4", "TotalSegmentator")}
     again = settings(*shlex.split(command)[2:])
     assert (again.data, again.tables, again.seeds, again.name) == (config.data, config.tables, (1, 2), "mine")
+    assert again.pretrain_data == config.pretrain_data != ()
     missing = {number: paper_tables([], [number], makers)[0].rows for number in ("3", "4", "5")}
     for number, rows in missing.items():
         commands = {tuple(lines) for row in rows for lines in row.commands.values()}
