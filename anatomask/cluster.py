@@ -316,7 +316,7 @@ def arrange_trial(fit: Callable[[int], TrainingResources], at_once: AtOnce) -> T
 
 
 def offered(config: ClusterConfig) -> dict[str, float]:
-    """Return the resources of the running cluster, of its GPUs those of the type that is asked for.
+    """Return the resources of the running cluster, of its GPUs those of the type that is asked for, of its CPUs all.
 
     Raises:
         UserError: as `of_gpu_type`.

@@ -60,7 +60,9 @@ class Settings:
                 raise ValueError(f"{name} names {twice[0]} twice")
 
     def require_local(self, *names: str) -> None:
-        """Check that the named fields are folders, not addresses of object storage, whose value is not shown.
+        """Check that the named fields are folders, not addresses of object storage.
+
+        The message does not show the value, which may hold credentials.
 
         Raises:
             ValueError: one is an address; the message names it.

@@ -348,7 +348,7 @@ def local_resources(config: SweepConfig) -> TrialResources:
 
 def _shown_resources(config: SweepConfig) -> str:
     if config.cluster.address != "local":
-        share = f"a {config.concurrent}th of the cluster" if config.concurrent > 1 else "the cluster"
+        share = f"1/{config.concurrent} of the cluster" if config.concurrent > 1 else "the cluster"
         number = config.finetunings_at_once or "as many as there are GPUs for"
         return (
             f"for each training at the same time {_shown_holding(1)}; {share}; finetunings side by side: {number}\n"

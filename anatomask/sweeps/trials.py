@@ -104,8 +104,8 @@ def run_probes(
 ) -> None:
     """Run a trial's probes, each after its share of the pretraining, and report their DSC.
 
-    A probe that is finished in the store is not run again. There is none where another sweep has already taken the
-    pretraining further.
+    A probe that is finished in the store is not run again. There is none where another trial or sweep has already taken
+    the pretraining further.
 
     Args:
         chain: stages of the trials.

@@ -48,7 +48,7 @@ class Workers:
         return int(agreed)
 
     def any(self, here: Sequence[bool], device: torch.device) -> list[bool]:
-        """Return of each condition whether it holds at any worker, after waiting for all of them."""
+        """Return, for each condition, whether it holds at any worker, after waiting for all of them."""
         if self.count == 1:
             return list(here)
         found: list[bool] = (self.total(torch.tensor(here, dtype=torch.float32, device=device)) > 0).tolist()

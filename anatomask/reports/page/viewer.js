@@ -53,6 +53,12 @@ class Pane {
   }
 }
 
+/* Say why, and return the state; what is chosen next is drawn all the same. */
+function failed(error) {
+  document.querySelector("#viewer .description").textContent = `The scans cannot be shown: ${error.message}`;
+  return "failed";
+}
+
 async function startViewer(viewer) {
   const { cases } = JSON.parse(document.getElementById("viewer-data").textContent);
   const data = (id) => document.getElementById(id).textContent;
@@ -92,9 +98,9 @@ async function startViewer(viewer) {
   const inTurn = (work) => {
     viewer.dataset.state = "loading";
     waiting += 1;
-    turn = turn.then(work).then(() => {
+    turn = turn.then(work).then(() => "shown", failed).then((state) => {
       waiting -= 1;
-      if (!waiting) viewer.dataset.state = "shown";
+      if (!waiting) viewer.dataset.state = state;
     });
     return turn;
   };
@@ -113,6 +119,5 @@ async function startViewer(viewer) {
 
 const viewer = document.getElementById("viewer");
 startViewer(viewer).catch((error) => {
-  viewer.dataset.state = "failed";
-  viewer.querySelector(".description").textContent = `The scans cannot be shown: ${error.message}`;
+  viewer.dataset.state = failed(error);
 });
