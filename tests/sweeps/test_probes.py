@@ -61,6 +61,7 @@ def test_probes_come_after_shares_of_the_pretraining_and_are_shared(labelled: Pr
     assert replace(chain, config=replace(chain.config, probe=ProbeConfig())).probes(point) == []
 
 
+@pytest.mark.slow
 def test_the_dry_run_counts_probes(labelled: PreparedDataset, tmp_path: Path) -> None:
     more = ["--pretrain.training.epochs", "16", "--pretrain.training.steps-per-epoch", "3", "--probe.epochs", "4"]
     more += ["--finetune.training.epochs", "30", "--finetune.training.steps-per-epoch", "2"]
@@ -163,6 +164,7 @@ def test_a_probe_that_comes_too_late_or_is_there_is_not_made(labelled: PreparedD
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_probes_change_no_weight_of_the_trial_and_are_made_once(
     labelled: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
