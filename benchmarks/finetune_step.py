@@ -36,7 +36,7 @@ from anatomask.data.shards import PreparedDataset
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.stages.finetune import build_job
 from anatomask.training.loop import to_device
-from anatomask.training.parallel import Workers
+from anatomask.training.parallel import Workers, distribute
 from anatomask.training.schedule import nnunet
 from anatomask.training.settings import TrainingConfig
 from anatomask.training.state import TrainingState
@@ -121,10 +121,9 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
     )
     job, dataset = build_job(config), PreparedDataset.open(config.data)
     task = job.build_task(device)
-    if gpu:
-        task.compile()
+    model = distribute(task, job.training, Workers())
     state = TrainingState.of(task, job.optimiser, device)
-    update = Update(state, task, Workers(), job.training, job.optimiser.clip, device)
+    update = Update(state, model, Workers(), job.training, job.optimiser.clip, device)
     rates = [job.optimiser.lr] * len(state.optimiser.param_groups)
 
     def read(number: int) -> Sample:
