@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from evidence_runs import Experiment
@@ -36,11 +37,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the experiment")
     parser.add_argument("--scans", type=Path, required=True, help="OpenKBP, laid out as an nnU-Net raw folder")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, each with its share of the cores")
+    parser.add_argument("--pretraining", type=int, default=FULL.pretraining, help="updates of a pretraining")
     parser.add_argument("--quick", action="store_true", help="a few updates per training")
     arguments = parser.parse_args()
-    experiment = Experiment(
-        arguments.out.absolute(), arguments.scans.absolute(), QUICK if arguments.quick else FULL, arguments.jobs
-    )
+    scale = QUICK if arguments.quick else replace(FULL, pretraining=arguments.pretraining)
+    experiment = Experiment(arguments.out.absolute(), arguments.scans.absolute(), scale, arguments.jobs)
     try:
         with experiment.claimed():
             run_steps(experiment, arguments.step)
