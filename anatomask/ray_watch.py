@@ -7,10 +7,11 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -21,6 +22,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
+from anatomask import ray_witness
 from anatomask.errors import UserError
 
 PROBE_SECONDS = 8.0
@@ -34,6 +36,9 @@ GONE = (
     "Ray's {process} on this machine has ended: it was killed, by hand or for want of memory, or crashed. What was "
     "finished is kept, trainings up to their last checkpoint; the same command goes on"
 )
+
+
+SCHEDULER = "scheduler (raylet)"
 
 
 class RayGone(UserError):
@@ -101,7 +106,8 @@ class _Interruption(KeyboardInterrupt):
 class Watch:
     """Watch that interrupts the main thread when Ray's scheduler (raylet) or a GCS that was started here has died.
 
-    The raylet's socket closes when it dies, whoever started it.
+    The raylet's socket closes when it dies, whoever started it. Where Ray then ends this process before it can say so,
+    a process beside it does (`ray_witness.py`).
     """
 
     def __init__(self, node: Any) -> None:
@@ -111,6 +117,15 @@ class Watch:
         self._stopped, self._over = threading.Event(), threading.Event()
         self._raylet = socket.socket(socket.AF_UNIX)
         self._raylet.connect(node.raylet_socket_name)
+        self._witness = subprocess.Popen(
+            [
+                *(sys.executable, "-I", "-S", ray_witness.__file__),
+                *(node.raylet_socket_name, f"anatomask: {GONE.format(process=SCHEDULER)}"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C in a terminal is not for it
+        )
         self._before = signal.signal(signal.SIGUSR1, self._interrupt)
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -123,6 +138,7 @@ class Watch:
         """Note that the main thread has ended its work, so that the process need not be killed for hanging."""
         self._over.set()
         self._raylet.close()
+        self._dismiss_witness()
 
     def look(self, seconds: float) -> str:
         """Wait for `seconds`, and name the process that has died; empty if all live or `ray.shutdown` ended them."""
@@ -130,7 +146,7 @@ class Watch:
         if not ray.is_initialized():
             return ""
         if readable:
-            return "scheduler (raylet)"
+            return SCHEDULER
         dead = [kind for kind, _ in self._node.dead_processes()]
         return "control service (gcs_server)" if "gcs_server" in dead else ""
 
@@ -142,8 +158,14 @@ class Watch:
         with _ray_silent():
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             if not self._over.wait(GRACE_SECONDS):
+                self._dismiss_witness()
                 print(f"anatomask: {GONE.format(process=self.gone)}", file=sys.stderr, flush=True)
                 os._exit(1)
+
+    def _dismiss_witness(self) -> None:
+        """Tell the process beside this one that it need not speak, and wait for its end."""
+        with suppress(BrokenPipeError):
+            self._witness.communicate(ray_witness.OVER)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.gone and not self._stopped.is_set():

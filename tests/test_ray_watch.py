@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import ray
 
-from anatomask import ray_watch
+from anatomask import ray_watch, ray_witness
 from anatomask.cluster import on_loopback, running
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.data.shards import PreparedDataset
@@ -100,8 +100,15 @@ class Node:
         self.dead: list[tuple[str, object]] = []
         self.initialized = True
 
+    def accept(self) -> socket.socket:
+        return self._listener.accept()[0]
+
     def die(self) -> None:
-        self._listener.accept()[0].close()
+        """Close the socket, to all."""
+        self._listener.settimeout(0.2)
+        with suppress(TimeoutError):
+            while True:
+                self.accept().close()
 
     def dead_processes(self) -> list[tuple[str, object]]:
         return self.dead
@@ -136,6 +143,55 @@ def test_a_ray_that_is_shut_down_has_not_died(node: Node) -> None:
         node.initialized = False
         node.die()
         time.sleep(1)
+
+
+def witnessed(node: Node) -> subprocess.Popen[bytes]:
+    """Start the process that stands beside one that uses a node's Ray."""
+    command = [sys.executable, "-I", "-S", ray_witness.__file__, node.raylet_socket_name, "message"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_the_witness_speaks_for_a_process_that_ray_has_ended(node: Node) -> None:
+    witness = witnessed(node)
+    node.die()
+    time.sleep(0.2)
+    assert witness.communicate()[1] == b"message\n"
+
+
+def test_the_witness_speaks_where_the_scheduler_was_dead_before_it_came(tmp_path: Path, node: Node) -> None:
+    (tmp_path / "s").unlink()
+    assert witnessed(node).communicate()[1] == b"message\n"
+
+
+def test_the_witness_is_silent_where_the_process_was_killed(node: Node) -> None:
+    """Ray follows it then."""
+    witness = witnessed(node)
+    connection = node.accept()
+    assert witness.stdin is not None and witness.stderr is not None
+    witness.stdin.close()
+    witness.wait()
+    connection.close()
+    assert witness.stderr.read() == b""
+
+
+def test_the_witness_is_silent_where_the_process_has_ended_itself(node: Node) -> None:
+    witness = witnessed(node)
+    node.die()
+    assert witness.communicate(ray_witness.OVER)[1] == b""
+
+
+def test_no_witness_stays(node: Node, capfd: pytest.CaptureFixture[str]) -> None:
+    def witnesses() -> set[int]:
+        return {pid for pid in descendants(os.getpid()) if "ray_witness" in Path(f"/proc/{pid}/cmdline").read_text()}
+
+    before = witnesses()  # that of a Ray which other tests share
+    with connected():
+        assert len(witnesses() - before) == 1
+    with pytest.raises(RayGone), connected():
+        node.die()
+        threading.Event().wait(60)
+    assert witnesses() == before
+    assert "has ended" not in capfd.readouterr().err, "whoever catches RayGone says it"
 
 
 def test_what_else_happens_is_let_through(node: Node) -> None:
@@ -177,6 +233,43 @@ def program(pid: int) -> str:
         return str(Path(f"/proc/{pid}/exe").readlink())
     except OSError:
         return ""
+
+
+USES_PLASMA = """
+import sys
+import numpy as np, ray
+from anatomask.cluster import running
+from anatomask.cluster_settings import ClusterConfig
+from anatomask.errors import UserError
+try:
+    with running(ClusterConfig()):
+        print("uses it", flush=True)
+        while True:
+            ray.get(ray.put(np.zeros(1 << 20)))
+except UserError as error:
+    sys.exit(f"anatomask: {error}")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 0.137, 0.171])
+def test_a_raylet_that_is_killed_while_the_object_store_is_used_is_one_message(seconds: float) -> None:
+    """Ray's C++ code ends the process then, without a word of its own."""
+    command = [sys.executable, "-c", USES_PLASMA]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as user:
+        try:
+            assert user.stdout is not None and user.stdout.readline() == "uses it\n"
+            (raylet,) = [pid for pid in descendants(user.pid) if program(pid).endswith("raylet/raylet")]
+            time.sleep(seconds)
+            os.kill(raylet, signal.SIGKILL)
+            err = user.communicate(timeout=60)[1]
+        finally:
+            user.kill()
+    assert user.returncode == 1
+    (message,) = [line for line in err.splitlines() if line.startswith("anatomask: ")]
+    assert "on this machine has ended" in message
+    assert "Traceback" not in err
 
 
 @pytest.mark.ray

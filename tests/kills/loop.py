@@ -75,6 +75,13 @@ class Life:
         """Return what it wrote."""
         return self.log.read_bytes()[self.said_before :].decode(errors="replace")
 
+    def last_words(self) -> str:
+        """Return what it wrote, once the process that speaks for one that Ray has ended had time to."""
+        deadline = time.monotonic() + 5
+        while not MESSAGE.search(self.said()) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        return self.said()
+
 
 @contextmanager
 def alive(argv: Sequence[str], log: Path) -> Iterator[Life]:
@@ -257,7 +264,7 @@ class Loop:
 
     def check_end(self, place: Place, life: Life, killed: str) -> None:
         """Refuse an end that no kill explains, and one that says it unclearly."""
-        code, said = life.process.returncode, life.said()
+        code, said = life.process.returncode, life.last_words()
         if killed in ("driver", "all"):
             last = self.records("kill")[-1]
             how = signal.Signals[last["signal"]]
