@@ -30,9 +30,17 @@ class Probe:
     @property
     def stages(self) -> Mapping[str, Stage]:
         """Stages by the names of their links in a trial's folder, each after those that it needs."""
-        names = ("pretrain", "finetune", "evaluate")
-        stages = (self.weights, self.finetuning, self.scoring)
-        return {f"probe{self.step}-{name}": one for name, one in zip(names, stages, strict=True)}
+        return {f"{self.prefix}-pretrain": self.weights, **self.stages_after}
+
+    @property
+    def stages_after(self) -> Mapping[str, Stage]:
+        """Stages that need the weights, likewise."""
+        return {f"{self.prefix}-finetune": self.finetuning, f"{self.prefix}-evaluate": self.scoring}
+
+    @property
+    def prefix(self) -> str:
+        """Beginning of the names of its links."""
+        return f"probe{self.step}"
 
 
 def probes_of(config: ProbeConfig, stages: Mapping[str, Stage]) -> list[Probe]:

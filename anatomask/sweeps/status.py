@@ -1,4 +1,4 @@
-"""Status of a sweep that runs, here or elsewhere: its trials, the stage that each is in, and the best so far."""
+"""Status of a sweep that runs, here or elsewhere: its trials, the stages that each is in, and the best so far."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TrialStatus:
     name: str
     """Name in the tables."""
     state: str
-    """complete, pruned, failed, waiting, or the stage that runs: finetune-flare22."""
+    """complete, pruned, failed, waiting, or the stages that run: finetune-amos22, evaluate-flare22."""
     updates: int
     """Updates of all its trainings, those that it shares with other trials among them."""
     scored: int
@@ -58,13 +58,30 @@ def read_status(folder: Path, study: optuna.Study) -> list[TrialStatus]:
             TrialStatus(
                 number=first_number(trial),
                 name=shown_name(trial),
-                state=STATES.get(trial.state, begun[-1].name if begun else "starting"),
+                state=STATES.get(trial.state, ", ".join(running_stages(begun)) or "starting"),
                 updates=updates_made(runs),
                 scored=len(list(runs.glob(f"evaluate-*/{SUMMARY_FILE}"))),
                 dsc=trial.value if trial.state == TrialState.COMPLETE else None,
             )
         )
     return found
+
+
+def running_stages(begun: Sequence[Path]) -> list[str]:
+    """Name the stages of a trial that run: the last that began, and finetunings and scorings that run beside it.
+
+    Args:
+        begun: links of the stages that have begun, in that order.
+    """
+    names = [link.name for link in begun]
+
+    def runs(link: Path) -> bool:
+        verb, _, rest = link.name.partition("-")
+        if verb == "finetune":
+            return f"evaluate-{rest}" not in names  # which follows at once
+        return verb == "evaluate" and not (link / SUMMARY_FILE).is_file()
+
+    return [link.name for link in begun if runs(link)] or names[-1:]
 
 
 def updates_made(trial: Path) -> int:

@@ -114,14 +114,19 @@ def run_probes(
         run_stage: how a stage is run.
         report: function of a probe's number and DSC; it does not return if the trial is pruned.
     """
+    links = chain.folder / trial
     for probe in chain.probes(point):
         scored = chain.store.path(probe.scoring.name) / SUMMARY_FILE
-        weights = chain.store.path(probe.weights.name)
-        for link, one in probe.stages.items():
-            if not scored.is_file() and (one is probe.weights or (weights / TENSORS).is_file()):
-                run_linked(chain, chain.folder / trial / link, one, run_stage)
+        if not scored.is_file():
+            run_linked(chain, links / f"{probe.prefix}-pretrain", probe.weights, run_stage)
+        # Kept to this trial: another one that starts from these weights removes them once it has its score.
+        with chain.store.claimed(probe.weights.name) as weights:
+            for link, one in probe.stages_after.items():
+                if not scored.is_file() and (weights / TENSORS).is_file():
+                    run_linked(chain, links / link, one, run_stage)
+            if scored.is_file():
+                remove_weights(weights)
         if scored.is_file():
-            remove_weights(weights)
             score = Storage(scored.parent).read_json(SUMMARY_FILE)[METRIC]["mean"]
             report({METRIC: 0.0 if score is None else score, PROBE: probe.step})
 

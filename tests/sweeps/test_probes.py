@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -162,6 +164,39 @@ def test_a_probe_that_comes_too_late_or_is_there_is_not_made(labelled: PreparedD
     assert sorted(path.name for path in (chain.folder / "000-x").iterdir()) == [
         "probe2-pretrain", "probe4-evaluate", "probe4-finetune", "probe4-pretrain"
     ]  # fmt: skip
+
+
+def test_a_trial_that_has_its_score_leaves_the_weights_to_one_that_starts_from_them(
+    labelled: PreparedDataset, tmp_path: Path
+) -> None:
+    """Two trials share a pretraining and differ in their finetunings; the second begins while the first ends."""
+    chain = chain_of(labelled, tmp_path, "--pretrain.training.epochs", "2", "--probe.first", "0.5")
+    points = [{"finetune.optimiser.lr": rate} for rate in (1e-3, 1e-4)]
+    first, second = (chain.probes(point)[0] for point in points)
+    assert first.weights.name == second.weights.name and first.scoring.name != second.scoring.name
+    training, scored = threading.Event(), threading.Event()
+
+    def run(one: Stage, folder: Path, needed: Mapping[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if one.verb == "pretrain":
+            (folder / "model.safetensors").touch()
+        if one.name == second.finetuning.name:
+            training.set()
+            scored.wait(2)  # the first would have removed the weights by then
+            assert (Path(needed["init"]) / "model.safetensors").is_file()
+        if one.verb == "evaluate":
+            (folder / "summary.json").write_text(json.dumps({"dsc": {"mean": 0.25}}))
+
+    run(first.scoring, chain.store.path(first.scoring.name), {})  # its last moment
+    reported: list[dict[str, float]] = []
+    with ThreadPoolExecutor(2) as pool:
+        later = pool.submit(run_probes, chain, "001-y", points[1], run, reported.append)
+        assert training.wait(30)
+        pool.submit(run_probes, chain, "000-x", points[0], run, reported.append).result()
+        scored.set()
+        later.result()
+    assert reported == [{METRIC: 0.25, PROBE: 1}] * 2
+    assert not (chain.store.path(first.weights.name) / "model.safetensors").exists()
 
 
 @pytest.mark.slow

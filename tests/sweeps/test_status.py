@@ -14,7 +14,7 @@ from rich.console import Console
 from anatomask.cli.main import main
 from anatomask.runs.belongings import claim_folder
 from anatomask.sweeps.space import grid
-from anatomask.sweeps.status import best_trial, following_trials, read_status
+from anatomask.sweeps.status import best_trial, following_trials, read_status, running_stages
 from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, open_study
 
 RATIOS = grid({"method.mask_ratio": (0.6, 0.7, 0.8, 0.9)})
@@ -49,6 +49,22 @@ def test_each_trial_says_what_it_does(sweep: tuple[Path, optuna.Study]) -> None:
         ("mask_ratio=0.9", "waiting", 0, 0, None),
     ]
     assert best_trial(status) is status[0]
+
+
+def test_stages_that_run_side_by_side_are_all_named(tmp_path: Path) -> None:
+    order = ["pretrain", "finetune-a", "finetune-b", "evaluate-a", "finetune-c", "evaluate-c"]
+    links = [tmp_path / name for name in order]
+    for link in links:
+        link.mkdir()
+    assert running_stages([]) == []
+    assert running_stages(links[:1]) == ["pretrain"]
+    assert running_stages(links[:3]) == ["finetune-a", "finetune-b"]
+    assert running_stages(links) == ["finetune-b", "evaluate-a", "evaluate-c"]
+    for name in ("evaluate-a", "evaluate-c"):
+        (tmp_path / name / "summary.json").touch()
+    assert running_stages(links) == ["finetune-b"]
+    assert running_stages([*links[:2], links[3]]) == ["evaluate-a"], "what comes next has not begun yet"
+    assert running_stages([tmp_path / "probe1-pretrain", tmp_path / "probe1-finetune"]) == ["probe1-finetune"]
 
 
 def test_the_command_shows_it_from_elsewhere(
