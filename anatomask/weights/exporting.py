@@ -41,6 +41,7 @@ from anatomask.weights.files import (
     encoder_tensors,
     network_of,
     repeat_stem,
+    run_name,
     trained_stages,
 )
 from anatomask.weights.foreign import FRESH, NNSSL
@@ -133,7 +134,8 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
         may_lack = (*weights.header.get("missing", ()), *(beyond_encoder(weights.header) if prefix else ()))
         load_matching(fitted.segmenter(weights.header["architecture"].get("classes", 1)), tensors, may_lack)
     left_out = tuple(sorted(weights.tensors.keys() - {prefix + name for name in tensors}))
-    header = {**weights.header, "architecture": {**weights.header["architecture"], "in_channels": channels}}
+    architecture = {**weights.header["architecture"], "in_channels": channels}
+    header = {**without_paths(weights.header), "architecture": architecture}
     header.pop("whole", None)  # the decoder of a pretraining stays behind
     fresh: dict[str, Tensor] = {}
     content: dict[str, Any]
@@ -213,6 +215,15 @@ def _init_args(network: STUNetConfig) -> dict[str, Any]:
 def _both_names(name: str) -> list[str]:
     """Return a tensor's name and, in a block of a ResEnc, its second one."""
     return [name, re.sub(r"\b(conv|norm)(?=\.\w+$)", lambda layer: LAYERS[layer[1]], name)]
+
+
+def without_paths(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a header without what leads to places of this machine: weights that are passed on tell nothing of them."""
+    kept = {name: value for name, value in header.items() if name != "data"}
+    start = header.get("initialisation") or {}
+    if start.get("run"):
+        kept["initialisation"] = {**start, "run": run_name(start["run"])}
+    return kept
 
 
 def _adaptation_plan(header: Mapping[str, Any], network: BackboneConfig) -> dict[str, Any]:

@@ -237,6 +237,17 @@ def test_what_went_out_comes_back_bit_by_bit(
 
 
 @pytest.mark.parametrize("format", OF_STUNET)
+def test_a_file_tells_nothing_of_this_machine(tmp_path: Path, format: Any) -> None:
+    weights = finetuned(SIZES[0])
+    start = {"method": "AnatoMask", "run": "/home/me/runs/first", "dataset": "mine"}
+    header = {**weights.header, "data": "/home/me/shards", "initialisation": start}
+    path = write(tmp_path / f"w{ENDINGS[format][0]}", replace(weights, header=header), format)
+    assert b"/home/me" not in path.read_bytes()
+    if format == "safetensors":
+        assert read_described(path).header["initialisation"] == {**start, "run": "first"}
+
+
+@pytest.mark.parametrize("format", OF_STUNET)
 @pytest.mark.parametrize("kind", [pretrained, finetuned])
 def test_the_stem_is_repeated_over_two_channels(tmp_path: Path, format: Any, kind: Any) -> None:
     weights, name = kind(SIZES[0]), "encoder.stages.0.0.conv1.weight"
