@@ -46,5 +46,5 @@ nnunet: ## nnU-Net 2.8.1 in an environment of its own, with which test-slow and 
 	$(NNUNET)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(NNUNET)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/nnunet.txt
 
-test-kills: venv ## kills at random moments (about 90 minutes; stopped, it goes on); rm -r kills begins anew
+test-kills: venv ## kills at random moments (about 100 minutes; stopped, it goes on); rm -r kills begins anew
 	$(BIN)/python -m tests.kills kills

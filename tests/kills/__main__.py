@@ -22,7 +22,7 @@ from rich.table import Table
 from tests.kills.loop import Failed, Loop, State
 from tests.kills.subjects import SUBJECTS
 
-COUNTS = {"pretrain": 60, "sweep": 20, "prepare": 20, "evaluate": 20, "finetune": 20}
+COUNTS = {"pretrain": 60, "sweep": 20, "prepare": 20, "evaluate": 20, "finetune": 20, "predict": 20}
 """Kills of each command."""
 
 

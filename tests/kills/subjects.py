@@ -1,4 +1,4 @@
-"""What is killed: five commands, how far each is, what it has finished, and what it must end with."""
+"""What is killed: six commands, how far each is, what it has finished, and what it must end with."""
 
 from __future__ import annotations
 
@@ -162,6 +162,30 @@ class Evaluate(Subject):
         return {name: digest for pattern in patterns for name, digest in file_digests(place.out, pattern).items()}
 
 
+class Predict(Subject):
+    """`predict`: label maps and probabilities are the same to the last byte, though one scan is cut off."""
+
+    name = "predict"
+    code = 1  # a scan is left out
+
+    def argv(self, place: Place) -> list[str]:
+        """Return the prediction of all scans, as they came."""
+        where = f"--source {place.inputs / 'scans'} --out {place.out / 'maps'}"
+        return verb(f"predict --run {place.inputs / 'finetuned'} {where} --probabilities --inference.mirror")
+
+    def progress(self, place: Place) -> float:
+        """Return the share of the good scans that have a label map."""
+        return len(self.finished(place)) / (CASES - 1)
+
+    def finished(self, place: Place) -> dict[str, int]:
+        """Return when each label map was written."""
+        return times(place.out, "maps/[!.]*.nii.gz")
+
+    def digests(self, place: Place) -> Digests:
+        """Return digests of all files."""
+        return file_digests(place.out, "maps/**/[!.]*")
+
+
 class Sweep(Subject):
     """`sweep`: each point has one complete trial, of the same value; the table is the same, and so are all weights."""
 
@@ -270,4 +294,5 @@ SUBJECTS: dict[str, Subject] = {
     "prepare": Prepare(),
     "evaluate": Evaluate(),
     "finetune": Training("finetune"),
+    "predict": Predict(),
 }
