@@ -103,9 +103,7 @@ def test_precisions_agree_and_weights_stay_single(precision: Precision, scan: Pr
     assert {tensor.dtype for tensor in tensors} <= {torch.float32, torch.int64}
     assert all(tensor.isfinite().all() for tensor in tensors)
     if precision != "fp16":  # whose first updates find the loss scale
-        assert rounded["gradient_norm"] == pytest.approx(
-            exact["gradient_norm"], rel=0.2
-        )  # without bfloat16 instructions, 0.104 was seen
+        assert rounded["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=0.1)
 
 
 @GPU
