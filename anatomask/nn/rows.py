@@ -157,11 +157,12 @@ def norm_rows(
     pool: Pool,
     cancelled: Tensor | None = None,
     skip: Tensor | None = None,
-    slope: float = NEGATIVE_SLOPE,
+    activate: bool = True,
 ) -> Tensor:
     """Apply `norm_activation` to rows (B, K·e³, C), over the active voxels."""
     per_block = (blocks.batch, blocks.slots, -1, rows.shape[2])
     skip = None if skip is None else skip.view(per_block)
+    slope = NEGATIVE_SLOPE if activate else 1
     y = norm_activation(rows.view(per_block), norm, cancelled, skip, slope, blocks.used, pool)
     return y.view_as(rows)
 
@@ -181,7 +182,7 @@ class RowMap:
 
     def densify(self, norm: nn.InstanceNorm3d, token: Tensor) -> Tensor:
         """Return (B, C, D, H, W), normalised over the active voxels; hidden voxels hold `token` (1, C, 1, 1, 1)."""
-        rows = norm_rows(self.values, norm, self.blocks, self.pool, slope=1)
+        rows = norm_rows(self.values, norm, self.blocks, self.pool, activate=False)
         return self.blocks.scatter(rows, token.flatten())
 
 
@@ -212,7 +213,7 @@ class RowOperations(Operations):
 
     def normalise(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
         """Normalise over the active voxels."""
-        return norm_rows(x, norm, self.blocks, self.pool_of_norms, slope=1)
+        return norm_rows(x, norm, self.blocks, self.pool_of_norms, activate=False)
 
     def _pairs(self, x: Tensor) -> Tensor:
         """View rows as (B·K, e/2, 2, e/2, 2, e/2, 2, C)."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import copy
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from anatomask.nn import rows, sparse
+from anatomask.nn.backbones import operations
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
@@ -84,6 +88,15 @@ def _error(mine: tuple[list[Tensor], dict[str, Tensor]], reference: tuple[list[T
     return max(errors)
 
 
+@contextmanager
+def almost_linear() -> Iterator[None]:
+    """Give the leaky ReLU a slope of 0.999 below zero."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (operations, rows, sparse):
+            patch.setattr(module, "NEGATIVE_SLOPE", 0.999)
+        yield
+
+
 @pytest.mark.parametrize("backend", SPARSE)
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
@@ -107,9 +120,24 @@ def test_same_maps_and_gradients_as_dense(
 ) -> None:
     """In float64, where rounding cannot hide a mistake. spconv, which knows float32 alone: as near as dense is there.
 
-    Samples differ in how many patches they show.
+    Samples differ in how many patches they show. In float32, a voxel near zero may fall on the other side of the leaky
+    ReLU's kink and change a gradient by a hundredth, so its slopes differ by a thousandth there.
     """
     grid = tuple(min(n, 2) for n in grid) if patch == 32 else grid  # type: ignore[assignment]  # of a bearable size
+    with almost_linear() if backend == "spconv" else nullcontext():
+        compare_with_dense(backend, batch, grid, share, scope, network, patch, seed)
+
+
+def compare_with_dense(
+    backend: str,
+    batch: int,
+    grid: tuple[int, int, int],
+    share: float,
+    scope: NormScope,
+    network: BackboneConfig,
+    patch: int,
+    seed: int,
+) -> None:
     model = _model(network, scope=scope, patch=patch, width=32).double()
     volume = torch.randn(batch, 2, *(patch * n for n in grid), generator=torch.Generator().manual_seed(seed)).double()
     active = _masks(batch, grid, share, seed)

@@ -45,8 +45,8 @@ def update(
     config: TrainingConfig,
     device: torch.device = CPU,
     optimiser: OptimiserConfig = ADAMW,
-) -> tuple[dict[str, float], TrainingState]:
-    """Scalars of three updates' last, which does not wait for the device, and what they lead to."""
+) -> tuple[list[dict[str, float]], TrainingState]:
+    """Scalars of three updates, of which the last does not wait for the device, and what they lead to."""
     set_arithmetic(config.precision)
     header = {"patch_size": list(SIZE), "spacing": [2.0, 2.0, 3.0]}
     method = AnatoMaskConfig(decoder_width=32, r0=0.5, ema_decay=0.5)
@@ -57,13 +57,14 @@ def update(
     state = TrainingState.of(task, optimiser, device, scaled=config.precision == "fp16")
     step = Update(state, model, Workers(), config, 12.0, device)
     sequence, draw = SampleSequence(("one",), 0), MaskedDraw(LoaderConfig(patch_size=SIZE))
+    updates = []
     for number in range(3):
         drawn = [draw(scan, "one", sequence.rng(k)) for k in range(2 * number, 2 * number + 2)]
         with never_waiting(device) if number == 2 else nullcontext():
             sample = to_device({name: np.stack([each[name] for each in drawn]) for name in drawn[0]}, device)
-            scalars = step(sample, 0.5, [1e-3])
+            updates.append(step(sample, 0.5, [1e-3]))
     set_arithmetic("fp32")
-    return {name: float(value) for name, value in scalars.items()}, state
+    return [{name: float(value) for name, value in scalars.items()} for scalars in updates], state
 
 
 def test_gradients_are_clipped_one_by_one() -> None:
@@ -92,8 +93,8 @@ def never_waiting(device: torch.device) -> Iterator[None]:
 @pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
 def test_precisions_agree_and_weights_stay_single(precision: Precision, scan: PreparedDataset) -> None:
     config = TrainingConfig(batch_size=2)
-    exact, _ = update(scan, config)
-    rounded, state = update(scan, replace(config, precision=precision))
+    (exact_first, _, exact), _ = update(scan, config)
+    (first, _, rounded), state = update(scan, replace(config, precision=precision))
     assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.01)
     assert (rounded["loss"] == exact["loss"]) == (precision == "tf32")  # which only GPUs have
     tensors = [
@@ -103,7 +104,7 @@ def test_precisions_agree_and_weights_stay_single(precision: Precision, scan: Pr
     assert {tensor.dtype for tensor in tensors} <= {torch.float32, torch.int64}
     assert all(tensor.isfinite().all() for tensor in tensors)
     if precision != "fp16":  # whose first updates find the loss scale
-        assert rounded["gradient_norm"] == pytest.approx(exact["gradient_norm"], rel=0.1)
+        assert first["gradient_norm"] == pytest.approx(exact_first["gradient_norm"], rel=0.05)  # of equal weights
 
 
 @GPU
@@ -113,8 +114,8 @@ def test_a_gpu_makes_the_same_updates_and_nobody_waits_for_it(
     precision: Precision, setting: dict, scan: PreparedDataset
 ) -> None:
     config = TrainingConfig(batch_size=2, **setting)
-    exact, _ = update(scan, config)
-    there, state = update(scan, replace(config, precision=precision), torch.device("cuda"))
+    (*_, exact), _ = update(scan, config)
+    (*_, there), state = update(scan, replace(config, precision=precision), torch.device("cuda"))
     assert there["loss"] == pytest.approx(exact["loss"], rel=0.01)
     assert {tensor.device.type for tensor in state.task.kept().state_dict().values()} == {"cuda"}
 
@@ -154,8 +155,8 @@ def test_a_checkpoint_of_a_gpu_is_the_state_at_the_call(scan: PreparedDataset, t
 @pytest.mark.parametrize("setting", [{"channels_last": False}, {"recompute_activations": True}])
 def test_settings_of_speed_and_memory_change_rounding_alone(setting: dict, scan: PreparedDataset) -> None:
     config = TrainingConfig(batch_size=2)
-    exact, _ = update(scan, config)
-    other, _ = update(scan, replace(config, **setting))
+    (*_, exact), _ = update(scan, config)
+    (*_, other), _ = update(scan, replace(config, **setting))
     for name, value in exact.items():
         assert other[name] == pytest.approx(value, rel=0.01), name
 
@@ -167,8 +168,8 @@ def test_settings_of_speed_and_memory_change_rounding_alone(setting: dict, scan:
 def test_compiled_networks_make_the_same_updates(recompute: bool, scan: PreparedDataset) -> None:
     torch.compiler.reset()  # shapes that earlier tests compiled for make these symbolic, which takes 15 minutes
     config = TrainingConfig(batch_size=2)
-    exact, _ = update(scan, config)
-    other, _ = update(scan, replace(config, compile=True, recompute_activations=recompute))
+    (*_, exact), _ = update(scan, config)
+    (*_, other), _ = update(scan, replace(config, compile=True, recompute_activations=recompute))
     for name, value in exact.items():
         assert other[name] == pytest.approx(value, rel=0.01), name
 

@@ -110,13 +110,19 @@ def facts(text: str) -> dict[str, Any]:
     return found
 
 
+def rounding_of_positions(box: np.ndarray) -> float:
+    """What a processor's rounding may change: neighbours differ by up to the range, positions are in float32."""
+    return float(np.finfo(np.float32).eps * max(box.shape) * np.ptp(box))
+
+
 @pytest.mark.slow
 def test_all_of_it_against_nnunet_itself(numbers: Arrays, nnunet: Callable[..., Arrays]) -> None:
     again = nnunet(SCRIPT, shape=numbers["image"].shape, seed=0)
     assert again.keys() == numbers.keys()
     for name, value in numbers.items():
         if value.dtype.kind == "f":
-            np.testing.assert_allclose(again[name], value, rtol=0, atol=1e-6, err_msg=name)
+            bound = rounding_of_positions(numbers["box"]) if "moved" in name else 1e-6
+            np.testing.assert_allclose(again[name], value, rtol=0, atol=bound, err_msg=name)
         else:
             np.testing.assert_array_equal(again[name], value, err_msg=name)
     for seed, shape in enumerate([(2, 34, 40, 36), (1, 48, 32, 40), (3, 20, 26, 64), (1, 64, 64, 64)], start=1):
