@@ -69,6 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep in one process what shares one Ray, and a file's other tests, where `pytest -n` makes several."""
     for item in items:
