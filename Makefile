@@ -37,8 +37,8 @@ format: venv ## ruff's formatter and its fixes
 test: lint ## lint and all tests but the slow ones, in two processes
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
 
-test-slow: venv ## the tests that take minutes
-	$(BIN)/pytest -m slow --durations=40
+test-slow: venv ## the tests that take minutes, in two processes
+	$(BIN)/pytest -m slow -n 2 --dist loadgroup --no-loadscope-reorder --durations=40
 
 NNUNET ?= $(HOME)/.cache/anatomask/nnunet-venv
 nnunet: ## nnU-Net 2.8.1 in an environment of its own, with which test-slow and benchmarks compare (minutes, once)

@@ -45,7 +45,7 @@ def of_gpu_type(nodes: Sequence[Mapping[str, float]], kind: str) -> Sequence[Map
     found = [node for node in nodes if f"{GPU_TYPE}{kind}" in node] if kind else nodes
     if kind and not found:
         there = ", ".join(_types(nodes)) or "none whose type Ray knows"
-        raise UserError(f"--cluster.gpu-type {kind}: no node of the cluster has such GPUs; there are {there}")
+        raise UserError(f"{_asked(kind)}: no node of the cluster has such GPUs; there are {there}")
     return found
 
 
@@ -58,7 +58,11 @@ def require_known_type(nodes: Sequence[Mapping[str, float]], kind: str) -> None:
     known = {value for name, value in vars(accelerators).items() if name.isupper() and isinstance(value, str)}
     if kind and kind not in known | set(_types(nodes)):
         names = ", ".join(sorted(value for name, value in vars(accelerators).items() if name.startswith("NVIDIA_")))
-        raise UserError(f"--cluster.gpu-type {kind}: Ray knows no such GPUs; of NVIDIA's, it knows {names}")
+        raise UserError(f"{_asked(kind)}: Ray knows no such GPUs; of NVIDIA's, it knows {names}")
+
+
+def _asked(kind: str) -> str:
+    return f"GPUs of type {kind} (--cluster.gpu-type, for a sweep's finetunings --finetune-gpu-type)"
 
 
 def _types(nodes: Sequence[Mapping[str, float]]) -> list[str]:

@@ -73,7 +73,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep in one process what shares one Ray, and a file's other tests, where `pytest -n` makes several."""
     for item in items:
-        shares_ray = item.get_closest_marker("ray") is not None
+        shares_ray = "ray_session" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.stem))
 
 

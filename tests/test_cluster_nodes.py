@@ -206,12 +206,12 @@ def test_a_sweep_pretrains_and_finetunes_on_gpus_of_their_types(mixed: Cluster) 
 
 
 def test_gpus_that_no_node_has_are_refused_with_those_there_are(mixed: Cluster) -> None:
-    with pytest.raises(UserError, match=r"^--cluster.gpu-type L4: no node .* has such GPUs; there are A10G, H100$"):
+    with pytest.raises(UserError, match=r"^GPUs of type L4 .*: no node .* has such GPUs; there are A10G, H100$"):
         training_resources(ClusterConfig(address="auto", gpu_type="L4"))
 
 
 def test_an_autoscaler_is_asked_for_the_type_and_nobody_for_one_that_there_is_not(cluster: Cluster) -> None:
-    with pytest.raises(UserError, match=r"--cluster.gpu-type H-100: Ray knows no such GPUs; .* H100, .*"):
+    with pytest.raises(UserError, match=r"of type H-100 \(--cluster.gpu-type, .*: Ray knows no such GPUs; .* H100, .*"):
         training_resources(replace(WAITING, gpu_type="H-100"))
     assert cluster.asked == [] and cluster.seconds == 0
     with pytest.raises(UserError, match=r"no node of the cluster has such GPUs; there are none .*; waited 5 minutes"):
