@@ -74,12 +74,13 @@ def test_a_program_that_goes_on_passes_and_the_loop_goes_on_too(state: State) ->
 @pytest.mark.parametrize(
     ("script", "fault"),
     [
-        (DOUBLES, "1 of 11 values differ, as starts"),
+        (DOUBLES, "1 of 11 values differ, as starts|once more changed what was finished"),
         (FORGETS, "was finished, and was done again"),
-        (GIVES_UP, "unclear"),
+        (GIVES_UP, "exit code 1"),
     ],
 )
 def test_a_program_that_does_not_is_found_out(script: str, fault: str, state: State) -> None:
+    """After a kill, or when an attempt that came to its end before any kill is started once more."""
     with pytest.raises(Failed, match=fault):
         Loop(Counting(script), 20, state).run()
 
