@@ -117,8 +117,17 @@ class Experiment:
         self._parallel(self._pretrain, [run for run in runs if not self._encoder(run.name).exists()])
 
     def scores(self, runs: Sequence[Finetuning]) -> list[Record]:
-        """Train and score the networks that have no record yet; return the records of all."""
-        self._parallel(self._finetune, [run for run in runs if not self._record(run).exists()])
+        """Train and score the networks that have no record yet; return the records of all.
+
+        A network that these start from is trained once more if it is among `runs` and only its record was copied here.
+        """
+        missing = [run for run in runs if not self._record(run).exists()]
+        sources = {run.init.removeprefix("encoder:") for run in missing}
+        self._parallel(
+            self._finetune,
+            [run for run in runs if run.name in sources and not (self.out / "runs" / run.folder / CASES_FILE).exists()],
+        )
+        self._parallel(self._finetune, [run for run in missing if not self._record(run).exists()])
         return [json.loads(self._record(run).read_text()) for run in runs]
 
     def records(self) -> list[Record]:

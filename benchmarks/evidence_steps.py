@@ -95,12 +95,13 @@ def positive_control(experiment: Trainings, updates: int, rate: float) -> None:
     scale = experiment.scale
     source = scratch(scale, scale.all_labels, updates, 0)
     experiment.scores([source])
-    seeds = range(min(4, scale.pairs))
-    arms = {
-        init: experiment.scores([Finetuning(init, scale.few_labels, updates, rate, seed, "budget") for seed in seeds])
-        for init in ("scratch", f"encoder:{source.name}")
-    }
-    plain, control = (mean_dsc(records) for records in arms.values())
+
+    def networks(init: str) -> list[Finetuning]:
+        seeds = range(min(4, scale.pairs))
+        return [Finetuning(init, scale.few_labels, updates, rate, seed, "budget") for seed in seeds]
+
+    plain = mean_dsc(experiment.scores(networks("scratch")))
+    control = mean_dsc(experiment.scores([source, *networks(f"encoder:{source.name}")])[1:])
     verdict = "transfer works" if control - plain >= GAIN_OF_CONTROL else "below the margin: is transfer broken?"
     print(f"positive control: DSC {control:.3f}, scratch {plain:.3f}: {verdict}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -96,6 +97,30 @@ def test_the_steps_compare_the_same_seeds_in_every_arm(tmp_path: Path) -> None:
         "scratch": 8, "SparK": 8, "AnatoMask": 8, "AnatoMask, permuted": 4
     }  # fmt: skip
     assert not by_labels
+
+
+class Written(Experiment):
+    """An experiment that trains nothing and writes what a training would leave."""
+
+    def _finetune(self, run: Finetuning) -> None:
+        self.trained = [*getattr(self, "trained", []), run.name]
+        folder = self.out / "runs" / run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cases.csv").write_text("")
+        self._record(run).write_text(json.dumps(record(run, 0.5, 0.5, 0.5)))
+
+
+def test_a_source_of_which_only_the_record_was_copied_is_trained_before_what_starts_from_it(tmp_path: Path) -> None:
+    source = Finetuning("scratch", 89, 600, 2e-3, 0, "budget")
+    control = Finetuning(f"encoder:{source.name}", 10, 600, 2e-3, 0, "budget")
+    experiment = Written(tmp_path, tmp_path, FULL, jobs=1)
+    experiment._record(source).write_text(json.dumps(record(source, 0.5, 0.5, 0.5)))
+    assert len(experiment.scores([source])) == 1 and not hasattr(experiment, "trained")
+    assert [scored["name"] for scored in experiment.scores([source, control])] == [source.name, control.name]
+    assert experiment.trained == [source.name, control.name]
+    shutil.rmtree(tmp_path / "runs")
+    experiment.scores([source, control])
+    assert experiment.trained == [source.name, control.name]  # nothing starts from it any more
 
 
 def test_all_steps_run_through(tmp_path: Path) -> None:
