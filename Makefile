@@ -35,7 +35,7 @@ format: venv ## ruff's formatter and its fixes
 	$(BIN)/ruff format .
 
 test: lint ## lint and all tests but the slow ones, in two processes
-	$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadgroup --durations=25
 
 test-slow: venv ## the tests that take minutes, in two processes
 	$(BIN)/pytest -m slow -n 2 --dist loadgroup --no-loadscope-reorder --durations=40
