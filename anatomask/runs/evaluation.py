@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,17 @@ from anatomask.evaluation.results import (
 )
 from anatomask.evaluation.settings import InferenceConfig, Metric
 from anatomask.evaluation.windows import VERSION
+from anatomask.runs.belongings import is_run
 from anatomask.weights.files import weights_digest
 
 OVERWRITE = "--overwrite evaluates it anew"
 EVALUATION = Writer(
-    "evaluation", IDENTITY_FILE, (PREDICTIONS, CASES_FILE, SUMMARY_FILE), ("split",), "move it elsewhere", OVERWRITE
+    "evaluation",
+    IDENTITY_FILE,
+    (PREDICTIONS, CASES_FILE, SUMMARY_FILE),
+    ("split", "checkpoint", "weights"),
+    "move it elsewhere",
+    OVERWRITE,
 )
 
 
@@ -60,16 +67,20 @@ def evaluation_identity(
 
 
 def claim_evaluation(folder: Storage, identity: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Take the folder of a run for an evaluation; `overwrite` removes what an earlier evaluation wrote.
+    """Take the folder of a run, or another, for an evaluation; `overwrite` removes what an earlier evaluation wrote.
+
+    A damaged identity is replaced in the folder of a run alone: elsewhere, nothing else says whose the files are.
 
     Raises:
         UserError: the folder holds another evaluation, whose differing fields are named, and `overwrite` is not set; or
             it holds files that no evaluation wrote.
     """
-    if overwrite and folder.exists(IDENTITY_FILE):
+    of_a_run = is_run(Path(folder.root))
+    writer = EVALUATION if of_a_run else replace(EVALUATION, remedy_damaged="")
+    if overwrite and folder.exists(IDENTITY_FILE) and (of_a_run or writer.earlier(folder) is not None):
         for path in evaluation_files(Path(folder.root)):
             path.unlink()
-    elif (before := EVALUATION.earlier(folder)) is not None:
+    elif (before := writer.earlier(folder)) is not None:
         require_same(folder.show(), "an evaluation", before, identity, OVERWRITE)
         return
     folder.write_json(IDENTITY_FILE, dict(identity))

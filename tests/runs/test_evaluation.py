@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.results import IDENTITY_FILE
 from anatomask.evaluation.settings import InferenceConfig
+from anatomask.runs.belongings import claim_folder
 from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, read_scores
+
+TEST = {"split": "test", "checkpoint": "best", "weights": "abc"}
 
 
 def test_an_evaluation_is_known_by_what_decides_its_scores(
@@ -39,19 +43,32 @@ def test_an_evaluation_is_known_by_what_decides_its_scores(
 
 
 def test_an_evaluation_with_the_windows_of_an_earlier_version_is_not_continued(tmp_path: Path) -> None:
-    now = {"split": "test", "inference": {"overlap": 0.5, "mirror": True, "windows": 2}}
+    now = {**TEST, "inference": {"overlap": 0.5, "mirror": True, "windows": 2}}
     claim_evaluation(Storage(tmp_path), {**now, "inference": {"overlap": 0.5, "mirror": True}}, overwrite=False)
     with pytest.raises(UserError, match=r"inference.*--overwrite evaluates it anew"):
         claim_evaluation(Storage(tmp_path), now, overwrite=False)
 
 
 @pytest.mark.parametrize("text", ['{"cut', "[]"])
-def test_a_damaged_identity_says_overwrite(text: str, tmp_path: Path) -> None:
+def test_a_damaged_identity_in_a_run_says_overwrite(text: str, tmp_path: Path) -> None:
+    claim_folder(tmp_path)
     (tmp_path / IDENTITY_FILE).write_text(text)
     with pytest.raises(UserError, match=r"evaluation\.json is damaged.*--overwrite"):
-        claim_evaluation(Storage(tmp_path), {"split": "test"}, overwrite=False)
-    claim_evaluation(Storage(tmp_path), {"split": "test"}, overwrite=True)
-    claim_evaluation(Storage(tmp_path), {"split": "test"}, overwrite=False)
+        claim_evaluation(Storage(tmp_path), TEST, overwrite=False)
+    claim_evaluation(Storage(tmp_path), TEST, overwrite=True)
+    claim_evaluation(Storage(tmp_path), TEST, overwrite=False)
+
+
+@pytest.mark.parametrize("text", ['{"cut', "[]", '{"split": "mine"}'])
+def test_a_folder_of_others_loses_nothing_by_its_evaluation_json(text: str, tmp_path: Path) -> None:
+    (tmp_path / "predictions").mkdir()
+    names = (IDENTITY_FILE, "predictions/a.csv", "predictions/a.nii.gz", "cases.csv", "summary.json")
+    for name in names:
+        (tmp_path / name).write_text(text)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"evaluation\.json is damaged.*; move it elsewhere$"):
+            claim_evaluation(Storage(tmp_path), TEST, overwrite=overwrite)
+    assert all((tmp_path / name).read_text() == text for name in names)
 
 
 def test_what_no_evaluation_wrote_is_neither_deleted_nor_counted(tmp_path: Path) -> None:
@@ -60,11 +77,11 @@ def test_what_no_evaluation_wrote_is_neither_deleted_nor_counted(tmp_path: Path)
     (tmp_path / "predictions" / "mine.nii.gz").write_text("mine")
     for overwrite in (False, True):
         with pytest.raises(UserError, match=r"predictions is there, but no evaluation wrote it; move it elsewhere"):
-            claim_evaluation(Storage(tmp_path), {"split": "test"}, overwrite=overwrite)
-    (tmp_path / IDENTITY_FILE).write_text('{"split": "val"}')
+            claim_evaluation(Storage(tmp_path), TEST, overwrite=overwrite)
+    (tmp_path / IDENTITY_FILE).write_text(json.dumps({**TEST, "split": "val"}))
     for name in ("predictions/a.csv", "predictions/a.nii.gz", "cases.csv", "summary.json"):
         (tmp_path / name).write_text("ours")
-    claim_evaluation(Storage(tmp_path), {"split": "test"}, overwrite=True)
+    claim_evaluation(Storage(tmp_path), TEST, overwrite=True)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"predictions/mine.nii.gz", IDENTITY_FILE}
 
