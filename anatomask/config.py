@@ -69,6 +69,7 @@ class SurveyConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_local("output")
         self.require_range(1, 1000, "tiles")
 
 
@@ -268,6 +269,7 @@ class ReportConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_local("out")
         if self.runs == ():
             raise ValueError("runs must name at least one folder of an evaluated run")
         self.require_distinct("runs", "tables", "pretrained", "sweeps")
@@ -296,6 +298,7 @@ class ExportWeightsConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_local("output")
         self.require_range(1, 1000, "in_channels")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise ValueError(f"license must be a name as cc-by-4.0 or other, not {self.license!r}")
@@ -334,6 +337,7 @@ class ImportWeightsConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_local("output")
         self.require_range(1, 1000, "attention_heads")
         self.require_range(1, 4096, "patch_size")
 

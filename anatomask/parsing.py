@@ -85,6 +85,8 @@ def from_yaml(text: str | bytes) -> Any:
         raise ValueError(f"{error.problem}{line}") from error
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+    except (LookupError, AttributeError, TypeError, OverflowError) as error:  # `!!bool maybe`, `!!int ''`
+        raise ValueError("a value in it is not of the type that its tag (!!) names") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -48,16 +48,20 @@ class Settings:
                     raise ValueError(f"{name} must be at most {high:,}, not {value}")
 
     def require_distinct(self, *names: str) -> None:
-        """Check that the named fields, each a tuple or None, hold no value twice.
+        """Check that the named fields, each a tuple or None, hold no value twice: `a` and `./a` are one folder.
 
         Raises:
             ValueError: one does; the message names it.
         """
         for name in names:
             values = getattr(self, name)
-            twice = [one for one, count in Counter(values if isinstance(values, tuple) else ()).items() if count > 1]
-            if twice:
-                raise ValueError(f"{name} names {twice[0]} twice")
+            seen: dict[Any, Any] = {}
+            for value in values if isinstance(values, tuple) else ():
+                key = Path(value).absolute() if isinstance(value, str) else value
+                if key in seen:
+                    other = "" if seen[key] == value else f", once as {value}"
+                    raise ValueError(f"{name} names {seen[key]} twice{other}")
+                seen[key] = value
 
     def require_local(self, *names: str) -> None:
         """Check that the named fields are folders, not addresses of object storage.
@@ -68,7 +72,8 @@ class Settings:
             ValueError: one is an address; the message names it.
         """
         for name in names:
-            if "://" in getattr(self, name):
+            value = getattr(self, name)
+            if isinstance(value, str) and "://" in value:  # in a recipe, what the user must name is missing
                 raise ValueError(
                     f"{name} must be a folder, on storage that all machines share, not an address: prepared data alone "
                     "may lie on object storage"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anatomask.cli import program
-from anatomask.errors import is_out_of_memory, reason, unexpected
+from anatomask.errors import MORE_MEMORY, UserError, in_words, is_out_of_memory, reason, unexpected
 
 
 def impossible() -> list[BaseException]:
@@ -33,6 +33,24 @@ def test_an_error_is_never_its_name_alone_where_memory_ran_out() -> None:
         assert reason(error).startswith("it needs more memory than there is")
         assert unexpected("a.nii", error).startswith("a.nii: it needs more memory than there is")
         assert "leave it out, or prepare it on a machine with more" in unexpected("a.nii", error)
+
+
+def test_what_a_user_can_mend_has_words_also_where_a_task_failed_by_it() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/runs/x")
+    for error, words in (
+        (UserError("a.nii is damaged; get it again"), "a.nii is damaged; get it again"),
+        (full, "/runs/x: no space is left on the device; free some or choose another folder"),
+        (MemoryError(), f"memory ran out; {MORE_MEMORY}"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory.\nTried much"),
+            f"memory ran out (CUDA out of memory.); {MORE_MEMORY}",
+        ),
+    ):
+        assert in_words(error) == words
+        failed = RuntimeError("the task's traceback")
+        failed.cause = error  # type: ignore[attr-defined]
+        assert in_words(failed) == words
+    assert in_words(RuntimeError("a defect")) is None
 
 
 def test_a_reason_is_one_line_without_the_path() -> None:

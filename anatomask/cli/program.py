@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import warnings
@@ -16,28 +15,9 @@ from rich.table import Table
 from anatomask.cli.arguments import parse, status_question
 from anatomask.config import NAMED_INPUTS
 from anatomask.data.addresses import is_address
-from anatomask.errors import Note, Stopped, UserError, is_out_of_memory
+from anatomask.errors import Note, Stopped, UserError, in_words
 from anatomask.recipes import RECIPES
 from anatomask.terminal.printing import message_text, never_fail_to_print
-
-REMEDIES = {
-    errno.ENOENT: "there is no such file or folder; check the path",
-    errno.ENOSPC: "no space is left on the device; free some or choose another folder",
-    errno.EROFS: "the file system is read-only; choose another folder",
-    errno.EACCES: "permission denied; choose a folder that you may use",
-    errno.EPERM: "permission denied; choose a folder that you may use",
-    errno.ENOTDIR: "a file is in the way; choose another folder",
-    errno.EEXIST: "a file is in the way; choose another folder",
-    errno.EISDIR: "a folder is in the way; choose another path",
-    errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
-    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
-    errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
-    errno.ENFILE: "the machine has too many files open; close some programs",
-}
-"""Reason and remedy for an error of the operating system, by its number; others show the system's own words."""
-
-
-MORE_MEMORY = "close other programs, lower --cluster.workers, or take a machine with more"
 
 
 class Stage(Protocol):
@@ -72,16 +52,10 @@ def run(verb: str, load: Callable[[], Stage], argv: Sequence[str] | None = None)
                 show_plan(verb, module.plan(invocation.config))
                 return 0
             return module.stage(invocation.config, overwrite=invocation.overwrite)
-    except UserError as error:
-        return _fail(console, verb, str(error))
-    except OSError as error:
-        return _fail(console, verb, describe(error))
-    except (MemoryError, RuntimeError) as error:
-        cause = getattr(error, "cause", None) or error  # where a task of Ray failed by it
-        if not is_out_of_memory(cause):
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        if (said := in_words(error)) is None:
             raise
-        said = f" ({' '.join(str(cause).split())})" if str(cause) else ""
-        return _fail(console, verb, f"memory ran out{said}; {MORE_MEMORY}")
+        return _fail(console, verb, said)
     except (KeyboardInterrupt, Stopped) as stop:
         console.print(f"anatomask {verb}: stopped. The same command goes on where it was.")
         return stop.exit_code if isinstance(stop, Stopped) else 130
@@ -129,16 +103,6 @@ def show_plan(verb: str, rows: Sequence[tuple[str, str]]) -> None:
     for name, value in rows:
         table.add_row(name, value)
     Console().print(table)
-
-
-def describe(error: OSError) -> str:
-    """Describe an error of the operating system: the file, the reason and the remedy."""
-    cause = getattr(error, "cause", None)  # a task of Ray failed by it
-    error = cause if isinstance(cause, OSError) else error
-    if error.errno is None:
-        return str(error) or type(error).__name__
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else "output"
-    return f"{name}: {REMEDIES.get(error.errno, os.strerror(error.errno))}"
 
 
 def _fail(console: Console, verb: str, message: str) -> int:

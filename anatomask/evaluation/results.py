@@ -230,6 +230,17 @@ def _summarise_class(scores: Sequence[CaseScore], measured: Sequence[str]) -> di
     }
 
 
+KINDS: Mapping[tuple[str, ...], tuple[Any, str]] = {
+    ("run", "method", "initialisation", "dataset", "data"): (str, "text"),
+    ("network", "split", "checkpoint", "absent"): (str | None, "text"),
+    ("cases",): (int, "a whole number"),
+    ("train_fraction",): (float | int | None, "a number"),
+    ("nsd_tolerance_mm", "failed", "classes"): (Mapping | None, "fields"),
+    ("folds",): (list | None, "a list"),
+}
+"""Types of the fields of `summary.json`, of which those with None came later, and what messages call them."""
+
+
 def check_summary(summary: Any, source: str) -> Mapping[str, Any]:
     """Return the parsed `summary.json` if it has what a report needs.
 
@@ -257,9 +268,16 @@ def check_summary(summary: Any, source: str) -> Mapping[str, Any]:
         and all(isinstance(training.get(name), kind) for name, kind in (("seed", int), ("seeds", str), ("starts", str)))
     ):
         raise UserError(f"{source}: training lacks seed, seeds and starts; evaluate the run again with --overwrite")
-    for name in ("run", "method", "dataset", "data"):
-        if not isinstance(summary[name], str):
-            raise UserError(f"{source}: {name} must be text, not {summary[name]!r}; evaluate again with --overwrite")
+    for names, (kind, words) in KINDS.items():
+        for name in names:
+            value = summary.get(name)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise UserError(f"{source}: {name} must be {words}, not {value!r}; evaluate again with --overwrite")
+    tolerances = (summary.get("nsd_tolerance_mm") or {}).values()
+    if not all(isinstance(value, int | float) for value in tolerances):
+        raise UserError(f"{source}: nsd_tolerance_mm must be numbers by class; evaluate again with --overwrite")
+    if summary.get("folds") and fold is None:
+        raise UserError(f"{source}: folds are named without a fold; evaluate again with --overwrite")
     return summary
 
 

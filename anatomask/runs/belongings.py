@@ -11,13 +11,14 @@ from anatomask.errors import UserError
 from anatomask.evaluation.results import evaluation_files
 from anatomask.files import write_text
 from anatomask.parsing import from_json
+from anatomask.runs.checkpoint_index import CHECKPOINTS
 
 MARKER = "anatomask-run.txt"
 CONFIG = "config.yaml"
 INPUTS = "inputs.json"
 ENVIRONMENT = "environment.json"
 
-INDEX = "checkpoints/index.json"
+INDEX = f"{CHECKPOINTS}/index.json"
 WRITTEN = (
     *("stop", "metrics.jsonl", "non_finite.jsonl", "log.txt", "events.out.tfevents.*"),
     *("checkpoints/step_*/*.safetensors", "checkpoints/step_*/*.json", "checkpoints/.step_*/*", "pictures/**/*.png"),
@@ -95,8 +96,11 @@ def remove_run(folder: Path) -> list[str]:
 
 
 def _written_files(folder: Path) -> Iterator[Path]:
+    """List the files of the patterns. Behind a linked folder, only checkpoints have names that nobody else gives."""
     for pattern in WRITTEN:
-        yield from (path for path in list(folder.glob(pattern)) if not path.is_dir())
+        top = folder / pattern.partition("/")[0]
+        if not (top.is_symlink() and top.is_dir()) or top == folder / CHECKPOINTS:
+            yield from (path for path in list(folder.glob(pattern)) if not path.is_dir())
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -104,9 +108,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _remove(folder: Path, path: Path) -> None:
-    """Remove a file, and the folders below `folder` that it leaves empty."""
+    """Remove a file, and the folders below `folder` that it leaves empty; a linked folder stays."""
     path.unlink(missing_ok=True)
     for parent in path.parents:
-        if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+        if parent == folder or parent.is_symlink() or not parent.is_dir() or any(parent.iterdir()):
             return
         parent.rmdir()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anatomask.errors import UserError
+from anatomask.files import refuse_pipe
 from anatomask.names import shown
 from anatomask.parsing import from_json
 
@@ -30,6 +31,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     if not path.exists():
         return {}
+    refuse_pipe(path)
     try:
         return _checked(from_json(path.read_bytes()))
     except ValueError as error:

@@ -16,7 +16,7 @@ import yaml
 from anatomask.data.addresses import folder_name
 from anatomask.data.claims import differences, require_same, short_text
 from anatomask.errors import UserError
-from anatomask.files import write_text
+from anatomask.files import refuse_pipe, write_text
 from anatomask.names import file_name, some
 from anatomask.parsing import from_json, from_yaml
 from anatomask.runs.belongings import CONFIG, ENVIRONMENT, INPUTS, claim_folder, remove_run
@@ -94,6 +94,7 @@ def _read(path: Path, parse: Callable[[bytes], Any]) -> Mapping[str, Any]:
     """
     if not path.exists():
         return {}
+    refuse_pipe(path)
     try:
         fields = parse(path.read_bytes())
     except ValueError as error:

@@ -64,6 +64,8 @@ def claim_prediction(folder: Storage, identity: Mapping[str, Any], cases: Sequen
             raise UserError(
                 f"{folder.show(others[0].removeprefix('./'))} is there, but no prediction of anatomask; {OTHER_OUT}"
             )
+    elif not (isinstance(before[CASES], list) and all(isinstance(case, str) for case in before[CASES])):
+        raise UserError(f"{folder.show(SETTINGS)} is damaged ({CASES} is no list of names); {OTHER_OUT}")
     elif overwrite:
         for case in before[CASES]:
             for ending in (LABEL_MAP, PROBABILITIES):

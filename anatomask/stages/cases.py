@@ -17,7 +17,7 @@ from anatomask.cluster_nodes import (
     require_known_type,
 )
 from anatomask.cluster_settings import ClusterConfig
-from anatomask.errors import UserError
+from anatomask.errors import in_words, reason
 from anatomask.evaluation.placement import Placement, place, too_large
 from anatomask.terminal.progress import progress_shown
 
@@ -100,6 +100,4 @@ def _one_case(work: CaseWork[Any], weights: Any, case: str, threads: int, gpu: b
 
 def _reason(error: ray.exceptions.RayError) -> str:
     cause = getattr(error, "cause", None) or error
-    if isinstance(cause, UserError):
-        return str(cause)
-    return f"{type(cause).__name__}: {cause}"
+    return in_words(error) or f"{type(cause).__name__}: {reason(cause)}"

@@ -22,7 +22,7 @@ from anatomask.runs.evaluation import EVALUATION
 from anatomask.stages.import_weights import check_folder
 from anatomask.weights.axes import IN_WORDS
 from anatomask.weights.exporting import ENDINGS, FOLDERS, Export, export_weights, write_export
-from anatomask.weights.files import find_weights, read_weights, run_name, weights_digest, write_weights
+from anatomask.weights.files import TENSORS, find_weights, read_weights, run_name, weights_digest, write_weights
 from anatomask.weights.model_card import MODEL_CARD, guide, model_card
 
 
@@ -76,9 +76,11 @@ def write_folder(folder: Path, export: Export, config: ExportWeightsConfig, *, o
     weights = folder / bundle_files.MODELS if config.format == "monai-bundle" else folder
     check_folder(folder, overwrite)
     check_folder(weights, overwrite)
+    ours = (weights / TENSORS).exists()  # they are written before the texts
     for name in texts:
-        if (folder / name).exists() and not overwrite:
-            raise UserError(f"--output {folder} holds a {name} already: choose another folder, or --overwrite")
+        if (folder / name).exists() and not (overwrite and ours):
+            remedy = "choose another folder, or --overwrite" if ours else "choose another folder"
+            raise UserError(f"--output {folder} holds a {name} already: {remedy}")
     write_weights(weights, export.content, export.header)
     for name, text in texts.items():
         write_text(folder / name, text)

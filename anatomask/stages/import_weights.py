@@ -19,6 +19,7 @@ from anatomask.nn.backbones import UNNAMED
 from anatomask.nn.backbones.unetr import POSITIONS, UNETRConfig
 from anatomask.runs.checkpoint_index import CHECKPOINTS
 from anatomask.weights.files import (
+    HEADER,
     TENSORS,
     describe_architecture,
     encoder_prefix,
@@ -116,12 +117,15 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """Check that weights may be written into a folder.
 
     Raises:
-        UserError: they would hide a run's checkpoints, or replace other weights without `overwrite`.
+        UserError: they would hide a run's checkpoints, or replace other weights without `overwrite`, or a file of
+            others.
     """
     if (folder / CHECKPOINTS).exists() or (folder / "config.yaml").exists():
         raise UserError(f"--output {folder} is a run's folder: choose another")
     if (folder / TENSORS).exists() and not overwrite:
         raise UserError(f"--output {folder} holds weights already: choose another folder, or --overwrite")
+    if (folder / HEADER).exists() and not (folder / TENSORS).exists():
+        raise UserError(f"--output {folder} holds a {HEADER} and no weights: choose another folder")
 
 
 def describe(weights: Weights) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from anatomask.data.plans import find_configuration, stage_strides
 from anatomask.errors import Note, UserError
+from anatomask.files import refuse_pipe
 from anatomask.nn.backbones import backbone_config, backbone_names
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.names import Form
@@ -183,6 +184,7 @@ cannot run code."""
 
 def _load(path: Path) -> dict[str, Any]:
     """Load the dictionary in a PyTorch file without running anything that it contains."""
+    refuse_pipe(path)
     try:
         with torch.serialization.safe_globals(_PLAIN):
             content = torch.load(path, map_location="cpu", weights_only=True)

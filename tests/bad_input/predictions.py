@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 
 from tests.bad_input.kinds import PREDICT, Kind, Spoil
@@ -97,6 +99,16 @@ KINDS = [
         PREDICT,
         "prediction.json is damaged",
         text("predicted/prediction.json", "5"),
+    ),
+    *(
+        Kind(
+            f"predictions over a claim whose cases are {cases}",
+            f"{PREDICT} {flags}",
+            "prediction.json is damaged .cases is no list of names",
+            text("predicted/prediction.json", json.dumps({"source": 1, "weights": [], "cases": cases})),
+        )
+        for cases in (5, [1])
+        for flags in ("", "--overwrite")
     ),
     Kind("predictions into a file", PREDICT, "predicted.*choose another", text("predicted", "x")),
     Kind("predictions into a bucket", f"{PREDICT} --out s3://bucket/out", "must be on this machine; name local"),

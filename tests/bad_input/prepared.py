@@ -167,7 +167,7 @@ KINDS = [
     Kind(
         "shards twice",
         f"{NEW_PRETRAINING} --data data ./data",
-        "--data names .*data twice; leave one out",
+        "data names data twice, once as",
     ),
     Kind(
         "shards of another spacing beside the first",

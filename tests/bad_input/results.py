@@ -13,6 +13,11 @@ SUMMARY, SCORES, CLAIM = (f"runs/finetuned/{name}" for name in ("summary.json", 
 FIELDS = ("run", "method", "initialisation", "dataset", "cases", "dsc", "nsd", "data")
 
 
+def with_field(field: str, value: Any, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary with another value of one field."""
+    return summary | {field: value}
+
+
 def without(field: str, summary: dict[str, Any]) -> dict[str, Any]:
     """Leave a field out."""
     return {name: value for name, value in summary.items() if name != field}
@@ -109,6 +114,38 @@ KINDS = [
         "summary.json",
         of_json(SUMMARY, lambda c: c["dsc"].update(mean="good")),
     ),
+    *(
+        Kind(
+            f"a summary whose {name} is {value}",
+            REPORT,
+            f"summary.json: {name} must be {words}, not .*; evaluate again with --overwrite",
+            of_json(SUMMARY, partial(with_field, name, value)),
+        )
+        for name, value, words in (
+            ("failed", 5, "fields"),
+            ("failed", [1], "fields"),
+            ("classes", 5, "fields"),
+            ("folds", 5, "a list"),
+            ("initialisation", [1], "text"),
+            ("network", [1], "text"),
+            ("nsd_tolerance_mm", 5, "fields"),
+            ("cases", "many", "a whole number"),
+        )
+    ),
+    Kind(
+        "a summary of folds without a fold",
+        REPORT,
+        "summary.json: folds are named without a fold",
+        of_json(SUMMARY, lambda c: c | {"folds": [0], "fold": None}),
+    ),
+    Kind(
+        "a summary whose tolerance is a word",
+        REPORT,
+        "summary.json: nsd_tolerance_mm must be numbers by class",
+        of_json(SUMMARY, lambda c: c | {"nsd_tolerance_mm": {"liver": "wide"}}),
+    ),
+    Kind("a report of one run by two names", "report --runs runs/finetuned ./runs/finetuned", "twice, once as ./runs"),
+    Kind("a report into a bucket", f"{REPORT} --out s3://bucket/report", "out must be a folder"),
     Kind(
         "a summary whose data set is a list",
         REPORT,

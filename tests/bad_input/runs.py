@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tests.bad_input.kinds import FINETUNE, SAME_FINETUNING, SAME_PRETRAINING, SWEEP, Kind
-from tests.bad_input.spoiling import DEEP, every, of_json, text, weights
+from tests.bad_input.spoiling import DEEP, every, of_json, pipe, text, weights
 
 FINETUNED = "runs/finetuned"
 INDEX = f"{FINETUNED}/checkpoints/index.json"
@@ -64,6 +64,15 @@ KINDS = [
         Kind(f"a run whose {name} is {what}", SAME_FINETUNING, name, text(f"{FINETUNED}/{name}", content))
         for name in ("config.yaml", "inputs.json", "environment.json")
         for what, content in CONTENTS.items()
+    ),
+    *(
+        Kind(
+            f"a run whose {name} is a pipe",
+            SAME_FINETUNING,
+            f"{name} is a named pipe; put a file there",
+            pipe(f"{FINETUNED}/{name}"),
+        )
+        for name in ("config.yaml", "inputs.json", "environment.json", "checkpoints/index.json")
     ),
     Kind("a run whose index is damaged", SAME_FINETUNING, "index.json is damaged.*--overwrite", text(INDEX, "{")),
     Kind("a run whose index is a number", SAME_FINETUNING, "index.json", text(INDEX, "5")),

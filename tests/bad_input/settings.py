@@ -178,6 +178,10 @@ KINDS = [
     Kind("a number where a section is wanted", CONFIGURED, "loader must be a mapping", yaml("loader: 3")),
     Kind("a yes where a number is wanted", CONFIGURED, "seed", yaml("seed: true")),
     Kind("a key that is a number", CONFIGURED, "3: no such field", yaml("3: 4")),
+    *(
+        Kind(f"a configuration with {value}", CONFIGURED, "of the type that its tag", yaml(f"seed: {value}"))
+        for value in ("!!bool maybe", "!!int ''", "!!float ''", "!!timestamp x")
+    ),
     Kind("a key given twice", CONFIGURED, "seed", yaml("seed: 1\nseed: 2")),
     Kind("a tag that would run code", CONFIGURED, "is not YAML", yaml("a: !!python/object/apply:os.getcwd []")),
     Kind("a list of many levels", CONFIGURED, "c.yaml", yaml("seed: " + "[" * 5000 + "]" * 5000)),

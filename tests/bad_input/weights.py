@@ -198,7 +198,7 @@ KINDS = [
     Kind(
         "a bundle over a file of somebody else",
         f"{BUNDLE} --output scans",
-        "scans holds a LICENSE already: choose another folder, or --overwrite",
+        "scans holds a LICENSE already: choose another folder$",
         text("scans/LICENSE", "precious"),
     ),
     reading(

@@ -115,6 +115,20 @@ def test_overwrite_leaves_the_files_of_others_and_says_so(tmp_path: Path) -> Non
     assert "did not write: checkpoints/mine/model.safetensors, notes.md, pictures/figure.svg and 1 more" in line
 
 
+def test_overwriting_a_run_with_checkpoints_elsewhere_leaves_the_link_and_the_files_of_others(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "scratch"
+    open_run(run, {"seed": 0}, overwrite=False)
+    for name, content in (("checkpoints", "step_00000004/model.safetensors"), ("exported", "mine.pth")):
+        (elsewhere / name / content).parent.mkdir(parents=True)
+        (elsewhere / name / content).write_text("x")
+        (run / name).symlink_to(elsewhere / name)
+    (run / "checkpoints" / "index.json").write_text("{}")
+    open_run(run, {"seed": 1}, overwrite=True)
+    assert [path.name for path in elsewhere.rglob("*") if path.is_file()] == ["mine.pth"]
+    assert (run / "checkpoints").is_symlink() and not list((run / "checkpoints").iterdir())
+    open_run(run, {"seed": 2}, overwrite=True)
+
+
 def test_overwriting_a_sweep_takes_the_runs_of_its_trials_with_it(tmp_path: Path) -> None:
     sweep = tmp_path / "s"
     open_run(sweep, SETTINGS, overwrite=False)

@@ -290,7 +290,7 @@ EVALUATED = {"run": "ts-finetuned", "method": "scratch", "initialisation": "rand
 def evaluate(run: Path, checkpoint: str, split: str = "test") -> None:
     """What an evaluation of a checkpoint leaves in the run's folder: one case, one class."""
     digest = weights_digest(find_weights(run, checkpoint))
-    (run / "evaluation.json").write_text(json.dumps({"split": split, "weights": digest}))
+    (run / "evaluation.json").write_text(json.dumps({"split": split, "checkpoint": checkpoint, "weights": digest}))
     scores = {"dsc": {"mean": 0.5, "sd": None}, "nsd": {"mean": 0.25, "sd": None}}
     kin = {"training": {"seed": 0, "seeds": "a", "starts": "b"}}
     summary = EVALUATED | {"data": "x", "split": split, "cases": 1, "failed": {}} | scores | kin
@@ -353,6 +353,11 @@ def test_the_card_names_the_scores_of_these_very_weights(runs: Path) -> None:
         (["--format", "huggingface", "--output", "runs/ts-finetuned"], "is a run's folder: choose another"),
         (["--format", "huggingface", "--output", "file"], "file is a file: choose a folder"),
         (["--format", "huggingface", "--output", "mine"], r"mine holds a README\.md already: choose another folder"),
+        (
+            ["--format", "huggingface", "--output", "mine", "--overwrite"],
+            r"mine holds a README\.md already: choose another folder$",
+        ),
+        (["--format", "monai", "--output", "s3://bucket/x.pt"], "output must be a folder"),
         (["--format", "monai", "--license", "mit"], "license is written by huggingface and monai-bundle alone"),
         (["--format", "huggingface", "--license", "a b"], "license must be a name as cc-by-4.0"),
     ],
