@@ -11,7 +11,7 @@ import numpy as np
 CROP = ("48", "48", "48")
 PATCH, DECODER_WIDTH = 8, 32
 FINETUNING_EPOCHS, PRETRAINING_EPOCHS = 20, 50
-"""Epochs of a training, whatever its number of updates: the learning rate changes from one to the next."""
+"""Epochs of a training, whatever its number of updates."""
 POINTS = 4
 """Number of points of a learning curve."""
 FINER_TOLERANCE_MM = 2.0
@@ -79,6 +79,7 @@ class Pretraining:
             *("--method.ema-decay-final", "0.998", "--loader.patch-size", *CROP),
             *("--training.epochs", str(epochs), "--training.steps-per-epoch", str(self.updates // epochs)),
             *("--training.validate-every", str(max(1, epochs // 5)), "--optimiser.warmup-epochs", "2"),
+            *("--optimiser.rate-every", "update"),
         ]
 
 
@@ -109,12 +110,14 @@ class Finetuning:
     def settings(self, all_labels: int) -> list[str]:
         """Return the flags of `finetune`."""
         epochs = min(FINETUNING_EPOCHS, self.updates)
+        points = POINTS if self.split == "val" else 1  # no curve is drawn of what chooses
         return [
             *("--seed", str(self.seed), "--train-fraction", str(self.labels / all_labels)),
             *("--val-split", self.split, "--loader.patch-size", *CROP),
             *("--training.epochs", str(epochs), "--training.steps-per-epoch", str(self.updates // epochs)),
-            *("--training.validate-every", str(max(1, epochs // POINTS))),
+            *("--training.validate-every", str(max(1, epochs // points))),
             *("--optimiser.lr", str(self.rate), "--optimiser.warmup-epochs", str(epochs // 10)),
+            *("--optimiser.rate-every", "update"),
             *("--inference.overlap", "0.25"),
         ]
 

@@ -21,7 +21,7 @@ from anatomask.reports.evidence_figure import evidence_figure
 
 PRIMARY = [("AnatoMask", "scratch"), ("AnatoMask", "SparK")]
 """Comparisons whose p values Holm's method corrects."""
-OTHERS = [("SparK", "scratch"), ("AnatoMask, permuted", "scratch")]
+OTHERS = [("SparK", "scratch"), ("AnatoMask, permuted", "scratch"), ("AnatoMask", "AnatoMask, permuted")]
 
 Arms = dict[str, list[ArmRun]]
 

@@ -16,14 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from evidence_design import DIGITS, FINER_TOLERANCE_MM, Finetuning, Pretraining, Record, Scale
+from evidence_design import DIGITS, Finetuning, Pretraining, Record, Scale
 
-from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.metrics import score_classes
-from anatomask.evaluation.results import CASES_FILE, PREDICTIONS, from_csv
+from anatomask.evaluation.results import CASES_FILE, from_csv
 from anatomask.files import write_text
 from anatomask.runs.folder import environment
 from anatomask.training.journal import METRICS
@@ -54,7 +51,7 @@ class Experiment:
         """Hold the folder for this commit and scale, and end all trainings when this program ends.
 
         Raises:
-            SystemExit: the folder belongs to another commit or scale.
+            SystemExit: the folder belongs to another commit or scale, or holds records of another commit.
         """
         given = {"commit": self.commit, "scale": json.loads(json.dumps(asdict(self.scale)))}
         path = self.out / "experiment.json"
@@ -68,6 +65,8 @@ class Experiment:
         else:
             self.out.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(given, indent=1))
+        if other := [record["name"] for record in self.records() if record["commit"] != self.commit]:
+            raise SystemExit(f"{self.out}/records holds {other[0]} of another commit: move it elsewhere")
 
         def end(number: int, frame: FrameType | None) -> None:
             self._end()  # now, for whatever waits for the trainings is left first
@@ -170,12 +169,14 @@ class Experiment:
         self._command(
             "evaluate",
             f"{run.name}.{run.split}",
-            ["--run", str(folder), "--split", run.split, "--checkpoint", "last", "--inference.no-mirror"],
+            [
+                *("--run", str(folder), "--split", run.split, "--checkpoint", "last", "--inference.no-mirror"),
+                *("--scoring.metrics", "nsd", "nsd_2mm"),
+            ],
         )
         write_text(self._record(run), json.dumps(self._scored(run, folder, seconds), indent=1))
 
     def _scored(self, run: Finetuning, folder: Path, seconds: float) -> Record:
-        dataset = PreparedDataset.open(str(self.out / "shards"))
         dsc: dict[str, dict[str, float]] = {}
         nsd: dict[str, dict[str, float]] = {}
         finer: dict[str, dict[str, float]] = {}
@@ -183,14 +184,7 @@ class Experiment:
             if score.voxels:
                 dsc.setdefault(score.case, {})[score.class_name] = round(score.dsc, DIGITS)
                 nsd.setdefault(score.case, {})[score.class_name] = round(score.nsd, DIGITS)
-        for case, organs in dsc.items():
-            predicted = nib.Nifti1Image.from_filename(folder / PREDICTIONS / f"{case}.nii.gz")
-            truth = np.asarray(dataset.original_label(case).dataobj)
-            tolerance = dict.fromkeys(dataset.class_names, FINER_TOLERANCE_MM)
-            spacing = nib.affines.voxel_sizes(predicted.affine)
-            scores = score_classes(np.asarray(predicted.dataobj), truth, spacing, tolerance)
-            names = {name: class_id for class_id, name in dataset.class_names.items()}
-            finer[case] = {organ: round(scores[names[organ]].nsd, DIGITS) for organ in organs}
+                finer.setdefault(score.case, {})[score.class_name] = round(score.nsd_2mm, DIGITS)
         rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
         curve = [[row["step"], round(row["val/dice"], DIGITS)] for row in rows if "val/dice" in row]
         return {

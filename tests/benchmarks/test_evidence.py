@@ -15,7 +15,7 @@ import pytest
 from evidence_design import Finetuning, Pretraining, Record, Scale, mean_dsc, weakest_organ
 from evidence_report import arm_of, main_comparison
 from evidence_runs import Experiment
-from evidence_steps import FULL, QUICK, choose_budget, choose_rate, run_steps
+from evidence_steps import FULL, QUICK, choose_budget, choose_rate, positive_control, run_steps
 
 ORGANS = ("brainstem", "cord", "mandible")
 
@@ -69,10 +69,41 @@ def test_the_longest_budget_is_taken_where_none_fits(tmp_path: Path) -> None:
     assert choose_budget(Imagined(tmp_path, FULL, lambda run: (0.5, 0.5, 0.1))) == 4000
 
 
-def test_each_arm_has_the_rate_that_the_choosing_cases_like_best(tmp_path: Path) -> None:
-    experiment = Imagined(tmp_path, FULL, lambda run: (0.7 if run.rate == 6e-3 else 0.6,) * 3)
-    assert choose_rate(experiment, "spark-body-u10000-p0", 1000) == 6e-3
-    assert [run.rate for run in experiment.asked] == list(FULL.rates)
+def test_arms_that_are_compared_have_the_one_rate_that_the_choosing_cases_like_best(tmp_path: Path) -> None:
+    def score(run: Finetuning) -> Sequence[float]:
+        liked = {("a", 2e-3): 0.7, ("b", 6e-3): 0.9}
+        return (liked.get((run.init, run.rate), 0.6),) * 3
+
+    experiment = Imagined(tmp_path, FULL, score)
+    assert choose_rate(experiment, ["a"], 1000) == 2e-3
+    assert choose_rate(experiment, ["a", "b"], 1000) == 6e-3
+    assert {(run.init, run.rate) for run in experiment.asked} == {(init, rate) for init in "ab" for rate in FULL.rates}
+
+
+@pytest.mark.parametrize(
+    ("full", "control", "verdict"),
+    [
+        (0.70, 0.66, "transfer works"),
+        (0.70, 0.64, "below 0.050"),
+        (0.64, 0.62, "transfer works"),
+        (0.64, 0.61, "below"),
+    ],
+)
+def test_the_control_must_gain_5_dsc_or_half_of_what_all_labels_give(
+    full: float, control: float, verdict: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def score(run: Finetuning) -> Sequence[float]:
+        return ({89: full}.get(run.labels, control if run.init != "scratch" else 0.6),) * 3
+
+    positive_control(Imagined(tmp_path, FULL, score), 600, 2e-3)
+    assert verdict in capsys.readouterr().out
+
+
+def test_records_of_another_commit_are_refused(tmp_path: Path) -> None:
+    experiment = Written(tmp_path, tmp_path, FULL, jobs=1)
+    experiment._finetune(Finetuning("scratch", 10, 600, 2e-3, 0, "budget"))
+    with pytest.raises(SystemExit, match="s0 of another commit: move it elsewhere"), experiment.claimed():
+        pass
 
 
 def test_the_steps_compare_the_same_seeds_in_every_arm(tmp_path: Path) -> None:
