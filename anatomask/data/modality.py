@@ -12,7 +12,9 @@ from anatomask.data.fingerprint import ChannelFingerprint
 from anatomask.errors import UserError
 
 NOT_CT = re.compile(r"\b(mri?|t[12]\w*|flair|dwi|adc|pet|pt|suv)\b", re.IGNORECASE)
-"""Pattern of the names of channels that are no CT."""
+"""Pattern of the names of channels that are no CT, or not CT alone."""
+CT = re.compile(r"\bct\b", re.IGNORECASE)
+"""Pattern of the names of channels that may be CT, as "CT or MR"."""
 LEAST_HU = -50
 """HU above which all voxels of a scan lie only if it is in other units: fat is darker."""
 FEW = 256
@@ -42,7 +44,8 @@ def require_kind(name: str, volumes: Sequence[np.ndarray], channels: Sequence[Ch
                 f"{float(volume.min()):g}), and the network reads {channel.name}; give a CT, with the rescale slope "
                 "and intercept applied, or leave it out"
             )
-        if channel.scheme != "ct" and NOT_CT.search(channel.name) and looks_like_ct(volume):
+        other = NOT_CT.search(channel.name) and not CT.search(channel.name)
+        if channel.scheme != "ct" and other and looks_like_ct(volume):
             raise UserError(
                 f"{name} is a CT in HU (it has air below {AIR_HU}), and the network reads {channel.name}; leave it "
                 "out, or name a run that was trained on CT"

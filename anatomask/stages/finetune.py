@@ -24,7 +24,7 @@ from anatomask.plugins import plugin_flags
 from anatomask.runs.identity import run_key
 from anatomask.runs.siblings import of_any_fold
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
-from anatomask.stages.remarks import labels_besides, other_data, unused_folds
+from anatomask.stages.remarks import labels_besides, other_data, sides_unknown, unused_folds
 from anatomask.stages.training import describe_weights, open_data, training_job
 from anatomask.training.job import TrainingJob
 from anatomask.training.tasks import finetuning_task
@@ -82,6 +82,7 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
     draw = FinetuningDraw(config.loader, tuple(header["mirror_axes"]))
     origin = loaded_in_words(loaded, config.init)
     remarks = labels_besides(train_cases, val_cases, config.train_fraction) + unused_folds(dataset, config.fold)
+    remarks += sides_unknown(dataset.class_names.values(), header["mirror_axes"])
     if source is not None:
         remarks += other_data(read_header(source), dataset)
     return training_job(config, "finetune", dataset, train_cases, draw, task, inputs, origin=origin, remarks=remarks)

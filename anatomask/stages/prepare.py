@@ -131,8 +131,8 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
     _show_result(root, source, records, splits, outcomes, time.perf_counter() - start)
     shapes = [record.shape for record in records.values()]
     labelled = any(record.labelled for record in records.values())
-    told = after_prepare(public_address(config.out), source.info.spacing, shapes, labelled, source.info.reader)
-    print(*told, sep="\n")
+    info, out = source.info, public_address(config.out)
+    print(*after_prepare(out, info.spacing, shapes, labelled, info.reader, len(info.channel_names)), sep="\n")
     return 1 if skipped else 0
 
 

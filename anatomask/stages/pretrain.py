@@ -15,9 +15,9 @@ from anatomask.data.samples import random_origin, worker_share
 from anatomask.data.shards import LOCATED_CASES, PreparedDataset
 from anatomask.errors import UserError
 from anatomask.nested import plain
-from anatomask.plugins import plugin_flags
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.remarks import watched_test_cases
+from anatomask.stages.suggestions import after_pretraining
 from anatomask.stages.training import describe_weights, folders, open_data, training_job
 from anatomask.training.estimate import Reading, device_of, reading_rows
 from anatomask.training.fixed_scans import choose_fixed_cases
@@ -77,10 +77,11 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     job = build_job(config)
     require_memory_here(config)
     run_job(job, config.cluster, "pretrain", overwrite=overwrite)
+    labelled = any(record.labelled for record in open_data(config).records.values())
     print(
         f"Pretrained weights: {job.run}\n"
         f"Look at the training: tensorboard --logdir {job.run.parent}\n"
-        f"Next: anatomask finetune --init {job.run} --data FOLDER (prepared, with labels){plugin_flags()}"
+        f"{after_pretraining(str(job.run), folders(config), labelled, config.loader.patch_size)}"
     )
     return 0
 

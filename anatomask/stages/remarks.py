@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from anatomask.data.addresses import public_address
@@ -90,6 +91,16 @@ def labels_besides(train: Sequence[str], val: Sequence[str], fraction: float) ->
     return [
         f"besides the {len(train)} labelled cases of --train-fraction {fraction:g}, {len(val)} more choose the best "
         "checkpoint; to use their labels for nothing, `evaluate --checkpoint last`"
+    ]
+
+
+def sides_unknown(class_names: Iterable[str], mirrored: Sequence[int]) -> list[str]:
+    """Remark where crops are mirrored from left to right, though classes without names may have sides."""
+    if 0 not in mirrored or not any(re.fullmatch(r"class \d+", name) for name in class_names):
+        return []
+    return [
+        "classes are named after their values, so crops are mirrored from left to right, too; where one has a side, as "
+        "a left kidney has, name them (prepare --reader.label-names), or --loader.mirror-axes 1 2"
     ]
 
 

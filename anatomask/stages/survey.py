@@ -67,7 +67,8 @@ def stage(config: SurveyConfig, *, overwrite: bool = False) -> int:
     spacing = raw.spacing or _planned(raw, cases)
     shapes = [target_shape(grid.shape, grid.spacing, spacing) for grid in grids]
     show_survey(Console(), config.source, config.output, raw, cases, rows, found)
-    print(*after_survey(config.source, spacing, shapes, Path(config.source).absolute().name), sep="\n")
+    name = Path(config.source).absolute().name
+    print(*after_survey(config.source, spacing, shapes, name, config.dataset, config.reader), sep="\n")
     return 0
 
 

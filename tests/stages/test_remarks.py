@@ -17,6 +17,7 @@ from anatomask.stages.remarks import (
     large_crops,
     little_context,
     other_data,
+    sides_unknown,
     unused_folds,
     watched_test_cases,
 )
@@ -70,6 +71,12 @@ def test_labels_that_choose_the_checkpoint_are_told() -> None:
     assert labels_besides(["a"], ["b", "c"], 1.0) == labels_besides(["a"], [], 0.1) == []
     (text,) = labels_besides(["a"], ["b", "c"], 0.1)
     assert "besides the 1 labelled cases of --train-fraction 0.1, 2 more" in text
+
+
+def test_mirroring_of_classes_that_may_have_sides_is_told() -> None:
+    (text,) = sides_unknown(["class 1", "class 2"], (0, 1, 2))
+    assert "mirrored from left to right" in text and "--reader.label-names" in text
+    assert sides_unknown(["class 1"], (1, 2)) == sides_unknown(["liver"], (0, 1, 2)) == []
 
 
 def test_a_spacing_that_beats_the_recipes_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def checked(raw: RawDataset, source: Path, options: ReaderConfig) -> RawDataset:
     """
     raw = with_refusals(raw, source)
     if not raw.cases:
-        raise UserError(f"{source} holds no scans; choose another folder")
+        raise UserError(f"{source} holds no scans{''.join(f'; {text}' for text in raw.remarks)}; choose another folder")
     twice = [case for case, count in Counter(raw.case for raw in raw.cases).items() if count > 1]
     if twice:
         raise UserError(f"{source}: two scans would both be case {twice[0]!r}; rename one of them")

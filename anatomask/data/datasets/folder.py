@@ -5,7 +5,7 @@ with a remark. `--reader.image` and `--reader.label` name both by patterns inste
 label maps, which are read once to list them, or those of `--reader.label-names`.
 
 A few scans (at most 8, spread over the folder) are inspected. If all look like HU, all scans are taken as CT, else as
-"MR", which is normalised scan by scan.
+"MR", or "CT or MR" where both are found, which is normalised scan by scan.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     raw = RawDataset(
         reader="folder",
         cases=cases,
-        channel_names=("CT",) if ct else ("MR",),
+        channel_names=("CT",) if ct else ("CT or MR",) if any(like_ct) else ("MR",),
         schemes=("ct",) if ct else ("zscore",),
         class_names=classes,
         nsd_tolerance=dict.fromkeys(classes, DEFAULT_NSD_TOLERANCE),
@@ -187,6 +187,8 @@ def _remarks(
             f"{len(found.labels)} files are named like label maps and are taken as the labels of the scans beside them,"
             f" as {label.relative_to(source)} of {scan.relative_to(source)}; --reader.image and --reader.label choose"
         )
+    if series := sum(path.suffix.lower() == ".dcm" for path in source.rglob("*.[dD][cC][mM]")):
+        yield f"{series} DICOM files left out, as there are NIfTI files; --dataset dicom reads them and no NIfTI"
     reasons: dict[str, list[str]] = {}
     for path, why in found.left_out.items():
         reasons.setdefault(why, []).append(str(path.relative_to(source)))

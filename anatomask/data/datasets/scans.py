@@ -48,8 +48,10 @@ def read_scans(source: Path, dataset: str = "auto", options: ReaderConfig | None
         if not is_nifti(source):
             advice = "name the folder of the series" if is_dicom(source) else "name a folder, or a file .nii or .nii.gz"
             raise UserError(f"{source} is not a NIfTI file; {advice}")
+        if dataset != "auto" or options != ReaderConfig():
+            raise UserError(f"--dataset and --reader choose among the files of a folder, and {source} is one file")
         same = [case for case in _grouped(_nifti_files(source.parent), source.parent) if source in _paths(case)]
-        return checked(_plain(same), source.parent, options)
+        return checked(_plain(same), source, options)
     layout = detect(source) if dataset == "auto" else dataset
     if layout == "folder" and not (options.image or options.label):
         refuse_foreign(layout, options)

@@ -9,6 +9,7 @@ import pytest
 
 from anatomask.data.datasets import RawDataset, read_dataset
 from anatomask.data.datasets.patterns import named_parts
+from anatomask.data.datasets.scans import read_scans
 from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 
@@ -44,9 +45,30 @@ def test_one_scan_that_is_not_in_hu_makes_it_no_ct(tmp_path: Path) -> None:
     save(tmp_path / "b.nii", MR)
     (tmp_path / "c.nii.gz").write_bytes(b"broken")
     raw = read_dataset(tmp_path)
-    assert raw.schemes == ("zscore",)
+    assert raw.schemes == ("zscore",) and raw.channel_names == ("CT or MR",)
     assert len(raw.cases) == 3
     assert raw.remarks[0].startswith("1 of 2 inspected scans look like CT and the others do not")
+
+
+def test_dicom_files_beside_nifti_files_are_told(tmp_path: Path) -> None:
+    (tmp_path / "p1").mkdir()
+    (tmp_path / "p1" / "1.dcm").write_bytes(b"")
+    save(tmp_path / "a.nii", CT)
+    assert (
+        "1 DICOM files left out, as there are NIfTI files; --dataset dicom reads them"
+        in read_dataset(tmp_path).remarks[0]
+    )
+
+
+def test_one_file_is_read_without_a_look_at_what_lies_beside_it(tmp_path: Path) -> None:
+    save(tmp_path / "a.nii", CT)
+    save(tmp_path / "b.nii", CT)
+    (tmp_path / "gone.nii").symlink_to(tmp_path / "nowhere")
+    raw = read_scans(tmp_path / "a.nii")
+    assert [case.case for case in raw.cases] == ["a"] and not raw.remarks
+    for dataset, options in (("folder", None), ("auto", ReaderConfig(image="*.nii"))):
+        with pytest.raises(UserError, match=r"choose among the files of a folder, and .*a\.nii is one file"):
+            read_scans(tmp_path / "a.nii", dataset, options)
 
 
 def test_two_scans_of_one_name_are_refused(tmp_path: Path) -> None:
