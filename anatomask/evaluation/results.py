@@ -17,6 +17,7 @@ import numpy as np
 
 from anatomask.errors import UserError
 from anatomask.evaluation.settings import NSD_AT
+from anatomask.parsing import from_json
 
 if TYPE_CHECKING:  # reports need no torch
     from anatomask.evaluation.metrics import ClassScore
@@ -107,6 +108,15 @@ def evaluation_files(run: Path) -> list[Path]:
     predictions = [path.with_suffix(".nii.gz") for path in scores]
     tables = [run / name for name in (CASES_FILE, SUMMARY_FILE, IDENTITY_FILE)]
     return [path for path in (*predictions, *scores, *tables) if path.is_file()]
+
+
+def scored_whole(folder: Path) -> bool:
+    """Return whether an evaluation came to its end in a folder, and no case of it failed."""
+    try:
+        summary = from_json((folder / SUMMARY_FILE).read_bytes())
+    except (FileNotFoundError, ValueError):  # none, or damaged
+        return False
+    return isinstance(summary, Mapping) and not summary.get("failed")
 
 
 def to_csv(scores: Iterable[CaseScore]) -> str:

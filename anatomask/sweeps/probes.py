@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+import optuna
+from optuna.pruners import BasePruner, MedianPruner, NopPruner
+from optuna.trial import FrozenTrial
 
 from anatomask.config import SCRATCH, FinetuneConfig
 from anatomask.sweeps.graph import Stage
 from anatomask.sweeps.settings import ProbeConfig
+from anatomask.sweeps.study import first_number, latest_trials
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,31 @@ def shortened(config: FinetuneConfig, epochs: int) -> FinetuneConfig:
     return replace(config, optimiser=optimiser, training=replace(config.training, epochs=epochs))
 
 
+@dataclass(frozen=True)
+class AshaPruner(BasePruner):
+    """Asynchronous successive halving (Li et al., MLSys 2020) by what the study holds alone.
+
+    Optuna's own pruner keeps which rungs a trial has passed beside the values, so after a kill amid a decision it lets
+    the trial go on; it counts the failed tries of a trial that was retried; and it takes the first value that a trial
+    reports for one of every share before.
+    """
+
+    factor: int
+    """Share of the trials that go on after a probe: one in so many, and at least the best."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether the trial's last probe is not among the best of all trials' after the same share."""
+        if (step := trial.last_step) is None:
+            return False
+        first = first_number(trial)
+        others = [one for one in latest_trials(study) if first_number(one) != first]
+        values = [one.intermediate_values[step] for one in (trial, *others) if step in one.intermediate_values]
+        going_on = max(1, len(values) // self.factor)
+        return trial.intermediate_values[step] < sorted(values)[-going_on]
+
+
 def pruner_of(config: ProbeConfig) -> BasePruner:
-    """Return Optuna's pruner."""
+    """Return the pruner of a sweep."""
     if config.prune == "asha":
-        return SuccessiveHalvingPruner(min_resource=1, reduction_factor=config.factor)
+        return AshaPruner(config.factor)
     return MedianPruner(n_startup_trials=config.startup) if config.prune == "median" else NopPruner()

@@ -45,6 +45,8 @@ STORAGE_ERRORS = (*DATABASE_ERRORS, OSError)
 """Errors by which a study's storage fails: a database, or a journal file."""
 JOURNAL = "journal:"
 """Prefix of a storage that is a journal file."""
+LOCKED_SECONDS = 60
+"""Seconds to wait for a SQLite file that another program, as a dashboard, holds."""
 ROWS = "rows"
 NAME = "name"
 FIRST = "first"
@@ -110,7 +112,9 @@ def opened(folder: Path, storage: str) -> Iterator[BaseStorage]:
         if storage.startswith(JOURNAL):
             yield JournalStorage(JournalFileBackend(storage.removeprefix(JOURNAL)))
         else:
-            yield RDBStorage(storage or f"sqlite:///{folder / 'study.db'}")
+            address = storage or f"sqlite:///{folder / 'study.db'}"
+            waiting = {"connect_args": {"timeout": LOCKED_SECONDS}} if address.startswith("sqlite") else {}
+            yield RDBStorage(address, engine_kwargs=waiting)
     except (*STORAGE_ERRORS, ImportError, ValueError, RuntimeError) as error:
         place, why = _place(folder, storage), _reason(error, storage)
         if not storage:

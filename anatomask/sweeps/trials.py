@@ -15,7 +15,7 @@ from anatomask.cluster_nodes import trial_holds
 from anatomask.data.addresses import folder_name
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.evaluation.results import SUMMARY_FILE
+from anatomask.evaluation.results import SUMMARY_FILE, scored_whole
 from anatomask.sweeps.chain import Chain
 from anatomask.sweeps.graph import Stage, run_in_order
 from anatomask.sweeps.hparams import record_trial
@@ -61,7 +61,13 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
             trial_name_creator=lambda trial: trial.config[TRIAL],
             trial_dirname_creator=lambda trial: trial.config[TRIAL],
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(chain.folder), stop=search.prunes, verbose=0),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(chain.folder),
+            stop=search.prunes,
+            failure_config=tune.FailureConfig(max_failures=1),  # its finished stages are kept
+            verbose=0,
+        ),
     )
     with (chain.folder / TUNE_LOG).open("a", encoding="utf-8", errors="backslashreplace") as log, redirect_stdout(log):
         try:
@@ -116,18 +122,18 @@ def run_probes(
     """
     links = chain.folder / trial
     for probe in chain.probes(point):
-        scored = chain.store.path(probe.scoring.name) / SUMMARY_FILE
-        if not scored.is_file():
+        scoring = chain.store.path(probe.scoring.name)
+        if not scored_whole(scoring):
             run_linked(chain, links / f"{probe.prefix}-pretrain", probe.weights, run_stage)
         # Kept to this trial: another one that starts from these weights removes them once it has its score.
         with chain.store.claimed(probe.weights.name) as weights:
             for link, one in probe.stages_after.items():
-                if not scored.is_file() and (weights / TENSORS).is_file():
+                if not scored_whole(scoring) and (weights / TENSORS).is_file():
                     run_linked(chain, links / link, one, run_stage)
-            if scored.is_file():
+            if scored_whole(scoring):
                 remove_weights(weights)
-        if scored.is_file():
-            score = Storage(scored.parent).read_json(SUMMARY_FILE)[METRIC]["mean"]
+        if scored_whole(scoring):
+            score = Storage(scoring).read_json(SUMMARY_FILE)[METRIC]["mean"]
             report({METRIC: 0.0 if score is None else score, PROBE: probe.step})
 
 

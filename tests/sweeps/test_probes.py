@@ -104,10 +104,9 @@ def test_trials_are_pruned_as_optuna_prunes_them(
         search = StudySearch(study, RATIOS, 0, pruner_of(config))
         search.suggest("t")
         if number in killed:
-            stopped = search.prunes("t", {METRIC: scores[number][0], PROBE: 1})
-            if not stopped:
-                search = StudySearch(study, RATIOS, 0, pruner_of(config))
-                search.suggest("again")
+            search.prunes("t", {METRIC: scores[number][0], PROBE: 1})  # and the decision is lost with the process
+            search = StudySearch(study, RATIOS, 0, pruner_of(config))
+            search.suggest("again")
         name, last = next(iter(search._ot_trials)), dict[str, float]()
         for step, value in zip((1, 2, 4), scores[number], strict=True):
             last = {METRIC: value, PROBE: step}
@@ -122,6 +121,22 @@ def test_trials_are_pruned_as_optuna_prunes_them(
         trial.intermediate_values for trial in theirs.trials
     ]
     assert trials_left(study, RATIOS, 5) == 0
+
+
+def test_asha_compares_probes_after_the_same_share_of_the_last_tries_alone(tmp_path: Path) -> None:
+    study = open_study(tmp_path, RATIOS)
+    search = StudySearch(study, RATIOS, 0, pruner_of(ProbeConfig(prune="asha")))
+    search.suggest("late")
+    assert not search.prunes("late", {METRIC: 0.7, PROBE: 2})  # the only one after two shares
+    search.suggest("first")
+    assert not search.prunes("first", {METRIC: 0.6, PROBE: 1})  # and the only one after one
+    search.on_trial_complete("first", error=True)
+    study = open_study(tmp_path, RATIOS)
+    search = StudySearch(study, RATIOS, 0, pruner_of(ProbeConfig(prune="asha")))
+    search.suggest("late")
+    for name, value in (("b", 0.5), ("c", 0.4)):
+        search.suggest(name)
+        assert search.prunes(name, {METRIC: value, PROBE: 1}) == (name == "c")  # the failed try of 0.6 counts no more
 
 
 def test_a_pruned_trial_is_not_run_again_and_one_that_was_stopped_in_a_probe_is(tmp_path: Path) -> None:
