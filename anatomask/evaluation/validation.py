@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +26,12 @@ if TYPE_CHECKING:
     from anatomask.evaluation.predictor import Predictor
 
 
+LOG = logging.getLogger(__name__)
+
 PICTURED = 3
 """Number of validation cases of which a slice is shown."""
+SILENT_SECONDS = 60
+"""Seconds after which a validation that goes on says so in the run's journal."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,13 @@ class Validation:
         predictor = Predictor(network, self.patch_size, len(names), inference=self.inference, device=device)
         scores: dict[int, list[float]] = {number: [] for number in names}
         slices: list[SegmentedSlice] = []
-        for case, scan, truth, prediction in segmented(predictor, self.dataset, self.cases):
+        told = time.monotonic()
+        for number, (case, scan, truth, prediction) in enumerate(
+            segmented(predictor, self.dataset, self.cases), start=1
+        ):
+            if time.monotonic() - told > SILENT_SECONDS and number < len(self.cases):
+                told = time.monotonic()
+                LOG.info("validation: %d of %d cases", number, len(self.cases))
             found = case_dice(prediction, truth, names)
             for number, dsc in found.items():
                 scores[number].append(dsc)

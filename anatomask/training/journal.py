@@ -21,16 +21,17 @@ def note(run: Path, text: str) -> None:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def note_warnings(run: Path) -> None:
-    """Append every warning of this process from now on, such as an outage of storage, to the journal of a run."""
+def note_events(run: Path) -> None:
+    """Append what is logged in this process from now on, as an outage of storage, to the journal of a run."""
     log = logging.getLogger("anatomask")
+    log.setLevel(logging.INFO)
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Journal)]
     log.addHandler(_Journal(run))
 
 
 class _Journal(logging.Handler):
     def __init__(self, run: Path) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.run = run
 
     def emit(self, record: logging.LogRecord) -> None:

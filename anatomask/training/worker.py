@@ -16,7 +16,7 @@ from anatomask.runs.identity import identity
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
 from anatomask.training.job import TrainingJob, refuse_wrong_gradients
-from anatomask.training.journal import note, note_warnings
+from anatomask.training.journal import note, note_events
 from anatomask.training.loop import train
 from anatomask.training.parallel import Workers, distribute
 from anatomask.training.recorder import Recorder, RunRecorder, SilentRecorder
@@ -40,7 +40,7 @@ def run_worker(job: TrainingJob, resources: TrainingResources) -> None:
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(resources.threads)
-    note_warnings(job.run)
+    note_events(job.run)
     try:
         run_share(job, resources, workers, get_device())
     except (MemoryError, RuntimeError) as error:
@@ -71,7 +71,7 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
                 read_ahead=job.loader.read_ahead,
                 readers=resources.readers,
                 reader_cpus=resources.reader_cpus,
-                begin=partial(note_warnings, job.run),
+                begin=partial(note_events, job.run),
             )
         )
         task = job.build_task(device)

@@ -175,6 +175,12 @@ KINDS = [
         "case anna is in train and in val",
         split('[{"train": ["anna"], "val": ["anna"]}]'),
     ),
+    Kind(
+        "the layout of the Decathlon",
+        FRESH,
+        "of the Medical Segmentation Decathlon .*; --dataset folder pairs",
+        of_json(DESCRIPTION, lambda c: c.update(modality=c.pop("channel_names"))),
+    ),
     Kind("a case twice in a split", FRESH, "anna", split('[{"train": ["anna", "anna"], "val": ["bert"]}]')),
     Kind("a split that is a word", FRESH, "'train' must be a list", split('[{"train": "anna", "val": []}]')),
     Kind("a fold without its test cases", FRESH, "splits_final.json lacks 'val'", split('[{"train": []}]')),

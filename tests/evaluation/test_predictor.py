@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from anatomask.data.scans import prepared_scan
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
+from anatomask.evaluation import validation
 from anatomask.evaluation.metrics import dice_scores
 from anatomask.evaluation.predictor import Predictor, _mirrored, _stitching_device
 from anatomask.evaluation.settings import InferenceConfig
@@ -22,6 +24,7 @@ from anatomask.evaluation.validation import Validation
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
+from anatomask.training.journal import note_events
 
 CPU = torch.device("cpu")
 PLAIN = InferenceConfig(mirror=False)
@@ -167,6 +170,18 @@ def test_validation_is_the_mean_over_the_cases_that_hold_a_class(make_dataset: M
     assert validation(Half(), CPU).dsc == pytest.approx({names[1]: 0.5, names[2]: 1.0}, abs=0.01)
     alone = replace(validation, cases=("b",))(Half(), CPU)
     assert alone.dsc.keys() == {names[1]} and [one.case for one in alone.slices] == ["b"]
+
+
+def test_a_long_validation_says_in_the_journal_that_it_goes_on(
+    make_dataset: MakeDataset, blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validation, "SILENT_SECONDS", 0)
+    dataset = make_dataset(dict.fromkeys("abc", blobs((20, 18, 22))))
+    note_events(tmp_path)
+    Validation(dataset.storage, ("a", "b", "c"), (32, 32, 32), PLAIN)(IntensityNetwork(), CPU)
+    told = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.partition(" validation: ")[2] for line in told] == ["1 of 3 cases", "2 of 3 cases"]
+    logging.getLogger("anatomask").handlers.clear()
 
 
 @pytest.mark.parametrize(("field", "value"), [("overlap", 1.0), ("overlap", -0.1), ("batch", 0)])
