@@ -102,7 +102,7 @@ KINDS = [
     ),
     *(
         Kind(
-            f"predictions over a claim whose cases are {cases}",
+            f"predictions over a claim whose cases are {cases}{' to overwrite' if flags else ''}",
             f"{PREDICT} {flags}",
             "prediction.json is damaged .cases is no list of names",
             text("predicted/prediction.json", json.dumps({"source": 1, "weights": [], "cases": cases})),

@@ -178,7 +178,7 @@ KINDS = [
     Kind(
         "the layout of the Decathlon",
         FRESH,
-        "of the Medical Segmentation Decathlon .*; --dataset folder pairs",
+        "of the Medical Segmentation Decathlon .*; set --dataset folder",
         of_json(DESCRIPTION, lambda c: c.update(modality=c.pop("channel_names"))),
     ),
     Kind("a case twice in a split", FRESH, "anna", split('[{"train": ["anna", "anna"], "val": ["bert"]}]')),

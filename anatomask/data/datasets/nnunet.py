@@ -57,7 +57,7 @@ def read_header(path: Path) -> tuple[Mapping[str, Any], tuple[str, ...], dict[in
     if "modality" in header and "channel_names" not in header:
         raise UserError(
             f"{path} is of the Medical Segmentation Decathlon (it has modality in place of channel_names), whose files "
-            "nnU-Net converts; --dataset folder pairs scans of one channel with their labels"
+            "nnU-Net converts; set --dataset folder, which pairs scans of one channel with their labels"
         )
     channels = _channels(entry_of(header, "channel_names", path), path)
     return header, channels, classes_of(entry_of(header, "labels", path), path)
