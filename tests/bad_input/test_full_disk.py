@@ -47,17 +47,29 @@ COMMANDS: dict[str, tuple[str, Callable[[Path], Digests]]] = {
     "pretrain": (f"pretrain {TRAIN} --method.decoder-width 16", of_run),
     "finetune": (f"finetune {TRAIN}", of_run),
     "evaluate": ("evaluate --recipe tiny --data data --split train --run disk/run", of_files("run/*s/*.[nc]*")),
+    "predict": (
+        "predict --recipe tiny --run runs/finetuned --source scans/imagesTr --out disk/predicted",
+        of_files("predicted/*.[nt]*"),
+    ),
     "report": ("report --runs runs/finetuned --out disk/report", of_files("report/*")),
     "export": ("export-weights runs/finetuned --format nnunet --output disk/w.pth", lambda disk: {}),
     "export ours": (
         "export-weights runs/finetuned --format safetensors --output disk/w.safetensors",
         of_files("*.safetensors"),
     ),
+    "export a folder": (
+        "export-weights runs/finetuned --format huggingface --output disk/hub",
+        of_files("hub/*"),
+    ),
+    "export a bundle": (
+        "export-weights runs/finetuned --format monai-bundle --output disk/bundle",
+        of_files("bundle/**/*"),
+    ),
 }
 """Commands that write on the disk, and what they must leave."""
 
 
-SLOW = ("pretrain", "finetune", "survey", "report")
+SLOW = ("pretrain", "finetune", "survey", "predict", "report")
 """Those that take more than some seconds."""
 
 
