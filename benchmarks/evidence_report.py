@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,22 +27,31 @@ OTHERS = [("SparK", "scratch"), ("AnatoMask, permuted", "scratch"), ("AnatoMask"
 Arms = dict[str, list[ArmRun]]
 
 
-def arm_of(record: Record) -> str:
-    """Name an arm in tables by what its networks start from."""
+def arm_of(record: Record, usual: int | None = None) -> str:
+    """Name an arm in tables by what its networks start from, and the length of a pretraining that is not `usual`."""
     part, _, source = record["init"].rpartition(":")
     if source == "scratch":
         return "scratch"
     name = "SparK" if source.startswith("spark") else "AnatoMask"
     masks = "" if "-body-" in source else ", all patches"
-    return f"{name}{masks}{', permuted' if part == 'permuted' else ''}"
+    length = length_of(source)
+    longer = f", {length:,} updates" if usual not in (None, length) else ""
+    return f"{name}{masks}{longer}{', permuted' if part == 'permuted' else ''}"
+
+
+def length_of(source: str) -> int | None:
+    """Read the updates of a pretraining from its name; None for another start."""
+    found = re.fullmatch(r".*-u(\d+)-p\d+", source)
+    return int(found[1]) if found else None
 
 
 def arms_of(records: Sequence[Record]) -> Arms:
     """Group networks by arm; the pretraining of a run is the seed at the end of its source's name."""
     arms: Arms = defaultdict(list)
+    lengths = [length for record in records if (length := length_of(record["init"])) is not None]
     for record in sorted(records, key=lambda record: record["seed"]):
         source = record["init"].rpartition(":")[2]
-        arms[arm_of(record)].append(
+        arms[arm_of(record, min(lengths, default=None))].append(
             ArmRun.from_organs(
                 record["seed"],
                 record["dsc"],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from evidence_design import Finetuning, Pretraining, Record, Scale, mean_dsc, weakest_organ
-from evidence_report import arm_of, main_comparison
+from evidence_report import arm_of, arms_of, main_comparison
 from evidence_runs import Experiment
 from evidence_steps import FULL, QUICK, choose_budget, choose_rate, positive_control, run_steps
 
@@ -179,6 +179,13 @@ def test_scores_of_a_record() -> None:
 )
 def test_arms_are_named_as_in_tables(init: str, arm: str) -> None:
     assert arm_of({"init": init}) == arm
+
+
+def test_a_longer_pretraining_is_an_arm_of_its_own() -> None:
+    runs = [Finetuning(f"anatomask-body-u{length}-p0", 10, 600, 2e-3, 0, "val") for length in (4000, 8000)]
+    runs.append(Finetuning("permuted:anatomask-body-u4000-p0", 10, 600, 2e-3, 0, "val"))
+    records = [record(run, 0.1, 0.2, 0.6) for run in runs]
+    assert [*arms_of(records)] == ["AnatoMask", "AnatoMask, 8,000 updates", "AnatoMask, permuted"]
 
 
 def test_a_folder_of_another_scale_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
