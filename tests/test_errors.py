@@ -35,6 +35,14 @@ def test_an_error_is_never_its_name_alone_where_memory_ran_out() -> None:
         assert "leave it out, or prepare it on a machine with more" in unexpected("a.nii", error)
 
 
+class TaskFailed(RuntimeError):
+    """An error as Ray's, which keeps what a task failed by."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__("the task's traceback")
+        self.cause = cause
+
+
 def test_what_a_user_can_mend_has_words_also_where_a_task_failed_by_it() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/runs/x")
     for error, words in (
@@ -47,9 +55,7 @@ def test_what_a_user_can_mend_has_words_also_where_a_task_failed_by_it() -> None
         ),
     ):
         assert in_words(error) == words
-        failed = RuntimeError("the task's traceback")
-        failed.cause = error  # type: ignore[attr-defined]
-        assert in_words(failed) == words
+        assert in_words(TaskFailed(error)) == words
     assert in_words(RuntimeError("a defect")) is None
 
 

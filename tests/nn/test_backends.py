@@ -125,29 +125,18 @@ def test_same_maps_and_gradients_as_dense(
     """
     grid = tuple(min(n, 2) for n in grid) if patch == 32 else grid  # type: ignore[assignment]  # of a bearable size
     with almost_linear() if backend == "spconv" else nullcontext():
-        compare_with_dense(backend, batch, grid, share, scope, network, patch, seed)
-
-
-def compare_with_dense(
-    backend: str,
-    batch: int,
-    grid: tuple[int, int, int],
-    share: float,
-    scope: NormScope,
-    network: BackboneConfig,
-    patch: int,
-    seed: int,
-) -> None:
-    model = _model(network, scope=scope, patch=patch, width=32).double()
-    volume = torch.randn(batch, 2, *(patch * n for n in grid), generator=torch.Generator().manual_seed(seed)).double()
-    active = _masks(batch, grid, share, seed)
-    upstream = [x.double() for x in _upstream(batch, grid, model.encoder.widths, patch)]
-    reference = _everything(model, "dense", volume, active, upstream)
-    tolerance = 1e-7  # one voxel at stride 16 has no variance: 1/sqrt(eps) amplifies
-    if backend == "spconv":
-        model, volume, upstream = model.float(), volume.float(), [x.float() for x in upstream]
-        tolerance = 1e-4 + 20 * _error(_everything(model, "dense", volume, active, upstream), reference)
-    assert _error(_everything(model, backend, volume, active, upstream), reference) <= tolerance
+        model = _model(network, scope=scope, patch=patch, width=32).double()
+        volume = torch.randn(
+            batch, 2, *(patch * n for n in grid), generator=torch.Generator().manual_seed(seed)
+        ).double()
+        active = _masks(batch, grid, share, seed)
+        upstream = [x.double() for x in _upstream(batch, grid, model.encoder.widths, patch)]
+        reference = _everything(model, "dense", volume, active, upstream)
+        tolerance = 1e-7  # one voxel at stride 16 has no variance: 1/sqrt(eps) amplifies
+        if backend == "spconv":
+            model, volume, upstream = model.float(), volume.float(), [x.float() for x in upstream]
+            tolerance = 1e-4 + 20 * _error(_everything(model, "dense", volume, active, upstream), reference)
+        assert _error(_everything(model, backend, volume, active, upstream), reference) <= tolerance
 
 
 @pytest.mark.parametrize("backend", SPARSE)
