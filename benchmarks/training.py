@@ -28,8 +28,9 @@ import torch
 from measure import machine, report
 from openkbp import SPACING, prepared
 
-from anatomask.cluster import running, training_resources
+from anatomask.cluster import running
 from anatomask.cluster_settings import ClusterConfig
+from anatomask.cluster_shares import training_resources
 from anatomask.config import PretrainConfig
 from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.storage import Roots

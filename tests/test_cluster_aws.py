@@ -22,9 +22,9 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 
 from anatomask.autoscaling import available_first
-from anatomask.cluster import divide, shapes
 from anatomask.cluster_nodes import require_trials
 from anatomask.cluster_settings import ClusterConfig
+from anatomask.cluster_shares import divide, shapes
 
 ROOT = Path(__file__).parents[1]
 REGION = "us-east-1"
@@ -162,7 +162,7 @@ def test_rays_own_choice_would_ask_for_spot_for_ever(config: dict[str, Any]) -> 
 
 def test_what_comes_suffices_for_the_training_that_asked(config: dict[str, Any]) -> None:
     one = config["available_node_types"]["gpu-spot"]["resources"]
-    divide({kind: 2 * one[kind] for kind in ("CPU", "GPU")}, ClusterConfig(address="auto", workers=8))
+    divide([one, one], ClusterConfig(address="auto", workers=8))
 
 
 def test_the_scorer_is_the_one_that_the_file_names(config: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anatomask import cluster_nodes
-from anatomask.cluster import divide, training_resources, trial_resources
 from anatomask.cluster_nodes import DRIVER_BYTES, DRIVERS, nodes_beside_trials, require_trials
 from anatomask.cluster_settings import AtOnce, ClusterConfig
+from anatomask.cluster_shares import divide, training_resources, trial_resources
 from anatomask.errors import Note, UserError
 from anatomask.stages import cases
 
@@ -29,7 +29,7 @@ WAITING = ClusterConfig(address="auto", workers=4, gpu=True, wait_minutes=5)
 
 
 class Cluster:
-    """Cluster that offers, at each look, the next of what it is told; at last the last for ever."""
+    """Cluster that offers, after each sleep, the next of what it is told; at last the last for ever."""
 
     def __init__(self, *offers: Mapping[str, float]) -> None:
         self.offers = [dict(offer) for offer in offers]
@@ -38,7 +38,7 @@ class Cluster:
 
     def resources(self) -> dict[str, float]:
         """What `ray.cluster_resources` says."""
-        return self.offers.pop(0) if len(self.offers) > 1 else self.offers[0]
+        return self.offers[0]
 
     def clock(self) -> float:
         """The seconds that have passed."""
@@ -47,13 +47,15 @@ class Cluster:
     def sleep(self, seconds: float) -> None:
         """Let time pass."""
         self.seconds += seconds
+        if len(self.offers) > 1:
+            self.offers.pop(0)
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     told = Cluster(HEAD)
     monkeypatch.setattr(ray, "cluster_resources", told.resources)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": HEAD}])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": told.resources()}])
     monkeypatch.setattr("anatomask.cluster_nodes.request_resources", lambda bundles: told.asked.append(bundles))
     monkeypatch.setattr("anatomask.cluster_nodes.time", SimpleNamespace(sleep=told.sleep, monotonic=told.clock))
     with warnings.catch_warnings(record=True) as caught:
@@ -65,7 +67,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 def test_workers_that_join_later_are_waited_for_and_an_autoscaler_is_asked_for_them(cluster: Cluster) -> None:
     cluster.offers = [HEAD] * 30 + [GROWN]
     found = training_resources(WAITING)
-    assert found == divide(GROWN, WAITING) and found.gpu
+    assert found == divide([GROWN], WAITING) and found.gpu
     assert cluster.asked == [[{"CPU": 2.0, "GPU": 1.0}] * 4, []]  # for a GPU each, and then for nothing more
     assert 30 < cluster.seconds < 90
 
@@ -73,14 +75,16 @@ def test_workers_that_join_later_are_waited_for_and_an_autoscaler_is_asked_for_t
 def test_trials_of_a_sweep_wait_for_the_workers_of_all_of_them(cluster: Cluster) -> None:
     cluster.offers = [HEAD] * 3 + [GROWN] * 3 + [GROWN | {"GPU": 8.0}]
     found = trial_resources(WAITING, AtOnce(2, None, 4))
-    assert found.pretraining == found.finetuning == divide(GROWN | {"GPU": 8.0}, WAITING, 2) and found.side_by_side == 1
+    assert (
+        found.pretraining == found.finetuning == divide([GROWN | {"GPU": 8.0}], WAITING, 2) and found.side_by_side == 1
+    )
     assert cluster.asked == [[{"CPU": 2.0, "GPU": 1.0}] * 8, []]
 
 
 def test_finetunings_side_by_side_are_waited_for_as_they_are_asked_for(cluster: Cluster) -> None:
     cluster.offers = [GROWN | {"GPU": 8.0}] * 3 + [GROWN | {"GPU": 24.0, "CPU": 99.0}]
     found = trial_resources(WAITING, AtOnce(2, 5, 3))
-    assert found.finetuning == divide(GROWN | {"GPU": 24.0, "CPU": 99.0}, WAITING, 2, 3) and found.side_by_side == 3
+    assert found.finetuning == divide([GROWN | {"GPU": 24.0, "CPU": 99.0}], WAITING, 2, 3) and found.side_by_side == 3
     assert cluster.asked == [[{"CPU": 2.0, "GPU": 1.0}] * 24, []]
 
 
@@ -114,19 +118,15 @@ def test_who_stops_waiting_leaves_no_request_behind(cluster: Cluster, monkeypatc
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-@pytest.mark.parametrize("readers", [1, 9, 40])
+@pytest.mark.parametrize("readers", [1, 9, 10, 40])
 def test_what_is_asked_for_suffices(readers: int, gpu: bool, cluster: Cluster) -> None:
     """An autoscaler that gives exactly this gives enough."""
     config = ClusterConfig(address="auto", workers=3, readers=readers, gpu=gpu, wait_minutes=1)
     cluster.offers = [{"CPU": 0.1}]
     with pytest.raises(UserError):
         training_resources(config)
-    divide(sum_of(cluster.asked[0]), config)
-
-
-def sum_of(shapes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What the shapes come to."""
-    return {kind: sum(shape[kind] for shape in shapes) for kind in shapes[0]}
+    divide(cluster.asked[0], config)  # on a node each
+    divide([{kind: 3 * amount for kind, amount in cluster.asked[0][0].items()}], config)  # all on one
 
 
 def test_no_machine_joins_an_embedded_ray() -> None:
@@ -259,7 +259,8 @@ sys.exit(program.returncode)
 """
 PROGRAM = """
 import sys
-from anatomask.cluster import running, training_resources
+from anatomask.cluster import running
+from anatomask.cluster_shares import training_resources
 from anatomask.cluster_settings import ClusterConfig
 
 config = ClusterConfig(address=sys.argv[1], workers=2, wait_minutes=2)

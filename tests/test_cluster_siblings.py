@@ -17,8 +17,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
 from anatomask.cli.arguments import parse
-from anatomask.cluster import shapes
 from anatomask.cluster_nodes import DRIVERS, require_trials
+from anatomask.cluster_shares import shapes
 from anatomask.recipes import RECIPES
 from tests.test_packaging import pins
 

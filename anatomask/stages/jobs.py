@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anatomask.cluster import running, training_resources
+from anatomask.cluster import running
 from anatomask.cluster_settings import ClusterConfig
+from anatomask.cluster_shares import training_resources
 from anatomask.config import FinetuneConfig, PretrainConfig
 from anatomask.errors import UserError
 from anatomask.files import exclusive_lock

@@ -14,7 +14,7 @@ import ray
 import ray.data
 from rich.progress import Progress
 
-from anatomask.cluster import memory_of_tasks
+from anatomask.cluster_shares import memory_of_tasks
 from anatomask.data.memory import TooLarge
 
 MOST_TASKS = 2000

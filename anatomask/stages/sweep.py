@@ -33,16 +33,16 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 
-from anatomask.cluster import (
+from anatomask.cluster import running
+from anatomask.cluster_nodes import DRIVERS, trial_holds
+from anatomask.cluster_shares import (
     TrainingResources,
     TrialResources,
     arrange_trial,
     divide,
-    local_total,
-    running,
+    this_machine,
     trial_resources,
 )
-from anatomask.cluster_nodes import DRIVERS, trial_holds
 from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
@@ -184,11 +184,16 @@ def run_sweep(chain: Chain, space: Space, updates: int) -> int:
 def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: TrialResources) -> None:
     """Run what is not finished of a stage in `folder`; `needed` are the runs that its settings name.
 
+    Beside other trainings, the scoring of a case takes one CPU, so that it need not wait until a node has several.
+
     Raises:
         UserError: the stage refused its input, or a case could not be scored.
     """
     if one.verb == "evaluate":
-        for case, reason in evaluate.score_run(replace(one.config, out=str(folder), **needed)).items():
+        threads = 1 if resources.shared else one.config.cluster.threads
+        cluster = replace(one.config.cluster, threads=threads)
+        config = replace(one.config, cluster=cluster, out=str(folder), **needed)
+        for case, reason in evaluate.score_run(config).items():
             raise UserError(f"{folder}: {case} could not be scored: {reason}")
         return
     if one.until is not None:
@@ -342,8 +347,8 @@ def local_resources(config: SweepConfig) -> TrialResources:
     Raises:
         UserError: the machine is too small.
     """
-    at_once, total = config.at_once, local_total()
-    return arrange_trial(lambda number: divide(total, config.cluster, at_once.trials, number), at_once)
+    at_once, nodes = config.at_once, this_machine()
+    return arrange_trial(lambda number: divide(nodes, config.cluster, at_once.trials, number), at_once)
 
 
 def _shown_resources(config: SweepConfig) -> str:

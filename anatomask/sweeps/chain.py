@@ -105,17 +105,13 @@ class Chain:
         return found
 
     def evaluation(self, data: str, inference: InferenceConfig) -> EvaluateConfig:
-        """Return the settings of scoring. A case takes one CPU, so that it need not wait for several beside other
-        trials and trainings.
-        """
-        alone = self.config.concurrent == 1 and self.config.finetunings_at_once in (None, 1)
-        threads = self.config.cluster.threads if alone else 1
+        """Return the settings of scoring."""
         return EvaluateConfig(
             run=NEEDED,
             data=data,
             split=self.splits[data],
             inference=inference,
-            cluster=replace(self.config.finetuning_cluster(), threads=threads),
+            cluster=self.config.finetuning_cluster(),
         )
 
     def _stage(self, verb: str, config: Any, **needs: Stage) -> Stage:

@@ -11,7 +11,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from anatomask.cluster import TrainingResources
+from anatomask.cluster_shares import TrainingResources
 from anatomask.data.storage import storages
 from anatomask.errors import UserError, first_line
 from anatomask.ray_watch import GONE, RayGone

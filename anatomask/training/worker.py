@@ -8,7 +8,7 @@ import ray.train
 import torch
 from ray.train.torch import get_device
 
-from anatomask.cluster import TrainingResources
+from anatomask.cluster_shares import TrainingResources
 from anatomask.data.samples import worker_samples
 from anatomask.data.stream import begun, stream_batches
 from anatomask.errors import UserError, first_line, is_out_of_memory

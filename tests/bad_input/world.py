@@ -16,8 +16,8 @@ import torch
 from rich.progress import Progress
 
 from anatomask.cli.main import main
-from anatomask.cluster import TrainingResources, TrialResources
 from anatomask.cluster_settings import ClusterConfig
+from anatomask.cluster_shares import TrainingResources, TrialResources
 from anatomask.data.memory import available_memory
 from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.stream import SampleReader

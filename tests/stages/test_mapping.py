@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress
 
-from anatomask.cluster import divide_memory
+from anatomask.cluster_shares import divide_memory
 from anatomask.data.memory import TooLarge
 from anatomask.stages import mapping
 

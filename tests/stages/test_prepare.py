@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from anatomask.cli.main import main as anatomask
-from anatomask.cluster import memory_of_tasks
+from anatomask.cluster_shares import memory_of_tasks
 from anatomask.data.memory import bytes_to_prepare, in_units
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anatomask.cli.arguments import parse
-from anatomask.cluster import TrainingResources, arrange_trial, divide
 from anatomask.cluster_settings import AtOnce, ClusterConfig
+from anatomask.cluster_shares import TrainingResources, TrialResources, arrange_trial, divide
 from anatomask.config import EvaluateConfig, FinetuneConfig
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.files import write_text
 from anatomask.names import file_name
 from anatomask.recipes import RECIPES
+from anatomask.stages import sweep
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.graph import Stage, run_in_order
 from anatomask.sweeps.trials import run_trial
@@ -55,7 +57,7 @@ def test_what_does_not_fit_is_refused(
     total: dict[str, float], config: ClusterConfig, concurrent: int | tuple[int, int], named: str
 ) -> None:
     with pytest.raises(UserError, match=named):
-        divide(total, config, *(concurrent if isinstance(concurrent, tuple) else (concurrent,)))
+        divide([total], config, *(concurrent if isinstance(concurrent, tuple) else (concurrent,)))
 
 
 @given(
@@ -69,7 +71,7 @@ def test_trainings_at_once_never_take_more_than_there_is(
     cpus: int, gpus: int, workers: int, readers: int, concurrent: int
 ) -> None:
     try:
-        each = divide({"CPU": cpus, "GPU": gpus}, ClusterConfig(workers=workers, readers=readers), concurrent)
+        each = divide([{"CPU": cpus, "GPU": gpus}], ClusterConfig(workers=workers, readers=readers), concurrent)
     except UserError:
         return
     taken = each.workers * (each.worker_cpus + each.readers * each.reader_cpus)
@@ -77,6 +79,62 @@ def test_trainings_at_once_never_take_more_than_there_is(
     assert each.reader_cpus >= 0.1
     assert each.gpu == (gpus > 0)
     assert not each.gpu or concurrent * each.workers <= gpus
+
+
+NODE = st.fixed_dictionaries({"CPU": st.integers(0, 12).map(float), "GPU": st.sampled_from([0.0, 0.0, 1.0, 4.0])})
+
+
+@given(
+    nodes=st.lists(NODE, min_size=1, max_size=6),
+    workers=st.integers(1, 8),
+    readers=st.integers(1, 4),
+    concurrent=st.integers(1, 3),
+    order=st.randoms(use_true_random=False),
+)
+@example([{"CPU": 4.0, "GPU": 4.0}] * 2, 6, 1, 1, random.Random(2))  # four of the workers on one node, two on the other
+def test_all_readers_find_a_place_wherever_the_workers_were_put(
+    nodes: list[dict[str, float]], workers: int, readers: int, concurrent: int, order: random.Random
+) -> None:
+    """Workers are put on nodes at random, as far as these have room; then each reader goes where there is room."""
+    try:
+        each = divide(nodes, ClusterConfig(workers=workers, readers=readers), concurrent)
+    except UserError:
+        return
+    free = [dict(node) for node in nodes]
+    reader = {"CPU": each.reader_cpus}
+    for holds in [each.per_worker] * (concurrent * workers) + [reader] * (concurrent * workers * readers):
+        room = [node for node in free if all(node[kind] + 1e-6 >= amount for kind, amount in holds.items())]
+        assert room
+        chosen = order.choice(room)
+        for kind, amount in holds.items():
+            chosen[kind] -= amount
+    assert 1 <= each.threads <= max(1, max(node["CPU"] for node in nodes))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "threads"),
+    [
+        ([{"CPU": 2.0}], 1, 2),
+        ([{"CPU": 64.0, "GPU": 8.0}], 8, 8),
+        ([{"CPU": 64.0, "GPU": 8.0}], 1, 64),
+        ([{"CPU": 4.0}, {"CPU": 96.0, "GPU": 8.0}], 8, 12),  # the head's CPUs are no worker's
+        ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 64.0, "GPU": 8.0}], 4, 8),
+        ([{"CPU": 64.0}, {"CPU": 2.0}], 2, 2),
+        ([{"CPU": 4.0, "GPU": 8.0}, {"CPU": 8.0}], 8, 1),
+    ],
+)
+def test_threads_are_those_of_the_nodes_that_train(nodes: list[dict[str, float]], workers: int, threads: int) -> None:
+    assert divide(nodes, ClusterConfig(workers=workers)).threads == threads
+    assert divide(nodes, ClusterConfig(workers=workers, threads=5)).threads == 5
+
+
+def test_gpus_without_cpus_beside_them_are_refused() -> None:
+    """With the CPUs of another node, there would be enough."""
+    nodes = [{"CPU": 1.0, "GPU": 4.0}, {"CPU": 64.0}]
+    assert divide(nodes, ClusterConfig(workers=2)).worker_cpus == 0.5
+    refusal = "^--cluster.workers 3 need 3 GPUs with 0.5 CPUs each beside them, and the nodes have CPUs for 2; lower --"
+    with pytest.raises(UserError, match=refusal):
+        divide(nodes, ClusterConfig(workers=3))
 
 
 @given(
@@ -94,7 +152,7 @@ def test_finetunings_side_by_side_never_take_more_than_their_trial_may(
     config, at_once = ClusterConfig(workers=workers), AtOnce(trials, asked, most)
 
     def fit(number: int) -> TrainingResources:
-        return divide({"CPU": cpus, "GPU": gpus}, config, trials, number)
+        return divide([{"CPU": cpus, "GPU": gpus}], config, trials, number)
 
     try:
         found = arrange_trial(fit, at_once)
@@ -148,6 +206,28 @@ def test_finetunings_run_side_by_side_as_far_as_they_do_not_need_each_other(
         assert began == [one.name for one in chain.stages({}).values()]
     scores = run_trial(chain, "001-y", {}, run, side_by_side)  # all is there
     assert set(done.values()) == {2} and list(scores.values()) == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("trials", "side_by_side", "given", "threads"), [(1, 1, None, None), (1, 1, 3, 3), (1, 2, 3, 1), (2, 1, None, 1)]
+)
+def test_beside_other_trainings_the_scoring_of_a_case_takes_one_cpu(
+    trials: int, side_by_side: int, given: int | None, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A case of several CPUs would wait until a node has as many free at once."""
+    scored = list[EvaluateConfig]()
+
+    def score(config: EvaluateConfig) -> dict[str, str]:
+        scored.append(config)
+        return {}
+
+    monkeypatch.setattr(sweep.evaluate, "score_run", score)
+    one = Stage("evaluate", EvaluateConfig(run="needed", cluster=ClusterConfig(threads=given)), "digest")
+    each = divide([{"CPU": 8.0}], ClusterConfig())
+    sweep.run_stage(one, Path("store/run"), {"run": "trained"}, TrialResources(each, each, side_by_side, trials))
+    assert [(config.run, config.out, config.cluster.threads) for config in scored] == [
+        ("trained", "store/run", threads)
+    ]
 
 
 def test_after_a_failure_no_stage_begins_and_those_that_run_end() -> None:

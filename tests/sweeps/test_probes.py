@@ -20,7 +20,7 @@ from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
 from anatomask.cli.arguments import parse
-from anatomask.cluster import TrainingResources
+from anatomask.cluster_shares import TrainingResources
 from anatomask.data.shards import PreparedDataset
 from anatomask.recipes import RECIPES
 from anatomask.stages.sweep import check, plan, run_stage

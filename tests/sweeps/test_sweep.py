@@ -15,8 +15,8 @@ import pytest
 
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
-from anatomask.cluster import TrainingResources
 from anatomask.cluster_settings import AtOnce, ClusterConfig
+from anatomask.cluster_shares import TrainingResources
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.results import CaseScore, summarise, to_csv

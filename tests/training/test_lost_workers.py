@@ -14,8 +14,9 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from anatomask.cluster import TrainingResources, running, training_resources
+from anatomask.cluster import running
 from anatomask.cluster_settings import ClusterConfig
+from anatomask.cluster_shares import TrainingResources, training_resources
 from anatomask.data.samples import worker_samples
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anatomask.cluster import training_resources
 from anatomask.cluster_settings import ClusterConfig
+from anatomask.cluster_shares import training_resources
 from anatomask.data.shards import PreparedDataset
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError

@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.factory import create_failure_policy
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from anatomask.cluster import TrainingResources
+from anatomask.cluster_shares import TrainingResources
 from anatomask.data.samples import LoaderConfig
 from anatomask.errors import UserError
 from anatomask.ray_watch import RayGone
