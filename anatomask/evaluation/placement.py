@@ -117,7 +117,8 @@ def place(
     Args:
         nodes: resources of each node as Ray names them: `CPU`, `GPU`, and `memory` in bytes.
         cases: number of cases, a task each.
-        threads: CPU threads of a task. Default: a task's share of the CPUs, at most `CPUS_PER_CASE`.
+        threads: CPU threads of a task. Default: a task's share of the CPUs, those of its node for each GPU if it takes
+            one, at most `CPUS_PER_CASE`.
         gpu: whether tasks take a GPU. Default: where there is one.
 
     Raises:
@@ -129,7 +130,7 @@ def place(
         raise UserError("cluster.gpu: the cluster has no GPU; leave the field out or set it to False")
     usable = [node for node in nodes if not gpu or node.get("GPU", 0)]
     largest = int(max(node.get("CPU", 0) for node in usable))
-    share = cpus // (gpus if gpu else cases)
+    share = int(min(node.get("CPU", 0) // node["GPU"] for node in usable)) if gpu else cpus // cases
     threads = threads or max(1, min(CPUS_PER_CASE, share, largest))
     if threads > largest:
         raise UserError(f"cluster.threads: no node has {threads} CPUs, the largest has {largest}")

@@ -32,6 +32,8 @@ class SweepRow:
     """DSC of each data set."""
     dsc: float | None
     """Mean DSC over the data sets."""
+    error: str = ""
+    """Reason for which it failed."""
 
 
 def as_trials(rows: Sequence[SweepRow], runs: Mapping[str, Sequence[EvaluatedRun]]) -> list[EvaluatedRun]:
@@ -85,7 +87,7 @@ def sweep_notes(
     published = [f"{row.name} {paper[row.name]:.1f}" for row in rows if row.name in paper]
     if published:
         yield f"The paper has, for STU-Net-B on TotalSegmentator's test cases, DSC [%]: {', '.join(published)}."
-    without = [f"{row.name} ({row.state})" for row in rows if row.dsc is None]
+    without = [f"{row.name} ({row.state}{': ' * bool(row.error)}{row.error})" for row in rows if row.dsc is None]
     if without:
         yield f"Without a score: {', '.join(without)}."
     known = {run.summary["data"] for run in (*twins, *(one for one in trials if one.summary["method"] == SCRATCH))}
@@ -112,9 +114,9 @@ def sweep_csv(rows: Sequence[SweepRow], datasets: Sequence[str], paper: Mapping[
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     scores = [f"dsc_{name}_fraction" for name in datasets]
-    writer.writerow(["trial", "folder", "state", *fields, *scores, "dsc_mean_fraction", "paper_dsc_percent"])
+    writer.writerow(["trial", "folder", "state", *fields, *scores, "dsc_mean_fraction", "paper_dsc_percent", "error"])
     for row in rows:
         values = [row.point.get(field) for field in fields]
         each = [row.scores.get(name) for name in datasets]
-        writer.writerow([row.name, row.folder, row.state, *values, *each, row.dsc, paper.get(row.name)])
+        writer.writerow([row.name, row.folder, row.state, *values, *each, row.dsc, paper.get(row.name), row.error])
     return text.getvalue()

@@ -34,7 +34,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from anatomask.cluster import running
-from anatomask.cluster_nodes import DRIVERS, trial_holds
+from anatomask.cluster_nodes import DRIVERS, node_resources, trial_holds
 from anatomask.cluster_shares import (
     TrainingResources,
     TrialResources,
@@ -46,6 +46,7 @@ from anatomask.cluster_shares import (
 from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
+from anatomask.evaluation.placement import place
 from anatomask.files import write_text
 from anatomask.names import file_name
 from anatomask.nested import plain
@@ -82,6 +83,7 @@ from anatomask.sweeps.study import (
     shown_name,
     trial_name,
     trials_left,
+    why_failed,
 )
 from anatomask.sweeps.trials import run_trials
 from anatomask.terminal.printing import remark, show_failures
@@ -148,7 +150,9 @@ def run_space(config: SweepConfig, space: Space, *, overwrite: bool) -> int:
     begins = overwrite or not is_run(chain.folder)
     with kept_from_others(chain.folder), running(config.cluster) if begins else nullcontext():
         if begins:  # a cluster that is too small is told before anything is written or removed
-            trial_resources(config.cluster, config.at_once, config.finetuning_cluster())
+            resources = trial_resources(config.cluster, config.at_once, config.finetuning_cluster())
+            if not resources.shared:  # else a case takes one CPU
+                place(node_resources(), 1, config.cluster.threads)
             if config.storage:
                 make_way(chain.folder, config.storage, overwrite=overwrite)
         journal = NewLines(chain.folder / JOURNAL)
@@ -247,6 +251,7 @@ def report(chain: Chain, study: optuna.Study, space: Space) -> None:
             point=trial.params,
             scores=trial.user_attrs.get(SCORES, {}),
             dsc=trial.value if trial.state == TrialState.COMPLETE else None,
+            error=why_failed(trial),
         )
         for trial in latest_trials(study)
     ]

@@ -17,7 +17,16 @@ from rich.text import Text
 from anatomask.errors import UserError
 from anatomask.evaluation.results import SUMMARY_FILE
 from anatomask.runs.belongings import is_run
-from anatomask.sweeps.study import JOURNAL, STORAGE_ERRORS, first_number, latest_trials, opened, shown_name, trial_name
+from anatomask.sweeps.study import (
+    JOURNAL,
+    STORAGE_ERRORS,
+    first_number,
+    latest_trials,
+    opened,
+    shown_name,
+    trial_name,
+    why_failed,
+)
 from anatomask.terminal.progress import last_row, polling, progress_shown
 from anatomask.training.journal import METRICS
 
@@ -39,7 +48,8 @@ class TrialStatus:
     name: str
     """Name in the tables."""
     state: str
-    """complete, pruned, failed, waiting, or the stages that run: finetune-amos22, evaluate-flare22."""
+    """complete, pruned, failed with the reason, waiting, or the stages that run: finetune-amos22, evaluate-flare22."""
+    runs: bool
     updates: int
     """Updates of all its trainings, those that it shares with other trials among them."""
     scored: int
@@ -54,11 +64,13 @@ def read_status(folder: Path, study: optuna.Study) -> list[TrialStatus]:
     for trial in latest_trials(study):
         runs = folder / trial_name(trial)
         begun = sorted(runs.glob("[!.]*"), key=lambda link: link.lstat().st_mtime)  # links are made as stages begin
+        why = why_failed(trial)
         found.append(
             TrialStatus(
                 number=first_number(trial),
                 name=shown_name(trial),
-                state=STATES.get(trial.state, ", ".join(running_stages(begun)) or "starting"),
+                state=STATES.get(trial.state, ", ".join(running_stages(begun)) or "starting") + f": {why}" * bool(why),
+                runs=trial.state not in STATES,
                 updates=updates_made(runs),
                 scored=len(list(runs.glob(f"evaluate-*/{SUMMARY_FILE}"))),
                 dsc=trial.value if trial.state == TrialState.COMPLETE else None,
@@ -153,7 +165,7 @@ def following_trials(folder: Path, study: optuna.Study, trials: int, updates: in
         scored = f"{sum(one.scored for one in status)}/{trials * networks} scored{leader}"
         progress.update(whole, completed=sum(one.updates for one in status), detail=scored)
         for one in status:
-            running = one.state not in STATES.values()
+            running = one.runs
             if running and one.number not in bars:
                 bars[one.number] = progress.add_task(f"trial {one.number}", total=updates, detail="")
             if one.number in bars:

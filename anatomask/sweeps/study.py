@@ -34,6 +34,8 @@ SCORES = "scores"
 """Name of the DSC of each data set, which a trial reports too."""
 PROBE = "probe"
 """Name of a probe's number, which a trial reports with the probe's DSC in place of its own."""
+ERROR = "error"
+"""Name of the reason for which a trial fails, which it reports with a value of 0 before it does."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of a trial that is not run again."""
 TRIAL = "trial"
@@ -80,7 +82,8 @@ def open_study(folder: Path, space: Space, storage: str = "") -> optuna.Study:
                 study.enqueue_trial(row, user_attrs={NAME: name})
     for trial in latest_trials(study):
         if trial.state == TrialState.FAIL:
-            study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, FIRST: first_number(trial)})
+            kept = {name: value for name, value in trial.user_attrs.items() if name != ERROR}
+            study.enqueue_trial(trial.params, user_attrs={**kept, FIRST: first_number(trial)})
     return study
 
 
@@ -173,6 +176,11 @@ def shown_name(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get(NAME, point_name(trial.params)))
 
 
+def why_failed(trial: FrozenTrial) -> str:
+    """Return the reason for which a trial failed; empty where its process died."""
+    return str(trial.user_attrs.get(ERROR, "")) if trial.state == TrialState.FAIL else ""
+
+
 def trial_name(trial: FrozenTrial) -> str:
     """Return the name of the folder of a trial's runs, the same for all its tries: `000-mask_ratio=0.6`."""
     return f"{first_number(trial):03d}-{file_name(shown_name(trial))}"
@@ -199,6 +207,8 @@ class StudySearch(OptunaSearch):
         self.study.pruner = pruner or NopPruner()
         self.pruned: set[str] = set()
         """Trials that the pruner stopped, as Tune names them."""
+        self.errors: dict[str, str] = {}
+        """Reason of each trial that fails, by Tune's name of it."""
         self.seed = seed
         self.failure: Exception | None = None
         """Error by which the study's storage failed, which Ray Tune passes on as a text alone."""
@@ -229,7 +239,12 @@ class StudySearch(OptunaSearch):
         """Do nothing: `prunes` records probes, and a trial's own score is recorded at its end."""
 
     def prunes(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Record what a trial reported if it is a probe, and return whether the pruner stops the trial."""
+        """Record what a trial reported if it is a probe, and return whether the pruner stops the trial.
+
+        The reason for which a trial fails is kept until `on_trial_complete`, to which Ray Tune does not pass it.
+        """
+        if ERROR in result:
+            self.errors[trial_id] = result[ERROR]
         if PROBE not in result:
             return False
         with self._failure_kept():
@@ -249,6 +264,8 @@ class StudySearch(OptunaSearch):
     def _record(self, trial_id: str, result: Mapping[str, Any] | None, error: bool) -> None:
         trial = self._ot_trials[trial_id]
         if error:
+            if trial_id in self.errors:
+                trial.set_user_attr(ERROR, self.errors[trial_id])
             self.study.tell(trial, state=TrialState.FAIL)
         elif trial_id in self.pruned:
             self.study.tell(trial, state=TrialState.PRUNED)

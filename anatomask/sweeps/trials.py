@@ -20,7 +20,7 @@ from anatomask.sweeps.chain import Chain
 from anatomask.sweeps.graph import Stage, run_in_order
 from anatomask.sweeps.hparams import record_trial
 from anatomask.sweeps.space import Point
-from anatomask.sweeps.study import METRIC, PROBE, SCORES, TRIAL, StudySearch, storage_failed
+from anatomask.sweeps.study import ERROR, METRIC, PROBE, SCORES, TRIAL, StudySearch, storage_failed
 from anatomask.weights.files import TENSORS, remove_weights
 
 TUNE_LOG = "tune.log"
@@ -45,8 +45,12 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
 
     def trial(point: dict[str, Any]) -> None:
         fields = {name: value for name, value in point.items() if name != TRIAL}
-        run_probes(chain, point[TRIAL], fields, run_stage, tune.report)
-        scores = run_trial(chain, point[TRIAL], fields, run_stage, side_by_side)
+        try:
+            run_probes(chain, point[TRIAL], fields, run_stage, tune.report)
+            scores = run_trial(chain, point[TRIAL], fields, run_stage, side_by_side)
+        except Exception as error:
+            tune.report({METRIC: 0.0, ERROR: _reason(error)})
+            raise
         tune.report({METRIC: mean_of(scores.values()), SCORES: scores})
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failure is reported at the end, in one message

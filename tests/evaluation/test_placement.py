@@ -87,6 +87,8 @@ def test_threads_and_gpu_are_those_asked_for_where_a_node_has_them() -> None:
     assert place(NODES, 2, gpu=False)[:2] == (4, False)
     assert place(NODES, 100)[:2] == (2, True)
     assert place(NODES, 100, gpu=False)[:2] == (1, False)
+    crowded = {"CPU": 4.0, "GPU": 4.0, "memory": 1e10}
+    assert place([crowded, {"CPU": 64.0, "memory": 1e10}], 9)[:2] == (1, True), "each of its GPUs gets a case"
     assert place(NODES, 100, threads=7, gpu=False)[:2] == (7, False)
     with pytest.raises(UserError, match=r"cluster\.threads: no node has 9 CPUs, the largest has 8"):
         place(NODES, 100, threads=9, gpu=False)

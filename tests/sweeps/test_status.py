@@ -15,7 +15,7 @@ from anatomask.cli.main import main
 from anatomask.runs.belongings import claim_folder
 from anatomask.sweeps.space import grid
 from anatomask.sweeps.status import best_trial, following_trials, read_status, running_stages
-from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, open_study
+from anatomask.sweeps.study import ERROR, METRIC, TRIAL, StudySearch, open_study
 
 RATIOS = grid({"method.mask_ratio": (0.6, 0.7, 0.8, 0.9)})
 
@@ -29,6 +29,7 @@ def sweep(tmp_path: Path) -> tuple[Path, optuna.Study]:
     search = StudySearch(study, RATIOS, seed=0)
     trials = [search.suggest(f"t{k}")[TRIAL] for k in range(3)]
     search.on_trial_complete("t0", {METRIC: 0.712})
+    search.prunes("t1", {METRIC: 0.0, ERROR: "out of luck"})
     search.on_trial_complete("t1", error=True)
     for trial, link, step in [(0, "pretrain", 6), (0, "finetune-a", 4), (2, "pretrain", 6), (2, "finetune-a", 1)]:
         run = folder / trials[trial] / link
@@ -44,7 +45,7 @@ def test_each_trial_says_what_it_does(sweep: tuple[Path, optuna.Study]) -> None:
     status = read_status(*sweep)
     assert [(one.name, one.state, one.updates, one.scored, one.dsc) for one in status] == [
         ("mask_ratio=0.6", "complete", 10, 1, 0.712),
-        ("mask_ratio=0.7", "failed", 0, 0, None),
+        ("mask_ratio=0.7", "failed: out of luck", 0, 0, None),
         ("mask_ratio=0.8", "finetune-a", 7, 0, None),
         ("mask_ratio=0.9", "waiting", 0, 0, None),
     ]

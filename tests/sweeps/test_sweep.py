@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState
 
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
 from anatomask.cluster_settings import AtOnce, ClusterConfig
-from anatomask.cluster_shares import TrainingResources
+from anatomask.cluster_shares import TrainingResources, TrialResources
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.evaluation.results import CaseScore, summarise, to_csv
@@ -28,7 +29,7 @@ from anatomask.stages.sweep import check, report, run_stage
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.graph import Stage, unique
 from anatomask.sweeps.space import grid, space_names
-from anatomask.sweeps.study import METRIC, TRIAL, StudySearch, open_study
+from anatomask.sweeps.study import ERROR, METRIC, TRIAL, StudySearch, latest_trials, open_study
 from anatomask.sweeps.trials import run_trial
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.job import TrainingJob
@@ -259,12 +260,21 @@ def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
     assert len({path.name for path in (tmp_path / "runs/store").glob("[!.]*")} - set(trained)) == 2  # the evaluations
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(("again", "threads"), [(False, None), (True, None), (False, "5"), (True, "5")])
 def test_a_sweep_that_the_cluster_refuses_writes_and_removes_nothing(
-    again: bool, labelled: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    again: bool,
+    threads: str | None,
+    labelled: PreparedDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def refuse(config: ClusterConfig, at_once: AtOnce, finetuning: ClusterConfig) -> None:
-        raise UserError("too small")
+    """A training is too large, or the scoring of a case takes more CPUs than a node has."""
+
+    def refuse(config: ClusterConfig, at_once: AtOnce, finetuning: ClusterConfig) -> TrialResources:
+        if threads is None:
+            raise UserError("too small")
+        return OF_TRIAL
 
     argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path), "--name", "it"]
     folder = tmp_path / "it"
@@ -274,7 +284,10 @@ def test_a_sweep_that_the_cluster_refuses_writes_and_removes_nothing(
     before = {path: path.read_bytes() for path in folder.glob("*")}
     monkeypatch.setattr("anatomask.stages.sweep.running", nullcontext)
     monkeypatch.setattr("anatomask.stages.sweep.trial_resources", refuse)
+    monkeypatch.setattr("anatomask.stages.sweep.node_resources", lambda: [{"CPU": 4.0, "memory": 1e10}])
+    argv += ["--cluster.threads", threads] if threads else []
     assert main(["sweep", *argv, *(["--overwrite"] if again else [])]) == 1
+    assert ("no node has 5 CPUs, the largest has 4" if threads else "too small") in capsys.readouterr().err
     assert folder.exists() == again and {path: path.read_bytes() for path in folder.glob("*")} == before
 
 
@@ -303,6 +316,7 @@ def test_a_sweep_ends_with_the_tables_of_a_report(
             write(chain.folder / trial / f"evaluate-{data}", level, "AnatoMask", trial)
             search.on_trial_complete(f"t{number}", {METRIC: level, f"scores/{data}": level})
         else:
+            search.prunes(f"t{number}", {METRIC: 0.0, ERROR: "no memory, again"})
             search.on_trial_complete(f"t{number}", error=True)
     write(tmp_path / "from-scratch", 0.4, "scratch", "from-scratch")
     report(chain, study, RATIOS)
@@ -311,7 +325,7 @@ def test_a_sweep_ends_with_the_tables_of_a_report(
     assert f"| mask_ratio=0.8 | trial 1 | {data} | 1 | **82.5 ± 1.9** | **80.0 ± 0.0** | 6 |" in table
     assert "| mask_ratio=0.8 – mask_ratio=0.6, DSC | 1 | +30.0 [+30.0, +30.0] |" in table
     assert "| mask_ratio=0.6 – scratch, DSC |" in table and "have no run from scratch" not in table
-    assert "Without a score: mask_ratio=0.9 (failed)." in table
+    assert "Without a score: mask_ratio=0.9 (failed: no memory, again)." in table
     assert all(word in shown for word in ("82.5 ± 1.9", "Verdict", "better", "table.csv", "sweep.csv", "study.png"))
     assert (chain.folder / "study.png").read_bytes().startswith(b"\x89PNG")
     shutil.rmtree(chain.folder / "000-mask_ratio=0.6")
@@ -320,6 +334,9 @@ def test_a_sweep_ends_with_the_tables_of_a_report(
     said = capsys.readouterr()
     assert "mask_ratio=0.6 is left out of the tables" in said.err + said.out
     assert "--split val`, and repeat the command" in (chain.folder / "table.md").read_text()
+    assert '"no memory, again"' in (chain.folder / "sweep.csv").read_text()
+    again = latest_trials(open_study(chain.folder, RATIOS))[2]
+    assert again.state == TrialState.WAITING and ERROR not in again.user_attrs
     assert "mask_ratio=0.6,000-mask_ratio=0.6,complete,0.6,0.5,0.5," in (chain.folder / "sweep.csv").read_text()
 
 
