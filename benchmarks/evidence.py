@@ -24,7 +24,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from evidence_runs import Experiment
+from evidence_runs import Experiment, shared_ray
 from evidence_steps import FULL, QUICK, run_steps
 
 from anatomask.errors import UserError
@@ -43,8 +43,8 @@ def main() -> None:
     scale = QUICK if arguments.quick else replace(FULL, pretraining=arguments.pretraining)
     experiment = Experiment(arguments.out.absolute(), arguments.scans.absolute(), scale, arguments.jobs)
     try:
-        with experiment.claimed():
-            run_steps(experiment, arguments.step)
+        with shared_ray(arguments.jobs) as address, experiment.claimed():
+            run_steps(replace(experiment, address=address), arguments.step)
     except UserError as error:
         raise SystemExit(str(error)) from error
     records = experiment.records()

@@ -30,7 +30,7 @@ class Trainings(Protocol):
 
 
 FULL = Scale(
-    budgets=(600, 1000, 2000, 4000),
+    budgets=(1000, 2000, 4000),
     rates=(7e-4, 2e-3, 6e-3),
     pretraining=10_000,
     pairs=8,
