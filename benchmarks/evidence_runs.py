@@ -41,15 +41,14 @@ def shared_ray(jobs: int) -> Iterator[str]:
     A Ray of its own takes a training a minute of a core to start, and a fifth of a core while it runs. The CPUs are
     what Ray counts, not what there is: half a one for the worker of each training, and one for its reader.
     """
-    with own_token():
-        with on_loopback():
-            ray.init(
-                address="local",
-                num_cpus=2 * jobs,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+    with own_token(), on_loopback():  # which those that join it must know, too
+        ray.init(
+            address="local",
+            num_cpus=2 * jobs,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
         yield ray.get_runtime_context().gcs_address
 
 
