@@ -17,6 +17,7 @@ from anatomask.data.datasets.base import (
     inner_folder,
     nifti_image,
     nifti_label,
+    tell_reading,
 )
 from anatomask.data.nifti import read_nifti
 from anatomask.data.settings import ReaderConfig
@@ -38,6 +39,8 @@ def _studies(source: Path) -> list[Path]:
 
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     studies = _studies(source)
+    if options.positives_only:
+        tell_reading(len(studies), "to find the studies with lesions")
     kept = [study for study in studies if _may_be_positive(study)] if options.positives_only else studies
     return RawDataset(
         reader="autopet2",

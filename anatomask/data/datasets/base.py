@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,13 @@ from anatomask.data.fingerprint import Scheme
 from anatomask.data.listing import is_folder
 from anatomask.data.nifti import nifti_grid, read_nifti
 from anatomask.data.settings import ReaderConfig
-from anatomask.errors import UserError
+from anatomask.errors import Note, UserError
 
 DEFAULT_NSD_TOLERANCE = 3.0
 """Tolerance in mm for data sets that publish none."""
 
+MANY_LABELS = 20
+"""Number of label maps whose reading takes long enough to be told."""
 NIFTI = (".nii.gz", ".nii")
 
 ReadVolume = Callable[[Path], tuple[np.ndarray, np.ndarray]]
@@ -106,6 +109,12 @@ def refused_case(case: str, path: Path, why: str) -> RawCase:
 
 def _refuse(path: Path, why: str) -> Any:
     raise UserError(why)
+
+
+def tell_reading(labels: int, why: str) -> None:
+    """Warn with a `Note` that so many label maps are read, if that takes long enough for somebody to wonder."""
+    if labels >= MANY_LABELS:
+        warnings.warn(Note(f"{labels} label maps are read first, {why}"), stacklevel=2)
 
 
 def nifti_image(path: Path) -> RawImage:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anatomask.data.datasets.base import stem
+from anatomask.data.datasets.base import stem, tell_reading
 from anatomask.data.grids import same_grid
 from anatomask.data.nifti import nifti_grid, read_nifti
 from anatomask.errors import UserError
@@ -128,6 +128,7 @@ def class_values(path: Path) -> set[int] | None:
 
 
 def values_of(paths: Sequence[Path]) -> dict[Path, set[int] | None]:
-    """Return `class_values` of every file; each is read once."""
+    """Return `class_values` of every file; each is read once. Where that takes long, it is told."""
+    tell_reading(len(paths), "to see which classes they hold; --reader.label-names FILE names these instead")
     with ThreadPoolExecutor(READ_AT_ONCE) as readers:
         return dict(zip(paths, readers.map(class_values, paths), strict=True))

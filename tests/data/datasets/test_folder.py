@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,7 @@ from anatomask.data.datasets import RawDataset, read_dataset
 from anatomask.data.datasets.patterns import named_parts
 from anatomask.data.datasets.scans import read_scans
 from anatomask.data.settings import ReaderConfig
-from anatomask.errors import UserError
+from anatomask.errors import Note, UserError
 
 
 def save(path: Path, voxels: np.ndarray) -> None:
@@ -149,6 +150,21 @@ def test_classes_are_numbered_without_gaps_and_named_by_a_file(tmp_path: Path) -
         names.write_text(json.dumps(content))
         named = read_dataset(tmp_path / "scans", options=ReaderConfig(label_names=str(names)))
         assert named.class_names == {1: "liver", 2: "spleen"}
+
+
+@pytest.mark.parametrize("count", [19, 20])
+def test_the_reading_of_many_label_maps_is_told(count: int, tmp_path: Path) -> None:
+    """It may take minutes, before there is anything to show a progress of."""
+    for number in range(count):
+        save(tmp_path / f"p{number}.nii", CT)
+        save(tmp_path / f"p{number}_seg.nii", np.ones_like(CT, dtype=np.uint8))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read_dataset(tmp_path)
+    said = [str(one.message) for one in caught if one.category is Note]
+    assert said == [
+        "20 label maps are read first, to see which classes they hold; --reader.label-names FILE names these instead"
+    ] * (count == 20)
 
 
 def test_patterns_name_scans_labels_and_cases(tmp_path: Path) -> None:
