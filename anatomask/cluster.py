@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray.exceptions import AuthenticationError
 
 from anatomask.cluster_nodes import (
     DRIVERS,
@@ -45,8 +46,8 @@ def running(config: ClusterConfig) -> Iterator[None]:
     never releases its workers.
 
     Raises:
-        UserError: no cluster answers at the address within seconds, the cluster has other versions of Python or Ray, or
-            Ray's processes of this machine died meanwhile, or while they started.
+        UserError: no cluster answers at the address within seconds, the cluster has other versions of Python or Ray or
+            asks for a token that is not here, or Ray's processes of this machine died meanwhile, or while they started.
         Stopped: a signal came that ends a program in order.
     """
     if ray.is_initialized():
@@ -67,6 +68,11 @@ def running(config: ClusterConfig) -> Iterator[None]:
                 ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except ConnectionError as error:
             raise UserError(f"--cluster.address {config.address}: no Ray cluster answers there") from error
+        except AuthenticationError as error:
+            raise UserError(
+                f"--cluster.address {config.address}: the cluster asks for its token; copy it from the head's "
+                "~/.ray/auth_token to this machine's, or set RAY_AUTH_TOKEN_PATH"
+            ) from error
         except RuntimeError as error:
             if not str(error).startswith(OTHER_VERSIONS):
                 raise

@@ -128,9 +128,10 @@ def awaited(find: Callable[[], Found], minutes: float, needs: Sequence[Mapping[s
             raise
         text = f"waiting for machines to join the cluster, for {minutes:g} minutes at most: {refusal}"
         warnings.warn(Note(text), stacklevel=2)
-    request_resources(bundles=[dict(need) for need in needs])
     try:
         while True:
+            # The request is one for the whole cluster, which Ray Data's coordinators overwrite every 20 seconds.
+            request_resources(bundles=[dict(need) for need in needs])
             time.sleep(POLL_SECONDS)
             try:
                 return find()

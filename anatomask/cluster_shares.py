@@ -49,7 +49,7 @@ class TrainingResources:
     @property
     def per_worker(self) -> dict[str, float]:
         """Ray resources of one training worker."""
-        return {"CPU": self.worker_cpus, **({"GPU": 1.0} if self.gpu else {})}
+        return {"GPU": 1.0} if self.gpu else {"CPU": self.worker_cpus}
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,10 @@ def divide(
     """Divide a cluster among the trainings of a moment, so that their workers and readers all find a place.
 
     On two CPUs, two workers of a whole CPU each would leave none to read the data, and would wait for ever. So CPU
-    workers reserve half a CPU, and readers divide the rest. On each node, less than the share of a reader may remain
-    that no reader can use, so the rest is divided among one reader more for each further node. Several trainings get a
-    whole CPU each, which scoring needs.
+    workers reserve half a CPU, and readers divide the rest. Workers with a GPU reserve none, so that no reader keeps
+    them from their GPU, but the readers leave as much. On each node, less than the share of a reader may remain that no
+    reader can use, so the rest is divided among one reader more for each further node. Several trainings get a whole
+    CPU each, which scoring needs.
 
     Args:
         nodes: resources of each node, as Ray names them.
@@ -218,42 +219,38 @@ def divide(
         )
     if trainings > 1 and cpus < 1:
         raise UserError(f"{several} do not fit on {total:g} CPUs; lower {' or '.join(fields)}")
-    whole = gpu and total >= 2 * workers and places_with_gpu(nodes, 1.0) >= workers
-    worker_cpus = 1.0 if whole else WORKER_CPUS
-    if gpu and (places := places_with_gpu(nodes, worker_cpus)) < workers:
-        raise UserError(
-            f"{several}{' with ' * bool(several)}--cluster.workers {config.workers} need {workers} GPUs{kind} with "
-            f"{worker_cpus:g} CPUs each beside them, and the nodes have CPUs for {places}; lower "
-            f"{' or '.join([*fields, '--cluster.workers'])}"
-        )
     readers = workers * config.readers
-    left = total - workers * worker_cpus
-    with_cpus = sum(node.get("CPU", 0.0) > 0 for node in nodes)
-    reader_cpus = min(1.0, int(100 * left / (readers + max(0, with_cpus - 1))) / 100)
+    left = total - workers * (1.0 if gpu and total >= 2 * workers else WORKER_CPUS)
+    further = max(0, sum(node.get("CPU", 0.0) > 0 for node in nodes) - 1)
+    share = left / (readers + further)
+    if trainings > 1 and not gpu:  # the readers of one may come before the workers of another
+        share = min(share, (left - further * WORKER_CPUS) / readers)
+    reader_cpus = min(1.0, int(100 * share) / 100)
     if reader_cpus < FEWEST_READER_CPUS:
         raise UserError(
             f"{several}{' with ' * bool(several)}{config.workers} workers with {config.readers} readers each do not "
             f"fit on {total:g} CPUs; lower {' or '.join([*fields, '--cluster.workers'])} or --cluster.readers"
         )
-    threads = config.threads or threads_of_worker(nodes, "GPU" if gpu else "CPU", workers)
+    threads = config.threads or threads_of_worker(nodes, gpu, workers)
     fewest = config.min_workers or config.workers
+    worker_cpus = 0.0 if gpu else WORKER_CPUS
     return TrainingResources(
         config.workers, fewest, gpu, worker_cpus, config.readers, reader_cpus, threads, config.gpu_type
     )
 
 
-def places_with_gpu(nodes: Sequence[Mapping[str, float]], cpus: float) -> int:
-    """Count the workers of a GPU and so many CPUs that the nodes have room for."""
-    return sum(min(int(node.get("GPU", 0.0)), int(node.get("CPU", 0.0) / cpus)) for node in nodes)
-
-
-def threads_of_worker(nodes: Sequence[Mapping[str, float]], kind: str, workers: int) -> int:
-    """Return a worker's share of the CPUs of the nodes that workers may run on, no more than the smallest node has.
+def threads_of_worker(nodes: Sequence[Mapping[str, float]], gpu: bool, workers: int) -> int:
+    """Return a worker's share of its node's CPUs, on the node where that is least: Ray packs workers together.
 
     Args:
         nodes: resources of each node, as Ray names them.
-        kind: resource that a node must have for a worker: GPU or CPU.
+        gpu: whether each worker takes a GPU.
         workers: number of workers of all trainings at the same time.
     """
-    cpus = [node.get("CPU", 0.0) for node in nodes if node.get(kind, 0.0) > 0]
-    return max(1, int(min(sum(cpus) / workers, *cpus)))
+    shares = []
+    for node in nodes:
+        cpus = node.get("CPU", 0.0)
+        together = min(workers, int(node.get("GPU", 0.0) if gpu else cpus / WORKER_CPUS))
+        if together and cpus >= 1:
+            shares.append(int(cpus / together))
+    return max(1, min(shares, default=1))

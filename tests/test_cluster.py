@@ -21,6 +21,7 @@ import pytest
 import ray
 from ray._private import ray_constants
 from ray._private.utils import check_version_info
+from ray.exceptions import AuthenticationError
 
 from anatomask.cluster import LONGEST_SOCKET, SOCKET_BYTES, on_loopback, private_folder, running, tell_threads
 from anatomask.cluster_settings import ClusterConfig
@@ -118,6 +119,13 @@ def test_a_cluster_with_other_versions_is_refused(other: dict[str, str], monkeyp
 def test_what_else_ray_says_at_its_start_is_no_matter_of_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     config = refusing(RuntimeError("out of file descriptors"), monkeypatch)
     with pytest.raises(RuntimeError, match=r"^out of file descriptors$"), running(config):
+        raise AssertionError("it was joined")
+
+
+def test_a_cluster_whose_token_is_not_here_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = refusing(AuthenticationError("Token authentication is enabled but no token was found."), monkeypatch)
+    said = r"^--cluster.address 10.0.0.1:6379: the cluster asks for its token; copy it from the head's ~/.ray/auth_t"
+    with pytest.raises(UserError, match=said), running(config):
         raise AssertionError("it was joined")
 
 

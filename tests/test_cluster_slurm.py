@@ -106,6 +106,7 @@ def test_a_shared_node_keeps_the_ray_of_other_jobs(node: Node) -> None:
     for start in starts:  # by Ray's own command line
         given = ray_start.make_context("start", shlex.split(start)[2:]).params
         assert given["block"] and int(given["memory"]) + given["object_store_memory"] <= 64 * 2**30
+    assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in (FOLDER / "slurm-shared.sh").read_text()
     assert "#SBATCH --exclusive" in (FOLDER / "slurm.sh").read_text()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from anatomask.data.datasets.folder import AIR_HU, looks_like_ct
-from anatomask.data.fingerprint import ChannelFingerprint, Scheme
+from anatomask.data.fingerprint import ChannelFingerprint
 from anatomask.errors import UserError
 
 NOT_CT = re.compile(r"\b(mri?|t[12]\w*|flair|dwi|adc|pet|pt|suv)\b", re.IGNORECASE)
@@ -32,7 +32,12 @@ def require_kind(name: str, volumes: Sequence[np.ndarray], channels: Sequence[Ch
         UserError: a channel is a label map, or of another modality; the message begins with `name`.
     """
     for volume, channel in zip(volumes, channels, strict=True):
-        refuse_label_map(name, volume, channel.scheme)
+        if channel.scheme != "none" and (values := label_values(volume)) is not None:
+            listed = ", ".join(f"{value:g}" for value in values[:4])
+            raise UserError(
+                f"{name} is a label map, not a scan (its {len(values)} values are whole numbers over whole areas: "
+                f"{listed}{', …' if len(values) > 4 else ''}); leave it out, or give the scan"
+            )
         if channel.scheme == "ct" and volume.min() >= LEAST_HU:
             raise UserError(
                 f"{name} is no CT in HU (no voxel is below {LEAST_HU}, where air and fat lie; the smallest is "
@@ -45,20 +50,6 @@ def require_kind(name: str, volumes: Sequence[np.ndarray], channels: Sequence[Ch
                 f"{name} is a CT in HU (it has air below {AIR_HU}), and the network reads {channel.name}; leave it "
                 "out, or name a run that was trained on CT"
             )
-
-
-def refuse_label_map(name: str, volume: np.ndarray, scheme: Scheme) -> None:
-    """Check by its values that a channel (D, H, W) is no label map, which one of scheme "none" may be.
-
-    Raises:
-        UserError: it is one; the message begins with `name`.
-    """
-    if scheme != "none" and (values := label_values(volume)) is not None:
-        listed = ", ".join(f"{value:g}" for value in values[:4])
-        raise UserError(
-            f"{name} is a label map, not a scan (its {len(values)} values are whole numbers over whole areas: "
-            f"{listed}{', …' if len(values) > 4 else ''}); leave it out, or give the scan"
-        )
 
 
 def label_values(volume: np.ndarray) -> np.ndarray | None:

@@ -17,7 +17,6 @@ from anatomask.data.datasets.base import RawCase, RawImage, RawLabel, is_nifti
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.grids import same_grid
 from anatomask.data.memory import TooLarge, available_memory, bytes_to_prepare, product
-from anatomask.data.modality import refuse_label_map
 from anatomask.data.nifti import require_spacing
 from anatomask.data.records import PreparedCase, triple
 from anatomask.data.resampling import (
@@ -72,17 +71,15 @@ def prepare_case(
 
     Raises:
         TooLarge: the case would take more; only headers were read.
-        UserError: a file is missing, damaged, not 3-D or not finite, does not say its spacing, or is a label map in
-            place of a scan, the files' grids differ, values are too large for their scheme, every voxel of every
-            channel is the same, or the label holds a value that is not a class. The message names the file.
+        UserError: a file is missing, damaged, not 3-D or not finite, does not say its spacing, the files' grids
+            differ, values are too large for their scheme, every voxel of every channel is the same, or the label holds
+            a value that is not a class. The message names the file.
     """
     require_memory(str(raw.images[0].path), shared_grid(raw), spacing, len(raw.images), memory)
     for image in raw.images:
         if is_nifti(image.path):
             require_spacing(image.path)
     volumes, affine = read_images(raw.images)
-    for image, volume, scheme in zip(raw.images, volumes, schemes, strict=True):
-        refuse_label_map(str(image.path), volume, scheme)
     original_shape = volumes[0].shape
     label = None
     if raw.label is not None:

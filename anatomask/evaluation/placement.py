@@ -134,7 +134,7 @@ def place(
     threads = threads or max(1, min(CPUS_PER_CASE, share, largest))
     if threads > largest:
         raise UserError(f"cluster.threads: no node has {threads} CPUs, the largest has {largest}")
-    return Placement(threads, gpu, int(max(node.get("memory", 0) for node in usable)))
+    return Placement(threads, gpu, int(max(node.get("memory", 0) for node in usable if node.get("CPU", 0) >= threads)))
 
 
 def too_large(needs: Mapping[str, int], room: int) -> dict[str, str]:

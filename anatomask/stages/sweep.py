@@ -34,7 +34,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from anatomask.cluster import running
-from anatomask.cluster_nodes import DRIVERS, node_resources, trial_holds
+from anatomask.cluster_nodes import DRIVERS, node_resources, of_gpu_type, trial_holds
 from anatomask.cluster_shares import (
     TrainingResources,
     TrialResources,
@@ -152,7 +152,8 @@ def run_space(config: SweepConfig, space: Space, *, overwrite: bool) -> int:
         if begins:  # a cluster that is too small is told before anything is written or removed
             resources = trial_resources(config.cluster, config.at_once, config.finetuning_cluster())
             if not resources.shared:  # else a case takes one CPU
-                place(node_resources(), 1, config.cluster.threads)
+                scoring = config.finetuning_cluster()
+                place(of_gpu_type(node_resources(), scoring.gpu_type), 1, scoring.threads, scoring.wants_gpu)
             if config.storage:
                 make_way(chain.folder, config.storage, overwrite=overwrite)
         journal = NewLines(chain.folder / JOURNAL)

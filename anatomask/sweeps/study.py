@@ -214,6 +214,13 @@ class StudySearch(OptunaSearch):
         """Error by which the study's storage failed, which Ray Tune passes on as a text alone."""
         super().__init__(space.suggest, metric=METRIC, mode="max")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what may be written to storage: not the study, whose address may hold a password."""
+        return {name: value for name, value in vars(self).items() if name not in ("study", "_ot_study", "_ot_trials")}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing, since the study outlives the process."""
+
     def _setup_study(self, mode: str | list[str]) -> None:
         self._ot_study = self.study
 

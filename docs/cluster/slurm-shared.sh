@@ -14,6 +14,7 @@ run=$1
 shift
 . "$HOME/anatomask/.venv/bin/activate"
 export RAY_AUTH_MODE=token
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # which srun no longer takes from sbatch
 head=$(hostname -I | cut -d' ' -f1) # this script runs on the first node; with several networks, choose
 # Ports and a folder of this job's own. Nothing here runs `ray stop`, which would end the Ray of other jobs.
 port=$((20000 + 10 * (SLURM_JOB_ID % 3000)))

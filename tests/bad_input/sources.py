@@ -235,11 +235,6 @@ KINDS = [
         header(IMAGE, qform_code=0, sform_code=0, pixdim=[1] * 8),
         rf"{FILE} has no spacing .*write the voxel size",
     ),
-    bad_scan(
-        "a label map to prepare as a scan",
-        volume(IMAGE, lambda v: (v > 0).astype(np.int16)),
-        rf"{FILE} is a label map, not a scan \(its 2 values .* 0, 1\); leave it out",
-    ),
     bad_scan("a scan placed by NaN", header(IMAGE, srow_x=np.nan, sform_code=1), "anna_0000"),
     bad_scan("a slope of NaN", header(IMAGE, scl_slope=np.nan, scl_inter=np.inf), "anna_0000"),
     bad_scan("an infinite slope", header(IMAGE, scl_slope=np.inf), "anna_0000"),

@@ -83,6 +83,17 @@ def test_a_case_that_fits_no_node_is_named_with_its_need() -> None:
     assert "it needs 11.0 GiB of memory to be predicted, and no node has more than 10.0 GiB" in refused["s1"]
 
 
+def test_memory_counts_where_the_threads_are_too() -> None:
+    """The node with most memory has no CPUs for a task, which would wait for ever."""
+    nodes = [
+        {"CPU": 0.0, "memory": 500.0 * GIB},
+        {"CPU": 8.0, "memory": 60.0 * GIB},
+        {"CPU": 64.0, "memory": 9.0 * GIB},
+    ]
+    assert place(nodes, 1).room == 60 * GIB
+    assert place(nodes, 1, threads=32).room == 9 * GIB
+
+
 def test_threads_and_gpu_are_those_asked_for_where_a_node_has_them() -> None:
     assert place(NODES, 2, gpu=False)[:2] == (4, False)
     assert place(NODES, 100)[:2] == (2, True)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.error import TuneError
 
 from anatomask.cli.arguments import parse
@@ -85,6 +85,15 @@ def test_every_row_is_completed_once_whatever_happens(fates: list[str]) -> None:
         assert [trial.state for trial in latest] == [TrialState.COMPLETE] * 3
         assert all(trial.user_attrs["scores"] == {"a": 0.5} for trial in latest)
         assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+
+
+def test_the_address_of_a_study_is_not_written_to_storage(tmp_path: Path) -> None:
+    """Ray Tune writes the search, and what stops trials, beside the runs; the address may hold a password."""
+    search = StudySearch(open_study(tmp_path, RATIOS, f"sqlite:///{tmp_path}/hush.db"), RATIOS, seed=0)
+    search.suggest("t0")
+    search.save_to_dir(str(tmp_path / "tune"))
+    assert b"hush" not in cloudpickle.dumps([search, search.prunes])
+    assert not (tmp_path / "tune").exists()
 
 
 def test_a_search_that_is_interrupted_draws_what_it_would_have_drawn(tmp_path: Path) -> None:

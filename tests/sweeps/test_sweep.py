@@ -260,6 +260,9 @@ def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
     assert len({path.name for path in (tmp_path / "runs/store").glob("[!.]*")} - set(trained)) == 2  # the evaluations
 
 
+OTHER = {"CPU": 64.0, "memory": 1e10}
+
+
 @pytest.mark.parametrize(("again", "threads"), [(False, None), (True, None), (False, "5"), (True, "5")])
 def test_a_sweep_that_the_cluster_refuses_writes_and_removes_nothing(
     again: bool,
@@ -269,7 +272,7 @@ def test_a_sweep_that_the_cluster_refuses_writes_and_removes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A training is too large, or the scoring of a case takes more CPUs than a node has."""
+    """A training is too large, or the scoring of a case takes more CPUs than a node of its GPUs has."""
 
     def refuse(config: ClusterConfig, at_once: AtOnce, finetuning: ClusterConfig) -> TrialResources:
         if threads is None:
@@ -284,7 +287,9 @@ def test_a_sweep_that_the_cluster_refuses_writes_and_removes_nothing(
     before = {path: path.read_bytes() for path in folder.glob("*")}
     monkeypatch.setattr("anatomask.stages.sweep.running", nullcontext)
     monkeypatch.setattr("anatomask.stages.sweep.trial_resources", refuse)
-    monkeypatch.setattr("anatomask.stages.sweep.node_resources", lambda: [{"CPU": 4.0, "memory": 1e10}])
+    monkeypatch.setattr(
+        "anatomask.stages.sweep.node_resources", lambda: [OTHER, {"CPU": 4.0, "GPU": 1.0, "memory": 1e10}]
+    )
     argv += ["--cluster.threads", threads] if threads else []
     assert main(["sweep", *argv, *(["--overwrite"] if again else [])]) == 1
     assert ("no node has 5 CPUs, the largest has 4" if threads else "too small") in capsys.readouterr().err

@@ -79,8 +79,8 @@ def test_machines_that_were_taken_away_do_not_use_up_the_failures(
 def test_workers_go_to_gpus_of_their_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scaling = []
     monkeypatch.setattr(TorchTrainer, "fit", lambda trainer: scaling.append(trainer.scaling_config))
-    anywhere = TrainingResources(2, 2, True, worker_cpus=1.0, readers=1, reader_cpus=0.5, threads=1)
+    anywhere = TrainingResources(2, 2, True, worker_cpus=0.0, readers=1, reader_cpus=0.5, threads=1)
     for kind in ("", "H100"):
         fit(job(tmp_path / "run", ""), replace(anywhere, gpu_type=kind), max_failures=1)
     needs = [one._resources_per_worker_not_none for one in scaling]
-    assert needs == [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 1.0, "accelerator_type:H100": 0.001}]
+    assert needs == [{"GPU": 1.0}, {"GPU": 1.0, "accelerator_type:H100": 0.001}]
