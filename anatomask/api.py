@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import nibabel as nib
 import numpy as np
@@ -228,8 +228,8 @@ def score_case(
         docs/evaluation.md.
 
     Raises:
-        ValueError: the shapes differ, values are not whole numbers, the spacing is not three lengths, or a label is
-            below 1 or lacks a tolerance.
+        ValueError: the shapes differ, values are not whole numbers, the spacing is not three lengths, a label is below
+            1 or lacks a tolerance above or equal to 0, or a metric or the rule is none of those above.
     """
     chosen = [int(label) for label in labels]
     if not chosen or min(chosen) < 1:
@@ -243,6 +243,11 @@ def score_case(
     if len(spacing_mm) != 3 or not all(0 < edge < math.inf for edge in spacing_mm):
         raise ValueError(f"spacing_mm must be three lengths above 0 in mm, not {tuple(spacing_mm)}")
     tolerances = {label: tolerance[label] for label in chosen}
+    if not all(0 <= mm < math.inf for mm in tolerances.values()):
+        raise ValueError(f"tolerance_mm must be lengths from 0 on in mm, not {tolerance_mm}")
+    for name, given, known in (("metrics", set(metrics), get_args(Metric)), ("absent", {absent}, get_args(AbsentRule))):
+        if unknown := given - set(known):
+            raise ValueError(f"{name} must be among {', '.join(known)}, not {min(unknown)}")
     scores = score_classes(prediction, reference, spacing_mm, tolerances, metrics)
     for label, score in scores.items():
         if not score.voxels and absent != "totalsegmentator":

@@ -143,6 +143,7 @@ class PretrainConfig(Settings):
         self.method.check_network(self.network)
         self.method.check_crop(self.loader.patch_size)
         self.method.check_batch(self.training.batch_size, self.cluster.workers)
+        self.method.check_epochs(self.training.epochs)
         self.network.check_crop(self.loader.patch_size, self.method.stages(self.network))
         if self.training.accumulate > 1 and not self.method.splits_batches:
             raise ValueError(f"training.accumulate must be 1: {self.method.label()} needs a worker's samples at once")

@@ -26,7 +26,7 @@ from anatomask.recipes.parts import PAPER, SMALL
 from anatomask.stages.costs import pretraining_update, worker_cost
 from anatomask.training.optimiser import build_optimiser
 from anatomask.training.settings import Precision
-from anatomask.training.update import autocast
+from anatomask.training.update import autocast, clip_each_grad_norm_
 
 SCALES = {"small": SMALL, "paper": PAPER}
 PROGRESS = 0.5
@@ -113,12 +113,14 @@ def update(config: PretrainConfig, device: str) -> Callable[[], None]:
     with torch.device(device):
         batch = randomised(method.dummy_batch(config.training.batch_size, config.loader.patch_size))
 
+    clip = clip_each_grad_norm_ if config.optimiser.clip_of == "each" else nn.utils.clip_grad_norm_
+
     def step() -> None:
         with autocast(config.training.precision, torch.device(device)):
             loss = method.training_step(batch, PROGRESS).loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(method.trainable().parameters(), config.optimiser.clip)
+        clip(method.trainable().parameters(), config.optimiser.clip)
         optimiser.step()
         method.after_step(PROGRESS)
 

@@ -208,6 +208,9 @@ def test_scores_are_those_of_the_evaluation(world: World) -> None:
     for edges in ((2.0, 0.0, 2.0), (2.0, 2.0), (2.0, float("nan"), 2.0)):
         with pytest.raises(ValueError, match="spacing_mm must be three lengths above 0"):
             anatomask.score_case(label, label, edges, [1])
+    for options in ({"metrics": ["hd95_mm"]}, {"absent": "flair"}, {"tolerance_mm": math.nan}, {"tolerance_mm": -1.0}):
+        with pytest.raises(ValueError, match=rf"^{next(iter(options))} must be "):
+            anatomask.score_case(label, label, spacing, [1], **options)  # type: ignore[arg-type]
 
 
 def test_absent_labels_score_by_the_rule() -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import tyro
 
 from anatomask.config import SCRATCH, FinetuneConfig
+from anatomask.data.samples import SMALLEST_CROP
 from anatomask.data.settings import PreprocessConfig
 from anatomask.errors import Note, UserError
 from anatomask.files import refuse_pipe
@@ -236,7 +237,12 @@ def with_weights(config: FinetuneConfig, init: str) -> FinetuneConfig:
 
     network = network_of(read_header(find_weights(split_init(init)[1])))
     network = dataclasses.replace(network, in_channels=max(network.in_channels, config.network.in_channels))
-    loader = dataclasses.replace(config.loader, patch_size=network.fitting_crop(config.loader.patch_size))
+    crop = network.fitting_crop(config.loader.patch_size)
+    if min(crop) < SMALLEST_CROP:  # published weights, whose positions are interpolated for a larger one
+        first, second, third = (max(edge, SMALLEST_CROP) for edge in crop)
+        crop = first, second, third
+        network = network.for_crop(crop)
+    loader = dataclasses.replace(config.loader, patch_size=crop)
     return dataclasses.replace(config, network=network, loader=loader)
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # what trains on a machine without NIfTI and Parquet imports 
 
 CROP_MULTIPLE = 16
 """Voxels by which a crop's sides must be divisible: the largest stride of the networks."""
+SMALLEST_CROP = 2 * CROP_MULTIPLE
+"""Voxels of the shortest edge of a crop."""
 
 Sample = dict[str, np.ndarray]
 Draw = Callable[["PreparedDataset", str, np.random.Generator], Sample]
@@ -48,10 +50,9 @@ class LoaderConfig(Settings):
         self.require_range(1, 4096, "patch_size")
         self.require_range(1, 1000, "read_ahead")
         self.require_distinct("mirror_axes")
-        if min(self.patch_size) < 2 * CROP_MULTIPLE or any(size % CROP_MULTIPLE for size in self.patch_size):
+        if min(self.patch_size) < SMALLEST_CROP or any(size % CROP_MULTIPLE for size in self.patch_size):
             raise ValueError(
-                f"patch_size must be three multiples of {CROP_MULTIPLE} from {2 * CROP_MULTIPLE} on, "
-                f"not {self.patch_size}"
+                f"patch_size must be three multiples of {CROP_MULTIPLE} from {SMALLEST_CROP} on, not {self.patch_size}"
             )
         if not 0 <= self.foreground <= 1:
             raise ValueError(f"foreground must lie in [0, 1], not {self.foreground}")

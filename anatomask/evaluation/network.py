@@ -70,6 +70,12 @@ def check_network(weights: Weights, source: object) -> None:
     require_fields(weights.header, source, "architecture.classes")
     if (classes := weights.header["architecture"]["classes"]) > MOST_CLASSES:
         raise UserError(f"{source} has {classes} classes; a label map holds {MOST_CLASSES}, so merge some of them")
+    channels, named = network_of(weights.header).in_channels, len(weights.header["fingerprint"]["channels"])
+    if channels != named:
+        raise UserError(
+            f"{source} reads {channels} channels and says how {named} of them {'is' if named == 1 else 'are'} "
+            "normalised (exported with --in-channels?); finetune from it with --init"
+        )
     check_tensors(weights)
     for name, tensor in weights.tensors.items():
         if not torch.isfinite(tensor).all():

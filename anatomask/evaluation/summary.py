@@ -37,6 +37,7 @@ def summary_of(
         "run": run,
         "method": header["initialisation"]["method"],
         "initialisation": initialisation,
+        "via": header["initialisation"].get("via"),
         "network": network_of(header).label(),
         "loaded": header.get("loaded"),
         "train_fraction": header.get("train_fraction"),

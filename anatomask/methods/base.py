@@ -93,6 +93,13 @@ class MethodConfig(Settings, ABC):
             UserError: it has not.
         """
 
+    def check_epochs(self, epochs: int) -> None:
+        """Check that a pretraining of so many epochs trains all that it hands on.
+
+        Raises:
+            ValueError: it does not.
+        """
+
     def resolved(self) -> Self:
         """Return the settings with every `auto` decided, once for a run.
 

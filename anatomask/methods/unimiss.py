@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,22 @@ class UniMiSSMethodConfig(MethodConfig):
                 f"loader.patch_size {tuple(size)}: {self.label()} reads slices across the last axis, one of whose "
                 f"sides must be longer than 32: choose {(64, 64, size[2])}, and --network.patch-size alike"
             )
+
+    def check_epochs(self, epochs: int) -> None:
+        """Check that an epoch is on volumes, without which what a finetuning takes over stays random.
+
+        Raises:
+            ValueError: all are on slices.
+        """
+        if self.slice_epochs >= epochs:
+            raise ValueError(
+                f"method.slice_epochs {self.slice_epochs} leaves none of the {epochs} epochs for volumes: choose "
+                "fewer, or more training.epochs"
+            )
+
+    def countable(self) -> Self:
+        """Return the same without epochs on slices alone, since one on volumes costs more."""
+        return replace(self, slice_epochs=0)
 
     def draw(self, loader: LoaderConfig) -> SubVolumesDraw:
         """Return what draws two boxes of a region."""

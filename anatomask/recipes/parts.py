@@ -103,6 +103,9 @@ _SELFMEDMAE = OptimiserConfig(
 _UNETR = replace(_SELFMEDMAE, layer_decay=0.75)
 """Optimiser of their finetuning, likewise."""
 
+_TANG = OptimiserConfig(lr=4e-4, weight_decay=0.1, warmup_epochs=0, warmup_updates=50, warmup_lr=0.0)
+"""Optimiser of Tang et al., but for a warm-up of 500 updates."""
+
 _UNIMISS = OptimiserConfig(
     lr=5e-4,
     lr_end=1e-6,
@@ -135,6 +138,7 @@ PAPER = Scale(
         "mae": OptimiserConfig("sgd", lr=1e-2, weight_decay=3e-5, momentum=0.99, warmup_epochs=0, decay="poly"),
     },
     finetuning_optimisers={
+        "swin_unetr-48": OptimiserConfig(lr=1e-4, weight_decay=1e-5, warmup_epochs=50),
         "unetr-b": replace(_UNETR, lr=3.44e-2 * 2 / 256, warmup_epochs=50),
         "unimiss-48": OptimiserConfig(weight_decay=3e-5, warmup_epochs=0, decay="poly"),
     },
@@ -168,7 +172,7 @@ SMALL = Scale(
         "unimiss": _SMALL_UNIMISS,
     },
     optimisers={
-        "swinunetr_ssl": OptimiserConfig(lr=4e-4, weight_decay=0.1, warmup_epochs=0, warmup_updates=50, warmup_lr=0.0),
+        "swinunetr_ssl": _TANG,
         "selfmedmae": replace(_SELFMEDMAE, warmup_epochs=5),
         "unimiss": _UNIMISS,
     },
@@ -196,7 +200,7 @@ TINY = Scale(
         "selfmedmae": _SMALL_SELFMEDMAE,
         "unimiss": _SMALL_UNIMISS,
     },
-    optimisers={"selfmedmae": _SELFMEDMAE, "unimiss": _UNIMISS},
+    optimisers={"swinunetr_ssl": replace(_TANG, warmup_updates=10), "selfmedmae": _SELFMEDMAE, "unimiss": _UNIMISS},
     finetuning_optimisers={"unetr-small": _UNETR},
     inference=InferenceConfig(mirror=False),
 )
@@ -215,8 +219,9 @@ class Target:
     """Reason for the size of a hidden patch in mm."""
     classes: int
     """Number of structures for which costs are computed."""
-    foreground: float = 0.33
-    """Share of finetuning crops that are centred on a voxel of a random class."""
+    foreground: float = 0.5
+    """Share of finetuning crops that are centred on a voxel of a random class. nnU-Net's third of a batch of two, in
+    whole crops, is one of two."""
     methods: Mapping[str, Fields] = field(default_factory=dict)
     """Fields of the section `method` that follow from this target, by the name that `--method` takes."""
     layout: str = "auto"

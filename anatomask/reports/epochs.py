@@ -47,7 +47,8 @@ def points_by_method(arms: Sequence[Arm], origins: Sequence[Sequence[Training]])
     """
     found: dict[str, dict[float, list[float]]] = {}
     for arm, trainings in zip(arms, origins, strict=True):
-        method = str(arm[0].summary["method"])
+        summary = arm[0].summary
+        method = str(summary["method"]) + (f" via {summary['via']}" if summary.get("via") else "")
         epochs = 0.0 if method == SCRATCH else epochs_of(trainings)
         if epochs is not None:
             means = [100 * float(np.mean(list(run.scores.values()))) for run in arm if run.scores]

@@ -41,7 +41,6 @@ from anatomask.stages.remarks import little_context, trained_on
 from anatomask.terminal.printing import remark, show_failures
 from anatomask.terminal.progress import outages_told
 from anatomask.weights.files import find_weights, run_name
-from anatomask.weights.header import require_fields
 from anatomask.weights.tensor_files import Weights
 
 
@@ -121,8 +120,8 @@ def _open(config: EvaluateConfig) -> tuple[Weights, PreparedDataset]:
     """Open the weights of the run and the data set, and check that they fit."""
     source = find_weights(config.run, config.checkpoint)
     weights = read_network(source)
-    if not config.data:
-        require_fields(weights.header, source, "data")
+    if not config.data and "data" not in weights.header:
+        raise UserError(f"{source} does not say which data it was trained on (exported?); name a folder by --data")
     dataset = PreparedDataset.open(Storage(config.data or weights.header["data"], config.cluster.max_outage))
     return weights, match_dataset(weights.header, dataset, str(source))
 

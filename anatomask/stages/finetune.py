@@ -91,6 +91,9 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
 def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any]:
     """Describe what the network starts from, for its header and the tables.
 
+    A network that was finetuned from a pretraining on other data, as in the paper, hands on the method of that; `via`
+    names the data.
+
     Raises:
         UserError: the weights are of another architecture, or their header lacks a field.
     """
@@ -99,10 +102,15 @@ def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any
     header = read_header(source)
     require_same_size(header, config.network)
     require_fields(header, source, "kind", "dataset", *(("method",) if header.get("kind") == "pretraining" else ()))
-    method = method_label(header) if header["kind"] == "pretraining" else f"finetuned on {header['dataset']}"
+    own = (header.get("initialisation") or {}).get("method", SCRATCH)
+    if pretraining := header["kind"] == "pretraining":
+        method = method_label(header)
+    else:
+        method = f"finetuned on {header['dataset']}" if own == SCRATCH else own
     transfer, run = split_init(config.init)
     described = {"whole": method, "encoder": f"{method}, encoder", "permuted": f"{method}, permuted"}[transfer]
-    return {"method": described, "run": run, "dataset": header["dataset"]}
+    via = {} if pretraining else {"via": header["dataset"]}
+    return {"method": described, "run": run, "dataset": header["dataset"], **via}
 
 
 def start_from(network: Segmenter, *, source: Path | None, transfer: Transfer, seed: int) -> Sequence[str]:

@@ -81,7 +81,7 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     print(
         f"Pretrained weights: {job.run}\n"
         f"Look at the training: tensorboard --logdir {job.run.parent}\n"
-        f"{after_pretraining(str(job.run), folders(config), labelled, config.loader.patch_size)}"
+        f"{after_pretraining(str(job.run), folders(config), labelled, config.loader.patch_size, config.network.name)}"
     )
     return 0
 

@@ -10,15 +10,13 @@ from shlex import quote
 import numpy as np
 import torch
 
-from anatomask.data.samples import CROP_MULTIPLE
+from anatomask.data.samples import SMALLEST_CROP
 from anatomask.data.settings import ReaderConfig
 from anatomask.plugins import plugin_flags
 from anatomask.recipes import RECIPES, TARGETS
 
 ISOTROPIC = 256
 """Number of voxels along the edge of the cube of equal sides in mm from which nnU-Net's planner starts."""
-LEAST_EDGE = 2 * CROP_MULTIPLE
-"""Smallest edge in voxels of a crop that `LoaderConfig` takes."""
 
 
 def recipe_here() -> str:
@@ -31,8 +29,8 @@ def suggest_crop(
 ) -> tuple[int, int, int]:
     """Plan a crop of at most `voxels` voxels with the proportions of the median scan, as nnU-Net plans its patch.
 
-    It starts from a cube in mm, cut to the median scan, with no edge below `LEAST_EDGE`. While that is too large, the
-    axis is shortened that then still covers the largest share of the median scan.
+    It starts from a cube in mm, cut to the median scan, with no edge below `SMALLEST_CROP`. While that is too large,
+    the axis is shortened that then still covers the largest share of the median scan.
 
     Args:
         shapes: (D, H, W) of each scan at `spacing`.
@@ -45,7 +43,7 @@ def suggest_crop(
     """
     median = np.median(np.asarray(shapes, float), axis=0)
     cube = ISOTROPIC * float(np.prod(spacing)) ** (1 / 3) / np.asarray(spacing, float)
-    least = stride * math.ceil(LEAST_EDGE / stride)
+    least = stride * math.ceil(SMALLEST_CROP / stride)
     crop = [max(least, stride * math.ceil(edge / stride)) for edge in np.minimum(cube, median)]
     while math.prod(crop) > voxels and max(crop) > least:
         left = [(edge - stride) / extent if edge > least else 0 for edge, extent in zip(crop, median, strict=True)]
@@ -115,7 +113,9 @@ def after_prepare(
     return [f"Suggested: {_crop_in_words(spacing, shapes)}", f"Next: anatomask pretrain {flags}", *finetune]
 
 
-def after_pretraining(run: str, data: Sequence[str], labelled: bool, crop: Sequence[int]) -> str:
+def after_pretraining(
+    run: str, data: Sequence[str], labelled: bool, crop: Sequence[int], network: str = "stunet"
+) -> str:
     """Suggest how to finetune from a run of `pretrain`.
 
     Args:
@@ -123,12 +123,14 @@ def after_pretraining(run: str, data: Sequence[str], labelled: bool, crop: Seque
         data: prepared folders that it was trained on.
         labelled: True if a scan in them has labels.
         crop: edges in voxels of its crops.
+        network: name of its network, which has a finetuning of its own.
     """
     where = "" if labelled else ", with labelled scans that are prepared in FOLDER"
     source = quote(data[0]) if labelled else "FOLDER"
     size = " ".join(map(str, crop))
+    recipe = recipe_here() + f" --network {network}" * (network != "stunet")
     return (
-        f"Next{where}: anatomask finetune --recipe {recipe_here()} --init {quote(run)} --data {source} "
+        f"Next{where}: anatomask finetune --recipe {recipe} --init {quote(run)} --data {source} "
         f"--loader.patch-size {size}{plugin_flags()}"
     )
 

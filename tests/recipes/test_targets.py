@@ -144,7 +144,7 @@ def test_finetuning_has_the_published_settings_but_for_channels(target: str) -> 
     config = parse("finetune", ["--target", target, "--data", "x"], RECIPES).config
     channels = len(CHANNELS[target])
     assert config.network == STUNetConfig(in_channels=channels, base=32) and SIZES["b"].base == 32
-    assert config.loader.patch_size == (112, 112, 128) and config.loader.foreground == 0.33
+    assert config.loader.patch_size == (112, 112, 128) and config.loader.foreground == 0.5
     training, optimiser = config.training, config.optimiser
     assert (training.epochs, training.steps_per_epoch, training.batch_size) == (1000, 250, 2)
     assert (optimiser.name, optimiser.lr, optimiser.eps, optimiser.decay) == ("adamw", 1e-4, 1e-4, "cosine")

@@ -117,6 +117,14 @@ def test_a_score_stands_beside_the_published_one_with_difference_interval_and_se
     assert paper_tables(found(*runs))[0].number == "1" and "test cases are not the paper's" in " ".join(table.notes)
 
 
+def test_networks_that_started_as_the_papers_did_come_before_others() -> None:
+    """Of one method: two seeds directly from the pretraining, and one via the first data set."""
+    direct = [(evaluated(f"d{seed}", [0.2, 0.4], dataset="FLARE22", seed=seed), pretrained(seed)) for seed in (0, 1)]
+    via = evaluated("v", [0.8, 0.9], dataset="FLARE22", via="TotalSegmentator", training=None)
+    assert cells(only("5", *direct))["AnatoMask, STU-Net-B"][1] == "30.0 ± 14.1"
+    assert cells(only("5", *direct, (via, pretrained())))["AnatoMask, STU-Net-B"][1] == "85.0 ± 7.1"
+
+
 def test_a_variant_stands_in_every_row_of_its_settings() -> None:
     variants: dict[str, dict[str, Any]] = {
         "default": {},

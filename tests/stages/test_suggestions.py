@@ -9,9 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anatomask.cli.arguments import parse
 from anatomask.data.records import triple
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.settings import ReaderConfig
+from anatomask.recipes import RECIPES
 from anatomask.stages.suggestions import after_prepare, after_pretraining, after_survey, suggest_crop
 
 EDGES = st.tuples(*[st.integers(1, 900)] * 3)
@@ -73,6 +75,19 @@ def test_after_a_pretraining_the_finetuning_has_its_recipe_and_crop(monkeypatch:
     assert after_pretraining("runs/x", ["a", "b"], labelled=False, crop=(64, 64, 32)) == (
         f"Next, with labelled scans that are prepared in FOLDER: {flags} FOLDER --loader.patch-size 64 64 32"
     )
+
+
+@pytest.mark.parametrize("network", ["unetr", "unimiss", "swin_unetr"])
+def test_after_a_pretraining_the_finetuning_is_that_of_its_network(
+    network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    command = after_pretraining("scratch", ["a"], labelled=True, crop=(96, 96, 96), network=network)
+    flags = shlex.split(command.partition("anatomask finetune ")[2].partition(" --loader")[0])
+    config = parse("finetune", flags, RECIPES).config
+    own = {"unetr": "selfmedmae", "unimiss": "unimiss", "swin_unetr": "swin-ssl"}[network]
+    assert config.optimiser == RECIPES[own].settings("finetune").optimiser
+    assert config.network.name == network
 
 
 def test_the_next_command_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

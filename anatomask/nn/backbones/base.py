@@ -179,6 +179,10 @@ class BackboneConfig(Settings, ABC):
         d, h, w = (2 * step for step in steps)
         return d, h, w
 
+    def for_crop(self, size: tuple[int, int, int]) -> Self:
+        """Return the network for crops of `size` voxels: the same, unless it has positions."""
+        return self
+
 
 def first_size(tensors: Mapping[str, Tensor], prefix: str, named: str) -> int:
     """Return the first dimension that the tensors named `prefix`* share: that of `named`, or of another without it.

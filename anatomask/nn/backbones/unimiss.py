@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -175,6 +175,10 @@ class UniMiSSConfig(BackboneConfig):
     def fitting_crop(self, size: Sequence[int]) -> tuple[int, int, int]:
         """Return the only crop that the network takes."""
         return self.patch_size
+
+    def for_crop(self, size: tuple[int, int, int]) -> Self:
+        """Return the network for crops of `size` voxels."""
+        return replace(self, patch_size=size)
 
     def encoder(self, stages: int | None = None) -> MiTEncoder:
         """Build the encoder, which cannot be cut short."""
