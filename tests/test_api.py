@@ -210,7 +210,7 @@ def test_scores_are_those_of_the_evaluation(world: World) -> None:
             anatomask.score_case(label, label, edges, [1])
     for options in ({"metrics": ["hd95_mm"]}, {"absent": "flair"}, {"tolerance_mm": math.nan}, {"tolerance_mm": -1.0}):
         with pytest.raises(ValueError, match=rf"^{next(iter(options))} must be "):
-            anatomask.score_case(label, label, spacing, [1], **options)  # type: ignore[arg-type]
+            anatomask.score_case(label, label, spacing, [1], **options)
 
 
 def test_absent_labels_score_by_the_rule() -> None:
