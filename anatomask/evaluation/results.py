@@ -242,10 +242,10 @@ def _summarise_class(scores: Sequence[CaseScore], measured: Sequence[str]) -> di
 
 KINDS: Mapping[tuple[str, ...], tuple[Any, str]] = {
     ("run", "method", "initialisation", "dataset", "data"): (str, "text"),
-    ("network", "split", "checkpoint", "absent"): (str | None, "text"),
+    ("network", "split", "checkpoint", "absent", "via"): (str | None, "text"),
     ("cases",): (int, "a whole number"),
     ("train_fraction",): (float | int | None, "a number"),
-    ("nsd_tolerance_mm", "failed", "classes"): (Mapping | None, "fields"),
+    ("nsd_tolerance_mm", "failed", "classes", "inference"): (Mapping | None, "fields"),
     ("folds",): (list | None, "a list"),
 }
 """Types of the fields of `summary.json`, of which those with None came later, and what messages call them."""

@@ -9,7 +9,15 @@ from typing import Any
 
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
-from anatomask.evaluation.results import CASES_FILE, SUMMARY_FILE, CaseScore, case_means, check_summary, from_csv
+from anatomask.evaluation.results import (
+    CASES_FILE,
+    IDENTITY_FILE,
+    SUMMARY_FILE,
+    CaseScore,
+    case_means,
+    check_summary,
+    from_csv,
+)
 from anatomask.reports.tables import by_dataset
 from anatomask.runs.siblings import kinship
 
@@ -46,6 +54,9 @@ def read_run(folder: str) -> EvaluatedRun:
     summary = check_summary(storage.read_json(SUMMARY_FILE, remedy), storage.show(SUMMARY_FILE))
     if "training" not in summary:  # of an older version
         summary = {**summary, "training": kinship(Path(folder))}
+    if "inference" not in summary and storage.exists(IDENTITY_FILE):  # likewise
+        identity = storage.read_json(IDENTITY_FILE, remedy)
+        summary = {**summary, "inference": identity.get("inference") if isinstance(identity, Mapping) else None}
     scores = from_csv(storage.read(CASES_FILE).decode(errors="replace"), storage.show(CASES_FILE), remedy)
     means = case_means(scores, "dsc")
     if len(means) != summary["cases"]:

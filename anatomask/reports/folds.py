@@ -14,15 +14,17 @@ def pooled(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     """Pool the runs that differ by their fold alone, in the place of the first; other runs stay as they are.
 
     Runs belong together if each was scored on the fold that it left out, and they share all settings, the initial
-    weights, the data, and the checkpoint. A second run of the same fold begins another pool.
+    weights, the data, the checkpoint, and how they were predicted and scored. A second run of the same fold begins
+    another pool.
     """
-    pools: list[tuple[tuple[str, ...] | None, dict[int, EvaluatedRun]]] = []
+    pools: list[tuple[str | None, dict[int, EvaluatedRun]]] = []
     for run in runs:
         fold = run.summary.get("fold")
         if fold is None or run.summary.get("split") != fold_name(fold["number"]):
             pools.append((None, {0: run}))
             continue
-        key = (fold["others"], run.summary["data"], str(run.summary.get("checkpoint")))
+        alike = ("data", "checkpoint", "absent", "nsd_tolerance_mm", "inference")
+        key = str([fold["others"], *(run.summary.get(name) for name in alike)])
         pool = next((members for known, members in pools if known == key and fold["number"] not in members), None)
         if pool is None:
             pools.append((key, {fold["number"]: run}))

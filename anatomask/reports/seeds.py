@@ -72,5 +72,5 @@ def _mean_sd(scores: Mapping[str, float]) -> tuple[float | None, float | None]:
 
 def _scoring(summary: Mapping[str, Any]) -> str:
     """Describe on what, and how, a run was scored."""
-    names = ("data", "split", "folds", "checkpoint", "absent", "nsd_tolerance_mm")
+    names = ("data", "split", "folds", "checkpoint", "absent", "nsd_tolerance_mm", "inference")
     return str([summary.get(name) for name in names])

@@ -66,6 +66,8 @@ class Row:
     """Mean and SD over cases of those `MEASURES` that were computed."""
     absent: str = "totalsegmentator"
     """Rule for the classes that a case's reference lacks."""
+    inference: str = ""
+    """How windows slid and were mirrored; empty where it is not known."""
     seeds: tuple[int, ...] = ()
     """Seeds of the runs that make up this row; empty where they are not known."""
     sd_over_seeds: Mapping[str, float] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Row:
             of_folds=summary["fold"]["of"] if summary.get("folds") else 0,
             measures={name: (summary[name]["mean"], summary[name]["sd"]) for name in MEASURES if name in summary},
             absent=summary.get("absent", "totalsegmentator"),
+            inference=str(sorted((summary.get("inference") or {}).items())) if summary.get("inference") else "",
         )
 
 
@@ -236,6 +239,7 @@ def in_what_differ(rows: Sequence[Row]) -> list[str]:
         "classes": {row.classes for row in rows},
         "cases": {(row.cases, row.case_names) for row in rows},
         "rules for absent classes": {row.absent for row in rows},
+        "windows or mirroring": {row.inference for row in rows if row.inference},
     }
     return [name for name, values in kinds.items() if len(values) > 1]
 

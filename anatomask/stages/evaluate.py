@@ -102,7 +102,11 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
         initialisation = "random" if began is None else run_name(began)
         summary = summary_of(
             run, initialisation, split, config.checkpoint, weights.header, dataset, scores, failures
-        ) | {"absent": config.scoring.absent, "training": kinship(Path(config.run))}
+        ) | {
+            "absent": config.scoring.absent,
+            "training": kinship(Path(config.run)),
+            "inference": identity["inference"],
+        }
         folder.write(CASES_FILE, to_csv(scores).encode())
         folder.write_json(SUMMARY_FILE, summary)
         console = Console()

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from anatomask.cli.main import main
 from anatomask.cluster_settings import ClusterConfig
-from anatomask.cluster_shares import TrainingResources, TrialResources
+from anatomask.cluster_shares import TrainingResources, TrialResources, this_machine
 from anatomask.data.memory import available_memory
 from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.stream import SampleReader
@@ -139,6 +139,7 @@ def without_ray(patch: pytest.MonkeyPatch, train: Callable[..., Any]) -> None:
     patch.setattr("anatomask.stages.jobs.training_resources", lambda config: RESOURCES)
     patch.setattr("anatomask.stages.jobs.fit", train)
     patch.setattr("anatomask.stages.sweep.trial_resources", lambda *settings: OF_TRIAL)
+    patch.setattr("anatomask.stages.sweep.node_resources", this_machine)
     patch.setattr("anatomask.stages.sweep.run_trials", accept)
     patch.setattr("anatomask.stages.evaluate.evaluate_cases", evaluate_serially)
     patch.setattr("anatomask.stages.predict.predict_cases", predict_serially)

@@ -14,6 +14,7 @@ from anatomask.reports.tables import (
     best_runs,
     by_dataset,
     csv_table,
+    in_what_differ,
     markdown_table,
     notes,
     terminal_table,
@@ -135,6 +136,14 @@ def test_runs_that_were_scored_otherwise_are_told_and_none_is_best() -> None:
         assert best_runs(rows) == {"dsc": set(), "nsd": set()}
         assert f"FLARE22: runs differ in {what}; compare with care." in notes(rows)
         assert "**" not in markdown_table(rows)
+
+
+def test_runs_that_were_predicted_otherwise_are_told() -> None:
+    """A run of an older version does not say how: nobody knows."""
+    known = [{"mirror": mirror, "overlap": 0.5} for mirror in (True, False)]
+    mirrored, plain, unknown = (row("a", 0.5, inference=inference) for inference in (*known, None))
+    assert in_what_differ([mirrored, plain]) == ["windows or mirroring"]
+    assert in_what_differ([mirrored, unknown]) == []
 
 
 def test_two_folders_of_one_name_are_two_data_sets() -> None:
