@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,14 @@ def test_a_network_that_was_finetuned_hands_on_the_method_of_its_pretraining(
     write_weights(tmp_path, {"a": torch.zeros(1)}, header)
     described = initialisation(FinetuneConfig(data="x", init=str(tmp_path), network=NETWORK), tmp_path)
     assert described == {"method": method, "run": str(tmp_path), "dataset": "pelvis", "via": "pelvis"}
+
+
+def test_a_network_of_more_channels_than_are_normalised_is_refused(tmp_path: Path) -> None:
+    """As `export-weights --in-channels 2` writes it, to be finetuned from."""
+    two = replace(NETWORK, in_channels=2)
+    write_weights(tmp_path, STUNet(two, 2).state_dict(), WHOLE | {"architecture": describe_architecture(two, 2)})
+    with pytest.raises(UserError, match=r"reads 2 channels and says how 1 of them is normalised .*finetune from it"):
+        read_network(tmp_path)
 
 
 def test_a_method_that_is_null_is_named(tmp_path: Path) -> None:
