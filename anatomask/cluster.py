@@ -17,9 +17,7 @@ import ray
 from ray._private import ray_constants
 from ray.exceptions import AuthenticationError
 
-from anatomask.cluster_nodes import (
-    DRIVERS,
-)
+from anatomask.cluster_nodes import DRIVERS
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.errors import Note, Stopped, UserError
 from anatomask.plugins import worker_setup

@@ -101,7 +101,7 @@ class Row:
             of_folds=summary["fold"]["of"] if summary.get("folds") else 0,
             measures={name: (summary[name]["mean"], summary[name]["sd"]) for name in MEASURES if name in summary},
             absent=summary.get("absent", "totalsegmentator"),
-            inference=str(sorted((summary.get("inference") or {}).items())) if summary.get("inference") else "",
+            inference=str(sorted((summary.get("inference") or {}).items()) or ""),
         )
 
 

@@ -6,15 +6,12 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from anatomask.cli.arguments import parse
-from anatomask.cli.main import main
 from anatomask.config import PretrainConfig
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.shards import PreparedDataset
@@ -22,14 +19,12 @@ from anatomask.methods.unimiss import TERMS, Head, SubVolumes, UniMiSSMethodConf
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.unimiss import PRETRAINING, SEGMENTATION, UniMiSSConfig, UniMiSSNet
 from anatomask.nn.mit import ConvNorm, Stage
-from anatomask.recipes import RECIPES
-from anatomask.stages.costs import pretraining_update, worker_cost
 from anatomask.training.optimiser import build_optimiser
 from anatomask.training.schedule import progress_of_update, rate_of_update, weight_decay
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 from anatomask.training.update import clip_each_grad_norm_
 from anatomask.weights.exporting import export_weights
-from anatomask.weights.files import Weights, describe_architecture, initialise, read_weights
+from anatomask.weights.files import Weights, describe_architecture, initialise
 from anatomask.weights.foreign import read_foreign_weights
 from tests.methods.drawn import drawn_batch
 from tests.nn.backbones.test_unimiss import SMALL
@@ -274,39 +269,6 @@ def test_epochs_on_slices_freeze_what_only_volumes_reach() -> None:
     assert found == [of_volumes | {"head.last.weight"}, of_volumes, set(), set(), of_volumes]
     assert not list(replace(HEAD).build(SMALL).frozen())[1:]
     assert sum("positions" in name for name in of_volumes) == 7
-
-
-def test_a_dry_run_counts_an_epoch_on_volumes() -> None:
-    """One on slices alone costs less, and comes first."""
-    plain = PretrainConfig("x", network=SMALL, loader=LOADER, method=HEAD)
-    slices = replace(plain, method=replace(HEAD, slice_epochs=2))
-    assert worker_cost(slices, *pretraining_update(slices)) == worker_cost(plain, *pretraining_update(plain))
-
-
-def test_a_pretraining_without_an_epoch_on_volumes_is_refused() -> None:
-    """What a finetuning takes over would be as it was drawn."""
-    fields: dict[str, Any] = {"network": SMALL, "loader": LOADER, "training": TrainingConfig(epochs=20)}
-    fields["optimiser"] = OptimiserConfig(warmup_epochs=1)
-    PretrainConfig("x", method=replace(HEAD, slice_epochs=19), **fields)
-    with pytest.raises(ValueError, match=r"method\.slice_epochs 20 leaves none of the 20 epochs for volumes"):
-        PretrainConfig("x", method=replace(HEAD, slice_epochs=20), **fields)
-
-
-def test_published_weights_start_a_finetuning_by_its_command(
-    published: Callable[[str], AbstractContextManager[Published]], tmp_path: Path
-) -> None:
-    """Their crops are thinner than this project's, and positions are interpolated for another."""
-    with published("unimiss") as numbers:
-        numbers.unread.clear()
-        file = numbers.folder / f"{numbers.sizes['prefix']}_ssl_checkpoint.pt"
-        assert main(["import-weights", str(file), "--output", str(tmp_path / "w"), "--dataset", "x"]) == 0
-        flags = ["--data", "x", "--init", str(tmp_path / "w")]
-        assert min(parse("finetune", flags, RECIPES).config.loader.patch_size) == 32
-        crop = ["64", "64", "32"]
-        sizes = ["--network.patch-size", *crop, "--loader.patch-size", *crop]
-        config = parse("finetune", [*flags, *sizes], RECIPES).config
-        assert config.network.patch_size == config.loader.patch_size == (64, 64, 32)
-        initialise(config.network.segmenter(3), read_weights(tmp_path / "w"))
 
 
 def test_a_step_on_slices_compares_the_slices_that_both_views_show(head_scan: PreparedDataset) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,10 @@ class UNETRConfig(BackboneConfig):
     def fitting_crop(self, size: Sequence[int]) -> Size:
         """Return the only crop that the network takes."""
         return self.patch_size
+
+    def for_crop(self, size: Size) -> Self:
+        """Return the network for crops of `size` voxels."""
+        return replace(self, patch_size=size)
 
     @classmethod
     def of_tensors(
