@@ -4,12 +4,12 @@ It trains and scores what is still missing of the first N steps, each through th
 record per scored network into `FOLDER/records`. After a kill, the same command resumes. The design is in
 docs/results/evidence.md. Steps:
 
-1. A budget of updates, the learning rate from scratch, and the positive control (an encoder that was trained with all
-   labels), scored on ten cases that are used for nothing else.
+1. A budget of updates, the number of labels, the learning rate from scratch, and the positive control (an encoder that
+   was trained with all labels), scored on ten cases that are used for nothing else.
 2. SparK and AnatoMask, one pretraining seed: 8 networks from scratch, 4 from each, scored on the validation cases; the
    permuted control.
 3. The second pretraining seed: 4 networks from each.
-4. 5, 25 and all 89 labels.
+4. Other numbers of labels: 5, 10, 25, all 89.
 5. A budget and a pretraining twice as long.
 6. Masks among all patches; from scratch with the pretraining's hours.
 

@@ -37,8 +37,10 @@ class Scale:
     """Seeds of a finetuning in the primary comparison."""
     fewer_pairs: int
     """Seeds of a finetuning in the other comparisons."""
-    few_labels: int
+    few_labels: tuple[int, ...]
+    """Labelled cases among which those of the primary comparison are chosen, descending."""
     other_labels: tuple[int, ...]
+    """Labelled cases of the other comparisons, ascending; the last is all."""
     scans: int | None
     """Scans of each kind that are used. None: all."""
 

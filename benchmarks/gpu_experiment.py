@@ -120,7 +120,7 @@ def main() -> None:
         edge=int(CROP[0]),
         pretraining_batch=arguments.batches[0],
         finetuning_batch=arguments.batches[1],
-        labels=scale.few_labels,
+        labels=scale.few_labels[0],
         points=4,
         rate=scale.rates[0],
         pretraining_rate=1e-3,

@@ -15,7 +15,7 @@ import pytest
 from evidence_design import Finetuning, Pretraining, Record, Scale, mean_dsc, weakest_organ
 from evidence_report import arm_of, arms_of, main_comparison
 from evidence_runs import Experiment
-from evidence_steps import FULL, QUICK, choose_budget, choose_rate, positive_control, run_steps
+from evidence_steps import FULL, QUICK, choose_budget, choose_labels, choose_rate, positive_control, run_steps
 
 ORGANS = ("brainstem", "cord", "mandible")
 
@@ -53,16 +53,24 @@ class Imagined(Experiment):
         return 6000
 
 
-def test_the_budget_is_the_shortest_at_which_all_organs_are_found_and_labels_matter(tmp_path: Path) -> None:
+def test_the_budget_is_the_shortest_at_which_all_organs_are_found(tmp_path: Path) -> None:
     def score(run: Finetuning) -> Sequence[float]:
-        found = 0.2 if run.updates == 1000 and run.seed == 1 else 0.4
-        gain = 0.05 if run.labels == 89 and run.updates >= 2000 else 0.0
-        return 0.6 + gain, 0.6 + gain, found
+        return 0.6, 0.6, 0.2 if run.updates == 1000 and run.seed == 1 else 0.4
 
     experiment = Imagined(tmp_path, FULL, score)
     assert choose_budget(experiment) == 2000
-    assert {run.updates for run in experiment.asked if run.labels == 89} == {2000}  # only where organs are found
+    assert {(run.labels, run.updates) for run in experiment.asked} == {(10, 1000), (10, 2000)}
     assert all(run.split == "budget" and run.init == "scratch" for run in experiment.asked)
+
+
+@pytest.mark.parametrize(("gains", "chosen"), [({10: 0.031}, 10), ({10: 0.029, 5: 0.04}, 5), ({3: 0.02}, 3)])
+def test_the_labels_are_the_most_of_few_that_all_labels_beat(
+    gains: dict[int, float], chosen: int, tmp_path: Path
+) -> None:
+    experiment = Imagined(tmp_path, FULL, lambda run: (0.7 - gains.get(run.labels, 0.0),) * 3)
+    assert choose_labels(experiment, 1000) == chosen
+    assert {run.labels for run in experiment.asked} == {89, *(few for few in FULL.few_labels if few >= chosen)}
+    assert {run.split for run in experiment.asked} == {"budget"}
 
 
 def test_the_longest_budget_is_taken_where_none_fits(tmp_path: Path) -> None:
@@ -75,8 +83,8 @@ def test_arms_that_are_compared_have_the_one_rate_that_the_choosing_cases_like_b
         return (liked.get((run.init, run.rate), 0.6),) * 3
 
     experiment = Imagined(tmp_path, FULL, score)
-    assert choose_rate(experiment, ["a"], 1000) == 2e-3
-    assert choose_rate(experiment, ["a", "b"], 1000) == 6e-3
+    assert choose_rate(experiment, ["a"], 10, 1000) == 2e-3
+    assert choose_rate(experiment, ["a", "b"], 10, 1000) == 6e-3
     assert {(run.init, run.rate) for run in experiment.asked} == {(init, rate) for init in "ab" for rate in FULL.rates}
 
 
@@ -95,7 +103,7 @@ def test_the_control_must_gain_5_dsc_or_half_of_what_all_labels_give(
     def score(run: Finetuning) -> Sequence[float]:
         return ({89: full}.get(run.labels, control if run.init != "scratch" else 0.6),) * 3
 
-    positive_control(Imagined(tmp_path, FULL, score), 600, 2e-3)
+    positive_control(Imagined(tmp_path, FULL, score), 10, 600, 2e-3)
     assert verdict in capsys.readouterr().out
 
 
@@ -157,7 +165,7 @@ def test_a_source_of_which_only_the_record_was_copied_is_trained_before_what_sta
 def test_all_steps_run_through(tmp_path: Path) -> None:
     experiment = Imagined(tmp_path, replace(FULL, budgets=(600,)), lambda run: (0.6,) * 3)
     run_steps(experiment, 6)
-    assert {run.labels for run in experiment.asked if run.split == "val"} == {5, 10, 25, 89}
+    assert {run.labels for run in experiment.asked if run.split == "val"} == {3, 5, 10, 25, 89}
     assert {run.updates for run in experiment.asked if run.split == "val"} > {600, 1200}
 
 
