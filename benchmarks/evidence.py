@@ -13,7 +13,9 @@ docs/results/evidence.md. Steps:
 5. A budget and a pretraining twice as long.
 6. Masks among all patches; from scratch with the pretraining's hours.
 
-Records and encoders of another machine are used if they lie in FOLDER. `--quick` runs steps 1 to 3 with a few updates
+Records and encoders of another machine are used if they lie in FOLDER. Those of another commit are refused unless
+`--also` names it: compare a record or two of both commits first, which are equal in all scores if the code trains the
+same networks. `--quick` runs steps 1 to 3 with a few updates
 each, to show that they run.
 """
 
@@ -38,10 +40,13 @@ def main() -> None:
     parser.add_argument("--scans", type=Path, required=True, help="OpenKBP, laid out as an nnU-Net raw folder")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, each with its share of the cores")
     parser.add_argument("--pretraining", type=int, default=FULL.pretraining, help="updates of a pretraining")
+    parser.add_argument("--also", nargs="+", default=[], metavar="COMMIT", help="other commits that train the same")
     parser.add_argument("--quick", action="store_true", help="a few updates per training")
     arguments = parser.parse_args()
     scale = QUICK if arguments.quick else replace(FULL, pretraining=arguments.pretraining)
-    experiment = Experiment(arguments.out.absolute(), arguments.scans.absolute(), scale, arguments.jobs)
+    experiment = Experiment(
+        arguments.out.absolute(), arguments.scans.absolute(), scale, arguments.jobs, also=tuple(arguments.also)
+    )
     try:
         with shared_ray(arguments.jobs) as address, experiment.claimed():
             run_steps(replace(experiment, address=address), arguments.step)

@@ -54,7 +54,7 @@ def shared_ray(jobs: int) -> Iterator[str]:
 
 @dataclass
 class Experiment:
-    """A folder with shards, runs, encoders and records, all made at one commit."""
+    """A folder with shards, runs, encoders and records, all made at one commit or at others that train the same."""
 
     out: Path
     scans: Path
@@ -62,6 +62,8 @@ class Experiment:
     jobs: int
     address: str = "local"
     """Address of the Ray that the trainings use; local: each starts its own."""
+    also: tuple[str, ...] = ()
+    """Other commits whose records and folder are taken, since their code trains the same networks."""
     _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
 
     @property
@@ -74,22 +76,27 @@ class Experiment:
         """Hold the folder for this commit and scale, and end all trainings when this program ends.
 
         Raises:
-            SystemExit: the folder belongs to another commit or scale, or holds records of another commit.
+            SystemExit: the folder belongs to a commit that is not taken or another scale, or holds records of such.
         """
+        taken = {self.commit, *self.also}
         given = {"commit": self.commit, "scale": json.loads(json.dumps(asdict(self.scale)))}
         path = self.out / "experiment.json"
         if path.exists():
             before = json.loads(path.read_text())
-            if changed := [name for name in given if before.get(name) != given[name]]:
+            same = {"commit": before.get("commit") in taken, "scale": before.get("scale") == given["scale"]}
+            if changed := [name for name in same if not same[name]]:
                 raise SystemExit(
                     f"{self.out} belongs to an experiment of another {' and '.join(changed)} "
-                    f"({before.get(changed[0])}): check that commit out, or choose another --out"
+                    f"({before.get(changed[0])}): check that commit out, choose another --out, or name it by --also "
+                    "if its code trains the same networks"
                 )
         else:
             self.out.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(given, indent=1))
-        if other := [record["name"] for record in self.records() if record["commit"] != self.commit]:
-            raise SystemExit(f"{self.out}/records holds {other[0]} of another commit: move it elsewhere")
+        if other := [record["name"] for record in self.records() if record["commit"] not in taken]:
+            raise SystemExit(
+                f"{self.out}/records holds {other[0]} of another commit: move it elsewhere, or name it by --also"
+            )
 
         def end(number: int, frame: FrameType | None) -> None:
             self._end()  # now, for whatever waits for the trainings is left first

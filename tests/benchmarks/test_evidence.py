@@ -112,6 +112,8 @@ def test_records_of_another_commit_are_refused(tmp_path: Path) -> None:
     experiment._finetune(Finetuning("scratch", 10, 600, 2e-3, 0, "budget"))
     with pytest.raises(SystemExit, match="s0 of another commit: move it elsewhere"), experiment.claimed():
         pass
+    with replace(experiment, also=("abc",)).claimed():
+        pass
 
 
 def test_the_steps_compare_the_same_seeds_in_every_arm(tmp_path: Path) -> None:
@@ -204,11 +206,23 @@ def test_a_folder_of_another_scale_is_refused_and_stays_as_it_is(tmp_path: Path)
     with Experiment(tmp_path, tmp_path, FULL, 1).claimed():
         pass
     with (
-        pytest.raises(SystemExit, match=r"another scale .*: check that commit out, or choose another --out"),
+        pytest.raises(SystemExit, match=r"another scale .*: check that commit out, choose another --out"),
         Experiment(tmp_path, tmp_path, QUICK, 1).claimed(),
     ):
         pass
     assert (tmp_path / "experiment.json").read_text() == before
+
+
+def test_a_folder_of_another_commit_is_taken_where_it_is_named(tmp_path: Path) -> None:
+    experiment = Experiment(tmp_path, tmp_path, FULL, 1)
+    with experiment.claimed():
+        pass
+    path = tmp_path / "experiment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "abc"}))
+    with pytest.raises(SystemExit, match=r"another commit \(abc\)"), experiment.claimed():
+        pass
+    with replace(experiment, also=("abc",)).claimed():
+        pass
 
 
 def test_asked_to_end_it_ends_its_trainings_at_once(tmp_path: Path) -> None:
