@@ -20,6 +20,7 @@ nnU-Net's arrays have the axes (z, y, x), so kernels and strides are turned in i
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from anatomask.errors import UserError
+from anatomask.errors import Note, UserError
 from anatomask.files import replacing
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.names import Form
@@ -148,6 +149,8 @@ def export_weights(weights: Weights, format: ExportFormat, ending: str, in_chann
         content = {prefix + name: tensor for name, tensor in tensors.items()}
     elif format == "monai":
         content = dict(tensors) if network.exported is None else _renamed(tensors, network.exported)
+        if network.exported_note:
+            warnings.warn(Note(f"--format monai: {network.exported_note}"), stacklevel=2)
     elif format == "nnssl":
         if trained_stages(weights.header) < len(network.strides):
             beyond = _untrained(weights)

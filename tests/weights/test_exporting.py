@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from monai.networks.utils import copy_model_state
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anatomask.errors import UserError
+from anatomask.errors import Note, UserError
 from anatomask.methods.anatomask import AnatoMask, AnatoMaskConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
@@ -303,10 +304,19 @@ def test_a_pretrained_swin_transformer_leaves_under_the_names_of_monais_network(
     tensors = {f"network.encoder.{name}": tensor for name, tensor in network.encoder().state_dict().items()}
     header = {"kind": "pretraining", "architecture": describe_architecture(network), "stages": 5}
     weights = Weights(tensors, {**header, "encoder": "network.encoder."})
-    content = export_weights(weights, "monai", ".pt").content
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Note)
+        content = export_weights(weights, "monai", ".pt").content
     theirs = SwinUNETR(1, 4, feature_size=12)
     assert len(content) == 126 and not theirs.load_state_dict(content, strict=False).unexpected_keys
     assert all(torch.equal(theirs.state_dict()[name], tensor) for name, tensor in content.items())
+    repeated = describe_architecture(replace(network, patch_merging="repeated"))
+    weights = Weights(tensors, {**weights.header, "architecture": repeated})
+    with pytest.warns(Note, match=r"--format monai: .* is repeated, .* MONAI from 1\.5 on .* computes something else"):
+        export_weights(weights, "monai", ".pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Note)
+        export_weights(weights, "safetensors", ".safetensors")
 
 
 def resenc_l(stages: int, in_channels: int = 1) -> Weights:

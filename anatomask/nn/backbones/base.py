@@ -49,6 +49,11 @@ class BackboneConfig(Settings, ABC):
         """Strides of the encoder's maps relative to the input, one per stage."""
 
     @property
+    def exported_note(self) -> str:
+        """Warning that is given when weights under the names of `exported` are written. Default: no warning."""
+        return ""
+
+    @property
     def axis_strides(self) -> tuple[tuple[int, ...], ...]:
         """Strides of the encoder's maps along each axis. Default: along all axes the same."""
         return tuple((stride,) * 3 for stride in self.strides)

@@ -101,6 +101,17 @@ class SwinUNETRConfig(BackboneConfig):
         """Strides of the transformer's five maps."""
         return (2, 4, 8, 16, 32)
 
+    @property
+    def exported_note(self) -> str:
+        """Warning where MONAI from 1.5 on loads the weights without complaint and computes something else."""
+        if self.patch_merging == "all":
+            return ""
+        return (
+            "the patch merging of these weights is repeated, as in MONAI before 1.5 (its issue 8285), which the file "
+            "does not say: MONAI from 1.5 on loads them without complaint and computes something else: load them with "
+            "MONAI 1.4"
+        )
+
     def label(self) -> str:
         """Return the name, with the width where it is not the published one."""
         return "Swin UNETR" if self.feature_size == 48 else f"Swin UNETR (feature size {self.feature_size})"
