@@ -327,8 +327,11 @@ class ImportWeightsConfig(Settings):
     patch_merging: PatchMerging | None = None
     """Patch merging with which a Swin UNETR was trained: repeated in MONAI before 1.5, else all. Default: repeated
     where the file's tensors have names of that time, else all."""
-    attention_heads: int | None = None
-    """Number of attention heads of a UNETR's transformer. Default: one per 64 channels, as in the published sizes."""
+    attention_heads: tuple[int, ...] | None = None
+    """Number of attention heads of a UNETR's transformer, or of each of the four stages of a MiT's encoder. Default: as
+    in the published sizes, one per 64 channels of a UNETR."""
+    decoder_heads: tuple[int, int, int] | None = None
+    """Number of attention heads of each stage of a MiT's decoder, the coarsest first. Default: as published."""
     axes: Axes | None = None
     """Order of the axes of the arrays that a convolutional network was trained on. Kernels are turned to xyz, in which
     scans lie here. Default: what a file of export-weights says, else zyx for files of nnU-Net's programs (STU-Net,
@@ -339,7 +342,7 @@ class ImportWeightsConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_local("output")
-        self.require_range(1, 1000, "attention_heads")
+        self.require_range(1, 1000, "attention_heads", "decoder_heads")
         self.require_range(1, 4096, "patch_size")
 
 

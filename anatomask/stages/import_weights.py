@@ -16,6 +16,7 @@ from anatomask.errors import UserError
 from anatomask.files import file_digest
 from anatomask.methods.mae import MAEConfig
 from anatomask.nn.backbones import UNNAMED
+from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.unetr import POSITIONS, UNETRConfig
 from anatomask.runs.checkpoint_index import CHECKPOINTS
 from anatomask.weights.files import (
@@ -86,7 +87,7 @@ def with_crop(weights: Weights, patch_size: tuple[int, int, int]) -> Weights:
 
 def _read_foreign(path: Path, config: ImportWeightsConfig) -> Weights:
     """Read another program's file, and describe it in a header."""
-    given = {"patch_merging": config.patch_merging, "attention_heads": config.attention_heads}
+    given = {field: getattr(config, field) for field in ("patch_merging", "attention_heads", "decoder_heads")}
     unseen = {field: value for field, value in given.items() if value is not None}
     foreign = read_foreign_weights(path, config.allow_missing, unseen, config.axes or "usual")
     header: dict[str, Any] = {
@@ -100,6 +101,7 @@ def _read_foreign(path: Path, config: ImportWeightsConfig) -> Weights:
             "sha256": file_digest(path),
             "axes": foreign.axes,
             "strides": "those of the plans in the file" if foreign.planned else "the published ones: the file has none",
+            "assumed": [" ".join([field, *_values(foreign.network, field)]) for field in foreign.assumed],
         },
         "missing": list(foreign.missing),
         "not_transferred": [f"{name} ({why})" for name, why in foreign.left_out],
@@ -142,6 +144,10 @@ def describe(weights: Weights) -> list[tuple[str, str]]:
         ("read", header.get("imported", {}).get("form", "weights of anatomask")),
         (what, f"{len(weights.tensors)} tensors; {size_in_words(network)}"),
         ("strides", f"{network.strides_in_words()} ({origin})"),
+        *(
+            ("assumed, for no tensor shows it", f"{text} (--{text.partition(' ')[0].replace('_', '-')} sets another)")
+            for text in header.get("imported", {}).get("assumed", ())
+        ),
         *([("axes", "turned from z, y, x to x, y, z")] if header.get("imported", {}).get("axes") == "zyx" else []),
         *(("not transferred", name) for name in header.get("not_transferred", ())),
         *(("missing, drawn afresh in finetuning", name) for name in header.get("missing", ())),
@@ -157,8 +163,11 @@ def _flags(weights: Weights) -> str:
     network = network_of(weights.header)
     flags = [] if network.name == UNNAMED else ["--network", network.name]
     for field in dataclasses.fields(network):
-        value = getattr(network, field.name)
-        if field.name != "in_channels" and value is not None:
-            values = np.ravel(value).tolist()  # pooling is nested
-            flags += [f"--network.{field.name.replace('_', '-')}", *map(str, values)]
+        if field.name != "in_channels" and getattr(network, field.name) is not None:
+            flags += [f"--network.{field.name.replace('_', '-')}", *_values(network, field.name)]
     return " ".join(flags)
+
+
+def _values(network: BackboneConfig, field: str) -> list[str]:
+    """Write the values of a field of a network as a command line has them."""
+    return [str(value) for value in np.ravel(getattr(network, field)).tolist()]  # pooling is nested

@@ -68,6 +68,8 @@ class ForeignWeights:
     """True for a pretraining whose decoder is that of the segmentation network."""
     axes: Axes = "xyz"
     """Order of the axes of kernels in the file; here it is (x, y, z)."""
+    assumed: tuple[str, ...] = ()
+    """Fields of the network that no tensor shows and that the user did not give."""
 
 
 def read_foreign_weights(
@@ -145,7 +147,8 @@ def read_foreign_weights(
     missing = tuple(sorted(own.keys() - kept.keys()))
     kind = "segmentation" if stages is None else "pretraining"
     dropped, planned = tuple(sorted(left_out.items())), strides is not None
-    return ForeignWeights(form, kind, network, stages, classes, planned, kept, missing, dropped, whole, axes)
+    assumed = tuple(field for field in network.unseen if field not in unseen)
+    return ForeignWeights(form, kind, network, stages, classes, planned, kept, missing, dropped, whole, axes, assumed)
 
 
 def import_anatomask_checkpoint(path: str | Path, norm_scope: NormScope = "sample") -> MaskedAutoencoder:

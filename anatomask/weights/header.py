@@ -47,6 +47,7 @@ class _Initialisation(_Fields):
 
 class _Imported(_Fields):
     form: str = ""
+    assumed: list[str] = []
 
 
 class _Channel(_Fields):

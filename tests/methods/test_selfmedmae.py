@@ -124,7 +124,7 @@ def check_transfer(
 ) -> None:
     """Import of the checkpoint, transfer to the segmentation network, and what that computes."""
     path = numbers.folder / f"{numbers.sizes['prefix']}_checkpoint.pt"
-    foreign = read_foreign_weights(path, unseen={"attention_heads": config.attention_heads})
+    foreign = read_foreign_weights(path, unseen={"attention_heads": (config.attention_heads,)})
     assert (foreign.kind, foreign.stages) == ("pretraining", 4)
     assert isinstance(foreign.network, UNETRConfig)
     assert replace(foreign.network, feature_size=config.feature_size) == config
@@ -154,7 +154,7 @@ def test_import_of_the_published_checkpoint(published: Opener, tmp_path: Path) -
     with published("selfmedmae") as numbers:
         numbers.unread.clear()
         file, config = numbers.folder / f"{numbers.sizes['prefix']}_checkpoint.pt", network_of(numbers)
-        usual = ImportWeightsConfig(str(file), str(tmp_path), attention_heads=config.attention_heads)
+        usual = ImportWeightsConfig(str(file), str(tmp_path), attention_heads=(config.attention_heads,))
         weights = read_file(usual)
         assert weights.header["method"] == {"name": "SelfMedMAE"}
         trained = {name: t for name, t in published_tensors(numbers).items() if name.startswith("encoder.")}
@@ -168,6 +168,8 @@ def test_import_of_the_published_checkpoint(published: Opener, tmp_path: Path) -
         if config.width % 64:
             with pytest.raises(UserError, match="give --attention-heads"):
                 read_file(replace(usual, attention_heads=None))
+        with pytest.raises(UserError, match="--attention-heads: all its blocks have as many"):
+            read_file(replace(usual, attention_heads=(1, 2, 4, 8)))
         with pytest.raises(UserError, match="--patch-merging is not for unetr"):
             read_file(replace(usual, patch_merging="all"))
         state = torch.load(file, weights_only=True)["state_dict"]

@@ -153,7 +153,7 @@ class UNETRConfig(BackboneConfig):
 
     @classmethod
     def of_tensors(
-        cls, form: Form, tensors: Mapping[str, Tensor], attention_heads: int | None = None
+        cls, form: Form, tensors: Mapping[str, Tensor], attention_heads: Sequence[int] | None = None
     ) -> tuple[UNETRConfig, int | None, int | None]:
         """Infer the size of a whole network, or of a transformer alone.
 
@@ -169,7 +169,11 @@ class UNETRConfig(BackboneConfig):
                     f"no tensor shows its number of attention heads, which is one per {HEAD_WIDTH} channels in "
                     f"published weights, and its width is {width}: give --attention-heads"
                 )
-            attention_heads = width // HEAD_WIDTH
+            attention_heads = (width // HEAD_WIDTH,)
+        if len(attention_heads) != 1:
+            raise ValueError(
+                f"--attention-heads: all its blocks have as many, so give one number, not {attention_heads}"
+            )
         finest = tensors.get(cls.stem[1])
         d, h, w = grid_of(table[0, 1:])
         network = cls(
@@ -177,7 +181,7 @@ class UNETRConfig(BackboneConfig):
             patch_size=(PATCH * d, PATCH * h, PATCH * w),
             width=width,
             depth=len({name.split(".")[2] for name in tensors if name.startswith("encoder.blocks.")}),
-            attention_heads=attention_heads,
+            attention_heads=attention_heads[0],
             **({} if finest is None else {"feature_size": finest.shape[0]}),
         )
         whole = any(name.startswith("decoder.") for name in tensors)

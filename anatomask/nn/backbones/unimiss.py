@@ -88,6 +88,7 @@ class UniMiSSConfig(BackboneConfig):
     forms = (PRETRAINING, SEGMENTATION, OWN_NAMES)
     exported = SEGMENTATION
 
+    unseen = ("attention_heads", "decoder_heads")
     widths: tuple[int, int, int, int] = (48, 128, 256, 512)
     """Width of each of the encoder's four stages; the decoder's three are as wide as its last but one to its first."""
     depths: tuple[int, int, int, int] = (2, 3, 4, 3)
@@ -213,8 +214,14 @@ class UniMiSSConfig(BackboneConfig):
         return kept
 
     @classmethod
-    def of_tensors(cls, form: Form, tensors: Mapping[str, Tensor]) -> tuple[UniMiSSConfig, int | None, int | None]:
-        """Infer the size. No tensor tells the heads of the attention, which are as published, or the patch's shape."""
+    def of_tensors(
+        cls,
+        form: Form,
+        tensors: Mapping[str, Tensor],
+        attention_heads: Sequence[int] | None = None,
+        decoder_heads: Sequence[int] | None = None,
+    ) -> tuple[UniMiSSConfig, int | None, int | None]:
+        """Infer the size. No tensor shows the heads of the attention, by default as published, or the patch's shape."""
 
         def stages(part: str, numbers: Sequence[int]) -> list[tuple[int, int, int]]:
             found = []
@@ -233,12 +240,15 @@ class UniMiSSConfig(BackboneConfig):
         slices = tensors.get("encoder.stages.1.positions.2D")
         extra = int("encoder.cls" in tensors)
         network = cls(
+        widths = (a[0], b[0], c[0], d[0])
             in_channels=stem.shape[1],
-            widths=(a[0], b[0], c[0], d[0]),
+            widths=widths,
             depths=(a[1], b[1], c[1], d[1]),
             reduction=(a[2], b[2], c[2], d[2]),
+            attention_heads=_heads("attention_heads", attention_heads, widths),
             decoder_depths=(decoder[0][1], decoder[1][1], decoder[2][1]),
             decoder_reduction=(decoder[0][2], decoder[1][2], decoder[2][2]),
+            decoder_heads=_heads("decoder_heads", decoder_heads, [width for width, _, _ in decoder]),
             stem_width=stem.shape[0],
             patch_size=_patch_of(tensors["encoder.stages.4.positions.3D"].shape[1] - extra),
             slice_size=UniMiSSConfig.slice_size if slices is None else 4 * math.isqrt(slices.shape[1] - 1),
@@ -247,6 +257,22 @@ class UniMiSSConfig(BackboneConfig):
 
 
 def _patch_of(tokens: int) -> tuple[int, int, int]:
+def _heads(field: str, given: Sequence[int] | None, widths: Sequence[int]) -> Any:
+    """Return the tuple of heads that the user gives, else the published one, of stages of these `widths`.
+
+    Raises:
+        ValueError: there are too few or too many, or they do not divide the widths.
+    """
+    heads = tuple(getattr(UniMiSSConfig, field) if given is None else given)
+    if len(heads) != len(widths) or any(width % count for width, count in zip(widths, heads, strict=True)):
+        published = ", those published," if given is None else ""
+        raise ValueError(
+            f"no tensor shows its {field}, and {heads}{published} do not divide the widths {tuple(widths)}: give "
+            f"--{field.replace('_', '-')} as it was trained"
+        )
+    return heads
+
+
     """Find the patch with the fewest slices whose last map has that many tokens, and which is square in the plane."""
     slices = next(
         slices

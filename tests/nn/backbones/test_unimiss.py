@@ -12,8 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from anatomask.config import ImportWeightsConfig
+from anatomask.errors import Note, UserError
 from anatomask.nn.backbones.unimiss import PRETRAINING, SEGMENTATION, UniMiSSConfig
 from anatomask.nn.mit import Attention, fitting_positions, resized_rows
+from anatomask.stages.import_weights import describe, read_file
+from anatomask.weights.files import network_of
 from anatomask.weights.foreign import read_foreign_weights
 
 SMALL = UniMiSSConfig(
@@ -117,6 +121,33 @@ def test_a_checkpoint_with_its_settings_and_optimiser_is_read(tmp_path: Path) ->
     foreign = read_foreign_weights(tmp_path / "checkpoint.pth")
     assert foreign.whole and foreign.network.size() == SMALL.size()
     assert all(torch.equal(foreign.tensors[name], tensor) for name, tensor in trunk.state_dict().items())
+
+
+def test_heads_that_no_tensor_shows_are_said_and_can_be_given(tmp_path: Path) -> None:
+    network = replace(SMALL, attention_heads=(2, 2, 2, 2), decoder_heads=(4, 2, 1))
+    theirs = {f"module.{PRETRAINING.theirs(name)}": t for name, t in network.trunk().state_dict().items()}
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"student": theirs}, path)
+    usual = ImportWeightsConfig(str(path), output="x")
+    assumed = read_file(usual)
+    assert assumed.header["imported"]["assumed"] == ["attention_heads 1 2 4 8", "decoder_heads 8 4 2"]
+    assert [text for title, text in describe(assumed) if title.startswith("assumed")] == [
+        "attention_heads 1 2 4 8 (--attention-heads sets another)",
+        "decoder_heads 8 4 2 (--decoder-heads sets another)",
+    ]
+    given = read_file(replace(usual, attention_heads=(2, 2, 2, 2), decoder_heads=(4, 2, 1)))
+    assert given.header["imported"]["assumed"] == [] and network_of(given.header).size() == network.size()
+    with pytest.raises(UserError, match=r"attention_heads, and \(2, 2\) do not divide .* give --attention-heads"):
+        read_file(replace(usual, attention_heads=(2, 2)))
+
+
+def test_widths_among_which_the_published_heads_do_not_divide_are_refused(tmp_path: Path) -> None:
+    network = replace(SMALL, widths=(4, 6, 18, 36), attention_heads=(1, 2, 3, 4), decoder_heads=(3, 2, 1))
+    theirs = {str(SEGMENTATION.theirs(name)): tensor for name, tensor in network.segmenter(2).state_dict().items()}
+    torch.save({"state_dict": theirs}, tmp_path / "network.model")
+    message = r"\(1, 2, 4, 8\), those published, do not divide the widths \(4, 6, 18, 36\): give --attention-heads"
+    with pytest.warns(Note), pytest.raises(UserError, match=message):
+        read_foreign_weights(tmp_path / "network.model")
 
 
 def test_a_whole_network_of_the_authors_is_read_and_starts_one_of_another_patch(tmp_path: Path) -> None:
