@@ -23,6 +23,7 @@ from anatomask.methods.base import Method, MethodConfig, StepResult
 from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.swin_unetr import SwinUNETRConfig
 from anatomask.nn.distributed import all_gather, gather_rows, rank, workers
+from anatomask.nn.interpolation import Doubling
 from anatomask.nn.norms import widened
 
 TEMPERATURE = 0.5
@@ -133,7 +134,7 @@ def upsampling(in_width: int, out_width: int) -> list[nn.Module]:
         nn.Conv3d(in_width, out_width, 3, padding=1),
         nn.InstanceNorm3d(out_width),
         nn.LeakyReLU(),
-        nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
+        Doubling(),
     ]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anatomask.nn.backbones.base import Encoder
+from anatomask.nn.interpolation import bicubic
 from anatomask.nn.recompute import Recomputable
 
 if TYPE_CHECKING:
@@ -292,11 +293,10 @@ def fitting_positions(table: Tensor, grid: Sequence[int]) -> Tensor:
     edge = math.isqrt(table.shape[1] - 1)
     if len(grid) == 3 or tuple(grid) == (edge, edge):
         return table
-    factors = tuple((side + 0.1) / edge for side in grid)
+    height, width = grid
+    factors = (height + 0.1) / edge, (width + 0.1) / edge
     square = as_map(table[:, 1:], (edge, edge))
-    return torch.cat(
-        (table[:, :1], functional.interpolate(square, scale_factor=factors, mode="bicubic").flatten(2).mT), 1
-    )
+    return torch.cat((table[:, :1], bicubic(square, factors).flatten(2).mT), 1)
 
 
 def resized_rows(table: Tensor, rows: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from anatomask.nn.backbones.base import BackboneConfig, Segmenter, classes_of
 from anatomask.nn.backbones.names import Form
+from anatomask.nn.interpolation import doubled
 from anatomask.nn.mit import ConvNorm, MiT, MiTDecoder, MiTEncoder, draw_weights, resized_rows
 
 _STEM = "encoder.stem.3D.conv.weight"
@@ -87,8 +88,8 @@ class UniMiSSConfig(BackboneConfig):
     untrained = ("upsample", "last")
     forms = (PRETRAINING, SEGMENTATION, OWN_NAMES)
     exported = SEGMENTATION
-
     unseen = ("attention_heads", "decoder_heads")
+
     widths: tuple[int, int, int, int] = (48, 128, 256, 512)
     """Width of each of the encoder's four stages; the decoder's three are as wide as its last but one to its first."""
     depths: tuple[int, int, int, int] = (2, 3, 4, 3)
@@ -239,16 +240,16 @@ class UniMiSSConfig(BackboneConfig):
         (a, b, c, d), decoder = stages("encoder", (1, 2, 3, 4)), stages("decoder", (0, 1, 2))
         slices = tensors.get("encoder.stages.1.positions.2D")
         extra = int("encoder.cls" in tensors)
-        network = cls(
         widths = (a[0], b[0], c[0], d[0])
+        network = cls(
             in_channels=stem.shape[1],
             widths=widths,
             depths=(a[1], b[1], c[1], d[1]),
-            reduction=(a[2], b[2], c[2], d[2]),
             attention_heads=_heads("attention_heads", attention_heads, widths),
+            reduction=(a[2], b[2], c[2], d[2]),
             decoder_depths=(decoder[0][1], decoder[1][1], decoder[2][1]),
-            decoder_reduction=(decoder[0][2], decoder[1][2], decoder[2][2]),
             decoder_heads=_heads("decoder_heads", decoder_heads, [width for width, _, _ in decoder]),
+            decoder_reduction=(decoder[0][2], decoder[1][2], decoder[2][2]),
             stem_width=stem.shape[0],
             patch_size=_patch_of(tensors["encoder.stages.4.positions.3D"].shape[1] - extra),
             slice_size=UniMiSSConfig.slice_size if slices is None else 4 * math.isqrt(slices.shape[1] - 1),
@@ -256,7 +257,6 @@ class UniMiSSConfig(BackboneConfig):
         return network, len(network.strides) if form.whole else None, classes_of(tensors.get("heads.4.weight"))
 
 
-def _patch_of(tokens: int) -> tuple[int, int, int]:
 def _heads(field: str, given: Sequence[int] | None, widths: Sequence[int]) -> Any:
     """Return the tuple of heads that the user gives, else the published one, of stages of these `widths`.
 
@@ -273,6 +273,7 @@ def _heads(field: str, given: Sequence[int] | None, widths: Sequence[int]) -> An
     return heads
 
 
+def _patch_of(tokens: int) -> tuple[int, int, int]:
     """Find the patch with the fewest slices whose last map has that many tokens, and which is square in the plane."""
     slices = next(
         slices
@@ -330,5 +331,4 @@ class UniMiSSNet(Segmenter):
         (first, second, third), _ = self.decoder(maps, cls)
         third = self.decoder.norm(third.movedim(1, -1)).movedim(-1, 1)
         fourth = self.last(self.upsample(third) + maps[0])
-        finest = nn.functional.interpolate(fourth, scale_factor=(1, 2, 2), mode="trilinear")
-        return [first, second, third, fourth, finest]
+        return [first, second, third, fourth, doubled(fourth, (3, 4))]
