@@ -111,8 +111,11 @@ def golden(golden_folder: GoldenFolder) -> Path:
 
 @pytest.fixture
 def published(golden_folder: GoldenFolder) -> Callable[[str], AbstractContextManager[Published]]:
-    """Opens the numbers of a method by its name; the test has to read every array of them."""
-    return lambda method: numbers_of(golden_folder.require(method))
+    """Opens the numbers of a method by its name; the test has to read every array of them.
+
+    A folder that `--golden` names may leave nothing out.
+    """
+    return lambda method: numbers_of(golden_folder.require(method), golden_folder.given)
 
 
 @pytest.fixture(scope="session")
