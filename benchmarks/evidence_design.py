@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+RECIPE = "small"
+"""Recipe of the network and the trainings."""
 CROP = ("48", "48", "48")
 PATCH, DECODER_WIDTH = 8, 32
 FINETUNING_EPOCHS, PRETRAINING_EPOCHS = 20, 50
@@ -105,6 +107,16 @@ class Finetuning:
         return f"{start}-n{self.labels}-u{self.updates}-lr{self.rate:g}-s{self.seed}"
 
     @property
+    def recipe(self) -> str:
+        """Return the recipe whose network is trained."""
+        return RECIPE
+
+    @property
+    def crop(self) -> Sequence[str]:
+        """Return the flags of the crop."""
+        return ("--loader.patch-size", *CROP)
+
+    @property
     def folder(self) -> str:
         """Return the name of the run. A training watches its split, so each split has a training of its own."""
         return self.name if self.split == "budget" else f"{self.name}-{self.split}"
@@ -115,7 +127,7 @@ class Finetuning:
         points = POINTS if self.split == "val" else 1  # no curve is drawn of what chooses
         return [
             *("--seed", str(self.seed), "--train-fraction", str(self.labels / all_labels)),
-            *("--val-split", self.split, "--loader.patch-size", *CROP),
+            *("--val-split", self.split, *self.crop),
             *("--training.epochs", str(epochs), "--training.steps-per-epoch", str(self.updates // epochs)),
             *("--training.validate-every", str(max(1, epochs // points))),
             *("--optimiser.lr", str(self.rate), "--optimiser.warmup-epochs", str(epochs // 10)),

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from evidence_design import DIGITS, Finetuning, Pretraining, Record, Scale
+from evidence_design import DIGITS, RECIPE, Finetuning, Pretraining, Record, Scale
 
 from anatomask.cluster import on_loopback, own_token
 from anatomask.errors import UserError
@@ -27,7 +27,7 @@ from anatomask.evaluation.results import CASES_FILE, from_csv
 from anatomask.files import write_text
 from anatomask.runs.folder import environment
 from anatomask.training.journal import METRICS
-from anatomask.weights.files import find_weights, read_weights, write_weights
+from anatomask.weights.files import encoder_prefix, find_weights, read_weights, write_weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHOOSING_CASES = 10
@@ -178,12 +178,17 @@ class Experiment:
         return sum([*costs, *(record["seconds"] for record in self.records())]) / 3600
 
     def _pretrain(self, run: Pretraining) -> None:
-        seconds = self._command("pretrain", run.name, [*self._data(), *run.settings()])
-        weights = read_weights(find_weights(self.out / "runs" / run.name))
-        encoder = {n: tensor for n, tensor in weights.tensors.items() if n.startswith("student.encoder.")}
-        folder = self._encoder(run.name).parent
-        write_weights(folder, encoder, weights.header)
-        write_text(folder / "cost.json", json.dumps({**asdict(run), "seconds": seconds, "commit": self.commit}))
+        self._keep(run.name, RECIPE, run.settings(), asdict(run))
+
+    def _keep(self, name: str, recipe: str, settings: Sequence[str], facts: Mapping[str, Any]) -> None:
+        """Pretrain, and keep what a finetuning takes over: the encoder, or encoder and decoder."""
+        seconds = self._command("pretrain", name, [*self._data(), *settings], recipe)
+        weights = read_weights(find_weights(self.out / "runs" / name))
+        prefix = weights.header.get("whole") or encoder_prefix(weights.header)
+        kept = {n: tensor for n, tensor in weights.tensors.items() if n.startswith(prefix)}
+        folder = self._encoder(name).parent
+        write_weights(folder, kept, weights.header)
+        write_text(folder / "cost.json", json.dumps({**facts, "seconds": seconds, "commit": self.commit}))
 
     def _finetune(self, run: Finetuning) -> None:
         part, _, source = run.init.rpartition(":")
@@ -193,7 +198,7 @@ class Experiment:
         elif source != "scratch":
             init = f"{part}:{self._encoder(source).parent}".lstrip(":")
         seconds = self._command(
-            "finetune", run.folder, [*self._data(), "--init", init, *run.settings(self.scale.all_labels)]
+            "finetune", run.folder, [*self._data(), "--init", init, *run.settings(self.scale.all_labels)], run.recipe
         )
         folder = self.out / "runs" / run.folder
         self._command(
@@ -244,7 +249,7 @@ class Experiment:
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(work, dict.fromkeys(runs)))
 
-    def _command(self, verb: str, name: str, flags: Sequence[str]) -> float:
+    def _command(self, verb: str, name: str, flags: Sequence[str], recipe: str = RECIPE) -> float:
         """Run a verb as a user would, with its output in `logs/NAME.log`; return the seconds that all its calls took.
 
         Raises:
@@ -255,7 +260,7 @@ class Experiment:
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         training = ["--name", name, "--cluster.threads", str(threads)] if verb in ("pretrain", "finetune") else []
         where = ["--cluster.address", self.address]
-        command = [sys.executable, "-m", "anatomask", verb, "--recipe", "small", *training, *where, *flags]
+        command = [sys.executable, "-m", "anatomask", verb, "--recipe", recipe, *training, *where, *flags]
         spent = log.with_suffix(".seconds")
         before, start = float(spent.read_text()) if spent.exists() else 0.0, time.monotonic()
         with log.open("ab") as output:

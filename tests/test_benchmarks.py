@@ -79,3 +79,18 @@ def test_the_experiment_runs_and_goes_on_where_it_was(real_data: Path, tmp_path:
     report = [sys.executable, str(ROOT / "benchmarks" / "evidence_report.py"), "--records", str(tmp_path / "records")]
     subprocess.run([*report, "--out", str(tmp_path / "report")], check=True, env=environment)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"choices.md"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_the_experiment_on_methods_runs_and_writes_its_page(real_data: Path, tmp_path: Path) -> None:
+    """Two methods, the networks that they start and those from scratch."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    program, scans = str(ROOT / "benchmarks" / "methods_evidence.py"), str(real_data / "openkbp")
+    command = [sys.executable, program, "--quick", "--out", str(tmp_path), "--scans", scans, "--jobs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])["records"] == 4
+    report = [sys.executable, str(ROOT / "benchmarks" / "methods_report.py"), "--records", str(tmp_path / "records")]
+    subprocess.run([*report, "--out", str(tmp_path / "methods.md")], check=True, env=environment)
+    assert "| `mae-small` | 4 | 1 |" in (tmp_path / "methods.md").read_text()
