@@ -176,7 +176,7 @@ RECIPES: Mapping[str, Recipe] = {
         method="swinunetr_ssl",
         scale=SMALL,
         target=HEAD_AND_NECK,
-        costs={"pretrain": Cost(0.0812, 5.79), "finetune": Cost(0.0838, 1.76)},
+        costs={"pretrain": Cost(0.0489, 2.18), "finetune": Cost(0.0406, 0.802)},
     ),
     "swin-unetr": Recipe(
         "paper-b's finetuning of a Swin UNETR, from scratch alone",
@@ -192,7 +192,7 @@ RECIPES: Mapping[str, Recipe] = {
         method=None,
         scale=SMALL,
         target=HEAD_AND_NECK,
-        costs={"finetune": Cost(0.0838, 1.76)},
+        costs={"finetune": Cost(0.0406, 0.802)},
     ),
     "selfmedmae": Recipe(
         "unetr after the masked autoencoder of Zhou et al.",

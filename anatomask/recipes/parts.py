@@ -26,7 +26,7 @@ NETWORKS: Mapping[str, BackboneConfig] = {
     "stunet-h": SIZES["h"],
     "resenc-small": ResEncConfig(widths=(8, 16, 32, 64, 80, 80), blocks=(1, 1, 1, 1, 1, 1)),
     "resenc-l": ResEncConfig(),
-    "swin_unetr-small": SwinUNETRConfig(feature_size=12),
+    "swin_unetr-small": SwinUNETRConfig(feature_size=8, attention_heads=(1, 2, 4, 8)),
     "swin_unetr-48": SwinUNETRConfig(),
     "unetr-small": UNETRConfig(patch_size=(64, 64, 64), width=72, attention_heads=3, feature_size=8),
     "unetr-b": UNETRConfig(),
