@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,14 @@ class MAEConfig(MethodConfig):
     name = "mae"
     encoder = "network.encoder."
     whole = "network."
+    optimiser: ClassVar = {
+        "name": "sgd",
+        "lr": 1e-2,
+        "weight_decay": 3e-5,
+        "momentum": 0.99,
+        "warmup_epochs": 0,
+        "decay": "poly",
+    }
 
     mask_ratio: float = 0.75
     """Share of the patches that is hidden."""

@@ -155,12 +155,12 @@ RECIPES: Mapping[str, Recipe] = {
         costs={"pretrain": Cost(17.2, 21.1), "finetune": Cost(8.71, 14.4)},
     ),
     "mae-small": Recipe(
-        "resenc-small with the dense MAE",
+        "resenc-small with the dense MAE: SGD, lr 0.01",
         network="resenc-small",
         method="mae",
         scale=SMALL,
         target=HEAD_AND_NECK,
-        costs={"pretrain": Cost(0.0402, 0.288), "finetune": Cost(0.0404, 0.290)},
+        costs={"pretrain": Cost(0.0402, 0.282), "finetune": Cost(0.0404, 0.290)},
     ),
     "swin-ssl": Recipe(
         "swin-unetr after the pretraining of Tang et al.",

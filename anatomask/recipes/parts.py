@@ -135,7 +135,6 @@ PAPER = Scale(
     optimisers={
         "stunet-h": OptimiserConfig(lr=2e-5, weight_decay=3e-5, warmup_epochs=10),
         "spark": OptimiserConfig(lr=2e-4),
-        "mae": OptimiserConfig("sgd", lr=1e-2, weight_decay=3e-5, momentum=0.99, warmup_epochs=0, decay="poly"),
     },
     finetuning_optimisers={
         "swin_unetr-48": OptimiserConfig(lr=1e-4, weight_decay=1e-5, warmup_epochs=50),

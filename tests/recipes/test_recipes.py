@@ -25,6 +25,7 @@ from anatomask.recipes import NOT_RUN, RECIPES, SMALL
 from anatomask.recipes.parts import NETWORKS
 from anatomask.recipes.recipe import VERBS
 from anatomask.recipes.tables import markdown_tables
+from anatomask.training.settings import OptimiserConfig
 
 ROOT = Path(__file__).parents[2]
 RECORDED: Mapping[str, Mapping[str, Any]] = yaml.safe_load((ROOT / "tests/recipes/recorded.yaml").read_text())
@@ -96,6 +97,12 @@ def test_networks_of_small_recipes_have_at_most_two_million_parameters(name: str
             networks.append(recipe.backbone().segmenter(recipe.target.classes))
     for network in networks:
         assert sum(parameter.numel() for parameter in network.parameters()) <= 2_000_000
+
+
+def test_mae_has_the_optimiser_of_its_authors_at_every_size() -> None:
+    published = OptimiserConfig("sgd", lr=1e-2, weight_decay=3e-5, momentum=0.99, warmup_epochs=0, decay="poly")
+    for recipe in (RECIPES["mae"], RECIPES["mae-small"], RECIPES["tiny"].composed("resenc", "mae")):
+        assert recipe.settings("pretrain").optimiser == published
 
 
 def test_what_a_recipe_has_stays() -> None:
