@@ -16,7 +16,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
-from anatomask.data.grids import places_voxels
+from anatomask.data.grids import places_voxels, same_grid
 from anatomask.data.listing import require_file
 from anatomask.data.memory import in_units, require_room
 from anatomask.errors import UserError, reason
@@ -134,6 +134,22 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         bad = int(voxels.size - np.isfinite(voxels).sum())
         raise UserError(f"{path} has {bad} voxels that are NaN or infinite; repair it or leave it out")
     return voxels, image.affine
+
+
+def on_one_grid(path: Path, other: Path) -> bool:
+    """Return whether two files have one grid by their headers; True where a header cannot be read.
+
+    The case of such a file is then skipped with the reason.
+    """
+    try:
+        grids = [nifti_grid(path), nifti_grid(other)]
+    except UserError:
+        return True
+    try:
+        same_grid(path, *grids[0], other, *grids[1])
+    except UserError:
+        return False
+    return True
 
 
 def header_doubt(path: Path) -> str:

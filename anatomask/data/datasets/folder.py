@@ -30,6 +30,7 @@ from anatomask.data.datasets.base import (
     nifti_label,
     stem,
 )
+from anatomask.data.datasets.channels import group_channels
 from anatomask.data.datasets.masks import Found, find_masks, values_of
 from anatomask.data.datasets.nnunet import classes_of
 from anatomask.data.datasets.patterns import matched
@@ -78,15 +79,15 @@ def _matches(source: Path) -> bool:
 
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     files = sorted(path for path in source.rglob("*.nii*") if is_nifti(path) and is_visible(path, source))
-    names: Mapping[Path, str] = {}
     if options.image:
         found, names = _by_patterns(files, source, options)
     elif options.label:
         raise UserError(f"--reader.label {options.label} needs --reader.image: give the pattern of the scans, too")
     else:
         found = find_masks(files, source)
+        names = _by_numbers(found.scans, source)
     found, classes = _with_classes(found, options)
-    cases = tuple(_case(path, source, found, names.get(path, ""), options) for path in found.scans)
+    cases = tuple(_case(path, source, found, names[path], options) for path in found.scans)
     like_ct = _like_ct([raw.images[0] for raw in cases])
     ct = bool(like_ct) and all(like_ct)
     raw = RawDataset(
@@ -127,6 +128,23 @@ def _by_patterns(files: Sequence[Path], source: Path, options: ReaderConfig) -> 
     return Found(tuple(sorted(scans)), paired, left_out), names
 
 
+def _by_numbers(scans: Sequence[Path], source: Path) -> dict[Path, str]:
+    """Name the case of each scan, without the number of its channel.
+
+    Raises:
+        UserError: a case has several channels, which this layout cannot name.
+    """
+    groups = group_channels(scans)
+    several = next((paths for _, paths in groups if len(paths) > 1), ())
+    if several:
+        raise UserError(
+            f"{some([str(path.relative_to(source)) for path in several])} of {source} are the channels of one case by "
+            "their numbers and their grid; lay them out as nnU-Net's raw data, whose dataset.json names channels, or "
+            "choose one, or all as scans of their own, by --reader.image PATTERN"
+        )
+    return {paths[0]: "_".join((*paths[0].parent.relative_to(source).parts, case)) for case, paths in groups}
+
+
 def _with_classes(found: Found, options: ReaderConfig) -> tuple[Found, dict[int, str]]:
     """Settle the classes, and leave out labels that are no label maps.
 
@@ -149,9 +167,8 @@ def _with_classes(found: Found, options: ReaderConfig) -> tuple[Found, dict[int,
 
 def _case(path: Path, source: Path, found: Found, name: str, options: ReaderConfig) -> RawCase:
     relative = path.relative_to(source)
-    case = name or "_".join((*relative.parent.parts, stem(relative)))
     label = nifti_label(found.labels[path]) if path in found.labels else None
-    return RawCase(case, _patient(relative, case, options.patient), (nifti_image(path),), label)
+    return RawCase(name, _patient(relative, name, options.patient), (nifti_image(path),), label)
 
 
 def _patient(relative: Path, case: str, expression: str) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from anatomask.data.datasets.base import stem, tell_reading
-from anatomask.data.grids import same_grid
-from anatomask.data.nifti import nifti_grid, read_nifti
+from anatomask.data.nifti import on_one_grid, read_nifti
 from anatomask.errors import UserError
 
 WORD = re.compile(r"(d?segs?|segmentations?|masks?|labels?|labelmaps?|annotations?|gt)\d*")
@@ -95,23 +94,7 @@ def _beside(mask: Path, apart: bool, scans: Mapping[Path, list[str]]) -> list[Pa
         if beside and own[: len(name)] == name[: len(own)]:
             near.append(scan)
     exact = [scan for scan in near if scans[scan] == own]
-    return [scan for scan in exact or near if _on_one_grid(mask, scan)]
-
-
-def _on_one_grid(mask: Path, scan: Path) -> bool:
-    """Return whether two files have one grid by their headers; True where the mask cannot be read.
-
-    Its case is then skipped with the reason.
-    """
-    try:
-        own = nifti_grid(mask)
-    except UserError:
-        return True
-    try:
-        same_grid(mask, *own, scan, *nifti_grid(scan))
-    except UserError:
-        return False
-    return True
+    return [scan for scan in exact or near if on_one_grid(mask, scan)]
 
 
 def class_values(path: Path) -> set[int] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,24 +14,20 @@ from anatomask.data.datasets.base import (
     is_nifti,
     is_visible,
     nifti_image,
-    stem,
 )
+from anatomask.data.datasets.channels import group_channels
 from anatomask.data.datasets.dicom import is_dicom
 from anatomask.data.datasets.masks import find_masks
 from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 from anatomask.names import some
 
-CHANNEL = re.compile(r"(.+)_(\d{4})")
-"""Pattern of the name of a channel's file, as nnU-Net's: case and number."""
-
 
 def read_scans(source: Path, dataset: str = "auto", options: ReaderConfig | None = None) -> RawDataset:
     """Find the scans in a folder, or the scan that one NIfTI file belongs to.
 
     A folder of NIfTI files that has no known layout holds a case per file, but for those that are named like label
-    maps. Files that are named as in nnU-Net, `<case>_0000.nii.gz`, `<case>_0001.nii.gz` and so on, are the channels of
-    one case.
+    maps, and for the channels of one case (`group_channels`).
 
     Args:
         source: folder or file.
@@ -75,18 +69,11 @@ def _plain(cases: Iterable[RawCase]) -> RawDataset:
 
 
 def _grouped(files: Iterable[Path], source: Path) -> list[RawCase]:
-    """Make a case of each file, and one of the files that are its channels; the first of these has number 0000."""
-    every = sorted(files)
-    known = set(every)
-    channels: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    for path in every:
-        match = CHANNEL.fullmatch(stem(path))
-        first = match and path.with_name(path.name.replace(f"{match[1]}_{match[2]}", f"{match[1]}_0000"))
-        channels[path.parent, match[1] if match and first in known else stem(path)].append(path)
+    """Make the cases of files in a folder."""
     return [
         RawCase(name, name, tuple(map(nifti_image, paths)))
-        for (folder, case), paths in channels.items()
-        for name in [case_name(*folder.relative_to(source).parts, case)]
+        for case, paths in group_channels(files)
+        for name in [case_name(*paths[0].parent.relative_to(source).parts, case)]
     ]
 
 

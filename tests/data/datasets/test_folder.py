@@ -72,6 +72,32 @@ def test_one_file_is_read_without_a_look_at_what_lies_beside_it(tmp_path: Path) 
             read_scans(tmp_path / "a.nii", dataset, options)
 
 
+def test_files_with_the_numbers_of_channels_are_one_case_only_on_one_grid(tmp_path: Path) -> None:
+    """Whether they are prepared or predicted: cohorts are numbered like that, too."""
+    cohort = tmp_path / "cohort"
+    for number, voxels in enumerate((CT, CT[:8], CT[:6])):
+        save(cohort / f"ct_000{number}.nii.gz", voxels)
+    save(cohort / "late" / "p1_0000.nii.gz", CT)
+    save(cohort / "p2.nii.gz", CT)
+    save(cohort / "p2_0000.nii.gz", CT)  # no second p2
+    save(cohort / "gap_0000.nii.gz", CT)
+    save(cohort / "gap_0002.nii.gz", CT)
+    names = [*(f"ct_000{number}" for number in range(3)), "gap_0000", "gap_0002", "late_p1", "p2", "p2_0000"]
+    for raw in (read_dataset(cohort), read_scans(cohort)):
+        assert sorted(case.case for case in raw.cases) == names
+        assert all(len(case.images) == 1 for case in raw.cases)
+    assert [case.case for case in read_scans(cohort / "ct_0001.nii.gz").cases] == ["ct_0001"]
+
+    several = tmp_path / "several"
+    for number in range(2):
+        save(several / f"p1_000{number}.nii.gz", CT)
+    (case,) = read_scans(several).cases
+    assert case.case == "p1" and [image.path.name for image in case.images] == ["p1_0000.nii.gz", "p1_0001.nii.gz"]
+    with pytest.raises(UserError, match=r"p1_0000.nii.gz, p1_0001.nii.gz of .* are the channels of one case"):
+        read_dataset(several)
+    assert len(read_dataset(several, options=ReaderConfig(image="p1_*.nii.gz")).cases) == 2
+
+
 def test_two_scans_of_one_name_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.nii", CT)
     save(tmp_path / "a.nii.gz", CT)
