@@ -1,8 +1,9 @@
 """Any folder of NIfTI scans, nested or not, with label maps beside them or without.
 
 A file that is named like a label map (`_seg`, `-mask`, `labels/…`) is the label of the scan beside it, or is left out
-with a remark. `--reader.image` and `--reader.label` name both by patterns instead. The classes are the values of the
-label maps, which are read once to list them, or those of `--reader.label-names`.
+with a remark; a folder such as `segmentations` beside a scan may hold a mask per organ. `--reader.image` and
+`--reader.label` name both by patterns instead. The classes are the values of the label maps, which are read once to
+list them, or those of `--reader.label-names`; or the names of the masks.
 
 A few scans (at most 8, spread over the folder) are inspected. If all look like HU, all scans are taken as CT, else as
 "MR", or "CT or MR" where both are found, which is normalised scan by scan.
@@ -31,8 +32,9 @@ from anatomask.data.datasets.base import (
     stem,
 )
 from anatomask.data.datasets.channels import group_channels
-from anatomask.data.datasets.masks import Found, find_masks, values_of
+from anatomask.data.datasets.masks import LARGEST, Found, find_masks, values_of
 from anatomask.data.datasets.nnunet import classes_of
+from anatomask.data.datasets.organ_masks import organ_label
 from anatomask.data.datasets.patterns import matched
 from anatomask.data.listing import is_file
 from anatomask.data.settings import ReaderConfig
@@ -87,7 +89,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         found = find_masks(files, source)
         names = _by_numbers(found.scans, source)
     found, classes = _with_classes(found, options)
-    cases = tuple(_case(path, source, found, names[path], options) for path in found.scans)
+    cases = tuple(_case(path, source, found, classes, names[path], options) for path in found.scans)
     like_ct = _like_ct([raw.images[0] for raw in cases])
     ct = bool(like_ct) and all(like_ct)
     raw = RawDataset(
@@ -125,7 +127,7 @@ def _by_patterns(files: Sequence[Path], source: Path, options: ReaderConfig) -> 
     alone = set(labels) - set(paired.values())
     left_out = dict.fromkeys(sorted(alone), "no scan belongs to it")
     names = {path: "_".join(name) or stem(path) for path, name in scans.items()}
-    return Found(tuple(sorted(scans)), paired, left_out), names
+    return Found(tuple(sorted(scans)), paired, left_out=left_out), names
 
 
 def _by_numbers(scans: Sequence[Path], source: Path) -> dict[Path, str]:
@@ -149,8 +151,10 @@ def _with_classes(found: Found, options: ReaderConfig) -> tuple[Found, dict[int,
     """Settle the classes, and leave out labels that are no label maps.
 
     Raises:
-        UserError: the file of names cannot be read.
+        UserError: the file of names cannot be read, or nothing needs names; or there are too many classes.
     """
+    if found.organs:
+        return found, _classes_of_organs(found, options)
     if options.label_names:
         path = Path(options.label_names)
         if not is_file(path):
@@ -165,9 +169,33 @@ def _with_classes(found: Found, options: ReaderConfig) -> tuple[Found, dict[int,
     return replace(found, labels=labels, left_out={**found.left_out, **no_maps}), classes
 
 
-def _case(path: Path, source: Path, found: Found, name: str, options: ReaderConfig) -> RawCase:
+def _classes_of_organs(found: Found, options: ReaderConfig) -> dict[int, str]:
+    """Number the names of the masks, in alphabetical order.
+
+    Raises:
+        UserError: names of labels are given, too, or there are too many classes.
+    """
+    if options.label_names:
+        raise UserError(
+            f"--reader.label-names {options.label_names} names the values of label maps, but here is a mask per organ, "
+            "named by its file; leave it out"
+        )
+    names = sorted({name for masks in found.organs.values() for name in masks})
+    if len(names) > LARGEST:
+        raise UserError(
+            f"the masks beside scans have {len(names)} names, and a label map holds {LARGEST} classes; leave some out"
+        )
+    return dict(enumerate(names, start=1))
+
+
+def _case(
+    path: Path, source: Path, found: Found, classes: Mapping[int, str], name: str, options: ReaderConfig
+) -> RawCase:
     relative = path.relative_to(source)
     label = nifti_label(found.labels[path]) if path in found.labels else None
+    if organs := found.organs.get(path):
+        masks = {c: organs[organ] for c, organ in classes.items() if organ in organs}
+        label = organ_label(masks[min(masks)].parent, masks)
     return RawCase(name, _patient(relative, name, options.patient), (nifti_image(path),), label)
 
 
@@ -203,6 +231,14 @@ def _remarks(
         yield (
             f"{len(found.labels)} files are named like label maps and are taken as the labels of the scans beside them,"
             f" as {label.relative_to(source)} of {scan.relative_to(source)}; --reader.image and --reader.label choose"
+        )
+    if found.organs:
+        scan, organs = next(iter(found.organs.items()))
+        masks = min(organs.values()).parent.relative_to(source)
+        yield (
+            f"the labels of {len(found.organs)} scans are a mask per organ, as in {masks}/ for "
+            f"{scan.relative_to(source)}; classes are named after the files, and where masks overlap the last by "
+            "alphabet wins"
         )
     if series := sum(path.suffix.lower() == ".dcm" for path in source.rglob("*.[dD][cC][mM]")):
         yield f"{series} DICOM files left out, as there are NIfTI files; --dataset dicom reads them and no NIfTI"

@@ -16,6 +16,7 @@ from anatomask.errors import UserError
 
 WORD = re.compile(r"(d?segs?|segmentations?|masks?|labels?|labelmaps?|annotations?|gt)\d*")
 FOLDER = re.compile(r"(segs?|segmentations?|masks?|labels?|annotations?|gt)(tr|ts|va)?")
+ONE_PER_ORGAN = "a mask per organ belongs into a folder `segmentations` beside its scan"
 LARGEST = 255
 """Largest number of a class."""
 READ_AT_ONCE = 4
@@ -29,6 +30,8 @@ class Found:
     scans: tuple[Path, ...]
     labels: Mapping[Path, Path] = field(default_factory=dict)
     """Scan -> label map."""
+    organs: Mapping[Path, Mapping[str, Path]] = field(default_factory=dict)
+    """Scan -> class -> binary mask."""
     left_out: Mapping[Path, str] = field(default_factory=dict)
     """File -> reason why it is neither."""
 
@@ -53,19 +56,25 @@ def find_masks(files: Sequence[Path], source: Path) -> Found:
 
     A file that is named like a label map is the label of the one scan beside it that has the same grid, and whose name
     begins as its own does; the scans of files in a folder such as `labels` may lie in another folder beside that one.
-    Where no such scan is there, or several, a label map is left out. A file with a word such as seg in its name that is
-    no label map is a scan.
+    Other files in such a folder are masks of one organ each, if the folder above holds one scan, and no scan of the
+    source has a label map. Where no such scan is there, or several, a label map is left out. A file with a word such as
+    seg in its name that is no label map is a scan.
     """
-    masks = [path for path in files if is_named_like_mask(path.relative_to(source))]
-    scans = [path for path in files if path not in set(masks)]
+    masks = {path: None for path in files if is_named_like_mask(path.relative_to(source))}
+    scans = [path for path in files if path not in masks]
+    above = _only_scans(scans)
     spoken = {scan: words(stem(scan)) for scan in scans}
     left_out: dict[Path, str] = {}
     named: dict[Path, list[Path]] = {}
+    organs: dict[Path, dict[str, Path]] = {}
     for mask in masks:
         apart = in_folder_of_masks(mask.relative_to(source))
-        candidates = _beside(mask, apart, spoken)
+        near = _beside(mask, apart, spoken)
+        candidates = [scan for scan in near if on_one_grid(mask, scan)]
         if len(candidates) == 1:
             named.setdefault(candidates[0], []).append(mask)
+        elif apart and not near and (owner := above.get(mask.parent.parent)):
+            organs.setdefault(owner, {})[stem(mask)] = mask
         elif not apart and class_values(mask) == set():
             scans.append(mask)
         else:
@@ -74,13 +83,25 @@ def find_masks(files: Sequence[Path], source: Path) -> Found:
             )
     for scan, paths in named.items():
         if len(paths) > 1:
-            left_out |= dict.fromkeys(paths, f"{len(paths)} label maps are beside the scan {scan.relative_to(source)}")
+            why = f"{len(paths)} label maps are beside the scan {scan.relative_to(source)} ({ONE_PER_ORGAN})"
+            left_out |= dict.fromkeys(paths, why)
     labels = {scan: paths[0] for scan, paths in named.items() if len(paths) == 1}
-    return Found(tuple(sorted(scans)), labels, left_out)
+    if labels:
+        why = "some scans have label maps, so it is not read as the mask of an organ"
+        left_out |= {path: why for one in organs.values() for path in one.values()}
+    return Found(tuple(sorted(scans)), labels, {} if labels else organs, left_out)
+
+
+def _only_scans(scans: Sequence[Path]) -> dict[Path, Path]:
+    """Map each folder that holds a single scan to this scan."""
+    held: dict[Path, list[Path]] = {}
+    for scan in scans:
+        held.setdefault(scan.parent, []).append(scan)
+    return {folder: paths[0] for folder, paths in held.items() if len(paths) == 1}
 
 
 def _beside(mask: Path, apart: bool, scans: Mapping[Path, list[str]]) -> list[Path]:
-    """List the scans of which a file may be the label: by their places, names and grids.
+    """List the scans of which a file may be the label: by their places and names.
 
     Args:
         mask: a file that is named like a label map.
@@ -94,7 +115,7 @@ def _beside(mask: Path, apart: bool, scans: Mapping[Path, list[str]]) -> list[Pa
         if beside and own[: len(name)] == name[: len(own)]:
             near.append(scan)
     exact = [scan for scan in near if scans[scan] == own]
-    return [scan for scan in exact or near if on_one_grid(mask, scan)]
+    return exact or near
 
 
 def class_values(path: Path) -> set[int] | None:

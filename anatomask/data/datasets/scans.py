@@ -51,7 +51,7 @@ def read_scans(source: Path, dataset: str = "auto", options: ReaderConfig | None
         refuse_foreign(layout, options)
         files = sorted(path for path in source.rglob("*.nii*") if is_nifti(path) and is_visible(path, source))
         scans = find_masks(files, source).scans
-        labels = [str(path.relative_to(source)) for path in files if path not in set(scans)]
+        labels = [str(path.relative_to(source)) for path in sorted({*files} - {*scans})]
         remarks = (f"{some(labels)} left out: named like a label map",) if labels else ()
         return checked(replace(_plain(_grouped(scans, source)), remarks=remarks), source, options)
     raw = read_dataset(source, layout, options=options)

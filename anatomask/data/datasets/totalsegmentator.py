@@ -24,9 +24,9 @@ from anatomask.data.datasets.base import (
     is_nifti,
     nifti_image,
 )
-from anatomask.data.grids import same_grid
+from anatomask.data.datasets.organ_masks import merge_organs
 from anatomask.data.listing import is_entry, is_file, is_folder, names_in
-from anatomask.data.nifti import nifti_grid, read_nifti
+from anatomask.data.nifti import nifti_grid
 from anatomask.errors import UserError
 
 Version = Literal["v1", "v2"]
@@ -35,6 +35,8 @@ SPACING = (1.5, 1.5, 1.5)
 SCAN, MASKS, META = "ct.nii.gz", "segmentations", "meta.csv"
 FOLDERS = ("Totalsegmentator_dataset", "Totalsegmentator_dataset_v201", "Totalsegmentator_dataset_v2")
 """Names of the folder that unpacking an archive makes."""
+OTHER_MASKS = "--dataset folder reads masks of any names"
+"""Advice where masks are not those of TotalSegmentator's data set."""
 DAMAGED = "s0864"
 """Case whose scan is damaged in the published archive of v1."""
 
@@ -55,18 +57,7 @@ def merge_masks(folder: Path, version: Version = "v1") -> tuple[np.ndarray, np.n
     Raises:
         UserError: a mask is missing, unknown, damaged, not binary, or of another shape or place than the first.
     """
-    paths = _mask_paths(folder, version)
-    first = next(iter(paths.values()))
-    shape, affine = nifti_grid(first)
-    merged = np.zeros(shape, np.uint8)
-    for c, path in paths.items():
-        same_grid(path, *nifti_grid(path), first, shape, affine)
-        mask, _ = read_nifti(path)
-        inside = mask != 0
-        if not np.array_equal(mask[inside], np.ones(int(inside.sum()))):
-            raise UserError(f"{path} is not a binary mask: it holds values other than 0 and 1")
-        merged[inside] = c
-    return merged, affine
+    return merge_organs(_mask_paths(folder, version))
 
 
 def mask_grid(folder: Path, version: Version = "v1") -> tuple[tuple[int, int, int], np.ndarray]:
@@ -88,11 +79,11 @@ def _mask_paths(folder: Path, version: Version) -> dict[int, Path]:
     known = {f"{name}.nii.gz" for name in names.values()}
     found = _masks(folder)
     if found - known:
-        raise UserError(f"{folder / min(found - known)} is not a class of TotalSegmentator {version}")
+        raise UserError(f"{folder / min(found - known)} is not a class of TotalSegmentator {version}; {OTHER_MASKS}")
     if known - found:
         raise UserError(
             f"{folder / min(known - found)} is missing ({len(known - found)} of {len(known)} masks are); "
-            "get the case again, or leave it out"
+            f"get the case again, or leave it out; {OTHER_MASKS}"
         )
     return {c: folder / f"{name}.nii.gz" for c, name in names.items()}
 

@@ -163,6 +163,38 @@ def test_a_mask_that_belongs_to_no_scan_alone_is_left_out_with_a_remark(tmp_path
         assert f"{name} left out: named like a label map, but {why}" in told
 
 
+def test_a_folder_of_masks_is_a_class_per_organ(tmp_path: Path) -> None:
+    for patient, organs in (("p1", ("liver", "spleen")), ("p2", ("aorta", "spleen"))):
+        save(tmp_path / patient / "ct.nii.gz", CT)
+        for number, organ in enumerate(organs):
+            mask = np.zeros(CT.shape, np.uint8)
+            mask[number : number + 3] = 1
+            save(tmp_path / patient / "segmentations" / f"{organ}.nii.gz", mask)
+    save(tmp_path / "p3" / "ct.nii.gz", CT)
+    raw = read_dataset(tmp_path, "folder")
+    assert raw.class_names == {1: "aorta", 2: "liver", 3: "spleen"} and len(raw.nsd_tolerance) == 3
+    assert labels_of(raw) == {"p1_ct": "segmentations", "p2_ct": "segmentations", "p3_ct": None}
+    assert any(remark.startswith("the labels of 2 scans are a mask per organ") for remark in raw.remarks)
+    for case, first in zip(raw.cases, (2, 1), strict=False):
+        assert case.label is not None
+        voxels, affine = case.label.read(case.label.path)
+        assert (voxels[:, 0, 0].tolist(), affine.tolist()) == ([first, 3, 3, 3, *[0] * 6], np.eye(4).tolist())
+        assert case.label.grid(case.label.path)[0] == CT.shape
+    assert [case.case for case in read_scans(tmp_path, "folder").cases] == ["p1_ct", "p2_ct", "p3_ct"]
+    with pytest.raises(UserError, match=r"--reader\.label-names names\.json names the values of label maps"):
+        read_dataset(tmp_path, "folder", options=ReaderConfig(label_names="names.json"))
+
+    save(tmp_path / "p3" / "segmentations" / "ct.nii.gz", LABELS)  # a label map: the others are no masks of organs
+    mixed = read_dataset(tmp_path, "folder")
+    save(tmp_path / "p4" / "ct.nii.gz", CT)
+    save(tmp_path / "p4" / "segmentations" / "ct.nii.gz", LABELS[:5])  # of another grid: no organ named ct
+    assert labels_of(read_dataset(tmp_path, "folder"))["p4_ct"] is None
+    assert labels_of(mixed) == {"p1_ct": None, "p2_ct": None, "p3_ct": "ct.nii.gz"}
+    assert any(
+        "and 1 more left out" in remark and "not read as the mask of an organ" in remark for remark in mixed.remarks
+    )
+
+
 def test_classes_are_numbered_without_gaps_and_named_by_a_file(tmp_path: Path) -> None:
     save(tmp_path / "scans" / "a_ct.nii.gz", CT)
     save(tmp_path / "scans" / "a_seg.nii.gz", LABELS * 3)

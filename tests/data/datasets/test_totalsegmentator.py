@@ -61,7 +61,7 @@ def test_the_folder_itself_or_the_one_above(case: Path, tmp_path: Path) -> None:
 def test_masks_that_are_missing_unknown_or_not_binary(case: Path) -> None:
     masks = case / "segmentations"
     save(masks / "unicorn.nii.gz", np.zeros((4, 4, 4), np.uint8))
-    with pytest.raises(UserError, match=r"unicorn\.nii\.gz is not a class"):
+    with pytest.raises(UserError, match=r"unicorn\.nii\.gz is not a class .*--dataset folder"):
         merge_masks(masks)
     (masks / "unicorn.nii.gz").unlink()
     save(masks / "liver.nii.gz", np.full((4, 4, 4), 2, np.uint8))
