@@ -26,18 +26,20 @@ LINE_INCHES = 0.16
 SCORE_INCHES = 0.24
 LEGEND_COLUMN_INCHES = 1.6
 CAPTION_CHARACTERS_PER_INCH = 17
+LARGE, SMALL = 8.5, 7.5
+"""Sizes of letters in points: of titles, scores and classes, and of what is written into slices and below them."""
 DPI = 150
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One label map in the figure."""
+    """One label map in the figure, or the plain scan."""
 
     title: str
     score: str
     """Score of the whole case, as text; empty for the ground truth."""
-    label: np.ndarray
-    """Slice (R, A) of the label map, uint8."""
+    label: np.ndarray | None
+    """Slice (R, A) of the label map, uint8; None for the plain scan."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +59,37 @@ class OverlayRow:
 
 
 @mpl.rc_context({"text.parse_math": False})  # a name with dollars in it is no formula
-def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], caption: str) -> Figure:
+def overlay_figure(
+    rows: Sequence[OverlayRow], class_names: Mapping[int, str], caption: str, letters: float = 1.0
+) -> Figure:
     """Draw slices as a radiologist sees them, the patient's right on the viewer's left.
 
     Every row has as many panels as the first, under its titles; each class is a translucent area with a solid outline.
+    `letters` is a factor of the size of letters, and of the room that they get.
     """
+    line_height, score_height = LINE_INCHES * letters, SCORE_INCHES * letters
     crops = [_body_crop(row) for row in rows]
     columns = len(rows[0].panels)
     width = COLUMN_INCHES * columns
     heights = [COLUMN_INCHES * _aspect(row, crop) for row, crop in zip(rows, crops, strict=True)]
-    present = set().union(*(np.unique(panel.label) for row in rows for panel in row.panels))
+    labels = [panel.label for row in rows for panel in row.panels if panel.label is not None]
+    present = set().union(*map(np.unique, labels))
     shown = [class_id for class_id in class_names if class_id in present]
-    per_line = max(1, int(width / LEGEND_COLUMN_INCHES))
-    lines = textwrap.wrap(caption, int(width * CAPTION_CHARACTERS_PER_INCH))
-    caption_height = LINE_INCHES * (len(lines) + 0.5)
-    legend_height = LINE_INCHES * (1 + 1.2 * math.ceil(len(shown) / per_line))
-    total = LINE_INCHES + sum(heights) + SCORE_INCHES * len(rows) + legend_height + caption_height
+    per_line = max(1, int(width / (LEGEND_COLUMN_INCHES * letters)))
+    lines = textwrap.wrap(caption, int(width * CAPTION_CHARACTERS_PER_INCH / letters))
+    caption_height = line_height * (len(lines) + 0.5)
+    legend_height = line_height * (1 + 1.2 * math.ceil(len(shown) / per_line))
+    total = line_height + sum(heights) + score_height * len(rows) + legend_height + caption_height
     figure = Figure(figsize=(width, total), dpi=DPI, facecolor="white")
     colours = class_colours(class_names)
-    top = total - LINE_INCHES
+    top = total - line_height
     for index, (row, crop, height) in enumerate(zip(rows, crops, heights, strict=True)):
-        top -= SCORE_INCHES + height
+        top -= score_height + height
         for column, panel in enumerate(row.panels):
             box = (column / columns + 0.004, top / total, 1 / columns - 0.008, height / total)
             axes = figure.add_axes(box)
             _draw(axes, row, panel, crop, colours)
-            _annotate(axes, panel, row.case if column == 0 else "", show_title=index == 0)
+            _annotate(axes, panel, row.case if column == 0 else "", letters, show_title=index == 0)
     handles = [Patch(facecolor=colours[class_id], label=class_names[class_id]) for class_id in shown]
     figure.legend(
         handles=handles,
@@ -90,10 +97,18 @@ def overlay_figure(rows: Sequence[OverlayRow], class_names: Mapping[int, str], c
         bbox_to_anchor=(0.5, caption_height / total),
         ncols=per_line,
         frameon=False,
-        fontsize=8.5,
+        fontsize=LARGE * letters,
         handlelength=1.2,
     )
-    figure.text(0.5, 0.5 * LINE_INCHES / total, "\n".join(lines), ha="center", va="bottom", fontsize=7.5, color="0.3")
+    figure.text(
+        0.5,
+        0.5 * line_height / total,
+        "\n".join(lines),
+        ha="center",
+        va="bottom",
+        fontsize=SMALL * letters,
+        color="0.3",
+    )
     return figure
 
 
@@ -111,7 +126,8 @@ def class_colours(class_names: Mapping[int, str]) -> dict[int, tuple[float, floa
 
 
 def _draw(axes: Axes, row: OverlayRow, panel: Panel, crop: tuple[slice, slice], colours: Mapping[int, tuple]) -> None:
-    image, label = row.image[crop], panel.label[crop]
+    image = row.image[crop]
+    label = np.zeros(image.shape, np.uint8) if panel.label is None else panel.label[crop]
     extent = (0.0, image.shape[0] * row.spacing[0], 0.0, image.shape[1] * row.spacing[1])
     low, high = row.window
     axes.imshow(_view(image), cmap="gray", vmin=low, vmax=high, extent=extent, interpolation="bicubic", origin="lower")
@@ -146,15 +162,17 @@ def _point_at(axes: Axes, x: float, y: float, extent: tuple[float, ...]) -> None
     )
 
 
-def _annotate(axes: Axes, panel: Panel, case: str, *, show_title: bool) -> None:
+def _annotate(axes: Axes, panel: Panel, case: str, letters: float, *, show_title: bool) -> None:
     """Write the score above the slice (in the first row, below the title), and case and patient's sides into it."""
-    axes.set_title(f"{panel.title}\n{panel.score}" if show_title else panel.score, fontsize=8.5, pad=3)
+    title = f"{panel.title}\n{panel.score}" if show_title else panel.score
+    axes.set_title(title, fontsize=LARGE * letters, pad=3)
     for x, y, horizontal, vertical, text in (
         (0.02, 0.98, "left", "top", case),
         (0.02, 0.5, "left", "center", "R"),
         (0.98, 0.5, "right", "center", "L"),
     ):
-        axes.text(x, y, text, transform=axes.transAxes, ha=horizontal, va=vertical, fontsize=7.5, color="white")
+        size = SMALL * letters
+        axes.text(x, y, text, transform=axes.transAxes, ha=horizontal, va=vertical, fontsize=size, color="white")
 
 
 def _view(plane: np.ndarray) -> np.ndarray:
@@ -163,11 +181,12 @@ def _view(plane: np.ndarray) -> np.ndarray:
 
 
 def _body_crop(row: OverlayRow) -> tuple[slice, slice]:
-    """Find the box around the body and the first panel's labels, with a margin of two voxels.
+    """Find the box around the body and the labels of the first panel that has some, with a margin of two voxels.
 
     Other panels do not widen it: a prediction that is wrong everywhere would shrink the body to a dot.
     """
-    labelled = row.panels[0].label > 0
+    label = next((panel.label for panel in row.panels if panel.label is not None), None)
+    labelled = np.zeros(row.image.shape, bool) if label is None else label > 0
     threshold = BODY_HU if row.window == CT_WINDOW else row.window[0] + 0.1 * (row.window[1] - row.window[0])
     body = ndimage.binary_opening(row.image > threshold, iterations=2)
     parts, count = ndimage.label(body)

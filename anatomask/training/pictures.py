@@ -15,6 +15,8 @@ from anatomask.reports.figures import CT_WINDOW, OverlayRow, Panel, overlay_figu
 
 LEGIBLE = 19
 """Size of letters in points at which TensorBoard's tiles, a quarter as wide, are still legible."""
+LEGIBLE_LETTERS = 1.65
+"""Factor of the letters of an overlay figure of three columns at which they are as large as those of `LEGIBLE`."""
 HIDDEN = "#9db4c0"
 """Colour of patches that are masked, or that have no value."""
 
@@ -85,14 +87,19 @@ def views_figure(views: Mapping[str, Tensor], spacing: Sequence[float], case: st
 
 
 def segmentation_figure(slices: Sequence[SegmentedSlice], class_names: Mapping[int, str]) -> Figure:
-    """Draw the truth beside the prediction for a slice of each validation case."""
+    """Draw the plain scan, the truth and the prediction side by side for a slice of each validation case."""
     rows = []
     for one in slices:
         score = "" if math.isnan(one.dsc) else f"DSC {100 * one.dsc:.1f} %"
-        panels = [Panel("Ground truth", "", one.truth), Panel("Prediction", score, one.prediction)]
+        panels = [
+            Panel("Scan", "", None),
+            Panel("Ground truth", "", one.truth),
+            Panel("Prediction", score, one.prediction),
+        ]
         low, high = CT_WINDOW if one.scheme == "ct" else np.percentile(one.image, (1, 99.5))
         rows.append(OverlayRow(one.case, one.image.astype(float), one.spacing, panels, (float(low), float(high))))
-    return overlay_figure(rows, class_names, "Axial slices that show most classes, on the prepared grid.")
+    caption = "Axial slices that show most classes, on the prepared grid."
+    return overlay_figure(rows, class_names, caption, LEGIBLE_LETTERS)
 
 
 def voxels(patches: np.ndarray, patch: int) -> np.ndarray:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from anatomask.data.slices import best_slice
 from anatomask.reports.figures import OverlayRow, Panel, class_colours, overlay_figure, write_figure
@@ -68,6 +70,21 @@ def test_a_wrong_prediction_is_seen_and_does_not_shrink_the_body(tmp_path: Path)
         sizes.append(draw(tmp_path, [OverlayRow("case", image, (1.0, 1.0), panels)]).shape)
     assert sizes[0][1] == sizes[1][1]
     assert abs(sizes[0][0] - sizes[1][0]) < 60  # a second line of the legend at most
+
+
+def test_a_plain_scan_beside_the_truth_and_larger_letters(tmp_path: Path) -> None:
+    label = np.zeros((60, 50), np.uint8)
+    label[1:3, 30:38] = 1  # outside the body, so that the label widens what is shown
+    panels = [Panel("Scan", "", None), Panel("Ground truth", "DSC 90.0 %", label)]
+    row = OverlayRow("case", body(label.shape), (1.0, 1.0), panels)
+    picture = draw(tmp_path, [row])
+    seen = np.argwhere(np.abs(picture[: int(len(picture) * 0.8)] - class_colours(NAMES)[1]).max(axis=-1) < 0.05)
+    assert len(seen) and seen[:, 1].min() > picture.shape[1] / 2
+    assert draw(tmp_path, [replace(row, panels=panels[1:])]).shape[1] == pytest.approx(picture.shape[1] / 2, abs=1)
+    plain, large = (overlay_figure([row], NAMES, "What is shown.", letters) for letters in (1.0, 1.65))
+    assert large.get_figwidth() == plain.get_figwidth() and large.get_figheight() > plain.get_figheight()
+    for one, other in zip(plain.findobj(Text), large.findobj(Text), strict=True):
+        assert not one.get_text() or float(other.get_fontsize()) == pytest.approx(1.65 * float(one.get_fontsize()))
 
 
 def test_many_classes_rows_and_an_empty_slice(tmp_path: Path) -> None:
