@@ -32,12 +32,8 @@ def require_kind(name: str, volumes: Sequence[np.ndarray], channels: Sequence[Ch
         UserError: a channel is a label map, or of another modality; the message begins with `name`.
     """
     for volume, channel in zip(volumes, channels, strict=True):
-        if channel.scheme != "none" and (values := label_values(volume)) is not None:
-            listed = ", ".join(f"{value:g}" for value in values[:4])
-            raise UserError(
-                f"{name} is a label map, not a scan (its {len(values)} values are whole numbers over whole areas: "
-                f"{listed}{', …' if len(values) > 4 else ''}); leave it out, or give the scan"
-            )
+        if channel.scheme != "none":
+            refuse_label_map(name, volume)
         if channel.scheme == "ct" and volume.min() >= LEAST_HU:
             raise UserError(
                 f"{name} is no CT in HU (no voxel is below {LEAST_HU}, where air and fat lie; the smallest is "
@@ -50,6 +46,21 @@ def require_kind(name: str, volumes: Sequence[np.ndarray], channels: Sequence[Ch
                 f"{name} is a CT in HU (it has air below {AIR_HU}), and the network reads {channel.name}; leave it "
                 "out, or name a run that was trained on CT"
             )
+
+
+def refuse_label_map(name: str, volume: np.ndarray) -> None:
+    """Check that a volume (D, H, W) is no label map.
+
+    Raises:
+        UserError: it is one; the message begins with `name`.
+    """
+    if (values := label_values(volume)) is not None:
+        listed = ", ".join(f"{value:g}" for value in values[:4])
+        raise UserError(
+            f"{name} is a label map, not a scan (its {len(values)} values are whole numbers over whole areas: "
+            f"{listed}{', …' if len(values) > 4 else ''}); leave it out, or give the scan "
+            "(only a channel of normalisation none may be one)"
+        )
 
 
 def label_values(volume: np.ndarray) -> np.ndarray | None:

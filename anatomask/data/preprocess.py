@@ -17,6 +17,7 @@ from anatomask.data.datasets.base import RawCase, RawImage, RawLabel, is_nifti
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.grids import same_grid
 from anatomask.data.memory import TooLarge, available_memory, bytes_to_prepare, product
+from anatomask.data.modality import refuse_label_map
 from anatomask.data.nifti import require_spacing
 from anatomask.data.records import PreparedCase, triple
 from anatomask.data.resampling import (
@@ -72,8 +73,8 @@ def prepare_case(
     Raises:
         TooLarge: the case would take more; only headers were read.
         UserError: a file is missing, damaged, not 3-D or not finite, does not say its spacing, the files' grids
-            differ, values are too large for their scheme, every voxel of every channel is the same, or the label holds
-            a value that is not a class. The message names the file.
+            differ, values are too large for their scheme, every voxel of every channel is the same, a channel of whole
+            numbers is a label map, or the label holds a value that is not a class. The message names the file.
     """
     require_memory(str(raw.images[0].path), shared_grid(raw), spacing, len(raw.images), memory)
     for image in raw.images:
@@ -87,6 +88,9 @@ def prepare_case(
         refuse_unknown(raw.label.path, voxels, classes)
         label = voxels.astype(np.uint8)
     check_voxels([str(image.path) for image in raw.images], volumes, schemes)
+    for image, volume, scheme in zip(raw.images, volumes, schemes, strict=True):
+        if scheme != "none" and volume.dtype.kind in "iu":
+            refuse_label_map(str(image.path), volume)
     target = target_grid(original_shape, affine, spacing)
     if label is not None:
         oriented = orientations.apply_orientation(label, target.to_ras)

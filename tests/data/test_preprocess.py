@@ -175,6 +175,16 @@ def test_bad_voxels_are_refused_and_the_file_named(
         prepare_case(raw_case(spoil_image(image), spoil_label(label)), ("ct",), {1, 2}, SPACING)
 
 
+def test_a_label_map_in_place_of_a_scan_is_refused(raw_case: MakeRaw) -> None:
+    """Where its numbers are stored as whole ones: a scan of fractions that are all whole may be anything."""
+    organs = np.zeros((16, 14, 12), np.uint8)
+    organs[2:7, 3:9, 4:9], organs[9:14, 5:11, 3:9] = 1, 2
+    with pytest.raises(UserError, match=r"case_0000\.nii\.gz is a label map, not a scan \(its 3 values"):
+        prepare_case(raw_case(organs), ("zscore",), (), SPACING)
+    assert prepare_case(raw_case(organs.astype(np.float32)), ("zscore",), (), SPACING).images[0].any()
+    assert prepare_case(raw_case(organs), ("none",), (), SPACING).images[0].any()
+
+
 def test_a_label_elsewhere_is_refused(ct: Ct, raw_case: MakeRaw) -> None:
     image, label = ct()
     affine = np.diag([*SPACING, 1.0])
