@@ -6,7 +6,8 @@ print. Started again, it resumes where it was; a finished demo is only reported 
 
 from __future__ import annotations
 
-import sys
+import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,39 +21,56 @@ FOLDER = "demo"
 
 ORGANS = ("liver", "spleen", "stomach", "aorta")
 
+NETWORKS = ("anatomask", "scratch")
+"""Names of the finetuned runs: from pretrained weights, and from random ones."""
 
-def commands(folder: str) -> list[tuple[str, list[str]]]:
-    """Return the verbs of the chain and their arguments, as a user would type them."""
+
+def commands(folder: str, seed: int = 0, threads: int | None = None, *, quick: bool = False) -> list[list[str]]:
+    """Return the commands of the chain as a user would type them: each a verb and its arguments.
+
+    Args:
+        folder: where everything is written.
+        seed: of the phantoms, and of the trainings.
+        threads: CPU threads of a training. Default: all cores'.
+        quick: train for two updates only.
+    """
     tiny = ["--recipe", "tiny"]
+    seeded = ["--seed", str(seed)] if seed else []
     runs = f"{folder}/runs"
     coarse = ["--preprocess.spacing", "4", "4", "4"]  # else the 1.5 mm of TotalSegmentator, whose layout phantoms have
-    organs = ["--preprocess.classes", *ORGANS]
-    init = ["--init", f"{runs}/pretrained"]
+    prepared = [*coarse, "--source", f"{folder}/scans", "--out", f"{folder}/shards", "--name", "phantoms"]
+    trained = [*tiny, *seeded, "--data", f"{folder}/shards", "--runs", runs]
+    trained += ["--cluster.threads", str(threads)] if threads else []
+    trained += ["--training.epochs", "2", "--training.steps-per-epoch", "1"] if quick else []
+    pretrained, scratch = (f"{runs}/{name}" for name in NETWORKS)
     return [
-        ("phantom", [*tiny, "--out", f"{folder}/scans"]),
-        (
-            "prepare",
-            [*tiny, *coarse, "--source", f"{folder}/scans", "--out", f"{folder}/shards", "--name", "phantoms", *organs],
-        ),
-        ("pretrain", [*tiny, "--data", f"{folder}/shards", "--runs", runs, "--name", "pretrained"]),
-        ("finetune", [*tiny, "--data", f"{folder}/shards", "--runs", runs, "--name", "anatomask", *init]),
-        ("finetune", [*tiny, "--data", f"{folder}/shards", "--runs", runs, "--name", "scratch"]),
-        ("evaluate", [*tiny, "--run", f"{runs}/anatomask"]),
-        ("evaluate", [*tiny, "--run", f"{runs}/scratch"]),
-        ("report", [*tiny, "--runs", f"{runs}/anatomask", f"{runs}/scratch", "--out", f"{folder}/report"]),
+        ["phantom", *tiny, *seeded, "--out", f"{folder}/scans"],
+        ["prepare", *tiny, *prepared, "--preprocess.classes", *ORGANS],
+        ["pretrain", *trained, "--name", "pretrained"],
+        ["finetune", *trained, "--name", NETWORKS[0], "--init", f"{runs}/pretrained"],
+        ["finetune", *trained, "--name", NETWORKS[1]],
+        ["evaluate", *tiny, "--run", pretrained],
+        ["evaluate", *tiny, "--run", scratch],
+        ["report", *tiny, "--runs", pretrained, scratch, "--out", f"{folder}/report"],
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the chain in the folder of the first argument (default `demo`); return the first exit code that is not 0."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    folder = arguments[0] if arguments else FOLDER
+    """Run the chain; return the first exit code that is not 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default=FOLDER, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the phantoms and of the trainings")
+    parser.add_argument("--threads", type=int, help="CPU threads of a training; default: all cores'")
+    parser.add_argument("--quick", action="store_true", help="two updates each, to see that it runs")
+    arguments = parser.parse_args(argv)
+    folder = arguments.folder
     console = Console()
     with running(ClusterConfig()):
-        for number, (verb, options) in enumerate(steps := commands(folder), start=1):
-            console.rule(f"{number}/{len(steps)} {verb}", align="left", style="dim")
-            console.print(f"anatomask {verb} {' '.join(options)}", style="bold", highlight=False)
-            code = anatomask([verb, *options])
+        steps = commands(folder, arguments.seed, arguments.threads, quick=arguments.quick)
+        for number, command in enumerate(steps, start=1):
+            console.rule(f"{number}/{len(steps)} {command[0]}", align="left", style="dim")
+            console.print(f"anatomask {shlex.join(command)}", style="bold", highlight=False)
+            code = anatomask(command)
             if code:
                 return code
     console.rule("what the demo left", align="left", style="dim")
