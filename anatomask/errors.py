@@ -78,11 +78,14 @@ def unexpected(path: object, error: Exception) -> str:
 
 
 class Stopped(Exception):
-    """Orderly end of the work after a signal. The program ends with the exit code that shells give that signal."""
+    """Orderly end of the work after a signal, or a request by a file.
 
-    def __init__(self, number: signal.Signals) -> None:
-        super().__init__(f"stopped by {number.name}")
-        self.exit_code = 128 + number
+    The program ends with the exit code that shells give the signal, or with 0 where it was asked by a file.
+    """
+
+    def __init__(self, number: signal.Signals | None = None) -> None:
+        super().__init__(f"stopped by {number.name if number else 'a file'}")
+        self.exit_code = 128 + number if number else 0
 
 
 class Note(UserWarning):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from anatomask.errors import UserError
+from anatomask.errors import Stopped, UserError
 from anatomask.files import exclusive_lock
 
 POLL_SECONDS = 1.0
@@ -24,6 +24,8 @@ class Store:
     """Folder `store` among runs. Several processes, on several machines, may use it at the same time."""
 
     runs: Path
+    stop: Path | None = None
+    """File at which no run is claimed any more."""
 
     def path(self, name: str) -> Path:
         """Return the folder of the run that is named by its key."""
@@ -31,9 +33,15 @@ class Store:
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[Path]:
-        """Keep a run to this process inside the block, and yield its folder; wait while another process has it."""
+        """Keep a run to this process inside the block, and yield its folder; wait while another process has it.
+
+        Raises:
+            Stopped: the file `stop` exists.
+        """
         run = self.path(name)
         while True:
+            if self.stop is not None and self.stop.exists():
+                raise Stopped
             with exclusive_lock(run.with_name(f".{name}.lock")) as mine:
                 if mine:
                     yield run

@@ -45,7 +45,7 @@ from anatomask.cluster_shares import (
 )
 from anatomask.data.addresses import folder_name, public_address
 from anatomask.data.storage import Storage
-from anatomask.errors import UserError
+from anatomask.errors import Stopped, UserError
 from anatomask.evaluation.placement import place
 from anatomask.files import write_text
 from anatomask.names import file_name
@@ -176,23 +176,24 @@ def run_sweep(chain: Chain, space: Space, updates: int) -> int:
             resources = trial_resources(config.cluster, config.at_once, config.finetuning_cluster())
             networks = len(config.finetune_data) * max(1, len(config.seeds))
             with following_trials(chain.folder, study, total, updates, networks):
-                run = partial(run_stage, resources=resources)
-                search = StudySearch(study, space, config.seed, pruner_of(config.probe))
+                run = partial(run_stage, resources=resources, store=chain.store)
+                search = StudySearch(study, space, config.seed, pruner_of(config.probe), chain.store.stop)
                 failures = run_trials(chain, search, left, run, resources.side_by_side)
         if trials_left(study, space, config.trials) > len(failures):
-            raise KeyboardInterrupt
+            raise Stopped
     report(chain, study, space)
     show_failures("sweep", failures)
     return 1 if failures else 0
 
 
-def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: TrialResources) -> None:
-    """Run what is not finished of a stage in `folder`; `needed` are the runs that its settings name.
+def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: TrialResources, store: Store) -> None:
+    """Run what is not finished of a stage in `folder` of `store`; `needed` are the runs that its settings name.
 
     Beside other trainings, the scoring of a case takes one CPU, so that it need not wait until a node has several.
 
     Raises:
         UserError: the stage refused its input, or a case could not be scored.
+        Stopped: a training was asked to stop, and has written a checkpoint.
     """
     if one.verb == "evaluate":
         threads = 1 if resources.shared else one.config.cluster.threads
@@ -202,28 +203,33 @@ def run_stage(one: Stage, folder: Path, needed: Mapping[str, str], resources: Tr
             raise UserError(f"{folder}: {case} could not be scored: {reason}")
         return
     if one.until is not None:
-        keep_weights(one, folder, resources)
+        keep_weights(one, folder, resources, store)
         return
-    train(one, folder, needed, resources)
+    train(one, folder, needed, resources, store)
 
 
-def keep_weights(one: Stage, folder: Path, resources: TrialResources) -> None:
+def keep_weights(one: Stage, folder: Path, resources: TrialResources, store: Store) -> None:
     """Copy the weights of a pretraining after its epoch `until` into `folder`, having trained it as far as that.
 
     Where it has already gone further, there is nothing to copy.
     """
-    whole, store = replace(one, until=None), Store(folder.parents[1])
+    whole = replace(one, until=None)
     if (folder / TENSORS).is_file():
         return
     with store.claimed(whole.name) as run:
-        step = train(whole, run, {}, resources, one.until)
+        step = train(whole, run, {}, resources, store, one.until)
         if last_step(run) == step:
             weights = read_weights(find_weights(run))
             write_weights(folder, weights.tensors, weights.header)
 
 
 def train(
-    one: Stage, folder: Path, needed: Mapping[str, str], resources: TrialResources, until: int | None = None
+    one: Stage,
+    folder: Path,
+    needed: Mapping[str, str],
+    resources: TrialResources,
+    store: Store,
+    until: int | None = None,
 ) -> int:
     """Run what is not finished of a training in `folder`, to its end or to the end of epoch `until`.
 
@@ -237,7 +243,7 @@ def train(
     pretraining = one.verb == "pretrain"
     job = replace((pretrain if pretraining else finetune).build_job(config), columns=all_settings())
     open_run(job.run, plain(config), overwrite=False, inputs={**job.inputs, **plugin_digests()})
-    job = replace(job, until=None if until is None else until * job.steps_per_epoch)
+    job = replace(job, until=None if until is None else until * job.steps_per_epoch, stop=store.stop)
     fit(job, resources.pretraining if pretraining else resources.finetuning, config.cluster.max_failures)
     return job.last_update
 

@@ -23,6 +23,7 @@ from anatomask.sweeps.graph import Stage
 from anatomask.sweeps.probes import Probe, probes_of
 from anatomask.sweeps.settings import SweepConfig
 from anatomask.sweeps.space import Point
+from anatomask.training.stopping import stop_file
 
 NEEDED = "needed"
 """Placeholder of the run that a stage reads, until its folder is known."""
@@ -52,8 +53,8 @@ class Chain:
 
     @property
     def store(self) -> Store:
-        """Folder of the runs of all sweeps."""
-        return Store(self.folder.parent)
+        """Folder of the runs of all sweeps; once this one is to stop, it claims none of them."""
+        return Store(self.folder.parent, stop_file(self.folder))
 
     def stages(self, point: Point) -> dict[str, Stage]:
         """Return the stages of a trial by the names of their links, each after those that it needs.

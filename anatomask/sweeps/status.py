@@ -27,7 +27,8 @@ from anatomask.sweeps.study import (
     trial_name,
     why_failed,
 )
-from anatomask.terminal.progress import last_row, polling, progress_shown
+from anatomask.terminal.progress import NewLines, last_row, polling, progress_shown
+from anatomask.training.journal import JOURNAL as RUN_JOURNAL
 from anatomask.training.journal import METRICS
 
 STATES = {
@@ -145,6 +146,8 @@ def open_sweep(runs: str, name: str, storage: str) -> tuple[Path, optuna.Study]:
 def following_trials(folder: Path, study: optuna.Study, trials: int, updates: int, networks: int) -> Iterator[None]:
     """Show, inside the block, how far the sweep is and, of each trial that runs, in which stage it is.
 
+    The lines that the sweep's journal gains are shown too.
+
     Args:
         folder: folder of the sweep. Trials may run on other machines.
         study: its study.
@@ -153,8 +156,11 @@ def following_trials(folder: Path, study: optuna.Study, trials: int, updates: in
         networks: number of networks that one trial scores.
     """
     bars: dict[int, TaskID] = {}
+    journal = NewLines(folder / RUN_JOURNAL)
 
     def show(progress: Progress) -> None:
+        for line in journal.read():
+            progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         with suppress(*STORAGE_ERRORS):  # the next time, the storage may answer
             show_status(progress)
 

@@ -36,6 +36,8 @@ PROBE = "probe"
 """Name of a probe's number, which a trial reports with the probe's DSC in place of its own."""
 ERROR = "error"
 """Name of the reason for which a trial fails, which it reports with a value of 0 before it does."""
+LEFT = "left"
+"""Key that a trial reports, with a value of 0, where it is left to be gone on with."""
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of a trial that is not run again."""
 TRIAL = "trial"
@@ -202,8 +204,12 @@ class StudySearch(OptunaSearch):
 
     _ot_study: Any
 
-    def __init__(self, study: optuna.Study, space: Space, seed: int, pruner: BasePruner | None = None) -> None:
+    def __init__(
+        self, study: optuna.Study, space: Space, seed: int, pruner: BasePruner | None = None, stop: Path | None = None
+    ) -> None:
         self.study = study
+        self.stop = stop
+        """File at which no further trial begins."""
         self.study.pruner = pruner or NopPruner()
         self.pruned: set[str] = set()
         """Trials that the pruner stopped, as Tune names them."""
@@ -224,8 +230,10 @@ class StudySearch(OptunaSearch):
     def _setup_study(self, mode: str | list[str]) -> None:
         self._ot_study = self.study
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Return the point of the next trial, with the trial's name."""
+    def suggest(self, trial_id: str) -> Any:
+        """Return the point of the next trial, with the trial's name, or Tune's word for the end of all trials."""
+        if self.stop is not None and self.stop.exists():
+            return self.FINISHED
         with self._failure_kept():
             return self._suggest(trial_id)
 
@@ -276,7 +284,7 @@ class StudySearch(OptunaSearch):
             self.study.tell(trial, state=TrialState.FAIL)
         elif trial_id in self.pruned:
             self.study.tell(trial, state=TrialState.PRUNED)
-        elif result and METRIC in result and PROBE not in result:
+        elif result and METRIC in result and PROBE not in result and LEFT not in result:
             prefix = f"{SCORES}/"
             scores = {key.removeprefix(prefix): value for key, value in result.items() if key.startswith(prefix)}
             trial.set_user_attr(SCORES, scores)

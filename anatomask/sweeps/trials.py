@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from ray import tune
 from anatomask.cluster_nodes import trial_holds
 from anatomask.data.addresses import folder_name
 from anatomask.data.storage import Storage
-from anatomask.errors import UserError
+from anatomask.errors import Stopped, UserError
 from anatomask.evaluation.results import SUMMARY_FILE, scored_whole
 from anatomask.sweeps.chain import Chain
 from anatomask.sweeps.graph import Stage, run_in_order
 from anatomask.sweeps.hparams import record_trial
 from anatomask.sweeps.space import Point
-from anatomask.sweeps.study import ERROR, METRIC, PROBE, SCORES, TRIAL, StudySearch, storage_failed
+from anatomask.sweeps.study import ERROR, LEFT, METRIC, PROBE, SCORES, TRIAL, StudySearch, storage_failed
+from anatomask.training.stopping import run_or_leave, run_until_stopped, stop_file
 from anatomask.weights.files import TENSORS, remove_weights
 
 TUNE_LOG = "tune.log"
@@ -41,6 +43,7 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
 
     Raises:
         UserError: the study's storage failed; trials that ran are left as they are, to be gone on with.
+        Stopped: a signal came; the trainings of the trials have written checkpoints.
     """
 
     def trial(point: dict[str, Any]) -> None:
@@ -48,6 +51,9 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
         try:
             run_probes(chain, point[TRIAL], fields, run_stage, tune.report)
             scores = run_trial(chain, point[TRIAL], fields, run_stage, side_by_side)
+        except Stopped:
+            tune.report({METRIC: 0.0, LEFT: True})
+            return
         except Exception as error:
             tune.report({METRIC: 0.0, ERROR: _reason(error)})
             raise
@@ -73,15 +79,16 @@ def run_trials(chain: Chain, search: StudySearch, count: int, run_stage: RunStag
             verbose=0,
         ),
     )
+    results: list[tune.ResultGrid] = []
     with (chain.folder / TUNE_LOG).open("a", encoding="utf-8", errors="backslashreplace") as log, redirect_stdout(log):
         try:
-            results = tuner.fit()
+            run_until_stopped(lambda: results.append(tuner.fit()), chain.folder)
         except Exception:
             if search.failure is None:
                 raise
     if search.failure is not None:
         raise storage_failed(chain.folder, chain.config.storage, search.failure)
-    ended = [results[index] for index in range(len(results))]
+    ended = [grid[index] for grid in results for index in range(len(grid))]
     return {str((result.config or {})[TRIAL]): _reason(result.error) for result in ended if result.error is not None}
 
 
@@ -142,10 +149,20 @@ def run_probes(
 
 
 def run_linked(chain: Chain, link: Path, one: Stage, run_stage: RunStage) -> None:
-    """Run what is not finished of a stage in the store, or wait while others run it, and let `link` lead to it."""
+    """Run what is not finished of a stage in the store, or wait while others run it, and let `link` lead to it.
+
+    Raises:
+        Stopped: the sweep, or this training alone, was asked to stop. A training has written a checkpoint; a scoring is
+            left where it is, since each case is kept.
+    """
     chain.store.link(link, one.name)
     with chain.store.claimed(one.name) as folder:
-        run_stage(one, folder, {name: str(chain.store.path(need.name)) for name, need in one.needs.items()})
+        needed = {name: str(chain.store.path(need.name)) for name, need in one.needs.items()}
+        work = partial(run_stage, one, folder, needed)
+        if one.verb == "evaluate":
+            run_or_leave(work, stop_file(chain.folder))
+        else:
+            work()
 
 
 def mean_scores(chain: Chain, stages: Mapping[str, Stage], metric: str) -> dict[str, float]:

@@ -36,6 +36,8 @@ class TrainingJob:
     seed: int
     until: int | None = None
     """Update after which it is left for now, with a checkpoint. None: it runs to its end."""
+    stop: Path | None = None
+    """File at which it is left as at its run's own: that of its sweep."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The run's configuration, for TensorBoard's table of hyperparameters."""
     columns: Mapping[str, Any] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from anatomask.cluster_shares import TrainingResources
 from anatomask.data.storage import storages
-from anatomask.errors import UserError, first_line
+from anatomask.errors import Stopped, UserError, first_line
 from anatomask.ray_watch import GONE, RayGone
 from anatomask.runs.checkpoint_index import last_step
 from anatomask.training.job import TrainingJob
@@ -34,7 +34,7 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
     Raises:
         UserError: a worker refused its input, or workers were lost too often.
         RayGone: Ray Train's own process for this training has died.
-        Stopped: a signal came; the checkpoint is written.
+        Stopped: a signal came, or workers found a file that asks them to stop; the checkpoint is written.
     """
     if last_step(job.run) >= job.last_update:
         return
@@ -73,6 +73,8 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
                 f"{first_line(cause)}. What happened is in {job.run / 'log.txt'}; the same command goes on"
             ) from error
         raise
+    if last_step(job.run) < job.last_update:
+        raise Stopped
 
 
 def peer_seconds(job: TrainingJob) -> int:

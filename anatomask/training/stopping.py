@@ -1,4 +1,4 @@
-"""Stopping a training from outside: a signal to the driver, a file in the run's folder for the workers."""
+"""Stopping trainings from outside: a signal to the driver, for the workers a file in the folder of the run or sweep."""
 
 from __future__ import annotations
 
@@ -19,15 +19,50 @@ GRACE_SECONDS = 10.0
 
 
 def stop_file(run: Path) -> Path:
-    """Return the path of the file at which workers write a checkpoint and end. Rank 0 removes it as its last action."""
+    """Return the path of the file at which the workers of a run, or of all a sweep's, write a checkpoint and end.
+
+    Rank 0 of a run removes the run's as its last action.
+    """
     return run / "stop"
+
+
+class Attempt(threading.Thread):
+    """Thread that does some work and keeps what it raised; the process ends without it."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__(daemon=True)
+        self.work = work
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Do the work."""
+        try:
+            self.work()
+        except BaseException as error:  # handed to the thread that waits, whatever it is
+            self.failure = error
+
+
+def run_or_leave(work: Callable[[], object], stop: Path) -> None:
+    """Run `work` in a thread, and leave it there once the file `stop` exists.
+
+    Raises:
+        Stopped: the file exists.
+    """
+    attempt = Attempt(work)
+    attempt.start()
+    while attempt.is_alive():
+        if stop.exists():
+            raise Stopped
+        attempt.join(POLL_SECONDS)
+    if attempt.failure is not None:
+        raise attempt.failure
 
 
 def run_until_stopped(work: Callable[[], object], run: Path) -> None:
     """Run `work` in a thread; at a signal, ask the workers of `run` to write a checkpoint and end, and wait.
 
-    The signals are SIGINT, SIGTERM and SIGHUP; a second one ends the wait. Outside the main thread, where no signal
-    arrives, `work` just runs.
+    `run` is the folder of a training, or of a sweep for the trainings of its trials. The signals are SIGINT, SIGTERM
+    and SIGHUP; a second one ends the wait. Outside the main thread, where no signal arrives, `work` just runs.
 
     Raises:
         Stopped: a signal came; the workers' checkpoint is written.
@@ -45,15 +80,7 @@ def run_until_stopped(work: Callable[[], object], run: Path) -> None:
         stop_file(run).touch()
         note(run, f"{received[0].name}: stopping after a checkpoint (a second one stops at once)")
 
-    failure: list[BaseException] = []
-
-    def attempt() -> None:
-        try:
-            work()
-        except BaseException as error:  # handed to the main thread, whatever it is
-            failure.append(error)
-
-    thread = threading.Thread(target=attempt, daemon=True)
+    thread = Attempt(work)
     answered: float | None = None
     try:
         with handled_by(ask, signal.SIGINT, *ENDING):
@@ -64,7 +91,7 @@ def run_until_stopped(work: Callable[[], object], run: Path) -> None:
                     answered = time.monotonic()
     finally:
         stop_file(run).unlink(missing_ok=True)
-    if failure and (not received or isinstance(failure[0], UserError | OSError)):
-        raise failure[0]
+    if thread.failure is not None and (not received or isinstance(thread.failure, UserError | OSError)):
+        raise thread.failure
     if received:
         raise Stopped(received[0])

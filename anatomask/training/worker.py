@@ -96,7 +96,7 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
             start=start,
             steps_per_epoch=job.steps_per_epoch,
             until=job.until,
-            stop=stop_file(job.run).exists,
+            stop=lambda: any(file.exists() for file in (stop_file(job.run), job.stop) if file),
         )
         recorder.close()
     if writes:

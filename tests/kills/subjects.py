@@ -17,6 +17,7 @@ import optuna
 from optuna.trial import TrialState
 from safetensors import safe_open
 
+from anatomask.runs.checkpoint_index import last_step
 from anatomask.sweeps.status import updates_made
 from anatomask.sweeps.study import trial_name
 from anatomask.terminal.progress import last_row
@@ -194,6 +195,7 @@ class Sweep(Subject):
     rows = 3
     steps = 4
     """Updates of each training."""
+    signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
     def argv(self, place: Place) -> list[str]:
         """Return a sweep over three mask ratios."""
@@ -213,6 +215,11 @@ class Sweep(Subject):
         """Return the share of the updates of all trainings that are done."""
         made = sum(map(updates_made, (place.out / "ratios").glob("[0-9]*")))
         return made / (2 * self.steps * self.rows)
+
+    def saved(self, place: Place) -> float:
+        """Return the share of the updates of all trainings that their last checkpoints hold."""
+        saved = sum(last_step(run) for run in (place.out / "ratios").glob("[0-9]*/*"))
+        return saved / (2 * self.steps * self.rows)
 
     def finished(self, place: Place) -> dict[str, int]:
         """Return when the checkpoints of each complete trial were written."""

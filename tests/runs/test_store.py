@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anatomask.errors import UserError
+from anatomask.errors import Stopped, UserError
 from anatomask.runs import store as module
 from anatomask.runs.store import Store
 
@@ -30,6 +30,17 @@ def test_one_at_a_time_has_a_run_and_the_others_wait(tmp_path: Path, monkeypatch
     for thread in threads:
         thread.join()
     assert most == [1] * 4
+
+
+def test_nobody_waits_for_a_run_once_it_is_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    stop = tmp_path / "stop"
+    with Store(tmp_path).claimed("pretrain-0"):  # by another sweep
+        threading.Timer(0.2, stop.touch).start()
+        with pytest.raises(Stopped), Store(tmp_path, stop).claimed("pretrain-0"):
+            pass
+    with pytest.raises(Stopped), Store(tmp_path, stop).claimed("pretrain-1"):
+        pass
 
 
 def test_a_link_leads_to_the_run_and_follows_a_move_of_the_whole(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from anatomask.errors import UserError
 from anatomask.files import write_text
 from anatomask.names import file_name
 from anatomask.recipes import RECIPES
+from anatomask.runs.store import Store
 from anatomask.stages import sweep
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.graph import Stage, run_in_order
@@ -218,7 +219,8 @@ def test_beside_other_trainings_the_scoring_of_a_case_takes_one_cpu(
     monkeypatch.setattr(sweep.evaluate, "score_run", score)
     one = Stage("evaluate", EvaluateConfig(run="needed", cluster=ClusterConfig(threads=given)), "digest")
     each = divide([{"CPU": 8.0}], ClusterConfig())
-    sweep.run_stage(one, Path("store/run"), {"run": "trained"}, TrialResources(each, each, side_by_side, trials))
+    resources = TrialResources(each, each, side_by_side, trials)
+    sweep.run_stage(one, Path("store/run"), {"run": "trained"}, resources, Store(Path()))
     assert [(config.run, config.out, config.cluster.threads) for config in scored] == [
         ("trained", "store/run", threads)
     ]

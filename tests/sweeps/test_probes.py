@@ -235,9 +235,10 @@ def test_probes_change_no_weight_of_the_trial_and_are_made_once(
         more += [f"--{stage}.network.base", "2", f"--{stage}.loader.patch-size", "32", "32", "32"]
         more += [f"--{stage}.training.steps-per-epoch", "2", f"--{stage}.optimiser.warmup-epochs", "0"]
         more += [f"--{stage}.training.batch-size", "1"]
-    run, weights = partial(run_stage, resources=OF_TRIAL), []
+    weights = []
     for runs in ("probed", "plain"):
         chain = chain_of(labelled, tmp_path / runs, *more, "--name", "it")
+        run = partial(run_stage, resources=OF_TRIAL, store=chain.store)
         reported: list[dict[str, float]] = []
         if runs == "probed":
             for trial in ("000", "001"):

@@ -24,6 +24,7 @@ from anatomask.evaluation.results import CaseScore, summarise, to_csv
 from anatomask.files import exclusive_lock
 from anatomask.recipes import RECIPES
 from anatomask.runs.belongings import claim_folder
+from anatomask.runs.store import Store
 from anatomask.stages import pretrain
 from anatomask.stages.sweep import check, report, run_stage
 from anatomask.sweeps.chain import build_chain
@@ -246,7 +247,7 @@ def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
         argv += [f"--{stage}.training.epochs", "1", f"--{stage}.training.steps-per-epoch", "1"]
         argv += [f"--{stage}.optimiser.warmup-epochs", "0", f"--{stage}.training.batch-size", "1"]
     points = [{"method.mask_ratio": ratio} for ratio in (0.6, 0.8, 0.6)]
-    found, run = [], partial(run_stage, resources=OF_TRIAL)
+    found, run = [], partial(run_stage, resources=OF_TRIAL, store=Store(tmp_path / "runs"))
     for name in ("one", "other"):
         chain = build_chain(parse("sweep", [*argv, "--name", name], RECIPES).config)
         found.append([run_trial(chain, f"00{k}", point, run) for k, point in enumerate(points)])

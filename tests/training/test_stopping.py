@@ -10,7 +10,7 @@ import pytest
 
 from anatomask.errors import Stopped
 from anatomask.training import stopping
-from anatomask.training.stopping import run_until_stopped, stop_file
+from anatomask.training.stopping import run_or_leave, run_until_stopped, stop_file
 
 
 def signalled(number: signal.Signals) -> None:
@@ -85,3 +85,22 @@ def test_without_a_signal_it_is_as_if_work_were_called(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert seen == [False, True]
+
+
+def test_work_without_a_checkpoint_is_left_once_the_file_is_there(tmp_path: Path) -> None:
+    over, done = threading.Event(), list[int]()
+    run_or_leave(lambda: done.append(1), stop_file(tmp_path))
+    assert done == [1]
+    with pytest.raises(ZeroDivisionError):
+        run_or_leave(lambda: 1 // 0, stop_file(tmp_path))
+
+    def work() -> None:
+        stop_file(tmp_path).touch()
+        over.wait(60)
+
+    try:
+        with pytest.raises(Stopped) as stopped:
+            run_or_leave(work, stop_file(tmp_path))
+        assert not over.is_set() and stopped.value.exit_code == 0
+    finally:
+        over.set()
