@@ -35,7 +35,8 @@ class ClusterConfig(Settings):
     workers: int = 1
     """Number of training workers; on a GPU cluster one per GPU."""
     min_workers: int | None = None
-    """Number of workers with which training continues when others are lost and not replaced. Default: all of them."""
+    """Number of workers, each with a GPU, with which training begins or continues while there is no place for all; a
+    sweep's only continues. Default: all of them."""
     readers: int = 1
     """Number of processes that read samples for each training worker."""
     gpu: bool | None = None

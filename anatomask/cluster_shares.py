@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from anatomask.cluster_nodes import (
     require_trials,
 )
 from anatomask.cluster_settings import AtOnce, ClusterConfig
-from anatomask.errors import UserError
+from anatomask.errors import Note, UserError
 
 WORKER_CPUS = 0.5
 """Number of CPUs that a CPU training worker reserves: its threads use idle cores regardless, and readers need room."""
@@ -96,11 +97,36 @@ def divide_memory(nodes: Sequence[Mapping[str, float]], tasks: int) -> tuple[int
 def training_resources(config: ClusterConfig) -> TrainingResources:
     """Fit a training into the running cluster, and wait for nodes where the settings say so.
 
+    Where not all workers find a place in that time, it begins with fewer if the settings allow it.
+
     Raises:
         UserError: as `divide`, `of_gpu_type` and `require_known_type`.
     """
     require_known_type(node_resources(), config.gpu_type)
-    return awaited(lambda: divide(offered(config), config), config.wait_minutes, shapes(config))
+    try:
+        return awaited(lambda: divide(offered(config), config), config.wait_minutes, shapes(config))
+    except UserError as refusal:
+        fewest = config.min_workers or config.workers
+        if fewest == config.workers:
+            raise
+        nodes = offered(config)
+        places = sum(int(node.get("GPU", 0.0)) for node in nodes)  # those that Ray Train will take
+        if not takes_gpus(nodes, config) or places >= config.workers:
+            raise
+        if places < fewest:
+            raise UserError(f"{refusal}; {fewest} would do (--cluster.min-workers)") from refusal
+    found = divide(nodes, replace(config, workers=places))
+    text = (
+        f"training begins with {places} of {config.workers} workers (--cluster.min-workers {fewest}), and "
+        "goes on with all of them once their machines have joined"
+    )
+    warnings.warn(Note(text), stacklevel=2)
+    return replace(found, workers=config.workers)
+
+
+def takes_gpus(nodes: Sequence[Mapping[str, float]], config: ClusterConfig) -> bool:
+    """Return whether workers on these nodes take GPUs: as the settings say, else where there are any."""
+    return sum(node.get("GPU", 0.0) for node in nodes) >= 1 if config.wants_gpu is None else config.wants_gpu
 
 
 def trial_resources(config: ClusterConfig, at_once: AtOnce, finetuning: ClusterConfig | None = None) -> TrialResources:
@@ -209,9 +235,15 @@ def divide(
     words += [f"{side_by_side} finetunings side by side"] * (side_by_side > 1)
     fields = ["--concurrent"] * (concurrent > 1) + ["--finetunings-at-once"] * (side_by_side > 1)
     several = " × ".join(words)
-    gpu = gpus >= 1 if config.wants_gpu is None else config.wants_gpu
+    gpu = takes_gpus(nodes, config)
     kind = f" of type {config.gpu_type}" if config.gpu_type else ""
     workers = trainings * config.workers
+    fewest = config.min_workers or config.workers
+    if fewest < config.workers and not gpu:  # Ray would start as many workers as there are half CPUs
+        raise UserError(
+            f"--cluster.min-workers {fewest} is for workers with GPUs: on CPUs, those that are left would leave no "
+            "place to read the data; leave it out"
+        )
     if gpu and workers > gpus:
         raise UserError(
             f"{several}{' with ' * bool(several)}--cluster.workers {config.workers} need {workers} GPUs{kind}, and "
@@ -232,7 +264,6 @@ def divide(
             f"fit on {total:g} CPUs; lower {' or '.join([*fields, '--cluster.workers'])} or --cluster.readers"
         )
     threads = config.threads or threads_of_worker(nodes, gpu, workers)
-    fewest = config.min_workers or config.workers
     worker_cpus = 0.0 if gpu else WORKER_CPUS
     return TrainingResources(
         config.workers, fewest, gpu, worker_cpus, config.readers, reader_cpus, threads, config.gpu_type

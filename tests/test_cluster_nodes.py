@@ -96,6 +96,33 @@ def test_who_does_not_come_in_time_is_refused_with_the_reason(cluster: Cluster) 
     assert 300 <= cluster.seconds < 310 and cluster.asked[-1] == []
 
 
+@pytest.mark.parametrize("minutes", [0.0, 5.0])
+def test_a_training_begins_with_fewer_workers_where_it_may(minutes: float, cluster: Cluster) -> None:
+    """Started again after nodes were lost: at once, or after the wait; Ray Train asks for all of them from then on."""
+    eight = replace(WAITING, workers=8, min_workers=2, wait_minutes=minutes)
+    cluster.offers = [GROWN]
+    with pytest.warns(Note, match=r"begins with 4 of 8 workers \(--cluster.min-workers 2\)"):
+        found = training_resources(eight)
+    assert (found.workers, found.min_workers, found.gpu) == (8, 2, True)
+    assert replace(found, workers=4) == divide([GROWN], replace(eight, workers=4))
+    assert 60 * minutes <= cluster.seconds < 60 * minutes + 10
+
+
+def test_a_training_waits_for_all_its_workers_first(cluster: Cluster) -> None:
+    eight = replace(WAITING, workers=8, min_workers=2)
+    cluster.offers = [GROWN] * 3 + [GROWN | {"GPU": 8.0}]
+    assert training_resources(eight) == divide([GROWN | {"GPU": 8.0}], eight)
+
+
+def test_a_training_begins_with_no_fewer_workers_than_it_may(cluster: Cluster) -> None:
+    cluster.offers = [GROWN]
+    with pytest.raises(UserError, match=r"8 need 8 GPUs, .*; lower --cluster.workers; 5 would do \(--cluster.min-work"):
+        training_resources(replace(WAITING, workers=8, min_workers=5, wait_minutes=0))
+    cluster.offers = [{"CPU": 64.0}]  # where Ray would start two for each CPU that is left, with no room for readers
+    with pytest.raises(UserError, match=r"^--cluster.min-workers 1 is for workers with GPUs: .*; leave it out$"):
+        training_resources(ClusterConfig(address="auto", workers=8, min_workers=1))
+
+
 @pytest.mark.parametrize("offer", [HEAD, GROWN])
 def test_nothing_is_waited_for_that_is_there_or_that_nobody_said_would_come(
     offer: Mapping[str, float], cluster: Cluster
