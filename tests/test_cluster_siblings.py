@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
@@ -120,6 +121,110 @@ def test_the_job_asks_for_what_its_cluster_can_give_and_is_guarded_by_a_token(jo
     assert program == "anatomask" and cluster.workers <= group["maxReplicas"] * gpus and cluster.wait_minutes > 0
     assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert job["rayClusterSpec"]["rayVersion"] == str(pins()["ray"].specifier).removeprefix("==")
+
+
+TEXT: dict[str, Any] = {"type": "string"}
+COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
+SWITCH: dict[str, Any] = {"type": "boolean"}
+
+
+def closed(required: str = "", **fields: Any) -> dict[str, Any]:
+    """Schema of an object that has these fields and no others."""
+    return {"type": "object", "properties": fields, "required": required.split(), "additionalProperties": False}
+
+
+def each(schema: dict[str, Any]) -> dict[str, Any]:
+    """Schema of a list."""
+    return {"type": "array", "items": schema, "minItems": 1}
+
+
+AMOUNTS = {"type": "object", "additionalProperties": {"type": "string", "pattern": r"^\d+(Gi|Mi|m)?$"}}
+CONTAINER = closed(
+    "name image resources",
+    name=TEXT,
+    image=TEXT,
+    env=each(closed("name value", name=TEXT, value=TEXT)),
+    resources=closed("limits", requests=AMOUNTS, limits=AMOUNTS),
+    securityContext=closed(
+        runAsNonRoot=SWITCH, allowPrivilegeEscalation=SWITCH, capabilities=closed(drop={"const": ["ALL"]})
+    ),
+    volumeMounts=each(closed("name mountPath", name=TEXT, mountPath=TEXT)),
+)
+VOLUME = closed(
+    "name",
+    name=TEXT,
+    persistentVolumeClaim=closed("claimName", claimName=TEXT),
+    emptyDir=closed(medium={"enum": ["Memory", ""]}, sizeLimit=TEXT),
+)
+GROUP = {
+    "rayStartParams": {"type": "object", "additionalProperties": TEXT},
+    "template": closed("spec", spec=closed("containers", containers=each(CONTAINER), volumes=each(VOLUME))),
+}
+RAY_JOB = closed(
+    "apiVersion kind metadata spec",
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata=closed("name", name={"type": "string", "pattern": r"^[a-z]([-a-z0-9]{0,45}[a-z0-9])?$"}),
+    spec=closed(
+        "entrypoint rayClusterSpec",
+        entrypoint=TEXT,
+        backoffLimit=COUNT,
+        shutdownAfterJobFinishes=SWITCH,
+        ttlSecondsAfterFinished=COUNT,
+        rayClusterSpec=closed(
+            "headGroupSpec workerGroupSpecs",
+            rayVersion=TEXT,
+            authOptions=closed("mode", mode={"enum": ["token", "disabled"]}),
+            enableInTreeAutoscaling=SWITCH,
+            autoscalerOptions=closed(idleTimeoutSeconds=COUNT),
+            headGroupSpec=closed("template", **GROUP),
+            workerGroupSpecs=each(
+                closed(
+                    "groupName template minReplicas maxReplicas",
+                    **GROUP,
+                    groupName=TEXT,
+                    replicas=COUNT,
+                    minReplicas=COUNT,
+                    maxReplicas=COUNT,
+                )
+            ),
+        ),
+    ),
+)
+"""The part of KubeRay's RayJob and of a pod that the file uses, by their API references: no package of PyPI or npm that
+was found has KubeRay's own schema. The names of a RayJob are also those that dagster-ray 0.4.8 writes."""
+
+
+def test_the_job_has_only_fields_and_types_that_kubernetes_and_kuberay_have() -> None:
+    job = read("kuberay.yaml")
+    jsonschema.validate(job, RAY_JOB)
+    mounts, volumes = set[str](), set[str]()
+    for group in (job["spec"]["rayClusterSpec"]["headGroupSpec"], *job["spec"]["rayClusterSpec"]["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        mounts |= {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+        volumes |= {volume["name"] for volume in pod["volumes"]}
+    assert mounts == volumes
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.rayClusterSpec.workerGroupSpecs.0.minReplica", 0),
+        ("spec.rayClusterSpec.enableInTreeAutoScaling", True),
+        ("spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus", 4),
+        ("spec.rayClusterSpec.headGroupSpec.template.spec.containers.0.env.0.value", 300),
+        ("spec.ttlSecondsAfterFinished", "600"),
+    ],
+)
+def test_a_field_that_kubernetes_would_refuse_is_found(path: str, value: object) -> None:
+    job = read("kuberay.yaml")
+    place: Any = job
+    *parents, last = path.split(".")
+    for name in parents:
+        place = place[int(name) if name.isdigit() else name]
+    place[last] = value
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(job, RAY_JOB)
 
 
 def test_the_image_is_built_from_files_that_are_there_with_exact_versions() -> None:
