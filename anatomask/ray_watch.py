@@ -33,8 +33,8 @@ GRACE_SECONDS = 12.0
 """Seconds for the work and Ray to end once Ray has died; soon after, Ray would end this process silently."""
 
 GONE = (
-    "Ray's {process} on this machine has ended: it was killed, by hand or for want of memory, or crashed. What was "
-    "finished is kept, trainings up to their last checkpoint; the same command goes on"
+    "Ray's {process} on this machine has ended: it was killed, by hand or for want of memory, crashed, or lost the "
+    "head of its cluster. What was finished is kept, trainings up to their last checkpoint; the same command goes on"
 )
 
 
