@@ -38,6 +38,7 @@ LOADER = ("bytes_read_over_crop", "first_batch_s", "peak_memory_gib", "memory_gr
         ("scaling", ("split", "recipes", "predictions", "index", "assumed")),
         ("startup", ("seconds_to_first_update", "anatomask_over_bare")),
         ("demo", ("kept", "of", "demos")),
+        ("node_setup", ("seconds", "installed_gb")),
     ],
 )
 def test_quick_run_ends_with_its_figures(program: str, keys: tuple[str, ...], request: pytest.FixtureRequest) -> None:
