@@ -45,8 +45,13 @@ REPOSITORY = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Small tensors gain nothing from more threads, and threads that spin on busy cores cost much."""
+    """Small tensors gain nothing from more threads, and threads that spin on busy cores cost much.
+
+    Ray's workers and the programs that tests start have several, which sleep while they wait for each other: a window
+    of a small network cost nine times the processor time where they did not.
+    """
     torch.set_num_threads(1)
+    os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 @pytest.fixture(scope="session")
