@@ -41,6 +41,8 @@ settings.register_profile("unhurried", deadline=None)  # how fast anything is, i
 settings.load_profile("unhurried")
 
 REPOSITORY = Path(__file__).parent.parent
+LONGEST = ("test_kills", "ray", "test_benchmarks", "test_evidence", "test_training")
+"""Groups of tests that take longest, in falling order."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,10 +78,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep in one process what shares one Ray, and a file's other tests, where `pytest -n` makes several."""
-    for item in items:
-        shares_ray = "ray_session" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if shares_ray else item.path.stem))
+    """Keep in one process what shares one Ray, and a file's other tests, where `pytest -n` makes several.
+
+    What takes longest comes first, so that the processes end together.
+    """
+    groups = {item: "ray" if "ray_session" in getattr(item, "fixturenames", ()) else item.path.stem for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: LONGEST.index(groups[item]) if groups[item] in LONGEST else len(LONGEST))
 
 
 @dataclass(frozen=True)
