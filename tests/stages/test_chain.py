@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -25,7 +26,10 @@ ANATOMASK = ("--method.decoder-width", "16", "--method.r0", "0.5")
 MOCO = ("--method", "moco", "--method.hidden", "32", "--method.projection", "16", "--method.queue", "4")
 MAE = ("--method", "mae")
 BYOL = ("--method", "byol", "--method.hidden", "32", "--method.projection", "16")
-SWIN = ("--network", "swin_unetr", "--network.feature-size", "12", "--loader.patch-size", "64", "64", "64")
+SWIN = (
+    *("--network", "swin_unetr", "--network.feature-size", "6", "--network.depths", "1", "1", "1", "1"),
+    *("--loader.patch-size", "64", "64", "64"),
+)
 UNETR = (
     *("--network", "unetr", "--network.patch-size", "64", "64", "64", "--loader.patch-size", "64", "64", "64"),
     *("--network.width", "24", "--network.depth", "4"),
@@ -129,6 +133,30 @@ def test_phantoms(
     assert not open_to_others
 
 
+TRAIN, TEST = "kbp_002", "kbp_001"
+"""Real scans; the one that is predicted, in hundreds of small windows, is the smaller one."""
+
+
+@pytest.fixture(scope="module")
+def head_and_neck(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Callable[[], tuple[Path, Path]]:
+    """Returns two real scans as an nnU-Net raw folder, and their shards, which the first test that asks prepares."""
+
+    @cache
+    def make() -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("real")
+        source, shards = folder / "Dataset001_HeadNeck", folder / "shards"
+        for case in (TRAIN, TEST):
+            for file in (f"imagesTr/{case}_0000.nii.gz", f"labelsTr/{case}.nii.gz"):
+                (source / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(real_data / "openkbp" / file, source / file)
+        shutil.copy(real_data / "openkbp" / "dataset.json", source)
+        (source / "splits_final.json").write_text(json.dumps([{"train": [TRAIN], "val": [TEST]}]))
+        assert main(["prepare", "--recipe", "small", "--source", str(source), "--out", str(shards)]) == 0
+        return source, shards
+
+    return make
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
@@ -144,18 +172,15 @@ def test_phantoms(
     ],
 )
 def test_two_real_scans(
-    method: Sequence[str], network: Sequence[str], name: str, tmp_path: Path, real_data: Path, ray_session: None
+    method: Sequence[str],
+    network: Sequence[str],
+    name: str,
+    tmp_path: Path,
+    head_and_neck: Callable[[], tuple[Path, Path]],
+    ray_session: None,
 ) -> None:
-    source = tmp_path / "Dataset001_HeadNeck"
-    train, test = "kbp_001", "kbp_002"
-    for case in (train, test):
-        for file in (f"imagesTr/{case}_0000.nii.gz", f"labelsTr/{case}.nii.gz"):
-            (source / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(real_data / "openkbp" / file, source / file)
-    shutil.copy(real_data / "openkbp" / "dataset.json", source)
-    (source / "splits_final.json").write_text(json.dumps([{"train": [train], "val": [test]}]))
-    shards, runs, out = (tmp_path / folder for folder in ("shards", "runs", "report"))
-    assert main(["prepare", "--recipe", "small", "--source", str(source), "--out", str(shards)]) == 0
-    assert json.loads((shards / "splits.json").read_text())["test"] == [test]
+    source, shards = head_and_neck()
+    runs, out = tmp_path / "runs", tmp_path / "report"
+    assert json.loads((shards / "splits.json").read_text())["test"] == [TEST]
     chain(str(shards), runs, out, method, network)
-    check_results(runs, out, [test], {test: source / "imagesTr" / f"{test}_0000.nii.gz"}, name)
+    check_results(runs, out, [TEST], {TEST: source / "imagesTr" / f"{TEST}_0000.nii.gz"}, name)

@@ -29,8 +29,8 @@ STARTS = {
     "flare22-scratch": "scratch",
 }
 """What the network of each run starts from: the paper's path, published weights, and nothing."""
-LARGE = {"totalsegmentator": ("3", "3", "3"), "autopet2": ("2", "2", "4")}
-"""Voxel sizes in mm of two data sets, larger than their own, at which a case takes minutes."""
+LARGE = {"totalsegmentator": ("6", "6", "6"), "flare22": ("6", "6", "6"), "autopet2": ("2", "2", "4")}
+"""Voxel sizes in mm of three data sets, larger than their own, which take hundreds of windows for a case."""
 SCANS = {
     "totalsegmentator": {"s0001": "Totalsegmentator_dataset/s0001/ct.nii.gz"},
     "flare22": {"FLARE22_Tr_0001": "images/FLARE22_Tr_0001_0000.nii.gz"},
