@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.kills.processes import end, kill, members, victims
-from tests.kills.subjects import CASES, CUT_OFF, SUBJECTS, Place, Subject, preparation, verb
+from tests.kills.subjects import CASES, CUT_OFF, RATIOS, SPACE, SUBJECTS, Place, Subject, preparation, verb
 
 REPOSITORY = Path(__file__).parents[2]
 POLL_SECONDS = 0.05
@@ -43,6 +43,11 @@ class State:
 
     folder: Path
     seed: int
+
+    @property
+    def inputs(self) -> Path:
+        """Return the folder of what the subjects read."""
+        return self.folder / "inputs"
 
     def records(self, subject: str, event: str) -> list[dict[str, Any]]:
         """Return what was written down of a subject: its undisturbed run, kills, and ends."""
@@ -104,19 +109,22 @@ def run(argv: Sequence[str], log: Path, code: int = 0) -> None:
             raise Failed(f"{shlex.join(argv)}: exit code {life.process.returncode}\n{life.said()[-2000:]}")
 
 
-def make_inputs(state: State) -> Path:
-    """Make the scans, one of them cut off, and the shards and the network that the subjects read."""
-    inputs, log = state.folder / "inputs", state.folder / "inputs.txt"
+def make_inputs(state: State) -> None:
+    """Make the scans, one of them cut off, the shards, the sweep's space, and the network that the subjects read.
+
+    The network is that of the run of `finetune` that nothing kills.
+    """
+    inputs, log = state.inputs, state.folder / "inputs.txt"
     if not (inputs / "shards" / "dataset.json").exists():
         run(verb(f"phantom --out {inputs / 'scans'} --cases {CASES} --size 48 --spacing 6"), log)
         scan = inputs / "scans" / "Totalsegmentator_dataset" / CUT_OFF / "ct.nii.gz"
         scan.write_bytes(scan.read_bytes()[:1000])
         run(verb(f"{preparation(inputs)} --out {inputs / 'shards'}"), log, code=1)
+    (inputs / RATIOS).write_text(SPACE)
     if not (inputs / "finetuned").exists():
-        shutil.rmtree(inputs / "training", ignore_errors=True)
-        run(SUBJECTS["finetune"].argv(Place(inputs, inputs / "training")), log)
-        (inputs / "training" / "run").rename(inputs / "finetuned")
-    return inputs
+        finetuning = Loop(SUBJECTS["finetune"], 0, state)
+        finetuning.undisturbed()
+        (inputs / "finetuned").symlink_to(finetuning.folder / "whole" / "run")
 
 
 @dataclass
@@ -128,14 +136,18 @@ class Loop:
     """Kills in all."""
     state: State
 
+    @property
+    def folder(self) -> Path:
+        """Return the folder of its runs."""
+        return self.state.folder / self.subject.name
+
     def run(self) -> None:
         """Deliver the kills that the state does not know of yet, and let what was killed last come to its end.
 
         Raises:
             Failed: an end without a message, another result than without kills, or a run that hangs.
         """
-        self.folder = self.state.folder / self.subject.name
-        self.inputs = make_inputs(self.state)
+        make_inputs(self.state)
         self.whole = self.undisturbed()
         with Leftovers(self.state, self.subject.name) as leftovers:
             while True:
@@ -143,7 +155,7 @@ class Loop:
                 begun = any(row["attempt"] == attempt for row in self.records("kill"))
                 if len(self.records("kill")) >= self.count and not begun:
                     break
-                place = Place(self.inputs, self.folder / f"attempt-{attempt}")
+                place = Place(self.state.inputs, self.folder / f"attempt-{attempt}")
                 if not begun:
                     self.begin(place)
                 self.attempt(attempt, place, leftovers)
@@ -157,7 +169,7 @@ class Loop:
         """Return the record of the run that nothing kills: its seconds, those before any progress, its digests."""
         if known := self.records("whole"):
             return known[0]
-        place = Place(self.inputs, self.folder / "whole")
+        place = Place(self.state.inputs, self.folder / "whole")
         self.begin(place)
         with alive(self.subject.argv(place), self.folder / "whole.txt") as life:
             first = None

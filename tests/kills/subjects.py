@@ -192,13 +192,13 @@ class Sweep(Subject):
 
     name = "sweep"
     victims = ("driver", "raylet", "worker", "actor", "all")
-    rows = 3
+    rows = 2
     steps = 4
     """Updates of each training."""
     signals = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
     def argv(self, place: Place) -> list[str]:
-        """Return a sweep over three mask ratios."""
+        """Return a sweep over two mask ratios."""
         data = place.inputs / "shards"
         stages = " ".join(
             f"--{stage}.loader.patch-size 32 32 32 --{stage}.network.base 2 --{stage}.training.epochs 1 "
@@ -208,7 +208,7 @@ class Sweep(Subject):
         )
         where = f"--runs {place.out} --name ratios --pretrain-data {data} --finetune-data {data} --cluster.threads 1"
         return verb(
-            f"sweep --recipe tiny --space table3_mask_ratio --pretrain.method.decoder-width 16 {stages} {where}"
+            f"sweep --recipe tiny --space {place.inputs / RATIOS} --pretrain.method.decoder-width 16 {stages} {where}"
         )
 
     def progress(self, place: Place) -> float:
@@ -257,6 +257,13 @@ def verb(command: str) -> list[str]:
 
 CASES = 12
 """Scans."""
+RATIOS = "ratios.py"
+"""Name of the file of the sweep's space."""
+SPACE = """
+from anatomask.sweeps.space import grid
+
+SPACE = grid({"method.mask_ratio": (0.6, 0.9)})
+"""
 CUT_OFF = "s0007"
 """Name of the scan that is cut off."""
 

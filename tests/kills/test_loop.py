@@ -58,7 +58,7 @@ class Counting(Subject):
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
     """A folder without inputs."""
-    monkeypatch.setattr("tests.kills.loop.make_inputs", lambda state: state.folder)
+    monkeypatch.setattr("tests.kills.loop.make_inputs", lambda state: None)
     return State(tmp_path, seed=1)
 
 
