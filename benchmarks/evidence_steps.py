@@ -108,7 +108,7 @@ def choose_rates(experiment: Trainings, sources: Sequence[Pretraining], labels: 
 
 
 def positive_control(experiment: Trainings, labels: int, updates: int, rate: float) -> None:
-    """Finetune the encoder of a network that was trained with all labels, with few; four seeds.
+    """Finetune the encoder of a network that was trained with all labels, with few; half of the seeds.
 
     All labels may be worth less than the margin, so half of what they are worth suffices.
     """
@@ -117,8 +117,7 @@ def positive_control(experiment: Trainings, labels: int, updates: int, rate: flo
     (trained,) = experiment.scores([source])
 
     def networks(init: str) -> list[Finetuning]:
-        seeds = range(min(4, scale.pairs))
-        return [Finetuning(init, labels, updates, rate, seed, "budget") for seed in seeds]
+        return [Finetuning(init, labels, updates, rate, seed, "budget") for seed in range(scale.pairs // 2)]
 
     plain = mean_dsc(experiment.scores(networks("scratch")))
     control = mean_dsc(experiment.scores([source, *networks(f"encoder:{source.name}")])[1:])

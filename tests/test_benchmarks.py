@@ -54,37 +54,6 @@ def test_quick_run_ends_with_its_figures(program: str, keys: tuple[str, ...], re
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_the_experiment_runs_and_goes_on_where_it_was(real_data: Path, tmp_path: Path) -> None:
-    """Its first step, of five trainings."""
-    program, scans = str(ROOT / "benchmarks" / "evidence.py"), str(real_data / "openkbp")
-    command = [
-        sys.executable,
-        program,
-        "--quick",
-        "--step",
-        "1",
-        "--out",
-        str(tmp_path),
-        "--scans",
-        scans,
-        "--jobs",
-        "1",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    records = sorted(path.read_bytes() for path in (tmp_path / "records").iterdir())
-    assert json.loads(done.stdout.splitlines()[-1])["records"] == len(records) == 5
-    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)  # trains nothing
-    assert again.returncode == 0 and again.stdout == done.stdout
-    assert sorted(path.read_bytes() for path in (tmp_path / "records").iterdir()) == records
-    report = [sys.executable, str(ROOT / "benchmarks" / "evidence_report.py"), "--records", str(tmp_path / "records")]
-    subprocess.run([*report, "--out", str(tmp_path / "report")], check=True, env=environment)
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"choices.md"}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
 def test_the_experiment_on_methods_runs_and_writes_its_page(real_data: Path, tmp_path: Path) -> None:
     """Two methods, the networks that they start and those from scratch."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from evidence_report import arm_of, arms_of, main_comparison
 from evidence_runs import Experiment
 from evidence_steps import FULL, QUICK, choose_budget, choose_labels, choose_rate, positive_control, run_steps
 
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ORGANS = ("brainstem", "cord", "mandible")
 
 
@@ -239,3 +241,23 @@ def test_asked_to_end_it_ends_its_trainings_at_once(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended == -signal.SIGTERM
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_the_experiment_runs_and_goes_on_where_it_was(real_data: Path, tmp_path: Path) -> None:
+    """Its first step, of five trainings; of those, the same command once more makes none."""
+    quick = ["--quick", "--step", "1", "--out", str(tmp_path), "--scans", str(real_data / "openkbp"), "--jobs", "1"]
+    command = [sys.executable, str(BENCHMARKS / "evidence.py"), *quick]
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    records = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()}
+    assert json.loads(done.stdout.splitlines()[-1])["records"] == len(records) == 5
+    again = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert again.returncode == 0 and again.stdout == done.stdout
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "records").iterdir()} == records
+    report = [sys.executable, str(BENCHMARKS / "evidence_report.py"), "--records", str(tmp_path / "records")]
+    subprocess.run([*report, "--out", str(tmp_path / "report")], check=True, env=environment)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"choices.md"}
