@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -37,7 +38,7 @@ class Stage:
         """Name of its run in the store: the verb and the first digits of its key."""
         return f"{self.verb}-{self.key[:DIGITS]}"
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Key of its run; see `run_key`."""
         inputs = {"data": self.digest, **{name: stage.key for name, stage in self.needs.items()}, **plugin_digests()}
