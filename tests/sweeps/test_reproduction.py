@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from anatomask.reports.paper_tables import paper_tables
 from anatomask.stages import reproduce
 from anatomask.stages.reproduce import unique_stages
 from anatomask.sweeps.chain import build_chain
+from anatomask.sweeps.graph import Stage
 from anatomask.sweeps.reproduction import plan_reproduction
-from anatomask.sweeps.settings import ReproduceConfig
+from anatomask.sweeps.settings import ReproduceConfig, SweepConfig
+from anatomask.sweeps.space import Table
 
 
 def settings(*argv: str) -> ReproduceConfig:
@@ -87,6 +89,71 @@ def test_rows_and_tables_share_their_stages(labelled: PreparedDataset) -> None:
     found = plan_reproduction(settings("--scale", "openkbp", "--data", f"kbp={labelled.path}", "--split", "auto"))
     assert Counter(stage.verb for stage in unique_stages(found)) == {"pretrain": 14, "finetune": 18, "evaluate": 18}
     assert sum("one size of a network" in text for text in found.missing) == 2
+
+
+class ImaginedRunner:
+    """Makes the stages of a sweep that the store lacks, as a sweep does, and trains nothing."""
+
+    def __init__(self) -> None:
+        self.made: list[Stage] = []
+
+    def __call__(self, config: SweepConfig, space: Table, *, overwrite: bool) -> int:
+        chain = build_chain(config)
+        for number, point in enumerate(space.examples()):
+            trial = chain.folder / f"{number:03}-x"
+            trial.mkdir(parents=True, exist_ok=True)
+            for link, stage in chain.stages(point).items():
+                folder = chain.store.path(stage.name)
+                if not folder.exists():
+                    assert all(chain.store.path(needed.name).is_dir() for needed in stage.needs.values())
+                    folder.mkdir(parents=True)
+                    self.made.append(stage)
+                    if stage.verb == "evaluate":
+                        (folder / "summary.json").write_text("{}")
+                (trial / link).unlink(missing_ok=True)
+                (trial / link).symlink_to(folder)
+        return 0
+
+
+def test_all_tables_on_two_data_sets_make_a_shared_stage_once(
+    labelled_folder: Callable[[str, int], PreparedDataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """12 variants are 9 pretrainings, finetuned on the first data set; 7 methods and 4 networks from scratch on both.
+
+    Of the methods, SparK and AnatoMask are variants, so that the first data set has 9 + 5 + 4 finetunings.
+    """
+    run, reported = ImaginedRunner(), list[Mapping[str, Any]]()
+    monkeypatch.setattr("anatomask.stages.sweep.run_space", run)
+    monkeypatch.setattr("anatomask.stages.sweep.check", lambda chain, space: None)  # it computes what all would cost
+    monkeypatch.setattr("anatomask.stages.report.stage", lambda config, makers: reported.append(vars(config)))
+    monkeypatch.setattr("anatomask.stages.reproduce.running", nullcontext)
+    data = [f"{name}={labelled_folder(name, seed).path}" for seed, name in enumerate(("first", "second"))]
+    config = settings("--scale", "phantom", "--data", *data, "--split", "auto", "--runs", str(tmp_path / "runs"))
+    for _ in range(2):  # the same command once more makes nothing
+        assert reproduce.stage(config, overwrite=False) == 0
+        assert Counter(stage.verb for stage in run.made) == {"pretrain": 14, "finetune": 29, "evaluate": 29}
+    finetuned = Counter(Path(stage.config.data).name for stage in run.made if stage.verb == "finetune")
+    assert finetuned == {"first": 18, "second": 11}
+    assert all(len(report["runs"]) == 29 and report["tables"] == config.tables for report in reported)
+    said = " ".join(capsys.readouterr().err.split())
+    for size in "LH":
+        assert f"AnatoMask on STU-Net-{size} is left out: at scale phantom there is one size of a network" in said
+
+
+def test_data_sets_that_are_not_given_are_left_out_and_said(labelled: PreparedDataset, tmp_path: Path) -> None:
+    """All six tables, of the other data sets than the first: variants and Table 4 are TotalSegmentator's alone."""
+    amos = str(shutil.copytree(labelled.path, tmp_path / "amos"))
+    found = plan_reproduction(settings("--data", f"flare22={labelled.path}", f"amos22={amos}", "--split", "auto"))
+    needed = {"Table 4": "totalsegmentator", "Table 6": "autopet2"}
+    assert list(found.missing) == [
+        *(f"Table {table} is left out: it needs --data totalsegmentator=FOLDER" for table in "123"),
+        *(f"{table} is left out for {name}: it needs --data {name}=FOLDER" for table, name in needed.items()),
+    ]
+    assert {part.tables for part in found.parts} == {("5",)}
+    assert {part.config.finetune_data for part in found.parts} == {(labelled.path, amos)}
 
 
 def test_the_phantoms_scale_makes_two_updates_of_each_training(labelled: PreparedDataset) -> None:
