@@ -1,4 +1,7 @@
-"""Small prepared data sets whose images tell the label: 100 HU per class id."""
+"""Small prepared data sets whose images tell the label: 100 HU per class id.
+
+They are stored as fractions: a scan of few whole numbers is refused as a label map.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., PreparedDataset]:
         records = []
         for case, label in labels.items():
             image_path, label_path = tmp_path / f"{case}.nii.gz", tmp_path / f"{case}-label.nii.gz"
-            nib.save(_oriented_image(label.astype(np.int16) * 100, spacing, codes), image_path)
+            nib.save(_oriented_image(label.astype(np.float32) * 100, spacing, codes), image_path)
             nib.save(_oriented_image(label, spacing, codes), label_path)
             raw = RawCase(case, case, (nifti_image(image_path),), nifti_label(label_path))
             records.append(write_case(root, prepare_case(raw, ["ct"], list(CLASSES), target), brick=32, codec="none"))
