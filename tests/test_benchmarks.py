@@ -35,6 +35,8 @@ LOADER = ("bytes_read_over_crop", "first_batch_s", "peak_memory_gib", "memory_gr
         ("checksums", ("checking_over_loading", "gb_per_s", "weights_s")),
         ("metrics", ("seconds", "classes")),
         ("finetune_step", ("ours",)),
+        ("augmentation", ("found",)),
+        ("inference", ("ours",)),
         ("scaling", ("split", "recipes", "predictions", "index", "assumed")),
         ("startup", ("seconds_to_first_update", "anatomask_over_bare")),
         ("demo", ("kept", "of", "demos")),
@@ -43,7 +45,7 @@ LOADER = ("bytes_read_over_crop", "first_batch_s", "peak_memory_gib", "memory_gr
 )
 def test_quick_run_ends_with_its_figures(program: str, keys: tuple[str, ...], request: pytest.FixtureRequest) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / f"{program}.py"), "--quick"]
-    if program in ("loader", "space", "precision", "training", "checksums", "finetune_step", "startup"):
+    if program in ("loader", "space", "precision", "training", "checksums", "finetune_step", "inference", "startup"):
         command += ["--scans", str(request.getfixturevalue("real_data"))]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr[-2000:]
