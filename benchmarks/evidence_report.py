@@ -84,6 +84,10 @@ def main_comparison(records: Sequence[Record]) -> tuple[Arms, dict[int, Arms]]:
 def choices(records: Sequence[Record]) -> str:
     """Write a table of the networks that were scored on the choosing cases."""
     lines = [
+        "# Networks scored on the ten choosing cases",
+        "",
+        "Written by `benchmarks/evidence_report.py`; see [evidence.md](../evidence.md).",
+        "",
         "| start | labels | updates | lr | seed | DSC [%] | weakest organ [%] | minutes | commit |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
