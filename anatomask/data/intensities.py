@@ -38,7 +38,8 @@ def normalisation_rows(
             std = max(channel.std, SMALLEST_STD)
             rows.append((channel.percentile_00_5, channel.percentile_99_5, channel.mean, std))
         elif scheme == "zscore":
-            rows.append((-np.inf, np.inf, own.mean, max(own.std, SMALLEST_STD)))
+            spread = own.std if own.std > SMALLEST_STD else max(abs(own.mean), 1.0)  # a mask's 1 in a background of 0
+            rows.append((-np.inf, np.inf, own.mean, spread))
         else:
             rows.append((-np.inf, np.inf, 0.0, 1.0))
     return np.array(rows, np.float32)

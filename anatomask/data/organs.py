@@ -121,6 +121,11 @@ def simple_name(name: str) -> str:
     return text
 
 
+def has_side(name: str) -> bool:
+    """Return whether a class's name says its side: left_kidney, KidneyRight, Parotid_L, lt kidney."""
+    return any(side in simple_name(name) for side in ("left", "right"))
+
+
 def twins(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """List the (right, left) simple names that differ only in the side."""
     paired: dict[frozenset[str], dict[str, str]] = {}

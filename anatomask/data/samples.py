@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anatomask.data.augmentation.draws import coarse_axis, draw_matrix, moves, source_box
+from anatomask.data.organs import has_side
 from anatomask.data.scratch import in_a_row
 from anatomask.settings import Settings
 
@@ -181,12 +182,11 @@ def mirrored_axes(loader: LoaderConfig, class_names: Iterable[str]) -> tuple[int
     """Return the axes along which finetuning may mirror.
 
     Mirroring along R turns a right kidney into a left one under an unchanged label. So R is left out by default where a
-    class name holds "left" or "right" (as TotalSegmentator's own training does).
+    class name has a side: left or right (as TotalSegmentator's own training does), or L, R, lt, rt as a word.
     """
     if loader.mirror_axes is not None:
         return tuple(sorted(loader.mirror_axes))
-    sided = any(side in name.lower() for name in class_names for side in ("left", "right"))
-    return (1, 2) if sided else (0, 1, 2)
+    return (1, 2) if any(has_side(name) for name in class_names) else (0, 1, 2)
 
 
 def random_origin(shape: Sequence[int], size: Sequence[int], rng: np.random.Generator) -> tuple[int, int, int]:

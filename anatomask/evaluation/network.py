@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,11 @@ def match_dataset(header: Mapping[str, Any], dataset: PreparedDataset, source: s
     """Return the data set with the normalisation of the network's training data.
 
     Raises:
-        UserError: channels, spacing, classes or normalisation schemes are not those of the weights `source`.
+        UserError: channels or their order, spacing, classes or normalisation schemes are not those of the weights
+            `source`.
     """
     fingerprint = Fingerprint.from_dict(header["fingerprint"])
+    require_channel_order(header, dataset.channel_names, dataset.shown)
     class_names = {int(class_id): name for class_id, name in header["class_names"].items()}
     pairs = (
         ("channels", network_of(header).in_channels, len(dataset.channel_names)),
@@ -117,6 +119,27 @@ def match_dataset(header: Mapping[str, Any], dataset: PreparedDataset, source: s
             _mismatch("spacing", source, f"{header['spacing']} mm", dataset.shown, f"{list(dataset.spacing)} mm")
         )
     return PreparedDataset(dataset.storage, dataset.info, dataset.records, dataset.splits, fingerprint)
+
+
+def require_channel_order(header: Mapping[str, Any], names: Sequence[str], data: str) -> None:
+    """Check that data do not hold the channels that a network reads in another order.
+
+    Args:
+        header: of the network's weights.
+        names: of the data's channels, in their order.
+        data: name of the data in the message.
+
+    Raises:
+        UserError: they do.
+    """
+    read = [str(channel["name"]).lower() for channel in header["fingerprint"]["channels"]]
+    given = [name.lower() for name in names]
+    if given != read and sorted(given) == sorted(read):
+        raise UserError(
+            f"{data} has the channels {', '.join(names)}, in another order than the network, which was trained on "
+            f"{', '.join(channel['name'] for channel in header['fingerprint']['channels'])}; put the files and their "
+            "names into that order"
+        )
 
 
 def _mismatch(name: str, source: str, wanted: Any, data: str, given: Any) -> str:

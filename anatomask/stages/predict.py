@@ -33,7 +33,7 @@ from anatomask.errors import UserError, unexpected
 from anatomask.evaluation.ensemble import require_alike
 from anatomask.evaluation.forward import forward_pass
 from anatomask.evaluation.label_names import ITK_SNAP, SLICER, itk_snap, slicer
-from anatomask.evaluation.network import read_network
+from anatomask.evaluation.network import read_network, require_channel_order
 from anatomask.evaluation.prediction import LABEL_MAP, PROBABILITIES, Prediction, bytes_of, class_names, require_apart
 from anatomask.evaluation.predictor import mirror_axes
 from anatomask.runs.prediction import claim_prediction, finished_cases, prediction_identity
@@ -117,7 +117,9 @@ def _look(config: PredictConfig) -> Task:
     require_alike(weights, config.run)
     source, out = Path(config.source).absolute(), Path(config.out).absolute()
     require_apart(source, out, "--source", "--out")
-    return Task(weights, folders, read_scans(source, config.dataset, config.reader), Storage(out))
+    raw = read_scans(source, config.dataset, config.reader)
+    require_channel_order(weights[0].header, raw.channel_names, config.source)
+    return Task(weights, folders, raw, Storage(out))
 
 
 def _remarks(task: Task) -> list[str]:

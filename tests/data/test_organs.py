@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from anatomask.data.organs import Organ, simple_name, twins, votes
+from anatomask.data.organs import Organ, has_side, simple_name, twins, votes
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,12 @@ from anatomask.data.organs import Organ, simple_name, twins, votes
 )
 def test_names_of_the_data_sets_become_plain_words(name: str, simple: str) -> None:
     assert simple_name(name) == simple
+
+
+def test_a_name_with_a_side_is_known_however_it_is_written() -> None:
+    sided = ("kidney_left", "RightParotid", "Parotid_L", "lt kidney", "kidneyright", "A_Carotid_R")
+    assert all(map(has_side, sided))
+    assert not any(map(has_side, ("liver", "vertebrae_L5", "rectum", "bladder", "class 1")))
 
 
 def test_twins_differ_in_the_side_alone() -> None:

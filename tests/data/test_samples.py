@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from anatomask.data.samples import (
     SampleSequence,
     centred_origin,
     inside_scan,
+    mirrored_axes,
     random_origin,
     stacked,
     worker_samples,
@@ -130,6 +132,13 @@ def test_every_mirroring_of_the_axes_occurs_and_no_other(head: PreparedDataset, 
     flips = [draw(head, "one", np.random.default_rng(seed))["flip"] for seed in range(60)]
     assert len({tuple(each) for each in flips}) == 2 ** len(axes)
     assert not any(each[axis] for each in flips for axis in {0, 1, 2} - set(axes))
+
+
+def test_sides_are_not_mirrored_into_each_other() -> None:
+    loader = LoaderConfig(patch_size=(32, 32, 32))
+    assert mirrored_axes(loader, ["liver", "spleen"]) == (0, 1, 2)
+    assert mirrored_axes(loader, ["Parotid_L", "Parotid_R"]) == (1, 2)
+    assert mirrored_axes(replace(loader, mirror_axes=(2, 0)), ["kidney left"]) == (0, 2)
 
 
 @given(shape=st.tuples(*[st.integers(1, 12)] * 3), origin=st.tuples(*[st.integers(-15, 15)] * 3), size=AXES)

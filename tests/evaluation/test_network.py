@@ -11,7 +11,7 @@ import torch
 
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
-from anatomask.evaluation.network import build_network, match_dataset, read_network
+from anatomask.evaluation.network import build_network, match_dataset, read_network, require_channel_order
 from anatomask.nn.backbones.stunet import STUNet, STUNetConfig
 from anatomask.weights.files import describe_architecture, write_weights
 from anatomask.weights.tensor_files import Weights
@@ -72,6 +72,14 @@ def test_data_that_the_network_was_not_made_for_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=rf"^{field}: runs/x was trained with"):
         match_dataset(header_for(dataset, **changes), dataset, "runs/x")
+
+
+def test_channels_in_another_order_are_refused() -> None:
+    header = {"fingerprint": {"channels": [{"name": "T1"}, {"name": "T2"}]}}
+    require_channel_order(header, ("t1", "T2"), "scans")
+    require_channel_order(header, ("CT", "PET"), "scans")  # other names, which their own check compares
+    with pytest.raises(UserError, match=r"scans has the channels T2, T1, in another order .* trained on T1, T2"):
+        require_channel_order(header, ("T2", "T1"), "scans")
 
 
 def test_another_normalisation_is_refused(dataset: PreparedDataset) -> None:

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 
+from anatomask.data.classes import select_classes
 from anatomask.data.datasets import (
     amos22,
     autopet2,
@@ -91,7 +92,7 @@ def read_dataset(source: Path, dataset: str = "auto", fold: int = 0, options: Re
 
 
 def checked(raw: RawDataset, source: Path, options: ReaderConfig) -> RawDataset:
-    """Refuse what no reader can use, and keep the cases that the options name.
+    """Refuse what no reader can use, keep the cases that the options name, and number the classes 1 … K.
 
     Raises:
         UserError: there are no cases, two have one name, or the options name a case that is not there.
@@ -102,6 +103,8 @@ def checked(raw: RawDataset, source: Path, options: ReaderConfig) -> RawDataset:
     twice = [case for case, count in Counter(raw.case for raw in raw.cases).items() if count > 1]
     if twice:
         raise UserError(f"{source}: two scans would both be case {twice[0]!r}; rename one of them")
+    if list(raw.class_names) != list(range(1, len(raw.class_names) + 1)):
+        raw = select_classes(raw, list(raw.class_names.values()))
     return _listed(raw, Path(options.cases)) if options.cases else raw
 
 

@@ -36,6 +36,19 @@ def test_cases_channels_and_classes(nnunet_source: Path) -> None:
     assert raw.splits is None
 
 
+def test_classes_whose_ids_have_gaps_are_numbered_anew(nnunet_source: Path) -> None:
+    rewrite(nnunet_source, labels={"background": 0, "right": 2, "tumour": 7, "left": 1, "ring": 4})
+    raw = read_dataset(nnunet_source)
+    assert raw.class_names == {1: "left", 2: "right", 3: "ring", 4: "tumour"} and list(raw.nsd_tolerance) == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    label = raw.cases[0].label
+    assert label is not None and set(np.unique(label.read(label.path)[0])) == {0, 1, 2}
+
+
 def plans_file(source: Path, **entries: Any) -> Path:
     """nnU-Net's plans: arrays whose axes are (y, z, x) of the files."""
     plans = {
