@@ -142,11 +142,26 @@ class PretrainConfig(Settings):
                 raise ValueError(f"optimiser.{name} is for finetuning alone; leave it out")
         self.method.check_network(self.network)
         self.method.check_crop(self.loader.patch_size)
-        self.method.check_batch(self.training.batch_size, self.cluster.workers)
+        self._check_workers()
         self.method.check_epochs(self.training.epochs)
         self.network.check_crop(self.loader.patch_size, self.method.stages(self.network))
         if self.training.accumulate > 1 and not self.method.splits_batches:
             raise ValueError(f"training.accumulate must be 1: {self.method.label()} needs a worker's samples at once")
+
+    def _check_workers(self) -> None:
+        """Check that the method's batch divides among any number of workers that may train.
+
+        Raises:
+            ValueError: it does not.
+        """
+        self.method.check_batch(self.training.batch_size, self.cluster.workers)
+        for workers in range(self.cluster.min_workers or self.cluster.workers, self.cluster.workers):
+            try:
+                self.method.check_batch(self.training.batch_size, workers)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; with cluster.min_workers {self.cluster.min_workers} as few as {workers} may train"
+                ) from None
 
 
 @dataclass(frozen=True)
@@ -335,7 +350,7 @@ class ImportWeightsConfig(Settings):
     axes: Axes | None = None
     """Order of the axes of the arrays that a convolutional network was trained on. Kernels are turned to xyz, in which
     scans lie here. Default: what a file of export-weights says, else zyx for files of nnU-Net's programs (STU-Net,
-    AnatoMask, ResEnc) and xyz for others."""
+    AnatoMask, ResEnc) and xyz for others. A ResEnc that export-weights wrote for MONAI says nothing: it needs xyz."""
     patch_size: tuple[int, int, int] | None = None
     """Crop in voxels for which the positions of a UNETR are interpolated. Default: the one that it was trained on."""
 

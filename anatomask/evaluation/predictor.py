@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from nibabel import orientations
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from anatomask.data.resampling import resampled_planes
 from anatomask.data.scans import PreparedScan
@@ -60,7 +61,7 @@ class Predictor:
         self.mirror_axes = tuple(mirror_axes)
         self.inference = inference or InferenceConfig()
         self.device = device or torch.device("cpu")
-        head = network.last_head if isinstance(network, Segmenter) else None
+        head = _last_head(network)
         self.head = head if head is not None and head.in_channels <= classes else None
 
     @classmethod
@@ -199,6 +200,14 @@ class Predictor:
                 label[there] = logits.argmax(0).to(torch.uint8).cpu().numpy()
                 if probabilities is not None:
                     probabilities[there] = logits.softmax(0).movedim(0, -1).cpu().numpy()
+
+
+def _last_head(network: nn.Module) -> nn.Conv3d | None:
+    """Return the convolution that may be computed apart from the network, once per voxel of the scan; None: none may.
+
+    A network whose weights are divided among workers has them whole within its forward pass alone.
+    """
+    return network.last_head if isinstance(network, Segmenter) and not isinstance(network, FSDPModule) else None
 
 
 @contextmanager

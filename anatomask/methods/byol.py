@@ -17,7 +17,7 @@ from torch.nn import functional
 from anatomask.methods.base import StepResult
 from anatomask.methods.two_views import Branch, TwoViewsConfig, TwoViewsMethod, Views, follow
 from anatomask.nn.backbones.base import BackboneConfig
-from anatomask.nn.norms import BatchNorm1d
+from anatomask.nn.norms import BatchNorm1d, widened
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def head(in_width: int, hidden: int, out_width: int) -> nn.Sequential:
 
 def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
     """Compute 2 - 2·cosine of each row of two (B, width): (B,), equation 2 of the paper."""
-    return 2 - 2 * functional.cosine_similarity(prediction, projection, dim=-1)
+    return 2 - 2 * functional.cosine_similarity(widened(prediction), widened(projection), dim=-1)
 
 
 class BYOL(TwoViewsMethod):

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from anatomask.data.samples import ON_HOST
 from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.recorder import Recorder
 from anatomask.training.scalars import ScalarLog
 from anatomask.training.schedule import progress_of_update, rate_of_update, weight_decay
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
+from anatomask.training.task import Task
 from anatomask.training.telemetry import update_ratio
 from anatomask.training.update import Update
 
@@ -42,7 +44,7 @@ def train(
     """
     total, task, workers = config.epochs * steps_per_epoch, update.state.task, update.workers
     if start == 0:  # while the readers start
-        task.validate(log.recorder, 0)
+        validate(task, log.recorder, 0)
         log.restart_clock()
     saved = clock()
     for step in range(start, total if until is None else until):
@@ -78,7 +80,7 @@ def train(
         score = None
         if last or done % (config.validate_every * steps_per_epoch) == 0:
             log.flush()
-            score = task.validate(log.recorder, done)
+            score = validate(task, log.recorder, done)
             log.restart_clock()
         if last or stopping or due or score is not None or done % config.checkpoint_every == 0:
             log.flush()
@@ -90,6 +92,12 @@ def train(
             log.restart_clock()
         if stopping:
             return
+
+
+def validate(task: Task, recorder: Recorder, step: int) -> float | None:
+    """Validate as `Task.validate`, without compiled code, which is for the shapes of the training alone."""
+    with torch.compiler.set_stance("force_eager"):
+        return task.validate(recorder, step)
 
 
 def recorded(rates: Sequence[float | None]) -> dict[str, float]:

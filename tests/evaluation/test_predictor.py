@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from anatomask.data.scans import prepared_scan
 from anatomask.data.shards import PreparedDataset
@@ -25,6 +25,7 @@ from anatomask.nn.backbones.base import BackboneConfig
 from anatomask.nn.backbones.resenc import ResEncConfig
 from anatomask.nn.backbones.stunet import STUNetConfig
 from anatomask.training.journal import note_events
+from anatomask.training.parallel import shard
 
 CPU = torch.device("cpu")
 PLAIN = InferenceConfig(mirror=False)
@@ -264,3 +265,17 @@ def test_mirrorings_are_summed_without_touching_the_windows() -> None:
         expected += layer(windows.flip(dims)).flip(dims) / 8
     torch.testing.assert_close(_mirrored(layer, (0, 1, 2))(windows), expected)
     assert torch.equal(windows, before)
+
+
+def test_a_network_whose_weights_are_divided_predicts_as_the_whole_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = STUNetConfig(base=2).segmenter(5)  # more classes than channels before the last convolution
+    volume = torch.randn(1, 20, 16, 16)
+    whole = Predictor(network, PATCH, 5, inference=PLAIN).labels(volume, (20, 16, 16))
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        shard(network)
+        assert np.array_equal(Predictor(network, PATCH, 5, inference=PLAIN).labels(volume, (20, 16, 16)), whole)
+        network.train()(volume[None, :, :16])[0].sum().backward()
+    finally:
+        distributed.destroy_process_group()

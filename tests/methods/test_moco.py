@@ -155,6 +155,7 @@ def test_the_loss_falls_against_other_crops_of_a_real_scan(head_scan: PreparedDa
     [
         ({"training": TrainingConfig(batch_size=3)}, r"method.queue 1024 .* multiple of training.batch_size 3, .* 768"),
         ({"cluster": ClusterConfig(workers=3)}, "batch_size 4 must be a multiple of cluster.workers 3"),
+        ({"cluster": ClusterConfig(workers=4, min_workers=2)}, "multiple of cluster.workers 3.* as few as 3 may train"),
     ],
 )
 def test_batches_that_do_not_go_with_queue_or_workers_are_refused(fields: dict[str, Any], named: str) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,14 @@ from anatomask.errors import UserError
 from anatomask.runs.checkpoint_index import last_step
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.failures import NonFiniteWatch
-from anatomask.training.loop import train
+from anatomask.training.loop import train, validate
 from anatomask.training.parallel import Workers
 from anatomask.training.recorder import RunRecorder
 from anatomask.training.scalars import ScalarLog
 from anatomask.training.settings import OptimiserConfig, Precision, TrainingConfig
 from anatomask.training.state import TrainingState
 from anatomask.training.update import Update
-from tests.training.conftest import LineTask, Points, TwoLayerTask
+from tests.training.conftest import LineTask, Notes, Points, TwoLayerTask
 
 CPU = torch.device("cpu")
 SCHEDULE = OptimiserConfig(lr=0.2, warmup_epochs=1)
@@ -334,3 +335,17 @@ def test_epochs_follow_the_cases() -> None:
     assert TrainingConfig(batch_size=4).updates_per_epoch(3) == 1
     assert TrainingConfig(batch_size=4, steps_per_epoch=250).updates_per_epoch(3) == 250
     assert TrainingConfig(batch_size=4, crops_per_case=3).updates_per_epoch(8) == 6
+
+
+def test_validation_leaves_the_compiled_code_of_the_training_alone(line_task: type[LineTask], notes: Notes) -> None:
+    compiled = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(inputs)
+        return graph.forward
+
+    task = line_task()
+    shift = torch.compile(lambda x: x + 1, backend=count)
+    task.validate = lambda recorder, step: float(shift(torch.ones(2 + step)).sum())  # type: ignore[method-assign]
+    assert validate(task, notes, 0) == 4.0 and validate(task, notes, 3) == 10.0 and not compiled
+    assert shift(torch.ones(4)).sum() == 8.0 and len(compiled) == 1

@@ -57,6 +57,14 @@ class ResEncConfig(BackboneConfig):
             )
 
     @property
+    def exported_note(self) -> str:
+        """Warning that the file, whose names are nnU-Net's, does not say how its kernels lie."""
+        return (
+            "the kernels of these weights lie along (x, y, z), which the file does not say: give --axes xyz when you "
+            "import it again"
+        )
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Strides of the stages relative to the input."""
         return tuple(2**stage for stage in range(len(self.widths)))
