@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -35,6 +36,7 @@ from anatomask.config import PretrainConfig
 from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.storage import Roots
 from anatomask.data.stream import SampleReader
+from anatomask.errors import Stopped
 from anatomask.recipes import RECIPES
 from anatomask.stages.pretrain import build_job
 from anatomask.training import ray_train, worker
@@ -102,7 +104,7 @@ def measured(config: PretrainConfig, loads: int) -> dict[str, Any]:
     for variant in (WITH_LOADING, SAME_BATCH, LOADING):
         (job.run / variant).mkdir(parents=True)
     resources = training_resources(config.cluster)
-    with patch.object(ray_train, "start_worker", in_turn(loads)):
+    with patch.object(ray_train, "start_worker", in_turn(loads)), suppress(Stopped):  # as the run's own folder is empty
         ray_train.fit(job, resources, max_failures=0)
     training, same_batch = (recorded(job.run / variant, config.training) for variant in (WITH_LOADING, SAME_BATCH))
     stopped = statistics.mean(training["checkpoint_seconds"])
