@@ -95,8 +95,10 @@ def connected() -> Iterator[None]:
             raise RayGone(GONE.format(process=name)) from None
         raise
     finally:
-        ray.shutdown()
-        watch.end()
+        try:
+            ray.shutdown()
+        finally:  # also where a signal interrupts that
+            watch.end()
 
 
 class _Interruption(KeyboardInterrupt):

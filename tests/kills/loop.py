@@ -71,6 +71,8 @@ class Life:
     started: float = field(default_factory=time.monotonic)
     advanced: bool = False
     """Whether it has been seen to work: before, there is nothing that it could save."""
+    struck: list[str] = field(default_factory=list)
+    """Kinds of the processes that were killed."""
 
     def seconds(self) -> float:
         """Return its age."""
@@ -235,6 +237,7 @@ class Loop:
                 return last
             time.sleep(rng.uniform(0, 0.3))
             last = self.strike(rng, number, attempt, place, life)
+            life.struck += [last] if last else []
             if last not in ("driver", "all"):
                 continue
             leftovers.add(life.process.pid)
@@ -277,16 +280,22 @@ class Loop:
     def check_end(self, place: Place, life: Life, killed: str) -> None:
         """Refuse an end that no kill explains, and one that says it unclearly."""
         code, said = life.process.returncode, life.last_words()
+        told = len(MESSAGE.findall(said)) == 1 and "Traceback" not in said
+        known = killed or "no kill"
         if killed in ("driver", "all"):
             last = self.records("kill")[-1]
             how = signal.Signals[last["signal"]]
-            saved = not life.advanced or self.subject.saved(place) > last["progress"] - 1e-3
+            kept = self.subject.saved(place)
+            known = f"{', '.join(life.struck)} ({how.name}) at {last['progress']:.3f} of the work; {kept:.3f} is saved"
+            dying = "raylet" in life.struck  # a Ray that had been killed before can save nothing more
+            saved = not life.advanced or dying or kept > last["progress"] - 1e-3
             in_order = code == 128 + how and "Traceback" not in said and saved
-            ok = code == -how or (how != signal.SIGKILL and in_order)  # -how: before it listens to signals
+            # -how: before it listens to signals
+            ok = code == -how or (how != signal.SIGKILL and in_order) or (dying and told)
         else:
-            ok = bool(killed) and len(MESSAGE.findall(said)) == 1 and "Traceback" not in said
+            ok = bool(killed) and told
         if not ok:
-            raise Failed(f"{place.out}: exit code {code} after {killed or 'no kill'}, unclear\n{said[-3000:]}")
+            raise Failed(f"{place.out}: exit code {code} after {known}, unclear\n{said[-3000:]}")
 
 
 @dataclass
