@@ -10,7 +10,8 @@ from anatomask.evaluation.statistics import Interval
 from anatomask.reports.evidence import points
 from anatomask.reports.html_page import Cell, Column, HtmlTable, text_cell
 from anatomask.reports.paper import Published
-from anatomask.reports.paper_tables import Ours, PaperRow, PaperTable, Place
+from anatomask.reports.paper_candidates import Ours, Place
+from anatomask.reports.paper_tables import PaperRow, PaperTable
 from anatomask.reports.tables import percent
 
 NAMES = ("table", "row", "dataset", "network", "conditions", "metric")

@@ -33,7 +33,8 @@ from anatomask.reports.folds import pooled
 from anatomask.reports.html_page import Page, PageFigure, Section, is_page, render_page
 from anatomask.reports.masks import masked_cases, masks_caption, masks_figure, pretrained_header
 from anatomask.reports.overlays import MOST_COLUMNS, draw_differences, draw_overlays, overlay_paths
-from anatomask.reports.paper_tables import PaperTable, candidates, paper_tables
+from anatomask.reports.paper_candidates import candidates
+from anatomask.reports.paper_tables import PaperTable, paper_tables
 from anatomask.reports.paper_text import is_paper, page_table, paper_csv, paper_markdown
 from anatomask.reports.provenance import Training, evaluation_commands, of_any_pretraining_seed, trainings_of
 from anatomask.reports.result_tables import CSV, MARKDOWN, ResultTables

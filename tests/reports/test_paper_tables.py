@@ -19,7 +19,8 @@ from anatomask.nested import plain
 from anatomask.recipes import RECIPES
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.reports.paper import ABLATIONS, COMPARISONS, published
-from anatomask.reports.paper_tables import RECIPE_OF, Candidate, PaperTable, Place, candidates, paper_tables
+from anatomask.reports.paper_candidates import Candidate, Place, candidates
+from anatomask.reports.paper_tables import RECIPE_OF, PaperTable, paper_tables
 from anatomask.reports.paper_text import page_table, paper_csv, paper_markdown
 from anatomask.reports.provenance import Training
 from anatomask.reports.seeds import by_seed
