@@ -40,6 +40,15 @@ def epochs_of(origins: Sequence[Training]) -> float | None:
     return (last if step is None else step) / (steps if isinstance(steps, int) else last / epochs)
 
 
+def is_intermediate(origins: Sequence[Training]) -> bool:
+    """Return whether a run comes from a checkpoint before the end of its pretraining."""
+    pretraining = next((one for one in origins if one.verb == "pretrain"), None)
+    following = next((one for one in origins if one.verb == "finetune"), None)
+    if pretraining is None or following is None:
+        return False
+    return start_of(following)[1] not in (None, pretraining.measured.updates)
+
+
 def points_by_method(arms: Sequence[Arm], origins: Sequence[Sequence[Training]]) -> dict[str, Points]:
     """Gather the points of each method of one data set; those from scratch are at 0 epochs.
 

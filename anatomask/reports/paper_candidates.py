@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from anatomask.evaluation.results import case_means
 from anatomask.evaluation.statistics import Interval, difference_interval
 from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.recipes.parts import TARGETS
+from anatomask.reports.epochs import epochs_of, is_intermediate
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.reports.provenance import Training, but_seed
 from anatomask.reports.seeds import Arm, averaged, row_of
@@ -65,10 +67,30 @@ class Candidate:
 
     row: Row
     ours: Ours
-    variant: Mapping[str, Any] | None
-    """Fields that the tables of variants vary, as the pretraining had them; None where it is not known."""
+    trainings: Sequence[Training]
+    """Trainings that the first runs come from."""
     folder: str
     """Folder of the first run, from which others can start."""
+
+    @property
+    def pretraining(self) -> Training | None:
+        """Pretraining that the first run comes from; None where it is not known."""
+        return next((one for one in self.trainings if one.verb == "pretrain"), None)
+
+    @cached_property
+    def variant(self) -> Mapping[str, Any] | None:
+        """Fields that the tables of variants vary, as the pretraining had them; None where it is not known."""
+        return None if self.pretraining is None else variant_of(self.pretraining.settings)
+
+    @property
+    def epochs(self) -> float:
+        """Number of epochs for which it was pretrained; 0 where it is not known."""
+        return epochs_of(self.trainings) or 0.0
+
+    @property
+    def intermediate(self) -> bool:
+        """True if the networks started from a checkpoint before the end of their pretraining."""
+        return is_intermediate(self.trainings)
 
     @property
     def place(self) -> Place:
@@ -85,7 +107,7 @@ def candidates(arms: Sequence[Arm], origins: Sequence[Sequence[Training]]) -> li
         origins: trainings that the runs of each arm come from.
     """
     pools: dict[Any, list[tuple[EvaluatedRun, Row]]] = {}
-    variants: dict[Any, Mapping[str, Any] | None] = {}
+    origin: dict[Any, Sequence[Training]] = {}
     taken: dict[Any, list[tuple[Any, ...]]] = {}
     for number, (arm, trainings) in enumerate(zip(arms, origins, strict=True)):
         pretraining = next((one for one in trainings if one.verb == "pretrain"), None)
@@ -97,11 +119,11 @@ def candidates(arms: Sequence[Arm], origins: Sequence[Sequence[Training]]) -> li
                 key = number  # it differs in more than its seeds, such as the checkpoint that it starts from
             taken.setdefault(key, []).extend(_seeds(run, trainings) for run in arm)
         pools.setdefault(key, []).extend((run, row) for run in arm)
-        variants[key] = None if pretraining is None else variant_of(pretraining.settings)
+        origin.setdefault(key, trainings)
     found = []
     for key, members in pools.items():
         runs = tuple(run for run, _ in members)
-        found.append(Candidate(members[0][1], Ours(runs, _mean_scores(runs)), variants[key], str(runs[0].folder)))
+        found.append(Candidate(members[0][1], Ours(runs, _mean_scores(runs)), origin[key], str(runs[0].folder)))
     return found
 
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.recipes.paper import RECIPE_OF
 from anatomask.recipes.parts import TARGETS
 from anatomask.reports.paper import ABLATIONS, COMPARISONS, OURS, Published, published
 from anatomask.reports.paper_candidates import Candidate, Ours, Place, variant_of
+from anatomask.reports.provenance import but_seed
 from anatomask.reports.tables import METRICS
 from anatomask.sweeps.space import paper_spaces
 
@@ -74,11 +76,13 @@ def paper_tables(
         makers: command that makes the missing scores of a table and a data set, by its number and its title.
     """
     made = []
+    early = ", ".join(one.row.run for one in found if one.intermediate)
+    note = f"Left out, as they start from a checkpoint before the end of their pretraining: {early}."
+    found = [one for one in found if not one.intermediate]
     for number in ABLATIONS + COMPARISONS if numbers is None else numbers:
         table = _variants_table(number, found) if number in ABLATIONS else _methods_table(number, found)
-        table = replace(
-            table, rows=[replace(row, commands=_made_by(row.commands, number, makers)) for row in table.rows]
-        )
+        rows = [replace(row, commands=_made_by(row.commands, number, makers)) for row in table.rows]
+        table = replace(table, rows=rows, notes=[*table.notes, *([note] if early else [])])
         compared = [row for row in table.rows if any(place in row.ours for place, _ in row.published)]
         tried = sum(bool(row.ours) for row in table.rows)
         if numbers is not None or compared or (number in ABLATIONS and tried > 1):
@@ -103,15 +107,18 @@ def _variants_table(number: str, found: Sequence[Candidate]) -> PaperTable:
     data = _data_of(found, first.dataset)
     sweep = ["anatomask", "sweep", "--space", name, "--target", _target(first.dataset), "--split", "test"]
     command = shlex.join([*sweep, "--pretrain-data", data, "--finetune-data", data])
-    rows = []
+    rows, remarks = [], list[str]()
     for title, score in scores.items():
         wanted = variant_of({"method": {field.rpartition(".")[2]: value for field, value in space.rows[title].items()}})
-        ours = _best([one for one in found if one.variant == wanted], lambda one: one.place)
+        label = AnatoMaskConfig(masking=space.rows[title].get("method.masking", "anatomask")).label()
+        fitting = [one for one in found if (one.variant, one.row.method) == (wanted, label)]
+        ours, passed_over = _best(fitting, lambda one: one.place)
+        remarks += passed_over
         names = tuple(part.partition("=")[2] for part in title.split("; "))
         missing = {} if place in ours else {place: [command]}
         rows.append(PaperRow(names, {(place, "dsc"): score}, ours, missing))
     titles = tuple(part.partition("=")[0].replace("_", " ") for part in first.method.split("; "))
-    return _table(number, titles, ("dsc",), [place], rows)
+    return _table(number, titles, ("dsc",), [place], rows, remarks)
 
 
 def _methods_table(number: str, found: Sequence[Candidate]) -> PaperTable:
@@ -125,10 +132,13 @@ def _methods_table(number: str, found: Sequence[Candidate]) -> PaperTable:
         shown = [one for one in shown if one.place.dataset in {place.dataset for place in places}]
     names = dict.fromkeys((score.method, score.network) for score in scores)
     ours_alone = dict.fromkeys((one.row.method, one.row.network or "") for one in shown)
-    rows = []
+    rows, remarks = [], list[str]()
     for method, network in dict.fromkeys((*names, *ours_alone)):
         members = [one for one in shown if (one.row.method, one.row.network or "") == (method, network)]
-        ours = _best(members, lambda one: Place(one.place.dataset, conditions=one.place.conditions), _as_the_paper)
+        ours, passed_over = _best(
+            members, lambda one: Place(one.place.dataset, conditions=one.place.conditions), _as_the_paper
+        )
+        remarks += passed_over
         mine = {
             (Place(score.dataset), score.metric.lower()): score
             for score in scores
@@ -137,13 +147,18 @@ def _methods_table(number: str, found: Sequence[Candidate]) -> PaperTable:
         missing = [place for place in places if place not in ours and (method, network) in names]
         commands = {place: _commands(method, network, place.dataset, found) for place in missing}
         rows.append(PaperRow((_as_published(method), _as_published(network)), mine, ours, commands))
-    return _table(number, ("Method", "Network"), METRICS, places, rows)
+    return _table(number, ("Method", "Network"), METRICS, places, rows, remarks)
 
 
 def _table(
-    number: str, titles: tuple[str, ...], metrics: tuple[str, ...], places: Sequence[Place], rows: Sequence[PaperRow]
+    number: str,
+    titles: tuple[str, ...],
+    metrics: tuple[str, ...],
+    places: Sequence[Place],
+    rows: Sequence[PaperRow],
+    remarks: Sequence[str],
 ) -> PaperTable:
-    """Add the groups of columns that only ours has, and the notes."""
+    """Add the groups of columns that only ours has, and the notes, of which `remarks` are the last."""
     others = dict.fromkeys(place for row in rows for place in row.ours if place not in places)
     notes = []
     if any(place in row.ours for row in rows for place in places):
@@ -153,7 +168,7 @@ def _table(
         )
     if others:
         notes.append(f"Other data, networks or conditions than published, so no difference: {_titles(others)}.")
-    return PaperTable(number, titles, metrics, [*places, *others], rows, notes)
+    return PaperTable(number, titles, metrics, [*places, *others], rows, [*notes, *dict.fromkeys(remarks)])
 
 
 def _titles(places: Mapping[Place, None]) -> str:
@@ -169,12 +184,36 @@ def _best(
     found: Sequence[Candidate],
     place_of: Callable[[Candidate], Place],
     preferred: Callable[[Candidate], bool] = lambda one: False,
-) -> dict[Place, Ours]:
-    """Choose what stands in each place: a preferred candidate, then the one with most seeds, of equals the first."""
-    chosen: dict[Place, Ours] = {}
-    for one in sorted(found, key=lambda one: (not preferred(one), -one.ours.seeds)):
-        chosen.setdefault(place_of(one), one.ours)
-    return chosen
+) -> tuple[dict[Place, Ours], list[str]]:
+    """Choose what stands in each place, and name the pretrainings that it was preferred to.
+
+    A preferred candidate comes first, then the one with the longest pretraining, then the one with most seeds, of
+    equals the first.
+    """
+    ranked: dict[Place, list[Candidate]] = {}
+    for one in sorted(found, key=lambda one: (not preferred(one), -one.epochs, -one.ours.seeds)):
+        ranked.setdefault(place_of(one), []).append(one)
+    notes = []
+    for first, *others in ranked.values():
+        left = [one for one in others if preferred(one) == preferred(first) and _differ(one, first)]
+        if left:
+            notes.append(
+                "Of several pretrainings that fit, the longest stands in a cell, of equals the one with most seeds: "
+                f"{_pretraining(first)}, not {', '.join(dict.fromkeys(map(_pretraining, left)))}."
+            )
+    return {place: members[0].ours for place, members in ranked.items()}, notes
+
+
+def _differ(one: Candidate, other: Candidate) -> bool:
+    """Return whether two pretrainings are known to differ in more than their seeds."""
+    first, second = one.pretraining, other.pretraining
+    return first is not None and second is not None and but_seed(first) != but_seed(second)
+
+
+def _pretraining(one: Candidate) -> str:
+    """Name the pretraining of a candidate and its length."""
+    name = one.pretraining.name if one.pretraining else one.row.initialisation
+    return f"{name} ({one.epochs:.6g} epochs)" if one.epochs else name
 
 
 def _commands(method: str, network: str, dataset: str, found: Sequence[Candidate]) -> list[str]:

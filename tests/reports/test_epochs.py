@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anatomask.reports.epochs import epochs_figure, epochs_of, points_by_method
+from anatomask.reports.epochs import epochs_figure, epochs_of, is_intermediate, points_by_method
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.reports.provenance import lineage
 from anatomask.reports.seeds import Arm
@@ -25,7 +25,13 @@ def arm(method: str, *dsc: float) -> Arm:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "checkpoint", "epochs"), [("", "", 8), ("encoder:", "", 8), ("", "checkpoints/step_00000020", 4)]
+    ("prefix", "checkpoint", "epochs"),
+    [
+        ("", "", 8),
+        ("encoder:", "", 8),
+        ("", "checkpoints/step_00000020", 4),
+        ("permuted:", "checkpoints/step_00000040", 8),
+    ],
 )
 @pytest.mark.parametrize("per_epoch", [5, None])
 def test_epochs_are_those_of_the_checkpoint(
@@ -35,6 +41,8 @@ def test_epochs_are_those_of_the_checkpoint(
     first = write_training(tmp_path / "first", {"init": f"{prefix}{start / checkpoint}"})
     second = write_training(tmp_path / "second", {"init": str(first)})
     assert epochs_of(lineage(first)) == epochs_of(lineage(second)) == epochs
+    assert is_intermediate(lineage(first)) == is_intermediate(lineage(second)) == (epochs < 8)
+    assert not is_intermediate(lineage(start))
     assert [one.name for one in lineage(second)] == ["pre", "first", "second"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from anatomask.reports.paper import ABLATIONS, COMPARISONS, published
 from anatomask.reports.paper_candidates import Candidate, Place, candidates
 from anatomask.reports.paper_tables import RECIPE_OF, PaperTable, paper_tables
 from anatomask.reports.paper_text import page_table, paper_csv, paper_markdown
-from anatomask.reports.provenance import Training
+from anatomask.reports.provenance import Training, lineage
 from anatomask.reports.seeds import by_seed
+from tests.reports.test_provenance import write_training
 
 CLASSES = {"TotalSegmentator": 104, "FLARE22": 13, "AMOS22": 15, "AutoPETII": 1, "openkbp": 5}
 ALL = ABLATIONS + COMPARISONS
@@ -59,9 +61,9 @@ def pretrained(seed: int = 0, **method: Any) -> Training:
     return Training(Path("runs/pre"), "pretrain", settings, "")
 
 
-def found(*members: tuple[EvaluatedRun, Training | None]) -> list[Candidate]:
+def found(*members: tuple[EvaluatedRun, Training | Sequence[Training]]) -> list[Candidate]:
     arms = by_seed([run for run, _ in members])
-    origins = {id(run): [training] if training else [] for run, training in members}
+    origins = {id(run): [came] if isinstance(came, Training) else came for run, came in members}
     return candidates(arms, [origins[id(arm[0])] for arm in arms])
 
 
@@ -71,7 +73,7 @@ def cells(table: PaperTable) -> dict[str, list[str]]:
     return {", ".join(cell.text for cell in row[:count]): [cell.text for cell in row[count:]] for row in laid_out.rows}
 
 
-def only(number: str, *members: tuple[EvaluatedRun, Training | None]) -> PaperTable:
+def only(number: str, *members: tuple[EvaluatedRun, Training | Sequence[Training]]) -> PaperTable:
     (table,) = paper_tables(found(*members), [number])
     return table
 
@@ -146,6 +148,37 @@ def test_a_variant_stands_in_every_row_of_its_settings() -> None:
     methods = cells(only("4", *members))
     assert methods["AnatoMask, STU-Net-B"][1] == "55.0 ± 7.1"  # not the frozen teacher's
     assert methods["SparK, STU-Net-B"][1] == "60.0 ± 14.1"
+
+
+def test_controls_and_early_checkpoints_stand_in_no_row_of_the_paper_and_the_longest_pretraining_does(
+    tmp_path: Path,
+) -> None:
+    """Of two seeds from the shorter pretraining, and one of each other start."""
+    for name, epochs in (("long", 10), ("short", 5)):
+        training = {"epochs": epochs, "steps_per_epoch": 1, "batch_size": 4}
+        write_training(tmp_path / name, {"method": plain(AnatoMaskConfig()), "training": training}, updates=epochs)
+    long, short = str(tmp_path / "long"), str(tmp_path / "short")
+    starts = {
+        "control": (f"permuted:{long}", "AnatoMask, permuted", 0),
+        "early": (f"{long}/checkpoints/step_00000004", "AnatoMask", 0),
+        "short-0": (short, "AnatoMask", 0),
+        "short-1": (short, "AnatoMask", 1),
+        "whole": (long, "AnatoMask", 0),
+    }
+    members = {}
+    for number, (name, (init, method, seed)) in enumerate(starts.items(), 1):
+        run = evaluated(name, [number / 10, number / 10], method=method, seed=seed)
+        members[name] = (run, lineage(write_training(tmp_path / name, {"init": init, "seed": seed})))
+    first, fourth = only("1", *members.values()), only("4", *members.values())
+    assert cells(first)["hierarchical, anatomask"][1] == cells(fourth)["AnatoMask, STU-Net-B"][1] == "50.0 ± 0.0"
+    assert cells(fourth)["AnatoMask, permuted, STU-Net-B"][1] == "10.0 ± 0.0"
+    for table in (first, fourth):
+        text = " ".join(table.notes)
+        assert "stands in a cell, of equals the one with most seeds: long (10 epochs), not short (5 epochs)." in text
+        assert "a checkpoint before the end of their pretraining: early." in text
+    controls = only("1", members["control"], members["early"])
+    assert cells(controls)["hierarchical, anatomask"][1].startswith("– (")
+    assert "Of several" not in " ".join(only("1", members["short-0"], members["short-1"]).notes)
 
 
 @pytest.mark.parametrize(
