@@ -16,6 +16,7 @@ from rich.text import Text
 from anatomask.evaluation.results import case_means
 from anatomask.evaluation.statistics import NO_DIFFERENCE, holm
 from anatomask.reports.evidence import ArmRun, Comparison, compare, p_value, points
+from anatomask.reports.provenance import pretrainings_of, shared
 from anatomask.reports.seeds import Arm
 from anatomask.reports.tables import METRICS, Row, best_runs, by_dataset, in_what_differ, row_names
 
@@ -41,11 +42,12 @@ def compare_rows(arms: Sequence[Arm], rows: Sequence[Row]) -> list[RowComparison
     Holm's correction is over the comparisons of one metric on one data set.
     """
     made = []
+    sources = [pretrainings_of(arm) for arm in arms]
     for dataset, members in by_dataset([(row.dataset, row.data) for row in rows]).items():
         for metric in METRICS:
             found = []
             for pair in _pairs(arms, rows, members, metric):
-                comparison = _compare(arms, rows, pair, metric)
+                comparison = _compare(arms, rows, sources, pair, metric)
                 if comparison is not None:
                     found.append(RowComparison(dataset, metric, pair, comparison))
             adjusted = holm([one.comparison.p for one in found])
@@ -116,6 +118,12 @@ def comparison_notes(made: Sequence[RowComparison], arms: Sequence[Arm], rows: S
             f"No difference: the interval lies within ±{margin} point; undecided: it holds 0 and reaches beyond that.",
             "Bold: the best, and what it was not shown to be better than.",
         ]
+    fixed = [_title(one, rows) for one in made if one.metric == "dsc" and any(one.comparison.by_pretraining)]
+    if fixed:
+        sentences.append(
+            "Several runs of a row share a pretraining, so the interval holds for these pretrainings, which count "
+            f"equally, and not for others: {', '.join(fixed)}."
+        )
     few = [_title(one, rows) for one in made if one.metric == "dsc" and not one.comparison.interval.over_seeds]
     if few:
         sentences.append(f"One seed, so the interval holds for these very runs, not for other seeds: {', '.join(few)}.")
@@ -179,17 +187,28 @@ def _pairs(arms: Sequence[Arm], rows: Sequence[Row], members: Sequence[int], met
     return list(known.values())
 
 
-def _compare(arms: Sequence[Arm], rows: Sequence[Row], pair: tuple[int, int], metric: str) -> Comparison | None:
-    """Compare two rows by their runs; None where they have too few cases in common, or no scores."""
+def _compare(
+    arms: Sequence[Arm], rows: Sequence[Row], sources: Sequence[Sequence[str]], pair: tuple[int, int], metric: str
+) -> Comparison | None:
+    """Compare two rows by their runs; None where they have too few cases in common, or no scores.
+
+    `sources` names the pretraining of each run of each row.
+    """
     names = row_label(pair[0], rows), f"{row_label(pair[1], rows)} "  # two rows of one name are two arms
-    numbered = not _common_seeds(arms, pair)
+    common = _common_seeds(arms, pair)
     runs = {}
     for name, index in zip(names, pair, strict=True):
-        seeds = range(len(arms[index])) if numbered else rows[index].seeds
+        seeds = rows[index].seeds if common else range(len(arms[index]))
         scores = [case_means(run.by_class, metric) for run in arms[index]]
         if any(len(cases) < 2 or cases.keys() != scores[0].keys() for cases in scores):
             return None
-        runs[name] = [ArmRun(seed, cases) for seed, cases in zip(seeds, scores, strict=True)]
+        paired = [
+            (seed, cases, source)
+            for seed, cases, source in zip(seeds, scores, sources[index], strict=True)
+            if not common or seed in common
+        ]
+        groups = shared([source for _, _, source in paired])
+        runs[name] = [ArmRun(seed, cases, group) for (seed, cases, _), group in zip(paired, groups, strict=True)]
     if runs[names[0]][0].dsc.keys() != runs[names[1]][0].dsc.keys():
         return None
     return replace(compare(runs, names), reference=names[1].strip())

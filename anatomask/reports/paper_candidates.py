@@ -15,7 +15,7 @@ from anatomask.methods.anatomask import AnatoMaskConfig
 from anatomask.recipes.parts import TARGETS
 from anatomask.reports.epochs import epochs_of, is_intermediate
 from anatomask.reports.evaluated_runs import EvaluatedRun
-from anatomask.reports.provenance import Training, but_seed
+from anatomask.reports.provenance import Training, but_seed, pretrainings_of, shared
 from anatomask.reports.seeds import Arm, averaged, row_of
 from anatomask.reports.tables import METRICS, Row
 from anatomask.sweeps.space import paper_spaces
@@ -46,6 +46,8 @@ class Ours:
     runs: tuple[EvaluatedRun, ...]
     scores: Mapping[str, tuple[float, float | None]]
     """Mean and SD over cases by metric."""
+    groups: tuple[str, ...] = ()
+    """Pretraining of each run where several runs share one; else empty."""
 
     @property
     def seeds(self) -> int:
@@ -58,7 +60,8 @@ class Ours:
         cases = sorted(scores[0])
         if len(cases) < 2 or any(one.keys() != scores[0].keys() for one in scores):
             return None
-        return difference_interval(np.array([[one[case] for case in cases] for one in scores]) - percent / 100)
+        differences = np.array([[one[case] for case in cases] for one in scores]) - percent / 100
+        return difference_interval(differences, self.groups or None)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,9 @@ def candidates(arms: Sequence[Arm], origins: Sequence[Sequence[Training]]) -> li
     found = []
     for key, members in pools.items():
         runs = tuple(run for run, _ in members)
-        found.append(Candidate(members[0][1], Ours(runs, _mean_scores(runs)), origin[key], str(runs[0].folder)))
+        groups = shared(pretrainings_of(runs))
+        ours = Ours(runs, _mean_scores(runs), tuple(groups) if any(groups) else ())
+        found.append(Candidate(members[0][1], ours, origin[key], str(runs[0].folder)))
     return found
 
 

@@ -166,6 +166,11 @@ def _table(
             "Difference: our mean from the published one, in points, with its 95 % interval over our cases and seeds; "
             "the published mean is taken as exact. Splits are drawn anew, so the test cases are not the paper's."
         )
+    if any(one.groups for row in rows for place, one in row.ours.items() if place in places):
+        notes.append(
+            "Where several of our runs share a pretraining, the interval holds for these pretrainings, which count "
+            "equally in the difference, and not for others."
+        )
     if others:
         notes.append(f"Other data, networks or conditions than published, so no difference: {_titles(others)}.")
     return PaperTable(number, titles, metrics, [*places, *others], rows, [*notes, *dict.fromkeys(remarks)])

@@ -102,10 +102,7 @@ def _cells(table: PaperTable, row: PaperRow, place: Place, footnote: str) -> lis
         cells += [
             Cell("–") if score is None else Cell(_published(score), score.mean, dim=True),
             shown,
-            Cell(
-                _shown_difference(score, mean, interval),
-                None if score is None or mean is None else mean - score.mean / 100,
-            ),
+            Cell(_shown_difference(score, mean, interval), _mean_difference(score, mean, interval)),
         ]
     return [*cells, Cell(str(ours.seeds), ours.seeds) if ours else Cell("–")]
 
@@ -113,10 +110,9 @@ def _cells(table: PaperTable, row: PaperRow, place: Place, footnote: str) -> lis
 def _numbers(score: Published | None, ours: Ours | None, metric: str) -> list[float | int | None]:
     mean, sd = ours.scores.get(metric, (None, None)) if ours else (None, None)
     interval = _difference(score, ours, metric)
-    difference = None if score is None or mean is None else mean - score.mean / 100
     return [
         *((score.mean, score.sd) if score else (None, None)),
-        *(mean, sd, difference),
+        *(mean, sd, _mean_difference(score, mean, interval)),
         *((interval.low, interval.high) if interval else (None, None)),
         ours.seeds if ours else None,
     ]
@@ -126,11 +122,16 @@ def _difference(score: Published | None, ours: Ours | None, metric: str) -> Inte
     return ours.difference(metric, score.mean) if score and ours else None
 
 
+def _mean_difference(score: Published | None, mean: float | None, interval: Interval | None) -> float | None:
+    if interval is not None:
+        return interval.mean
+    return None if score is None or mean is None else mean - score.mean / 100
+
+
 def _shown_difference(score: Published | None, mean: float | None, interval: Interval | None) -> str:
-    if score is None or mean is None:
-        return "–"
-    if interval is None:
-        return points(mean - score.mean / 100)
+    difference = _mean_difference(score, mean, interval)
+    if difference is None or interval is None:
+        return "–" if difference is None else points(difference)
     return f"{points(interval.mean)} [{points(interval.low)}, {points(interval.high)}]"
 
 

@@ -106,6 +106,18 @@ def trainings_of(runs: Iterable[EvaluatedRun]) -> list[Training]:
     return list(found.values())
 
 
+def pretrainings_of(runs: Iterable[EvaluatedRun]) -> list[str]:
+    """Name the folder of the pretraining that each run comes from; empty where none is known."""
+    firsts = (next((one for one in trainings_of((run,)) if one.verb == "pretrain"), None) for run in runs)
+    return ["" if first is None else str(first.folder.resolve()) for first in firsts]
+
+
+def shared(pretrainings: Sequence[str]) -> list[str]:
+    """Return the pretrainings as the groups of an interval; all in one where no two runs share a pretraining."""
+    several = any(name and pretrainings.count(name) > 1 for name in pretrainings)
+    return list(pretrainings) if several else [""] * len(pretrainings)
+
+
 def but_seed(training: Training) -> str:
     """Return a key that trainings share which differ in their seeds, and in the runs that they start from, alone."""
     settings = {name: value for name, value in training.settings.items() if name not in ("seed", "init")}

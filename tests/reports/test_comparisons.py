@@ -26,6 +26,7 @@ from anatomask.reports.comparisons import (
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.reports.seeds import Arm, by_seed, row_of
 from anatomask.reports.tables import Row, best_runs, csv_table, markdown_table, terminal_table
+from tests.reports.test_provenance import write_training
 
 CASES = [f"case{number}" for number in range(8)]
 EFFECTS = np.random.default_rng(0).normal(0, 0.05, len(CASES))
@@ -103,6 +104,29 @@ def test_a_difference_has_its_interval_and_p(three_seeds: list[EvaluatedRun]) ->
     assert one.comparison.p == signed_rank_p(first - second) == one.comparison.p_holm
     assert one.comparison.verdict == "better"
     assert best_runs(rows)["dsc"] == not_worse(made, best_runs(rows))["dsc"] == {0}
+
+
+def test_runs_that_share_a_pretraining_are_its_group(tmp_path: Path) -> None:
+    """Two pretrainings of four seeds each; and as many pretrainings as runs, which are a sample of those."""
+    shared, own = list[EvaluatedRun](), list[EvaluatedRun]()
+    for seed in range(8):
+        level = 0.8 if seed < 4 else 0.76
+        for runs, source in ((shared, f"pre-{seed // 4}"), (own, f"own-{seed}")):
+            if not (tmp_path / source).exists():
+                write_training(tmp_path / source, {"method": {"name": "anatomask"}})
+            folder = write_training(tmp_path / f"{source}-{seed}", {"init": str(tmp_path / source)})
+            runs.append(replace(run("AnatoMask", level, seed), folder=folder))
+    scratch = [run("scratch", 0.7, seed) for seed in range(8)]
+    of_pairs = dict[str, RowComparison]()
+    for name, members in (("shared", shared), ("own", own)):
+        arms, rows, made = reported(*members, *scratch)
+        of_pairs[name] = dsc(made)[("AnatoMask", "scratch")]
+        told_of = "share a pretraining, so the interval holds for these pretrainings" in told(arms, rows, made)
+        assert told_of == (name == "shared")
+    first, second = (np.array([[one.scores[case] for case in CASES] for one in runs]) for runs in (shared, scratch))
+    assert of_pairs["own"].comparison.interval == difference_interval(first - second)
+    assert of_pairs["shared"].comparison.interval == difference_interval(first - second, [0] * 4 + [1] * 4)
+    assert of_pairs["shared"].comparison.interval != of_pairs["own"].comparison.interval
 
 
 def test_the_best_is_compared_with_all_and_each_row_with_its_twin() -> None:

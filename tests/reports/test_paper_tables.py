@@ -6,6 +6,7 @@ import csv
 import io
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,25 @@ def test_a_score_stands_beside_the_published_one_with_difference_interval_and_se
     assert row[4].startswith("43.9") and row[5].startswith("−43.9 [")
     assert not table.rows[6].commands and len(page_table(table).commands) == 8
     assert paper_tables(found(*runs))[0].number == "1" and "test cases are not the paper's" in " ".join(table.notes)
+
+
+def test_runs_that_share_a_pretraining_are_its_group(tmp_path: Path) -> None:
+    """Two of one pretraining, and one of another seed of it."""
+    for seed in (0, 1):
+        write_training(tmp_path / f"pre-{seed}", {"method": plain(AnatoMaskConfig()), "seed": seed})
+    scores = [[0.80, 0.90, 0.85, 0.95], [0.82, 0.90, 0.83, 0.97], [0.90, 0.92, 0.99, 0.95]]
+    members: list[tuple[EvaluatedRun, Sequence[Training]]] = []
+    for seed, (dsc, source) in enumerate(zip(scores, ("pre-0", "pre-0", "pre-1"), strict=True)):
+        folder = write_training(tmp_path / f"r{seed}", {"init": str(tmp_path / source), "seed": seed})
+        members.append((replace(evaluated(f"r{seed}", dsc, seed=seed), folder=folder), lineage(folder)))
+    table = only("4", *members)
+    interval = difference_interval(np.array(scores) - 0.843, [0, 0, 1])
+    low, high = (f"{'−' if value < 0 else '+'}{abs(100 * value):.1f}" for value in (interval.low, interval.high))
+    assert cells(table)["AnatoMask, STU-Net-B"][2] == f"+{100 * interval.mean:.1f} [{low}, {high}]"
+    assert "the interval holds for these pretrainings" in " ".join(table.notes)
+    row = next(row for row in csv.DictReader(io.StringIO(paper_csv([table]))) if row["mean_fraction"])
+    assert float(row["difference_fraction"]) == pytest.approx(interval.mean)
+    assert "these pretrainings" not in " ".join(only("4", *members[1:]).notes)
 
 
 def test_networks_that_started_as_the_papers_did_come_before_others() -> None:
