@@ -52,18 +52,27 @@ def is_intermediate(origins: Sequence[Training]) -> bool:
 def points_by_method(arms: Sequence[Arm], origins: Sequence[Sequence[Training]]) -> dict[str, Points]:
     """Gather the points of each method of one data set; those from scratch are at 0 epochs.
 
-    Methods that were pretrained for one number of epochs alone are left out, and there are none without another.
+    A network or a share of labels, where runs differ in it, is part of the method's name. Methods that were pretrained
+    for one number of epochs alone are left out, and there are none from scratch that no other is like.
     """
-    found: dict[str, dict[float, list[float]]] = {}
+    known = ({arm[0].summary.get(name) for arm in arms} for name in ("network", "train_fraction"))
+    networks, shares = (values - {None} for values in known)
+    found: dict[tuple[str, str], dict[float, list[float]]] = {}
     for arm, trainings in zip(arms, origins, strict=True):
         summary = arm[0].summary
         method = str(summary["method"]) + (f" via {summary['via']}" if summary.get("via") else "")
+        differing = [str(summary["network"])] if len(networks) > 1 and summary.get("network") else []
+        if len(shares) > 1 and summary.get("train_fraction") is not None:
+            differing.append(f"{100 * summary['train_fraction']:.3g} % of labels")
         epochs = 0.0 if method == SCRATCH else epochs_of(trainings)
         if epochs is not None:
             means = [100 * float(np.mean(list(run.scores.values()))) for run in arm if run.scores]
-            found.setdefault(method, {}).setdefault(round(epochs, 3), []).extend(means)
-    curves: dict[str, Points] = {method: points for method, points in found.items() if len(points) > 1}
-    return {**curves, SCRATCH: found[SCRATCH]} if curves and SCRATCH in found else curves
+            of_method = found.setdefault((method, "".join(f", {one}" for one in differing)), {})
+            of_method.setdefault(round(epochs, 3), []).extend(means)
+    curves = {names: points for names, points in found.items() if len(points) > 1}
+    alike = {differing for _, differing in curves}
+    levels = {names: found[names] for names in found if names[0] == SCRATCH and names[1] in alike}
+    return {method + differing: points for (method, differing), points in (curves | levels).items()}
 
 
 @mpl.rc_context({"text.parse_math": False})  # names are shown as they are
@@ -71,14 +80,12 @@ def epochs_figure(points: Mapping[str, Points], dataset: str) -> Figure:
     """Draw a line per method through the means over runs, a band of their SD, and a dot per run."""
     figure = Figure(figsize=(6.4, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    methods = sorted(points, key=lambda method: (method == SCRATCH, method))
-    for number, method in enumerate(methods):
-        colour = "0.45" if method == SCRATCH else colormaps["tab10"](number % 10)
-        title = f"random masks ({method})" if method == RANDOM_MASKS else method
-        if method == SCRATCH:
-            _level(axes, points[method][0.0], title, colour)
-        else:
-            _curve(axes, points[method], title, colour)
+    levels = sorted(method for method in points if len(points[method]) == 1)  # from scratch
+    for number, method in enumerate(sorted(points.keys() - {*levels})):
+        title = f"random masks ({method})" if method.startswith(RANDOM_MASKS) else method
+        _curve(axes, points[method], title, colormaps["tab10"](number % 10))
+    for number, method in enumerate(levels):
+        _level(axes, points[method][0.0], method, f"{0.45 * 0.6**number:.2f}")
     axes.set_xlabel("pretraining epochs")
     axes.set_ylabel(f"mean DSC [%], {dataset}")
     axes.grid(alpha=0.25)

@@ -20,8 +20,9 @@ def pretrained(folder: Path, epochs: int, updates: int, **training: Any) -> Path
     return write_training(folder, settings, updates)
 
 
-def arm(method: str, *dsc: float) -> Arm:
-    return tuple(EvaluatedRun(Path("run"), {"method": method}, {"a": value - 0.1, "b": value + 0.1}) for value in dsc)
+def arm(method: str, *dsc: float, **changes: Any) -> Arm:
+    summary = {"method": method, **changes}
+    return tuple(EvaluatedRun(Path("run"), summary, {"a": value - 0.1, "b": value + 0.1}) for value in dsc)
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,30 @@ def test_a_line_per_method_a_band_and_a_dot_per_run(tmp_path: Path) -> None:
 def test_one_length_of_pretraining_is_no_curve(tmp_path: Path) -> None:
     start = lineage(pretrained(tmp_path / "pre", 8, 40))
     assert points_by_method([arm("AnatoMask", 0.5), arm("scratch", 0.4)], [start, []]) == {}
+
+
+def test_networks_and_shares_of_labels_in_which_runs_differ_are_lines_of_their_own(tmp_path: Path) -> None:
+    """Of the large network there is one length alone, so it has no line, nor has its twin from scratch."""
+    short, long = (lineage(pretrained(tmp_path / name, epochs, epochs)) for name, epochs in (("short", 2), ("long", 6)))
+    kinds: list[dict[str, Any]] = [
+        {"network": "B", "train_fraction": 1.0},
+        {"network": "B", "train_fraction": 0.1},
+        {"network": "L", "train_fraction": 1.0},
+    ]
+    arms, origins = [], []
+    for number, kind in enumerate(kinds):
+        lengths = (short, long, []) if kind["network"] == "B" else (long, [])
+        for came in lengths:
+            arms.append(arm("SparK" if came else "scratch", 0.5 + 0.1 * number, **kind))
+            origins.append(came)
+    points = points_by_method(arms, origins)
+    assert {name: {epochs: len(values) for epochs, values in of.items()} for name, of in points.items()} == {
+        "SparK, B, 100 % of labels": {2: 1, 6: 1},
+        "SparK, B, 10 % of labels": {2: 1, 6: 1},
+        "scratch, B, 100 % of labels": {0: 1},
+        "scratch, B, 10 % of labels": {0: 1},
+    }
+    (axes,) = epochs_figure(points, "data").axes
+    levels = {str(line.get_label()): line.get_ydata() for line in axes.get_lines()}
+    assert np.allclose(levels["random masks (SparK, B, 10 % of labels)"], 60)
+    assert np.allclose(levels["scratch, B, 100 % of labels"], 50)
