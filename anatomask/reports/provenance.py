@@ -152,12 +152,16 @@ def evaluation_commands(runs: Iterable[EvaluatedRun]) -> list[str]:
                     "--inference.overlap": inference["overlap"],
                 }
                 mirror = "--inference.mirror" if inference["mirror"] else "--inference.no-mirror"
+                metrics = ["--scoring.metrics", *map(str, noted["metrics"])] if "metrics" in noted else []
             except (OSError, ValueError, TypeError, KeyError):
                 continue
             trained = _trained_in(folder, str(run.summary["run"]))
             elsewhere = ["--out", str(folder)] if trained.resolve() != folder.resolve() else []
+            if "absent" in run.summary:
+                flags["--scoring.absent"] = run.summary["absent"]
             parts = [part for name, value in flags.items() for part in (name, str(value))]
-            commands.append(shlex.join(["anatomask", "evaluate", "--run", str(trained), *parts, mirror, *elsewhere]))
+            command = ["anatomask", "evaluate", "--run", str(trained), *parts, mirror, *metrics, *elsewhere]
+            commands.append(shlex.join(command))
     return commands
 
 

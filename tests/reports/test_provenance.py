@@ -119,6 +119,24 @@ def test_an_evaluation_in_the_store_finds_its_neighbour(tmp_path: Path) -> None:
     assert (config.inference.overlap, config.inference.mirror, config.out) == (0.25, False, str(link))
 
 
+@pytest.mark.parametrize("metrics", [None, [], ["hd95", "nsd"]])
+def test_the_command_of_an_evaluation_scores_by_the_same_metrics_and_rule(
+    metrics: list[str] | None, tmp_path: Path
+) -> None:
+    folder = write_training(tmp_path / "run", {"init": "scratch"})
+    noted = {
+        "data": "shards", "split": "val", "checkpoint": "best", "inference": {"overlap": 0.5, "mirror": True},
+        **({} if metrics is None else {"metrics": metrics}),
+    }  # fmt: skip
+    (folder / "evaluation.json").write_text(json.dumps(noted))
+    for absent in ("flare", None):
+        summary = {"run": "run", **({"absent": absent} if absent else {})}
+        (command,) = evaluation_commands([EvaluatedRun(folder, summary, {"a": 0.5})])
+        scoring = parse("evaluate", shlex.split(command)[2:], RECIPES).config.scoring
+        assert scoring.metrics == (None if metrics is None else tuple(metrics))
+        assert scoring.absent == (absent or "totalsegmentator")
+
+
 @pytest.mark.parametrize("name", [CONFIG, ENVIRONMENT, "metrics.jsonl", "evaluation.json"])
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe{", b"[1]\n", b'{"step": "x"}\n', b'{"step": 1, "train/loss": []}\n']
