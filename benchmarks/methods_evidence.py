@@ -53,10 +53,12 @@ class RecipePretraining:
         """Return the flags of `pretrain`."""
         config = RECIPES[self.recipe].settings("pretrain")
         epochs = min(config.training.epochs, self.updates)
+        warmup = config.optimiser.warmup_updates
         return [
             *("--seed", str(self.seed), "--splits", "train", "budget", "unlabeled"),
             *("--training.epochs", str(epochs), "--training.steps-per-epoch", str(self.updates // epochs)),
             *("--optimiser.warmup-epochs", str(min(config.optimiser.warmup_epochs, epochs // 2))),
+            *(() if warmup is None else ("--optimiser.warmup-updates", str(min(warmup, self.updates // 2)))),
         ]
 
 

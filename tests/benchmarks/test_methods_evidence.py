@@ -11,6 +11,7 @@ import torch
 from evidence_design import Finetuning, Record
 from evidence_steps import FULL
 from methods_evidence import (
+    MEASURED_UPDATES,
     METHODS,
     Methods,
     RecipeFinetuning,
@@ -84,11 +85,12 @@ def test_the_page_compares_each_method_with_the_network_from_scratch(tmp_path: P
 @pytest.mark.parametrize("name", METHODS)
 def test_the_flags_are_those_of_the_programs(name: str) -> None:
     """Few updates, too, with the warm-up that then fits."""
-    for updates in (4, 4000):
+    for updates in (4, MEASURED_UPDATES, 4000):
         flags = [*("--recipe", name, "--data", "x"), *RecipePretraining(name, 1, updates).settings()]
         config = parse("pretrain", flags, RECIPES).config
         epochs = min(updates, RECIPES[name].settings("pretrain").training.epochs)
         assert (config.seed, config.training.epochs, config.training.steps_per_epoch) == (1, epochs, updates // epochs)
+        assert (config.optimiser.warmup_updates or 0) < updates  # else the training is refused
     run = finetuning(THREE, "scratch", RECIPES[name].network, 2)
     config = parse("finetune", ["--recipe", run.recipe, "--data", "x", *run.settings(89)], RECIPES).config
     own = RECIPES[name].settings("finetune")
