@@ -38,7 +38,7 @@ QUICK_METHODS, QUICK_UPDATES = ["moco-small", "mae-small"], 4
 
 @dataclass(frozen=True)
 class RecipePretraining:
-    """Pretraining of a recipe, whose epochs are as many as the recipe's and shorter or longer."""
+    """Pretraining of a recipe, in the largest number of epochs up to the recipe's that divides the updates."""
 
     recipe: str
     seed: int
@@ -52,7 +52,8 @@ class RecipePretraining:
     def settings(self) -> list[str]:
         """Return the flags of `pretrain`."""
         config = RECIPES[self.recipe].settings("pretrain")
-        epochs = min(config.training.epochs, self.updates)
+        most = min(config.training.epochs, self.updates)
+        epochs = next(number for number in range(most, 0, -1) if self.updates % number == 0)
         warmup = config.optimiser.warmup_updates
         return [
             *("--seed", str(self.seed), "--splits", "train", "budget", "unlabeled"),

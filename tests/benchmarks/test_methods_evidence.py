@@ -84,12 +84,14 @@ def test_the_page_compares_each_method_with_the_network_from_scratch(tmp_path: P
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_flags_are_those_of_the_programs(name: str) -> None:
-    """Few updates, too, with the warm-up that then fits."""
-    for updates in (4, MEASURED_UPDATES, 4000):
+    """Any number of updates is trained in full, in the recipe's epochs where they fit, with a warm-up that fits."""
+    most = RECIPES[name].settings("pretrain").training.epochs
+    for updates in (4, MEASURED_UPDATES, 500, 20 * most):
         flags = [*("--recipe", name, "--data", "x"), *RecipePretraining(name, 1, updates).settings()]
         config = parse("pretrain", flags, RECIPES).config
-        epochs = min(updates, RECIPES[name].settings("pretrain").training.epochs)
-        assert (config.seed, config.training.epochs, config.training.steps_per_epoch) == (1, epochs, updates // epochs)
+        epochs = config.training.epochs
+        assert (config.seed, epochs * config.training.steps_per_epoch) == (1, updates)
+        assert epochs <= most and (updates % most or epochs == most)
         assert (config.optimiser.warmup_updates or 0) < updates  # else the training is refused
     run = finetuning(THREE, "scratch", RECIPES[name].network, 2)
     config = parse("finetune", ["--recipe", run.recipe, "--data", "x", *run.settings(89)], RECIPES).config
