@@ -1,8 +1,8 @@
 """Tables and figure of the experiment so far: `python benchmarks/evidence_report.py --records FOLDER --out FOLDER`.
 
 It reads the records that `evidence.py` writes, from whatever commit, and writes `choices.md` (what the choosing cases
-decided), `evidence.md` (arms, comparisons, organs) and `evidence.png` as far as there are networks scored on the
-validation cases.
+decided), `evidence.md` (arms, comparisons, organs and hours, at each number of updates) and `evidence.png` as far as
+there are networks scored on the validation cases.
 """
 
 from __future__ import annotations
@@ -45,40 +45,83 @@ def length_of(source: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def arms_of(records: Sequence[Record]) -> Arms:
-    """Group networks by arm; the pretraining of a run is the seed at the end of its source's name."""
-    arms: Arms = defaultdict(list)
-    lengths = [length for record in records if (length := length_of(record["init"])) is not None]
+def by_arm(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Group networks by arm, in the order of their seeds."""
+    usual = min((length for r in records if (length := length_of(r["init"])) is not None), default=None)
+    found: dict[str, list[Record]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record["seed"]):
-        source = record["init"].rpartition(":")[2]
-        arms[arm_of(record, min(lengths, default=None))].append(
-            ArmRun.from_organs(
-                record["seed"],
-                record["dsc"],
-                pretraining="" if source == "scratch" else source.rpartition("-")[2],
-                nsd={2: record["nsd_2mm"], 3: record["nsd_3mm"]},
-                curve=[(float(updates), score) for updates, score in record["curve"]],
-            )
-        )
-    return dict(arms)
+        found[arm_of(record, usual)].append(record)
+    return dict(found)
 
 
-def main_comparison(records: Sequence[Record]) -> tuple[Arms, dict[int, Arms]]:
-    """Find the arms at the smallest number of updates of the most frequent number of labels, and those by labels."""
+def arms_of(records: Sequence[Record]) -> Arms:
+    """Gather the runs of each arm; the pretraining of a run is the seed at the end of its source's name."""
+    return {name: [_run(record) for record in members] for name, members in by_arm(records).items()}
+
+
+def _run(record: Record) -> ArmRun:
+    source = record["init"].rpartition(":")[2]
+    return ArmRun.from_organs(
+        record["seed"],
+        record["dsc"],
+        pretraining="" if source == "scratch" else source.rpartition("-")[2],
+        nsd={2: record["nsd_2mm"], 3: record["nsd_3mm"]},
+        curve=[(float(updates), score) for updates, score in record["curve"]],
+    )
+
+
+def by_updates(records: Sequence[Record]) -> dict[int, list[Record]]:
+    """Group the networks with the most frequent number of labels by their number of updates, ascending."""
     scored = [record for record in records if record["split"] == "val"]
     if not scored:
-        return {}, {}
+        return {}
     counts: dict[int, int] = defaultdict(int)
     for record in scored:
         counts[record["labels"]] += 1
     labels = max(counts, key=lambda number: counts[number])
-    updates = min(record["updates"] for record in scored if record["labels"] == labels)
-    at_budget = [record for record in scored if record["updates"] == updates]
+    found: dict[int, list[Record]] = defaultdict(list)
+    for record in sorted(scored, key=lambda record: record["updates"]):
+        if record["labels"] == labels:
+            found[record["updates"]].append(record)
+    return dict(found)
+
+
+def main_comparison(records: Sequence[Record]) -> tuple[Arms, dict[int, Arms]]:
+    """Find the arms at the smallest number of updates of the most frequent number of labels, and those by labels."""
+    budgets = by_updates(records)
+    if not budgets:
+        return {}, {}
+    updates, members = next(iter(budgets.items()))
+    at_budget = [record for record in records if record["split"] == "val" and record["updates"] == updates]
     by_labels = {
         number: arms_of([record for record in at_budget if record["labels"] == number])
         for number in sorted({record["labels"] for record in at_budget})
     }
-    return by_labels[labels], by_labels if len(by_labels) > 1 else {}
+    return by_labels[members[0]["labels"]], by_labels if len(by_labels) > 1 else {}
+
+
+def evidence(records: Sequence[Record]) -> str:
+    """Write the arms and comparisons at each number of updates, the main one first, and what each arm took.
+
+    Holm's correction is over the primary comparisons of the main section alone.
+    """
+    parts = list[str]()
+    for updates, members in by_updates(records).items():
+        arms = arms_of(members)
+        primary, others = ([pair for pair in pairs if set(pair) <= arms.keys()] for pairs in (PRIMARY, OTHERS))
+        if parts:
+            parts.append(f"## {updates:,} updates\n")
+            primary, others = [], [*primary, *others]
+        parts += [evidence_markdown(arms, primary, others), hours_table(members)]
+    return "\n".join(parts)
+
+
+def hours_table(records: Sequence[Record]) -> str:
+    """Tabulate the hours of each arm's finetunings."""
+    lines = ["| Arm | Networks | Hours of finetuning |", "|---|---:|---:|"]
+    for name, members in by_arm(records).items():
+        lines.append(f"| {name} | {len(members)} | {sum(record['seconds'] for record in members) / 3600:.1f} |")
+    return "\n".join([*lines, "", "Hours of pretraining are in `encoders/*/cost.json` of the experiment."]) + "\n"
 
 
 def choices(records: Sequence[Record]) -> str:
@@ -116,9 +159,7 @@ def main() -> None:
     (arguments.out / "choices.md").write_text(choices(records))
     arms, by_labels = main_comparison(records)
     if arms:
-        present = [pair for pair in PRIMARY if set(pair) <= arms.keys()]
-        others = [pair for pair in OTHERS if set(pair) <= arms.keys()]
-        (arguments.out / "evidence.md").write_text(evidence_markdown(arms, present, others))
+        (arguments.out / "evidence.md").write_text(evidence(records))
         evidence_figure(arms, arguments.out / "evidence.png", by_labels=by_labels or None)
     print(json.dumps({"records": len(records), "arms": {name: len(runs) for name, runs in arms.items()}}))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from evidence_design import Finetuning, Pretraining, Record, Scale, mean_dsc, weakest_organ
-from evidence_report import arm_of, arms_of, main_comparison
+from evidence_report import arm_of, arms_of, evidence, main_comparison
 from evidence_runs import Experiment
 from evidence_steps import FULL, QUICK, choose_budget, choose_labels, choose_rate, positive_control, run_steps
 
@@ -140,6 +140,16 @@ def test_the_steps_compare_the_same_seeds_in_every_arm(tmp_path: Path) -> None:
         "scratch": 8, "SparK": 8, "AnatoMask": 8, "AnatoMask, permuted": 4
     }  # fmt: skip
     assert not by_labels
+
+
+def test_every_number_of_updates_is_a_section_with_the_hours_of_its_arms(tmp_path: Path) -> None:
+    experiment = Imagined(tmp_path, FULL, lambda run: (0.6 + 0.05 * (run.labels > 10),) * 3)
+    run_steps(experiment, 6)
+    main, longer, scratch = evidence(experiment.records()).split("\n## ")
+    for arm, networks in (("scratch", 8), ("AnatoMask, 20,000 updates", 3), ("SparK, all patches", 4)):
+        assert f"| {arm} | {networks} | {networks * 60 / 3600:.1f} |\n" in main
+    assert longer.startswith("2,000 updates\n") and "| AnatoMask – SparK | 3 | +0.0" in longer
+    assert "| scratch | 3 | 0.1 |" in longer and "| scratch | 3 | 0.1 |" in scratch and "AnatoMask" not in scratch
 
 
 class Written(Experiment):
