@@ -33,6 +33,15 @@ class Table:
     paper: str | None = None
     """Number of the paper's table that has these rows."""
 
+    def __post_init__(self) -> None:
+        fields = dict.fromkeys(field for row in self.rows.values() for field in row)
+        for name, row in self.rows.items():
+            if lacking := [field for field in fields if field not in row]:
+                raise ValueError(
+                    f"row {name} does not set {', '.join(lacking)}, which another row sets: all rows must set the same "
+                    "fields, so give it the value there, too"
+                )
+
     def suggest(self, trial: optuna.Trial) -> None:
         """Suggest the fields and their values to Optuna; enqueueing a trial has already fixed its row."""
         for field in next(iter(self.rows.values())):

@@ -46,6 +46,17 @@ def test_a_space_may_be_any_file(tmp_path: Path) -> None:
         load_space(str(path))
 
 
+@pytest.mark.parametrize("lacking", ["a", "b"])
+def test_rows_with_other_fields_than_another_are_refused(lacking: str, tmp_path: Path) -> None:
+    """A field that the first row lacked was left out of every trial, and tried with its default."""
+    rows = {name: {"method.masking": "random", "method.mask_ratio": 0.8} for name in ("a", "b")}
+    del rows[lacking]["method.mask_ratio"]
+    path = tmp_path / "mine.py"
+    path.write_text(f"from anatomask.sweeps.space import Table\nSPACE = Table({rows})")
+    with pytest.raises(UserError, match=rf"mine.py, line 2: .*row {lacking} does not set method.mask_ratio, "):
+        load_space(str(path))
+
+
 def table_of(name: str) -> Table:
     space = load_space(name)
     assert isinstance(space, Table)
