@@ -44,8 +44,9 @@ class Table:
 
     def suggest(self, trial: optuna.Trial) -> None:
         """Suggest the fields and their values to Optuna; enqueueing a trial has already fixed its row."""
-        for field in next(iter(self.rows.values())):
-            trial.suggest_categorical(field, list(dict.fromkeys(row[field] for row in self.rows.values())))
+        rows = [as_kept(row) for row in self.rows.values()]
+        for field in rows[0]:
+            trial.suggest_categorical(field, list(dict.fromkeys(row[field] for row in rows)))
 
     def examples(self) -> list[Point]:
         """Return all rows."""
@@ -78,6 +79,17 @@ def grid(values: Mapping[str, Sequence[Any]], paper: str | None = None) -> Table
 def point_name(point: Point) -> str:
     """Name a point for a table of results: "mask_ratio=0.8; decoder=simple"."""
     return "; ".join(f"{field.rpartition('.')[2]}={_shown(value)}" for field, value in point.items())
+
+
+def as_kept(row: Point) -> dict[str, Any]:
+    """Return a row as a study keeps it: with texts of what is neither a number nor a text, as of a crop's size.
+
+    A study is JSON, which would make lists of tuples.
+    """
+    return {
+        field: value if value is None or isinstance(value, str | int | float) else str(value)
+        for field, value in row.items()
+    }
 
 
 def space_names() -> list[str]:

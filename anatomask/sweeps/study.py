@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from anatomask.data.addresses import public_address
 from anatomask.errors import UserError, first_line
 from anatomask.names import file_name
-from anatomask.sweeps.space import Space, Table, point_name
+from anatomask.sweeps.space import Point, Space, Table, as_kept, point_name
 
 METRIC = "dsc"
 """Name of the value that a trial reports: the mean DSC over the data sets."""
@@ -74,7 +74,7 @@ def open_study(folder: Path, space: Space, storage: str = "") -> optuna.Study:
             storage=place, study_name=folder.name, direction="maximize", load_if_exists=True, sampler=TPESampler()
         )
     if isinstance(space, Table):
-        rows = {name: dict(row) for name, row in space.rows.items()}
+        rows = {name: as_kept(row) for name, row in space.rows.items()}
         if study.user_attrs.get(ROWS, rows) != rows:
             raise UserError(f"{folder} holds a sweep over other rows of this table; choose another --name")
         study.set_user_attr(ROWS, rows)
@@ -216,6 +216,8 @@ class StudySearch(OptunaSearch):
         self.errors: dict[str, str] = {}
         """Reason of each trial that fails, by Tune's name of it."""
         self.seed = seed
+        self.rows: Mapping[str, Point] = space.rows if isinstance(space, Table) else {}
+        """Rows of a table by name, whose texts alone the study has of some values."""
         self.failure: Exception | None = None
         """Error by which the study's storage failed, which Ray Tune passes on as a text alone."""
         super().__init__(space.suggest, metric=METRIC, mode="max")
@@ -247,8 +249,8 @@ class StudySearch(OptunaSearch):
         if left:
             self._ot_trials[trial_id] = optuna.Trial(self.study, left[0]._trial_id)
         point = super().suggest(trial_id) or {}
-        number = self._ot_trials[trial_id].number
-        return {TRIAL: trial_name(self.study.get_trials(deepcopy=False)[number]), **point}
+        trial = self.study.get_trials(deepcopy=False)[self._ot_trials[trial_id].number]
+        return {TRIAL: trial_name(trial), **self.rows.get(trial.user_attrs.get(NAME, ""), point)}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Do nothing: `prunes` records probes, and a trial's own score is recorded at its end."""

@@ -21,6 +21,7 @@ from anatomask.cli.arguments import parse
 from anatomask.data.shards import PreparedDataset
 from anatomask.errors import UserError
 from anatomask.recipes import RECIPES
+from anatomask.reports.studies import Trials, study_figure
 from anatomask.sweeps.chain import build_chain
 from anatomask.sweeps.space import Search, Space, grid, load_space
 from anatomask.sweeps.study import (
@@ -141,6 +142,25 @@ def test_another_table_under_the_same_name_is_refused(tmp_path: Path) -> None:
     open_study(tmp_path, RATIOS)
     with pytest.raises(UserError, match="other rows"):
         open_study(tmp_path, grid({"method.mask_ratio": (0.5,)}))
+
+
+def test_a_table_may_vary_fields_of_several_numbers(tmp_path: Path) -> None:
+    """A study is JSON, which makes lists of tuples: no trial began, and the same command found other rows."""
+    crops = grid({"loader.patch_size": ((64, 64, 64), (96, 96, 96)), "optimiser.betas": ([0.9, 0.95],)})
+    study = open_study(tmp_path, crops)
+    search = StudySearch(study, crops, seed=0)
+    points = [search.suggest("t0"), search.suggest("t1")]
+    for point, row in zip(points, crops.rows.values(), strict=True):
+        assert {name: value for name, value in point.items() if name != TRIAL} == row
+    search.on_trial_complete("t0", {METRIC: 0.5})
+    search.on_trial_complete("t1", error=True)
+    study = open_study(tmp_path, crops)  # the same command again
+    search = StudySearch(study, crops, seed=0)
+    assert search.suggest("t0") == points[1]
+    search.on_trial_complete("t0", {METRIC: 0.6})
+    assert trials_left(study, crops, 1) == 0
+    assert [point["loader.patch_size"] for point in Trials.of(study).points] == ["(64, 64, 64)", "(96, 96, 96)"]
+    assert study_figure(Trials.of(study)) is not None
 
 
 @pytest.mark.parametrize("address", ["sqlite:///{}/elsewhere.db", "journal:{}/journal.log"])
