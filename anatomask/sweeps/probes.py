@@ -6,12 +6,13 @@ probe with the probes of other trials after the same share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import optuna
-from optuna.pruners import BasePruner, MedianPruner, NopPruner
-from optuna.trial import FrozenTrial
+from optuna.pruners import BasePruner, NopPruner
+from optuna.trial import FrozenTrial, TrialState
 
 from anatomask.config import SCRATCH, FinetuneConfig
 from anatomask.sweeps.graph import Stage
@@ -95,15 +96,45 @@ class AshaPruner(BasePruner):
         """Return whether the trial's last probe is not among the best of all trials' after the same share."""
         if (step := trial.last_step) is None:
             return False
-        first = first_number(trial)
-        others = [one for one in latest_trials(study) if first_number(one) != first]
-        values = [one.intermediate_values[step] for one in (trial, *others) if step in one.intermediate_values]
+        own = trial.intermediate_values[step]
+        values = [own, *values_after(step, others_of(study, trial))]
         going_on = max(1, len(values) // self.factor)
-        return trial.intermediate_values[step] < sorted(values)[-going_on]
+        return own < sorted(values)[-going_on]
+
+
+@dataclass(frozen=True)
+class MedianPruner(BasePruner):
+    """Median stopping rule (Golovin et al., KDD 2017) by the last probe alone.
+
+    Optuna's own pruner takes the best of a trial's probes, so one that was good after a smaller share would go on.
+    """
+
+    startup: int
+    """Number of other trials that must be complete before a trial is pruned."""
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Return whether the trial's last probe is below the median of the other trials' after the same share."""
+        if (step := trial.last_step) is None:
+            return False
+        others = others_of(study, trial)
+        values = values_after(step, others)
+        started = sum(one.state == TrialState.COMPLETE for one in others) >= self.startup
+        return started and bool(values) and trial.intermediate_values[step] < median(values)
+
+
+def others_of(study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
+    """List the last tries of all other trials."""
+    first = first_number(trial)
+    return [one for one in latest_trials(study) if first_number(one) != first]
+
+
+def values_after(step: int, trials: Sequence[FrozenTrial]) -> list[float]:
+    """List the values of trials' probes after one share."""
+    return [one.intermediate_values[step] for one in trials if step in one.intermediate_values]
 
 
 def pruner_of(config: ProbeConfig) -> BasePruner:
     """Return the pruner of a sweep."""
     if config.prune == "asha":
         return AshaPruner(config.factor)
-    return MedianPruner(n_startup_trials=config.startup) if config.prune == "median" else NopPruner()
+    return MedianPruner(config.startup) if config.prune == "median" else NopPruner()

@@ -26,8 +26,8 @@ class ProbeConfig(Settings):
     pretraining. A trial is compared with others by its probe after the same share alone."""
 
     prune: Literal["never", "asha", "median"] = "never"
-    """Pruner of Optuna that stops trials. asha: after each probe the best 1/`factor` of those that were probed there go
-    on; median: those that are not below the median of the trials before; never: there are no probes."""
+    """Rule by which trials are stopped. asha: after each probe the best 1/`factor` of those that were probed there go
+    on; median: those that are not below the median of the others that were probed there; never: there are no probes."""
     first: float = 0.125
     """Share of the pretraining's epochs after which the first probe comes."""
     factor: int = 2

@@ -10,13 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.pruners import MedianPruner, SuccessiveHalvingPruner
+from optuna.pruners import SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
 from anatomask.cli.arguments import parse
@@ -77,17 +76,15 @@ def test_the_dry_run_counts_probes(labelled: PreparedDataset, tmp_path: Path) ->
 
 @settings(max_examples=15, deadline=None)
 @given(
-    prune=st.sampled_from(["asha", "median"]),
     scores=st.lists(st.tuples(*[st.integers(0, 9)] * 3), min_size=5, max_size=5),
     killed=st.sets(st.integers(0, 4)),
 )
-def test_trials_are_pruned_as_optuna_prunes_them(
-    prune: Any, scores: list[tuple[int, int, int]], killed: set[int]
-) -> None:
+def test_asha_prunes_trials_as_optuna_prunes_them(scores: list[tuple[int, int, int]], killed: set[int]) -> None:
     """Against Optuna's own loop. Some trials are killed after their first probe, which the next process repeats."""
-    config = ProbeConfig(prune=prune, startup=2)
-    wanted = {"asha": SuccessiveHalvingPruner(min_resource=1, reduction_factor=2), "median": MedianPruner(2)}[prune]
-    theirs = optuna.create_study(direction="maximize", pruner=wanted)
+    config = ProbeConfig(prune="asha")
+    theirs = optuna.create_study(
+        direction="maximize", pruner=SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
+    )
 
     def objective(trial: optuna.Trial) -> float:
         for step, value in zip((1, 2, 4), scores[trial.number], strict=True):
@@ -137,6 +134,26 @@ def test_asha_compares_probes_after_the_same_share_of_the_last_tries_alone(tmp_p
     for name, value in (("b", 0.5), ("c", 0.4)):
         search.suggest(name)
         assert search.prunes(name, {METRIC: value, PROBE: 1}) == (name == "c")  # the failed try of 0.6 counts no more
+
+
+def test_median_compares_probes_after_the_same_share_of_the_last_tries_alone(tmp_path: Path) -> None:
+    """Optuna's own takes the best of a trial's probes, after whatever share."""
+    pruner = pruner_of(ProbeConfig(prune="median", startup=2))
+    search = StudySearch(open_study(tmp_path, RATIOS), RATIOS, 0, pruner)
+
+    def probed(name: str, *values: float) -> list[bool]:
+        search.suggest(name)
+        return [search.prunes(name, {METRIC: value, PROBE: 2**number}) for number, value in enumerate(values)]
+
+    for name, first in (("a", 0.5), ("b", 0.1)):  # fewer than two are complete
+        assert probed(name, first, 0.6) == [False, False]
+        search.on_trial_complete(name, {METRIC: 0.7})
+    assert probed("c", 0.65, 0.4) == [False, True]  # the others have 0.6 there
+    search.on_trial_complete("c", {METRIC: 0.4, PROBE: 2})
+    assert probed("d", 0.6) == [False]
+    search.on_trial_complete("d", error=True)
+    search = StudySearch(open_study(tmp_path, RATIOS), RATIOS, 0, pruner)
+    assert probed("e", 0.52, 0.5, 0.1) == [False, True, True]  # of 0.5, 0.1 and 0.65: the failed 0.6 counts no more
 
 
 def test_a_pruned_trial_is_not_run_again_and_one_that_was_stopped_in_a_probe_is(tmp_path: Path) -> None:
