@@ -81,11 +81,17 @@ class Training:
 
     @property
     def gpu(self) -> str | None:
-        """Name of the GPU of each worker, as the machine on which it began has it; None for a training on CPUs."""
+        """Name of the GPU of each worker, as the machine on which it began has it; None for a training on CPUs.
+
+        Where that machine has no GPU, or others than were asked for, it is the type that was asked for.
+        """
         resources, gpus = self.environment.get("resources"), self.environment.get("gpus")
-        if isinstance(resources, Mapping) and not resources.get("gpu", True):
+        taken = resources if isinstance(resources, Mapping) else {}
+        if not taken.get("gpu", True):
             return None
-        return str(gpus[0]) if isinstance(gpus, list) and gpus else None
+        name = str(gpus[0]) if isinstance(gpus, list) and gpus else ""
+        kind = str(taken.get("gpu_type", ""))
+        return (name if kind in name else kind) or ("GPU" if taken.get("gpu") else None)
 
     @property
     def versions(self) -> dict[str, str]:

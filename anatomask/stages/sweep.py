@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -242,9 +242,12 @@ def train(
         answered.exists("dataset.json")  # waits for the end of an outage
     pretraining = one.verb == "pretrain"
     job = replace((pretrain if pretraining else finetune).build_job(config), columns=all_settings())
-    open_run(job.run, plain(config), overwrite=False, inputs={**job.inputs, **plugin_digests()})
     job = replace(job, until=None if until is None else until * job.steps_per_epoch, stop=store.stop)
-    fit(job, resources.pretraining if pretraining else resources.finetuning, config.cluster.max_failures)
+    if last_step(job.run) < job.last_update:  # else its environment stays that in which it was trained
+        taken = resources.pretraining if pretraining else resources.finetuning
+        inputs = {**job.inputs, **plugin_digests()}
+        open_run(job.run, plain(config), overwrite=False, inputs=inputs, resources=asdict(taken))
+        fit(job, taken, config.cluster.max_failures)
     return job.last_update
 
 

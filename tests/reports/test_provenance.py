@@ -70,6 +70,27 @@ def test_a_run_comes_after_those_it_started_from(tmp_path: Path) -> None:
     assert shlex.split(found[1].command) == ["anatomask", "finetune", "--config", str(second / CONFIG)]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "kind", "named"),
+    [
+        (["NVIDIA A100-SXM4-80GB"], "A100", "NVIDIA A100-SXM4-80GB"),
+        (["NVIDIA L4"], "A100", "A100"),
+        ([], "A100", "A100"),
+        ([], "", "GPU"),
+    ],
+)
+def test_a_training_that_began_on_a_machine_without_its_gpus_took_gpu_hours(
+    gpus: list[str], kind: str, named: str, tmp_path: Path
+) -> None:
+    """The driver of a sweep's trial has no GPU, nor has the head of many a cluster."""
+    folder = write_training(tmp_path / "run", {"init": "scratch"}, gpu=True)
+    described = json.loads((folder / ENVIRONMENT).read_text())
+    described |= {"gpus": gpus, "resources": {"workers": 4, "gpu": True, "gpu_type": kind}}
+    (folder / ENVIRONMENT).write_text(json.dumps(described))
+    (training,) = trainings_of([evaluated(folder, "run")])
+    assert training.gpu == named and cost([training]).startswith("All trainings shown took 0.0222 GPU-hours,")
+
+
 def test_chains_that_differ_in_their_seeds_alone_are_one_row(tmp_path: Path) -> None:
     """Two seeds of a chain; another learning rate of the pretraining; an earlier checkpoint of it; from scratch."""
     pretraining = {"method": {"name": "anatomask"}}

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from anatomask.errors import UserError
 from anatomask.evaluation.results import CaseScore, summarise, to_csv
 from anatomask.files import exclusive_lock
 from anatomask.recipes import RECIPES
-from anatomask.runs.belongings import claim_folder
+from anatomask.runs.belongings import ENVIRONMENT, claim_folder
 from anatomask.runs.store import Store
 from anatomask.stages import pretrain
 from anatomask.stages.sweep import check, report, run_stage
@@ -34,7 +34,8 @@ from anatomask.sweeps.study import ERROR, METRIC, TRIAL, StudySearch, latest_tri
 from anatomask.sweeps.trials import run_trial
 from anatomask.training.checkpoints import Checkpoints
 from anatomask.training.job import TrainingJob
-from tests.bad_input.world import OF_TRIAL, train_here, without_ray
+from anatomask.training.journal import JOURNAL
+from tests.bad_input.world import OF_TRIAL, RESOURCES, train_here, without_ray
 from tests.sweeps.test_space import table_of
 
 REPOSITORY = Path(__file__).parents[2]
@@ -259,6 +260,28 @@ def test_what_was_trained_is_not_trained_again_by_this_sweep_or_another(
     assert found[0] == found[1] and found[0][0] == found[0][2]
     assert sorted(name.partition("-")[0] for name in trained) == ["finetune", "finetune", "pretrain", "pretrain"]
     assert len({path.name for path in (tmp_path / "runs/store").glob("[!.]*")} - set(trained)) == 2  # the evaluations
+
+
+def test_a_trials_trainings_tell_their_workers(
+    labelled: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports count hours by them, and another number of them may change the last digits."""
+    monkeypatch.setattr("anatomask.stages.sweep.fit", lambda *given: None)
+    argv = [*SETTINGS[:5], labelled.path, "--finetune-data", labelled.path, "--runs", str(tmp_path)]
+    chain = build_chain(parse("sweep", argv, RECIPES).config)
+    stages = chain.stages({}) | chain.stages({"finetune.init": "scratch"})
+    for workers in (4, 3, 2):
+        resources = TrialResources(replace(RESOURCES, workers=workers), RESOURCES, side_by_side=1)
+        for one in (stage for stage in stages.values() if stage.verb != "evaluate"):
+            run_stage(one, tmp_path / one.verb, {}, resources, chain.store)
+        if workers == 3:  # and it came to its end
+            (tmp_path / "pretrain/checkpoints").mkdir()
+            (tmp_path / "pretrain/checkpoints/index.json").write_text(json.dumps({"step": 1_000_000}))
+    told = {verb: json.loads((tmp_path / verb / ENVIRONMENT).read_text()) for verb in ("pretrain", "finetune")}
+    assert told["pretrain"]["resources"] == asdict(replace(RESOURCES, workers=3))
+    assert told["finetune"]["resources"] == asdict(RESOURCES)
+    (line,) = (tmp_path / "pretrain" / JOURNAL).read_text().splitlines()
+    assert line.endswith("resources.workers is 4 there, 3 here")
 
 
 OTHER = {"CPU": 64.0, "memory": 1e10}
