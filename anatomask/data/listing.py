@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,13 @@ from anatomask.errors import UserError, reason
 SYSTEM_FOLDERS = ("lost+found", "$RECYCLE.BIN", "System Volume Information")
 """Folders that an operating system keeps for itself at the top of a disk."""
 
-KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+KINDS = {
+    0: "a link to nothing",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def is_file(path: Path) -> bool:
@@ -63,37 +70,62 @@ def names_in(folder: Path) -> list[str]:
         raise UserError(f"{folder} cannot be listed ({reason(error)}); give this account access to it") from error
 
 
-def faults(source: Path) -> Iterator[tuple[Path, str]]:
-    """Find what cannot be used below `source`, and why: folders that this account may not list or enter, and entries
-    that are neither file nor folder (dangling links, FIFOs, sockets). Hidden entries are left out.
+def files_below(source: Path) -> Iterator[Path]:
+    """Find all that is no folder below `source`, links and FIFOs included: whether it can be read shows when it is.
 
-    Links to folders are not followed, as in `Path.rglob`.
+    Links to folders are followed, but no folder is listed twice: a scan is found once, and a link to a folder around
+    it makes no circle. Hidden entries are left out, and what is in hidden folders.
     """
-    pending = [source]
+    return (Path(entry.path) for _, entries, _ in _folders(source) for entry in entries)
+
+
+def faults(source: Path) -> Iterator[tuple[Path, str]]:
+    """Find what cannot be used below `source`, where `files_below` looks, and why: folders that this account may not
+    list or enter, and entries that are neither file nor folder (dangling links, FIFOs, sockets).
+    """
+    for folder, entries, why in _folders(source):
+        if why:
+            yield folder, why
+        for entry in entries:
+            path = Path(entry.path)
+            if not entry.is_file(follow_symlinks=False) and not is_file(path):
+                yield path, _kind(_mode(path))
+
+
+def _folders(source: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]], str]]:
+    """List `source` and the folders below it, linked ones last: each with its entries that are no folders, sorted, and
+    the reason why it cannot be listed, if so.
+    """
+    pending = deque([(source, source.resolve())])
+    seen: set[Path] = set()
     while pending:
-        folder = pending.pop()
+        folder, real = pending.popleft()
+        if real in seen:
+            continue
+        seen.add(real)
         if not os.access(folder, os.R_OK | os.X_OK):
-            yield folder, "permission denied"
+            yield folder, [], "permission denied"
             continue
         try:
             with os.scandir(folder) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
         except OSError as error:
-            yield folder, reason(error)
+            yield folder, [], reason(error)
             continue
+        others: list[os.DirEntry[str]] = []
+        inside: list[tuple[Path, Path]] = []
         for entry in entries:
-            path = folder / entry.name
             if entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS:
                 continue
-            if entry.is_symlink():
-                if not (mode := _mode(path)):
-                    yield path, "a link to nothing"
-                elif stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
-                    yield path, "permission denied"
-            elif entry.is_dir(follow_symlinks=False):
-                pending.append(path)
-            elif not entry.is_file(follow_symlinks=False):
-                yield path, _kind(_mode(path))
+            path = folder / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                inside.append((path, real / entry.name))
+            elif entry.is_symlink() and is_folder(path):
+                pending.append((path, path.resolve()))
+            else:
+                others.append(entry)
+        pending.extendleft(reversed(inside))
+        yield folder, others, ""
 
 
 def _mode(path: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from anatomask.data.fingerprint import Scheme
-from anatomask.data.listing import is_folder
+from anatomask.data.listing import files_below, is_folder
 from anatomask.data.nifti import nifti_grid, read_nifti
 from anatomask.data.settings import ReaderConfig
 from anatomask.errors import Note, UserError
@@ -143,9 +143,9 @@ def is_nifti(path: Path) -> bool:
     return path.name.endswith(NIFTI) and not path.name.startswith(".") and not is_folder(path)
 
 
-def is_visible(path: Path, source: Path) -> bool:
-    """Return whether neither the path nor a folder between it and the source is hidden."""
-    return not any(part.startswith(".") for part in path.relative_to(source).parts)
+def nifti_files(source: Path) -> Iterator[Path]:
+    """Find the paths below `source` that are `is_nifti`; links to folders are followed."""
+    return filter(is_nifti, files_below(source))
 
 
 def case_name(*parts: str) -> str:

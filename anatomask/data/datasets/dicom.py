@@ -24,9 +24,9 @@ import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_rescale
 
-from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, Reader, case_name, is_visible, refused_case
+from anatomask.data.datasets.base import RawCase, RawDataset, RawImage, Reader, case_name, refused_case
 from anatomask.data.fingerprint import Scheme
-from anatomask.data.listing import is_file, require_file
+from anatomask.data.listing import files_below, is_file, require_file
 from anatomask.data.memory import require_room
 from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError, reason
@@ -87,12 +87,8 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def _files(source: Path) -> list[Path]:
-    return sorted(path for path in source.rglob("*") if is_file(path) and is_visible(path, source))
-
-
 def _matches(source: Path) -> bool:
-    return any(is_visible(path, source) and is_file(path) and is_dicom(path) for path in source.rglob("*"))
+    return any(is_file(path) and is_dicom(path) for path in files_below(source))
 
 
 @without_warnings()
@@ -100,7 +96,7 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     series: dict[Path, dict[str, list[Slice]]] = defaultdict(lambda: defaultdict(list))
     cases: list[RawCase] = []
     others: Counter[str] = Counter()
-    paths = _files(source)
+    paths = sorted(filter(is_file, files_below(source)))
     scans = {path for path in paths if is_dicom(path)}
     patterns = {_pattern(path) for path in scans}
     for path in paths:

@@ -12,8 +12,7 @@ from anatomask.data.datasets.base import (
     RawCase,
     RawDataset,
     Reader,
-    is_nifti,
-    is_visible,
+    nifti_files,
     nifti_image,
     nifti_label,
     stem,
@@ -42,11 +41,11 @@ CLASSES = {
 
 
 def _matches(source: Path) -> bool:
-    return any(is_nifti(path) and is_visible(path, source) for path in source.rglob(f"{LABELLED}*.nii*"))
+    return any(path.name.startswith(LABELLED) for path in nifti_files(source))
 
 
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
-    files = sorted(path for path in source.rglob("*.nii*") if is_nifti(path) and is_visible(path, source))
+    files = sorted(nifti_files(source))
     images = [path for path in files if stem(path).endswith(CHANNEL)]
     labels = {stem(path): path for path in files if stem(path).startswith(LABELLED) and path not in images}
     cases = [_case(path, labels) for path in images if path.name.startswith((LABELLED, UNLABELLED, VALIDATION))]

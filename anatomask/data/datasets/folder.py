@@ -25,8 +25,7 @@ from anatomask.data.datasets.base import (
     RawDataset,
     RawImage,
     Reader,
-    is_nifti,
-    is_visible,
+    nifti_files,
     nifti_image,
     nifti_label,
     stem,
@@ -36,7 +35,7 @@ from anatomask.data.datasets.masks import LARGEST, Found, find_masks, values_of
 from anatomask.data.datasets.nnunet import classes_of
 from anatomask.data.datasets.organ_masks import organ_label
 from anatomask.data.datasets.patterns import matched
-from anatomask.data.listing import is_file
+from anatomask.data.listing import files_below, is_file
 from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 from anatomask.names import some
@@ -76,11 +75,11 @@ def _like_ct(images: Sequence[RawImage]) -> list[bool]:
 
 
 def _matches(source: Path) -> bool:
-    return any(is_nifti(path) and is_visible(path, source) for path in source.rglob("*.nii*"))
+    return any(True for _ in nifti_files(source))
 
 
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
-    files = sorted(path for path in source.rglob("*.nii*") if is_nifti(path) and is_visible(path, source))
+    files = sorted(nifti_files(source))
     if options.image:
         found, names = _by_patterns(files, source, options)
     elif options.label:
@@ -240,7 +239,7 @@ def _remarks(
             f"{scan.relative_to(source)}; classes are named after the files, and where masks overlap the last by "
             "alphabet wins"
         )
-    if series := sum(path.suffix.lower() == ".dcm" for path in source.rglob("*.[dD][cC][mM]")):
+    if series := sum(path.suffix.lower() == ".dcm" for path in files_below(source)):
         yield f"{series} DICOM files left out, as there are NIfTI files; --dataset dicom reads them and no NIfTI"
     reasons: dict[str, list[str]] = {}
     for path, why in found.left_out.items():

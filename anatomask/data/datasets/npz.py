@@ -26,13 +26,12 @@ from anatomask.data.datasets.base import (
     RawImage,
     RawLabel,
     Reader,
-    is_visible,
 )
 from anatomask.data.datasets.folder import all_ct
 from anatomask.data.datasets.nnunet import SPLITS, chosen_fold, given_folds, read_header, scheme_of
 from anatomask.data.fingerprint import Scheme
 from anatomask.data.grids import places_voxels
-from anatomask.data.listing import is_file, is_folder
+from anatomask.data.listing import files_below, is_file
 from anatomask.data.settings import ReaderConfig
 from anatomask.errors import UserError
 
@@ -44,7 +43,7 @@ def _matches(source: Path) -> bool:
 
 
 def _files(source: Path) -> list[Path]:
-    return sorted(path for path in source.rglob("*.npz") if is_visible(path, source) and not is_folder(path))
+    return sorted(path for path in files_below(source) if path.suffix == ".npz")
 
 
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:

@@ -12,7 +12,7 @@ from anatomask.data.datasets.base import (
     RawDataset,
     case_name,
     is_nifti,
-    is_visible,
+    nifti_files,
     nifti_image,
 )
 from anatomask.data.datasets.channels import group_channels
@@ -49,7 +49,7 @@ def read_scans(source: Path, dataset: str = "auto", options: ReaderConfig | None
     layout = detect(source) if dataset == "auto" else dataset
     if layout == "folder" and not (options.image or options.label):
         refuse_foreign(layout, options)
-        files = sorted(path for path in source.rglob("*.nii*") if is_nifti(path) and is_visible(path, source))
+        files = sorted(nifti_files(source))
         scans = find_masks(files, source).scans
         labels = [str(path.relative_to(source)) for path in sorted({*files} - {*scans})]
         remarks = (f"{some(labels)} left out: named like a label map",) if labels else ()
