@@ -111,6 +111,12 @@ def _refuse(path: Path, why: str) -> Any:
     raise UserError(why)
 
 
+def refused_label(path: Path, why: str) -> RawLabel:
+    """Make a label that cannot be read: reading it raises `why`, so that its case is skipped, except in prediction."""
+    refuse = partial(_refuse, why=why)
+    return RawLabel(path, refuse, refuse)
+
+
 def tell_reading(labels: int, why: str) -> None:
     """Warn with a `Note` that so many label maps are read, if that takes long enough for somebody to wonder."""
     if labels >= MANY_LABELS:

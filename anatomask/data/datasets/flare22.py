@@ -6,6 +6,7 @@ The 2,000 scans without labels (`Case_00001_0000.nii.gz`) are for pretraining; t
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from anatomask.data.datasets.base import (
@@ -15,6 +16,7 @@ from anatomask.data.datasets.base import (
     nifti_files,
     nifti_image,
     nifti_label,
+    refused_label,
     stem,
 )
 from anatomask.data.settings import ReaderConfig
@@ -47,7 +49,10 @@ def _matches(source: Path) -> bool:
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     files = sorted(nifti_files(source))
     images = [path for path in files if stem(path).endswith(CHANNEL)]
-    labels = {stem(path): path for path in files if stem(path).startswith(LABELLED) and path not in images}
+    labels: dict[str, list[Path]] = {}
+    for path in files:
+        if path.name.startswith(LABELLED) and path not in images:
+            labels.setdefault(stem(path), []).append(path)
     cases = [_case(path, labels) for path in images if path.name.startswith((LABELLED, UNLABELLED, VALIDATION))]
     return RawDataset(
         reader="flare22",
@@ -60,13 +65,14 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
     )
 
 
-def _case(path: Path, labels: dict[str, Path]) -> RawCase:
-    """Make a training scan; if its label is missing, it is a labelled case whose reading reports that."""
+def _case(path: Path, labels: Mapping[str, Sequence[Path]]) -> RawCase:
+    """Make a training scan; if it has no label or several, it is a labelled case whose reading reports that."""
     case = stem(path).removesuffix(CHANNEL)
     if not case.startswith(LABELLED):
         return RawCase(case, case, (nifti_image(path),))
-    missing = path.with_name(path.name.replace(CHANNEL, ""))
-    return RawCase(case, case, (nifti_image(path),), nifti_label(labels.get(case, missing)))
+    first, *others = labels.get(case, [path.with_name(path.name.replace(CHANNEL, ""))])
+    why = f"{first} and {others[0]} may both be the label; take one of them out of the source" if others else ""
+    return RawCase(case, case, (nifti_image(path),), refused_label(first, why) if others else nifti_label(first))
 
 
 READER = Reader(_matches, _read)

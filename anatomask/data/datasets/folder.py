@@ -114,7 +114,12 @@ def _by_patterns(files: Sequence[Path], source: Path, options: ReaderConfig) -> 
     """
     labels = matched(files, source, options.label, "--reader.label") if options.label else {}
     scans = matched([path for path in files if path not in labels], source, options.image, "--reader.image")
-    by_name = {name: path for path, name in labels.items()}
+    by_name: dict[tuple[str, ...], Path] = {}
+    for path, name in labels.items():
+        if (first := by_name.setdefault(name, path)) != path:
+            raise UserError(
+                f"{first} and {path} may both be the label of a scan by --reader.label {options.label}; correct it"
+            )
     paired = {path: by_name[name] for path, name in scans.items() if name in by_name}
     if labels and not paired:
         one, other = next(iter(scans.values())), next(iter(labels.values()))

@@ -67,6 +67,7 @@ def find_masks(files: Sequence[Path], source: Path) -> Found:
     left_out: dict[Path, str] = {}
     named: dict[Path, list[Path]] = {}
     organs: dict[Path, dict[str, Path]] = {}
+    twice: dict[Path, str] = {}
     for mask in masks:
         apart = in_folder_of_masks(mask.relative_to(source))
         near = _beside(mask, apart, spoken)
@@ -74,7 +75,10 @@ def find_masks(files: Sequence[Path], source: Path) -> Found:
         if len(candidates) == 1:
             named.setdefault(candidates[0], []).append(mask)
         elif apart and not near and (owner := above.get(mask.parent.parent)):
-            organs.setdefault(owner, {})[stem(mask)] = mask
+            first = organs.setdefault(owner, {}).setdefault(stem(mask), mask)
+            if first != mask:
+                both = f"{first.relative_to(source)} and {mask.relative_to(source)}"
+                left_out[mask] = twice[owner] = f"{both} may be of one organ (take one out of the source)"
         elif not apart and class_values(mask) == set():
             scans.append(mask)
         else:
@@ -85,6 +89,8 @@ def find_masks(files: Sequence[Path], source: Path) -> Found:
         if len(paths) > 1:
             why = f"{len(paths)} label maps are beside the scan {scan.relative_to(source)} ({ONE_PER_ORGAN})"
             left_out |= dict.fromkeys(paths, why)
+    for scan, why in twice.items():
+        left_out |= dict.fromkeys(organs.pop(scan).values(), why)
     labels = {scan: paths[0] for scan, paths in named.items() if len(paths) == 1}
     if labels:
         why = "some scans have label maps, so it is not read as the mask of an organ"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from anatomask.data.datasets import read_dataset
+from anatomask.data.datasets.scans import read_scans
 from anatomask.data.preprocess import prepare_case
 from anatomask.data.splits import SplitConfig, dataset_splits
 from anatomask.errors import UserError
@@ -53,6 +54,18 @@ def test_a_missing_label_is_named(real_data: Path, tmp_path: Path) -> None:
     raw = read_dataset(tmp_path)
     with pytest.raises(UserError, match=r"FLARE22_Tr_0001\.nii\.gz is missing"):
         prepare_case(raw.cases[0], raw.schemes, raw.class_names, (6, 6, 6))
+
+
+def test_two_labels_of_one_name_are_both_named(real_data: Path, tmp_path: Path) -> None:
+    for folder, name in (("images", "_0000"), ("labels", ""), ("predictions", "")):
+        (tmp_path / folder).mkdir()
+        file = real_data / "flare22" / ("labels" if name == "" else folder) / f"FLARE22_Tr_0001{name}.nii.gz"
+        (tmp_path / folder / file.name).symlink_to(file)
+    raw = read_dataset(tmp_path)
+    both = r"labels/FLARE22_Tr_0001\.nii\.gz and .*predictions/FLARE22_Tr_0001\.nii\.gz may both be the label; take one"
+    with pytest.raises(UserError, match=both):
+        prepare_case(raw.cases[0], raw.schemes, raw.class_names, (6, 6, 6))
+    assert read_scans(tmp_path).cases[0].label is None  # which does not matter to a prediction
 
 
 def test_a_label_of_another_data_set_is_refused(real_data: Path, tmp_path: Path) -> None:

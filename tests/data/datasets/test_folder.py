@@ -195,6 +195,21 @@ def test_a_folder_of_masks_is_a_class_per_organ(tmp_path: Path) -> None:
     )
 
 
+def test_two_files_for_one_label_are_named_and_neither_wins(tmp_path: Path) -> None:
+    for patient, folders in (("p1", ("masks", "segmentations")), ("p2", ("masks",))):
+        save(tmp_path / patient / "ct.nii.gz", CT)
+        for folder in folders:
+            save(tmp_path / patient / folder / "liver.nii.gz", (LABELS > 0).astype(np.uint8))
+    save(tmp_path / "p1" / "masks" / "spleen.nii.gz", (LABELS > 1).astype(np.uint8))
+    raw = read_dataset(tmp_path, "folder")
+    assert labels_of(raw) == {"p1_ct": None, "p2_ct": "masks"} and raw.class_names == {1: "liver"}
+    assert any("p1/masks/liver.nii.gz and p1/segmentations/liver.nii.gz may be of one" in text for text in raw.remarks)
+    save(tmp_path / "liverp1.nii.gz", LABELS)
+    save(tmp_path / "p1liver.nii.gz", LABELS)
+    with pytest.raises(UserError, match=r"/liverp1\.nii\.gz and .*/p1liver\.nii\.gz may both be the label of a scan"):
+        read_dataset(tmp_path, "folder", options=ReaderConfig(image="**/ct.nii.gz", label="*liver*.nii.gz"))
+
+
 def test_classes_are_numbered_without_gaps_and_named_by_a_file(tmp_path: Path) -> None:
     save(tmp_path / "scans" / "a_ct.nii.gz", CT)
     save(tmp_path / "scans" / "a_seg.nii.gz", LABELS * 3)
