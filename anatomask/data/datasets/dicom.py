@@ -1,4 +1,7 @@
-"""DICOM: any folder of CT, MR and PET slices; a series in a folder is a case, without label.
+"""DICOM: any folders of CT, MR and PET slices; a series is a case, without label.
+
+A series may be spread over folders, as PACS export it by the hundred files. Where its folders hold slices at the same
+places, as phases or echoes that somebody sorted, each of them is a case.
 
 HU come from each slice's RescaleSlope and RescaleIntercept. Slices are sorted by their position along the normal of the
 image plane, whatever their names and numbers are. A series is refused by name if slices are missing, duplicated,
@@ -8,11 +11,12 @@ not SUV. Localizers, and files that hold no scan (structures, reports, dose), ar
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -51,12 +55,14 @@ GAP_TOLERANCE = 0.1
 class Slice:
     """Header of one file."""
 
-    name: str
-    """Name of the file in its folder."""
+    path: Path
     modality: str
     number: int | None
     patient: str
     localizer: bool
+    instance: str
+    place: str
+    """Position as the header writes it; empty where it has none."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ def _matches(source: Path) -> bool:
 
 @without_warnings()
 def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
-    series: dict[Path, dict[str, list[Slice]]] = defaultdict(lambda: defaultdict(list))
+    series: dict[tuple[str, str], dict[Path, list[Slice]]] = defaultdict(lambda: defaultdict(list))
     cases: list[RawCase] = []
     others: Counter[str] = Counter()
     paths = sorted(filter(is_file, files_below(source)))
@@ -116,9 +122,16 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         elif options.modality not in ("all", MODALITIES[found.modality]):
             others[found.modality] += 1
         else:
-            series[path.parent][uid].append(found)
-    modalities = {one.modality for there in series.values() for slices in there.values() for one in slices}
-    for folder, there in series.items():
+            series[uid, found.patient][path.parent].append(found)
+    modalities = {one.modality for folders in series.values() for slices in folders.values() for one in slices}
+    volumes: dict[Path, dict[tuple[str, str], list[Slice]]] = defaultdict(dict)
+    spread: list[Path] = []
+    for key, folders in series.items():
+        parts = _volumes(folders)
+        spread += [folder for folder in parts if len(parts) < len(folders)]
+        for folder, slices in parts.items():
+            volumes[folder][key] = slices
+    for folder, there in volumes.items():
         cases += _cases(folder, there, source)
     name = modalities.pop() if len(modalities) == 1 else "CT, MR or PT"
     scheme: Scheme = "ct" if name == "CT" else "zscore"
@@ -129,14 +142,17 @@ def _read(source: Path, fold: int, options: ReaderConfig) -> RawDataset:
         schemes=(scheme,),
         class_names={},
         nsd_tolerance={},
-        remarks=_remarks(others, len(modalities)),
+        remarks=tuple(_remarks(others, len(modalities), spread)),
     )
 
 
-def _remarks(others: Counter[str], mixed: int) -> tuple[str, ...]:
-    left_out = tuple(f"{count} files left out: {kind}" for kind, count in sorted(others.items()))
-    several = "modalities are mixed, so each scan is normalised by itself; --reader.modality takes one of them"
-    return (*left_out, several) if mixed else left_out
+def _remarks(others: Counter[str], mixed: int, spread: Sequence[Path]) -> Iterator[str]:
+    for kind, count in sorted(others.items()):
+        yield f"{count} files left out: {kind}"
+    if mixed:
+        yield "modalities are mixed, so each scan is normalised by itself; --reader.modality takes one of them"
+    if spread:
+        yield f"{len(spread)} series are spread over several folders and read as one scan each, as in {spread[0]}"
 
 
 def _header(path: Path) -> tuple[str, Slice | None]:
@@ -152,11 +168,31 @@ def _header(path: Path) -> tuple[str, Slice | None]:
     number = header.get("SeriesNumber")
     localizer = "LOCALIZER" in [str(value).upper() for value in (header.get("ImageType") or [])]
     patient = str(header.get("PatientID") or "").strip()
-    one = Slice(path.name, modality, None if number is None else int(number), patient, localizer)
+    instance = str(header.get("SOPInstanceUID") or "")
+    one = Slice(path, modality, None if number is None else int(number), patient, localizer, instance, _place(header))
     return str(header.SeriesInstanceUID), one
 
 
-def _cases(folder: Path, series: dict[str, list[Slice]], source: Path) -> list[RawCase]:
+def _place(header: Any) -> str:
+    try:
+        return str(header.get("ImagePositionPatient") or "")
+    except UNREADABLE:  # reading the series will say so
+        return ""
+
+
+def _volumes(folders: Mapping[Path, list[Slice]]) -> Mapping[Path, list[Slice]]:
+    """Join the slices of a series under the folder around them, or leave them in folders that hold the same places.
+
+    Where only some of the places are the same, or slices are, they are joined, too: reading refuses them by name.
+    """
+    slices = [one for there in folders.values() for one in there]
+    places = {tuple(sorted(one.place for one in there)) for there in folders.values()}
+    if len(places) == 1 and len({one.instance for one in slices}) == len(slices):
+        return folders
+    return {Path(os.path.commonpath(folders)): slices}
+
+
+def _cases(folder: Path, series: Mapping[tuple[str, str], list[Slice]], source: Path) -> list[RawCase]:
     """Make a case per series, named after the folder and, where it holds several series, after their numbers too."""
     relative = folder.relative_to(source).parts
     numbers = [slices[0].number for slices in series.values()]
@@ -166,7 +202,7 @@ def _cases(folder: Path, series: dict[str, list[Slice]], source: Path) -> list[R
         suffix = () if len(series) == 1 else (f"series{slices[0].number if distinct else position}",)
         case = case_name(*(relative or (source.name,)), *suffix)
         patient = slices[0].patient or (relative[0] if relative else case)
-        names = tuple(sorted(one.name for one in slices))
+        names = tuple(sorted(one.path.relative_to(folder).as_posix() for one in slices))
         image = RawImage(folder, partial(read_series, names=names), partial(read_grid, names=names))
         cases.append(RawCase(case, patient, (image,)))
     return cases
@@ -200,8 +236,8 @@ def read_series(folder: Path, names: Sequence[str]) -> tuple[np.ndarray, np.ndar
     """Read the voxels (columns, rows, slices) float32 of a series, and the affine (4, 4) to RAS mm.
 
     Args:
-        folder: folder of the files.
-        names: names of the files, in any order.
+        folder: folder of the files, or around their folders.
+        names: paths of the files in it, in any order.
 
     Raises:
         UserError: a slice is missing, duplicated, damaged or of another kind than the others, the slices are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -165,6 +166,35 @@ def test_a_damaged_slice_without_suffix_is_not_lost_unseen(
     assert [case.case for case in read_dataset(tmp_path).cases] == [tmp_path.name]
     files[-1].write_bytes(files[-1].read_bytes()[:100])
     assert sorted(case.case for case in read_dataset(tmp_path).cases) == sorted([tmp_path.name, files[-1].name])
+
+
+def test_a_series_that_is_spread_over_folders_is_one_scan(scan: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    files = write_series(tmp_path / "p1", *scan)
+    expected, _ = only(read_dataset(tmp_path)).read(tmp_path / "p1")
+    for k, path in enumerate(files):
+        target = tmp_path / "p1" / f"DIR{k // 5}" / f"IM{k}.dcm"
+        target.parent.mkdir(exist_ok=True)
+        path.rename(target)
+    write_series(tmp_path / "p1" / "DIR2", *scan, SeriesNumber=4)
+    raw = read_dataset(tmp_path)
+    assert [(case.case, case.patient) for case in raw.cases] == [("p1", "patient 7"), ("p1_DIR2", "patient 7")]
+    assert raw.remarks == (f"1 series are spread over several folders and read as one scan each, as in {tmp_path}/p1",)
+    np.testing.assert_array_equal(only(raw).read(only(raw).path)[0], expected)
+    shutil.copytree(tmp_path / "p1" / "DIR1", tmp_path / "p1" / "copy")
+    with pytest.raises(UserError, match=r"DIR1/IM\d\.dcm and copy/IM\d\.dcm are the same slice; delete one"):
+        only(read_dataset(tmp_path)).read(tmp_path / "p1")
+
+
+def test_phases_of_a_series_that_were_sorted_into_folders_are_cases(
+    scan: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    for phase in ("early", "late"):
+        write_series(tmp_path / phase, *scan, SeriesInstanceUID="1.2.3")
+    raw = read_dataset(tmp_path)
+    assert [case.case for case in raw.cases] == ["early", "late"] and not raw.remarks
+    (tmp_path / "late" / "000.dcm").unlink()
+    with pytest.raises(UserError, match="slices or more lie where another does"):
+        only(read_dataset(tmp_path)).read(tmp_path)
 
 
 def test_modalities_are_taken_apart(scan: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
