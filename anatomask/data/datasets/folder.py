@@ -219,7 +219,21 @@ def _patient(relative: Path, case: str, expression: str) -> str:
         return patient
     if subject := SUBJECT.search(relative.as_posix()):
         return subject[0]
-    return next((part for part in relative.parent.parts if not NO_PATIENT.fullmatch(part.lower())), case)
+    return next(iter(_own_folders(relative)), case)
+
+
+def _own_folders(relative: Path) -> list[str]:
+    """List the folders around a file that are not named after what is in them, the topmost first."""
+    return [part for part in relative.parent.parts if not NO_PATIENT.fullmatch(part.lower())]
+
+
+def _crowded(scans: Iterable[Path]) -> dict[str, list[str]]:
+    """Map each folder that is taken for a patient and in which several folders hold scans to these."""
+    inside: dict[str, set[str]] = {}
+    for relative in scans:
+        if len(folders := _own_folders(relative)) > 1 and not SUBJECT.search(relative.as_posix()):
+            inside.setdefault(folders[0], set()).add(folders[1])
+    return {patient: sorted(folders) for patient, folders in inside.items() if len(folders) > 1}
 
 
 def _remarks(
@@ -253,7 +267,19 @@ def _remarks(
         yield f"{some(paths)} left out: named like a label map, but {why}; --reader.image and --reader.label choose"
     if found.labels and not options.label_names:
         yield "classes are named after their values, as class 1; --reader.label-names names them"
-    if len(cases) > 1 and len(patients := {case.patient for case in cases}) == 1:
+    if not options.patient and (crowded := _crowded(path.relative_to(source) for path in found.scans)):
+        patient, folders = next(iter(crowded.items()))
+        yield (
+            f"{some(sorted(crowded))} taken as one patient each, though several folders there hold scans, as "
+            f"{some(folders)} of {patient}; if these are the patients, --reader.patient names them"
+        )
+    labelled = [case.patient for case in cases if case.label is not None]
+    if 0 < len(patients := set(labelled)) < 3:
+        yield (
+            f"all {len(labelled)} labelled scans are taken as those of {some(sorted(patients))}, and fewer than 3 "
+            "patients cannot be divided into train, val and test; --reader.patient names the patients"
+        )
+    elif len(cases) > 1 and len(patients := {case.patient for case in cases}) == 1:
         yield f"all scans are taken as those of one patient, {min(patients)}; --reader.patient names the patients"
 
 

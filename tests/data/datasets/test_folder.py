@@ -305,5 +305,26 @@ def test_the_patient_is_found_or_named(tmp_path: Path) -> None:
     for expression in ("P[0-9]", "images/(P[0-9])_"):
         options = ReaderConfig(image="images/*.nii.gz", patient=expression)
         assert [case.patient for case in read_dataset(tmp_path, options=options).cases] == ["P1", "P1", "P2"]
+    assert not any("--reader.patient" in remark for remark in read_dataset(tmp_path).remarks)
     one = read_dataset(tmp_path, options=ReaderConfig(image="images/P1_*.nii.gz", patient="P[0-9]"))
     assert any("one patient, P1; --reader.patient names" in remark for remark in one.remarks)
+
+
+def test_folders_that_are_taken_for_patients_are_named_where_it_is_doubtful(tmp_path: Path) -> None:
+    for time in ("baseline", "followup"):
+        for patient in ("a", "b"):
+            save(tmp_path / "visits" / "images" / time / patient / "ct.nii.gz", CT)
+    doubt = "baseline, followup taken as one patient each, though several folders there hold scans, as a, b of baseline"
+    assert any(doubt in remark for remark in read_dataset(tmp_path / "visits").remarks)
+    options = ReaderConfig(patient=r"/(\w+)/ct")
+    assert not any(
+        "--reader.patient" in remark for remark in read_dataset(tmp_path / "visits", options=options).remarks
+    )
+    for number in range(4):
+        save(tmp_path / "cohorts" / "A" / f"p{number}.nii.gz", CT)
+        save(tmp_path / "cohorts" / "A" / f"p{number}_seg.nii.gz", LABELS)
+        save(tmp_path / "cohorts" / "B" / f"q{number}.nii.gz", CT)
+    few = (
+        "all 4 labelled scans are taken as those of A, and fewer than 3 patients cannot be divided into train, val and"
+    )
+    assert any(few in remark for remark in read_dataset(tmp_path / "cohorts").remarks)
