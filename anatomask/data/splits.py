@@ -161,7 +161,7 @@ def read_split_file(path: str, raw: RawDataset) -> Splits:
 
     Raises:
         UserError: the file cannot be read, is no mapping of names to lists, names a case that the data set lacks,
-            or puts a case into two splits.
+            or puts a case twice into a split, or into two of the splits `APART`.
     """
     refuse_pipe(Path(path), "--split.file")
     try:
@@ -181,10 +181,11 @@ def read_split_file(path: str, raw: RawDataset) -> Splits:
         if unknown := [name for name in names if name not in cases]:
             raise UserError(f"--split.file {path}: {unknown[0]!r} of {split} is no case or patient of the source")
         members = [case for name in names for case in cases[name]]
+        others = owner if split in APART else {}
         for case in members:
-            if case in owner:
-                raise UserError(f"--split.file {path}: case {case} stands in {owner[case]} and in {split}")
-            owner[case] = split
+            if case in others:
+                raise UserError(f"--split.file {path}: case {case} stands in {others[case]} and in {split}")
+            others[case] = split
         splits[split] = tuple(sorted(members))
     return splits
 

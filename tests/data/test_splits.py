@@ -131,6 +131,17 @@ def test_a_split_file_names_cases_or_patients(tmp_path: Path) -> None:
     assert splits == {**given, "unlabeled": ("y", "z"), "unlabeled_test": ()}  # d stands nowhere
 
 
+def test_further_splits_of_a_split_file_may_overlap(tmp_path: Path) -> None:
+    """As folds do, which `train` holds all of."""
+    file = tmp_path / "splits.json"
+    file.write_text(
+        json.dumps({"train": ["a", "b"], "fold_0": ["a"], "fold_1": ["b"], "small": ["a", "c"], "test": ["c"]})
+    )
+    raw = dataset("abc", "")
+    splits = dataset_splits(replace(raw, splits=read_split_file(str(file), raw)), SplitConfig())
+    assert (splits["train"], splits["fold_1"], splits["small"]) == (("a", "b"), ("b",), ("a", "c"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -144,6 +155,8 @@ def test_a_split_file_names_cases_or_patients(tmp_path: Path) -> None:
         ('{"train": ["q"]}', "'q' of train is no case or patient"),
         ('{"train": ["a", "b"], "val": ["a"]}', "case a stands in train and in val"),
         ('{"train": ["a", "a"]}', "case a stands in train and in train"),
+        ('{"fold_0": ["a", "a"]}', "case a stands in fold_0 and in fold_0"),
+        ('{"train": ["a"], "unlabeled": ["a"]}', "case a stands in train and in unlabeled"),
     ],
 )
 def test_a_split_file_that_is_wrong_is_refused(tmp_path: Path, content: str, message: str) -> None:
