@@ -6,7 +6,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -152,10 +152,16 @@ class Storage:
         Raises:
             OSError, UserError: the (remote) folder cannot be read.
         """
-        selector = pafs.FileSelector(self.locate(folder), allow_not_found=True)
-        found = self._asked(folder, lambda: self.filesystem.get_file_info(selector))
-        files = {info.base_name: info.size for info in found if info.type is pafs.FileType.File}
-        return {name.removesuffix(suffix): files[name] for name in sorted(files) if name.endswith(suffix)}
+        return {name: info.size for name, info in self._files(folder, suffix)}
+
+    def times(self, folder: str, suffix: str = "") -> dict[str, int]:
+        """Return when the files of `sizes` were written, in nanoseconds since 1970, where the file system knows it."""
+        return {name: info.mtime_ns for name, info in self._files(folder, suffix) if info.mtime_ns}
+
+    def _files(self, folder: str, suffix: str) -> Iterator[tuple[str, pafs.FileInfo]]:
+        for name, info in self._entries(folder).items():
+            if info.type is pafs.FileType.File and name.endswith(suffix):
+                yield name.removesuffix(suffix), info
 
     def names(self, folder: str, suffix: str) -> list[str]:
         """List the names of `sizes`."""
@@ -167,13 +173,13 @@ class Storage:
         Raises:
             OSError, UserError: as `sizes`.
         """
-        return [name for name, kind in self._entries(folder).items() if kind is pafs.FileType.Directory]
+        return [name for name, info in self._entries(folder).items() if info.type is pafs.FileType.Directory]
 
-    def _entries(self, folder: str) -> dict[str, pafs.FileType]:
-        """Return the kind, by sorted name, of everything in a folder; empty without it."""
+    def _entries(self, folder: str) -> dict[str, pafs.FileInfo]:
+        """Return everything in a folder, by sorted name; empty without it."""
         selector = pafs.FileSelector(self.locate(folder), allow_not_found=True)
         found = self._asked(folder, lambda: self.filesystem.get_file_info(selector))
-        return {info.base_name: info.type for info in sorted(found, key=lambda info: info.base_name)}
+        return {info.base_name: info for info in sorted(found, key=lambda info: info.base_name)}
 
     def inspect(self, path: str, look: Callable[[pa.NativeFile], T]) -> T:
         """Apply `look` to a file, local or remote; `look` may be called again.
@@ -293,7 +299,7 @@ class Storage:
             OSError, UserError: as `clear`.
         """
         entries = self._entries(folder)
-        files = [name for name, kind in entries.items() if kind is pafs.FileType.File and _belongs(name, own)]
+        files = [name for name, info in entries.items() if info.type is pafs.FileType.File and _belongs(name, own)]
         for path in [folder] if len(files) == len(entries) else [f"{folder}/{name}" for name in files]:
             self.clear(path)
         return [f"{folder}/{name}" for name in entries if name not in files]

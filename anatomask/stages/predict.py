@@ -26,6 +26,7 @@ from anatomask.data.addresses import is_address
 from anatomask.data.datasets.base import RawDataset
 from anatomask.data.datasets.scans import read_scans
 from anatomask.data.memory import in_units
+from anatomask.data.outdated import outdated_note
 from anatomask.data.preprocess import shared_grid
 from anatomask.data.resampling import target_shape
 from anatomask.data.storage import Storage
@@ -67,7 +68,7 @@ def plan(config: PredictConfig) -> list[tuple[str, str]]:
         ("runs", ", ".join(config.run)),
         ("source", f"{config.source} ({task.raw.reader})"),
         ("scans", f"{len(cases)}, of which {len(finished_cases(task.out, cases))} are finished"),
-        *(("note", note) for note in _remarks(task)),
+        *(("note", note) for note in (*_remarks(task), *_outdated(task))),
         *(("cannot be read", f"{case}: {why}") for case, why in failures.items()),
         ("classes", f"{header['architecture']['classes']}"),
         ("spacing", " × ".join(f"{mm:g}" for mm in header["spacing"]) + " mm"),
@@ -90,6 +91,8 @@ def stage(config: PredictConfig, *, overwrite: bool = False) -> int:
     task.out.write(ITK_SNAP, itk_snap(names).encode())
     task.out.write(SLICER, slicer(names).encode())
     finished = finished_cases(task.out, cases)
+    for note in _outdated(task):
+        remark(note)
     needs, failures = _needs(config, task, [case for case in cases if case not in finished])
     prediction = Prediction(
         task.out,
@@ -131,6 +134,10 @@ def _remarks(task: Task) -> list[str]:
             grid = shared_grid(raw)
             shapes[raw.case] = target_shape(grid.shape, grid.spacing, header["spacing"])
     return [*task.raw.remarks, *little_context(shapes, header["patch_size"])]
+
+
+def _outdated(task: Task) -> list[str]:
+    return outdated_note(task.raw.cases, task.out.times(".", LABEL_MAP), task.out.show(f"<case>{LABEL_MAP}"))
 
 
 def _needs(config: PredictConfig, task: Task, cases: list[str]) -> tuple[dict[str, int], dict[str, str]]:

@@ -23,6 +23,7 @@ from anatomask.data.addresses import is_address, public_address
 from anatomask.data.datasets import RawCase
 from anatomask.data.fingerprint import Histogram
 from anatomask.data.memory import in_units
+from anatomask.data.outdated import outdated_note
 from anatomask.data.preparation import (
     Outcome,
     bytes_for_histograms,
@@ -61,7 +62,7 @@ def plan(config: PrepareConfig) -> list[tuple[str, str]]:
         ("patients", str(len({one.patient for one in raw.cases}))),
         ("finished", f"{len(finished_cases(root) & {one.case for one in raw.cases})}"),
         ("channels", ", ".join(map(" as ".join, zip(raw.channel_names, raw.schemes, strict=True)))),
-        *(("note", remark) for remark in raw.remarks),
+        *(("note", text) for text in (*raw.remarks, *_outdated(root, source))),
         ("classes", str(len(raw.class_names))),
         ("splits", _sizes(kept_splits(root, source.splits, {one.case for one in raw.cases}))),
         ("spacing", " × ".join(f"{mm:g}" for mm in source.info.spacing) + " mm"),
@@ -113,6 +114,8 @@ def stage(config: PrepareConfig, *, overwrite: bool = False) -> int:
         remark(f"--overwrite leaves what anatomask did not write: {some(left)}")
     finished = finished_cases(root)
     kept_splits(root, source.splits, finished)  # one that is damaged is refused before anything slow
+    for note in _outdated(root, source):
+        remark(note)
     pending = [raw for raw in source.raw.cases if raw.case not in finished]
     with running(config.cluster), outages_told(root), progress_shown() as progress:
         # Closed before Ray is: its Data threads would otherwise start another Ray behind our back.
@@ -149,6 +152,10 @@ def _look(config: PrepareConfig) -> tuple[Storage, Source]:
     if not is_address(root):
         _require_apart(Path(config.source).resolve(), Path(root).resolve(), config)
     return Storage(root, config.cluster.max_outage), source
+
+
+def _outdated(root: Storage, source: Source) -> list[str]:
+    return outdated_note(source.raw.cases, root.times("cases", ".parquet"), root.show("cases/<case>.parquet"))
 
 
 def _require_apart(source: Path, out: Path, config: PrepareConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -167,8 +168,13 @@ def test_a_finished_scan_is_not_predicted_again_and_other_settings_are_refused(
     finished = (tmp_path / "out/one.nii.gz").stat().st_mtime_ns
     shutil.copy(world.scan, source / "two.nii.gz")
     (tmp_path / "out/.two.nii.gz.0123abcd.tmp").write_text("left by a kill")
+    os.utime(source / "one.nii.gz", (time.time() + 60, time.time() + 60))  # corrected since
     assert predict(source, runs=world.runs[:1]) == 0
-    assert "2 of 2 scans are predicted (1 now)" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "2 of 2 scans are predicted (1 now)" in said.out
+    assert (
+        f"of one are newer than what was made of them, which is kept; delete {tmp_path}/out/<case>.nii.gz" in said.err
+    )
     assert (tmp_path / "out/one.nii.gz").stat().st_mtime_ns == finished
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "labels.ctbl", "labels.txt", "one.nii.gz", "prediction.json", "two.nii.gz"

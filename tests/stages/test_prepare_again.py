@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,22 @@ def test_a_split_that_was_edited_is_kept_and_a_case_that_was_skipped_joins(
     assert SPLITS.read_bytes() == before
     assert main([*FRESH.split(), "--overwrite"]) == 0
     assert json.loads(SPLITS.read_text()) != kept and "is kept as it is" not in shown(capsys).rpartition("cases")[2]
+
+
+def test_finished_cases_whose_scans_or_labels_are_newer_are_named(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(FRESH.split()) == 0
+    assert main(FRESH.split()) == 0
+    assert "newer than what was made of them" not in capsys.readouterr().err
+    later = time.time() + 60
+    for path in ("imagesTr/bert_0000.nii.gz", "labelsTr/anna.nii.gz"):
+        os.utime(here / "scans" / path, (later, later))
+    note = "scans or labels of anna, bert are newer than what was made of them, which is kept; delete out/cases/<case>"
+    assert main(FRESH.split()) == 0
+    assert note in capsys.readouterr().err.replace(f"{here}/", "")
+    assert main([*FRESH.split(), "--dry-run"]) == 0
+    assert "labels of anna, bert are newer" in shown(capsys)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,11 @@ class RawCase:
     label: RawLabel | None = None
     """Label map; None for an unlabelled case."""
 
+    @property
+    def paths(self) -> list[Path]:
+        """Files or folders of the images, and of the label if there is one."""
+        return [*(image.path for image in self.images), *([] if self.label is None else [self.label.path])]
+
 
 @dataclass(frozen=True)
 class RawDataset:

@@ -31,7 +31,7 @@ def with_refusals(raw: RawDataset, source: Path) -> RawDataset:
         )
     cases = [_or_refused(one) for one in raw.cases]
     refused = {one.case for one, now in zip(raw.cases, cases, strict=True) if now is not one}
-    known = {path for one in raw.cases for path in _paths(one)}
+    known = {path for one in raw.cases for path in one.paths}
     known |= {parent for path in known for parent in path.parents}
     remarks = []
     for path, why in faults(source):
@@ -59,14 +59,10 @@ def with_refusals(raw: RawDataset, source: Path) -> RawDataset:
 def _or_refused(raw: RawCase) -> RawCase:
     """Return the case, or a refused one in its place where its name cannot be a file name."""
     path = raw.images[0].path
-    if not all(map(is_text, (raw.case, *map(str, _paths(raw))))):
+    if not all(map(is_text, (raw.case, *map(str, raw.paths)))):
         why = "has a name that is not UTF-8 text, or holds control characters"
     elif (length := len(raw.case.encode())) > LONGEST_CASE:
         why = f"makes the name of a case {length} bytes long, more than {LONGEST_CASE}"
     else:
         return raw
     return refused_case(readable(raw.case), path, readable(f"{path} {why}; rename it"))
-
-
-def _paths(raw: RawCase) -> list[Path]:
-    return [*(image.path for image in raw.images), *([raw.label.path] if raw.label is not None else [])]

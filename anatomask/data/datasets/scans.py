@@ -44,7 +44,7 @@ def read_scans(source: Path, dataset: str = "auto", options: ReaderConfig | None
             raise UserError(f"{source} is not a NIfTI file; {advice}")
         if dataset != "auto" or options != ReaderConfig():
             raise UserError(f"--dataset and --reader choose among the files of a folder, and {source} is one file")
-        same = [case for case in _grouped(_nifti_files(source.parent), source.parent) if source in _paths(case)]
+        same = [case for case in _grouped(_nifti_files(source.parent), source.parent) if source in case.paths]
         return checked(_plain(same), source, options)
     layout = detect(source) if dataset == "auto" else dataset
     if layout == "folder" and not (options.image or options.label):
@@ -75,7 +75,3 @@ def _grouped(files: Iterable[Path], source: Path) -> list[RawCase]:
         for case, paths in group_channels(files)
         for name in [case_name(*paths[0].parent.relative_to(source).parts, case)]
     ]
-
-
-def _paths(case: RawCase) -> list[Path]:
-    return [image.path for image in case.images]
