@@ -16,7 +16,9 @@ NOT_CT = re.compile(r"\b(mri?|t[12]\w*|flair|dwi|adc|pet|pt|suv)\b", re.IGNORECA
 CT = re.compile(r"\bct\b", re.IGNORECASE)
 """Pattern of the names of channels that may be CT, as "CT or MR"."""
 LEAST_HU = -50
-"""HU above which all voxels of a scan lie only if it is in other units: fat is darker."""
+"""HU above which all voxels of a scan lie only if it is in other units, or masked to an inside: fat is darker."""
+MOST_HU = 200
+"""HU above which half of what is not background lies only in other units, or in bone."""
 FEW = 256
 """Number of values from which on a scan is no label map."""
 STRIDE = 4
@@ -34,7 +36,7 @@ def require_kind(name: str, volumes: Sequence[np.ndarray], channels: Sequence[Ch
     for volume, channel in zip(volumes, channels, strict=True):
         if channel.scheme != "none":
             refuse_label_map(name, volume)
-        if channel.scheme == "ct" and volume.min() >= LEAST_HU:
+        if channel.scheme == "ct" and _is_no_hu(volume, channel):
             raise UserError(
                 f"{name} is no CT in HU (no voxel is below {LEAST_HU}, where air and fat lie; the smallest is "
                 f"{float(volume.min()):g}), and the network reads {channel.name}; give a CT, with the rescale slope "
@@ -49,18 +51,31 @@ def require_kind(name: str, volumes: Sequence[np.ndarray], channels: Sequence[Ch
 
 
 def refuse_label_map(name: str, volume: np.ndarray) -> None:
-    """Check that a volume (D, H, W) is no label map.
+    """Check that a volume (D, H, W) is no label map; one that is not stored as whole numbers is taken for a scan.
 
     Raises:
         UserError: it is one; the message begins with `name`.
     """
-    if (values := label_values(volume)) is not None:
+    if volume.dtype.kind in "iu" and (values := label_values(volume)) is not None:
         listed = ", ".join(f"{value:g}" for value in values[:4])
         raise UserError(
             f"{name} is a label map, not a scan (its {len(values)} values are whole numbers over whole areas: "
             f"{listed}{', …' if len(values) > 4 else ''}); leave it out, or give the scan "
             "(only a channel of normalisation none may be one)"
         )
+
+
+def _is_no_hu(volume: np.ndarray, channel: ChannelFingerprint) -> bool:
+    """Return whether a scan (D, H, W) has neither air nor fat, though those that a network was trained on have.
+
+    If these have none either, as CTs in which all but the brain is set to 0, it must be brighter than they are.
+    """
+    if volume.min() < LEAST_HU:
+        return False
+    if channel.percentile_00_5 < LEAST_HU:
+        return True
+    inside = volume[volume != 0]
+    return bool(inside.size and np.median(inside) > max(MOST_HU, channel.percentile_99_5))
 
 
 def label_values(volume: np.ndarray) -> np.ndarray | None:

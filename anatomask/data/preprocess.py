@@ -89,7 +89,7 @@ def prepare_case(
         label = voxels.astype(np.uint8)
     check_voxels([str(image.path) for image in raw.images], volumes, schemes)
     for image, volume, scheme in zip(raw.images, volumes, schemes, strict=True):
-        if scheme != "none" and volume.dtype.kind in "iu":
+        if scheme != "none":
             refuse_label_map(str(image.path), volume)
     target = target_grid(original_shape, affine, spacing)
     if label is not None:

@@ -16,8 +16,8 @@ CT, MR = "openkbp/imagesTr/kbp_001_0000.nii.gz", "scans/prostatex_0000_t2.nii.gz
 LABEL = "openkbp/labelsTr/kbp_001.nii.gz"
 
 
-def channel(name: str, scheme: Scheme) -> ChannelFingerprint:
-    return ChannelFingerprint(name, scheme, 0.0, 1.0, 0.0, 1.0)
+def channel(name: str, scheme: Scheme, least: float = -900.0) -> ChannelFingerprint:
+    return ChannelFingerprint(name, scheme, least, 90.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,23 @@ def test_a_ct_whose_intercept_is_missing_is_none_in_hu(real_data: Path) -> None:
     voxels, _ = read_nifti(real_data / CT)
     with pytest.raises(UserError, match="rescale slope and intercept"):
         require_kind("scan", [voxels + 1024], [channel("CT", "ct")])
+
+
+def test_a_network_of_masked_cts_reads_such_scans(real_data: Path) -> None:
+    """All but the inside is 0 there; brighter scans are in other units, whatever the network has seen."""
+    voxels, _ = read_nifti(real_data / CT)
+    masked = np.where((voxels > 0) & (voxels < 90), voxels, 0)
+    require_kind("scan", [masked], [channel("CT", "ct", least=2.0)])
+    with pytest.raises(UserError, match="scan is no CT in HU"):
+        require_kind("scan", [masked], [channel("CT", "ct")])
+    with pytest.raises(UserError, match="scan is no CT in HU"):
+        require_kind("scan", [voxels + 1024], [channel("CT", "ct", least=2.0)])
+
+
+def test_a_mask_that_prepare_accepts_as_a_channel_is_accepted(real_data: Path) -> None:
+    """Stored as fractions, its whole numbers may be anything."""
+    voxels, _ = read_nifti(real_data / LABEL)
+    require_kind("scan", [voxels.astype(np.float32)], [channel("prior", "zscore")])
 
 
 def test_an_8_bit_scan_is_no_label_map_and_a_small_mask_is_one(real_data: Path) -> None:
