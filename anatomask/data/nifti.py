@@ -31,6 +31,8 @@ BLOCK = 1 << 20
 """Bytes read at once where a file is only checked."""
 DEFLATE = 1032
 """Bytes that one byte of a gzip file expands to at most."""
+UNITS = {1: "metres", 3: "micrometres"}
+"""Units of length of a header that are not read, by the lowest three bits of its `xyzt_units`."""
 SCALED = 8
 """Bytes per voxel of a file whose header has a slope and an intercept."""
 
@@ -98,11 +100,11 @@ def nifti_header(path: Path) -> nib.Nifti1Header | None:
 
 
 def require_spacing(path: Path) -> None:
-    """Check that a header says how large voxels are.
+    """Check that a header says how large voxels are, in millimetres.
 
     Raises:
-        UserError: it says nothing but 1 x 1 x 1 without a place, as programs write that know no voxel size; or as
-            `open_nifti`.
+        UserError: it says nothing but 1 x 1 x 1 without a place, as programs write that know no voxel size; or it
+            declares another unit; or as `open_nifti`.
     """
     header = open_nifti(path).header
     placed = header["qform_code"] or header["sform_code"]
@@ -111,6 +113,16 @@ def require_spacing(path: Path) -> None:
             f"{path} has no spacing (neither sform nor qform, and voxels of 1 × 1 × 1); convert the scan again, or "
             "write the voxel size and the orientation into its header"
         )
+    if unit := _other_unit(header):
+        raise UserError(
+            f"{path} gives lengths in {unit} by its header (xyzt_units), and only millimetres are read; convert its "
+            "voxel size and its place to mm, or correct the unit if they are in mm"
+        )
+
+
+def _other_unit(header: nib.Nifti1Header) -> str:
+    """Return the unit of length that a header declares; empty for millimetres, and where it declares none."""
+    return UNITS.get(int(header["xyzt_units"]) & 7, "")
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -160,6 +172,8 @@ def header_doubt(path: Path) -> str:
     """
     image = open_nifti(path)
     header = image.header
+    if unit := _other_unit(header):
+        return f"it gives lengths in {unit} (xyzt_units), and `prepare` reads only millimetres"
     if np.array_equal(image.affine, np.eye(4)):
         return "the affine is the identity, as when a header was lost: 1 mm voxels and RAS are probably not its own"
     if not header["qform_code"] and not header["sform_code"]:

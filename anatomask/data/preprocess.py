@@ -72,14 +72,17 @@ def prepare_case(
 
     Raises:
         TooLarge: the case would take more; only headers were read.
-        UserError: a file is missing, damaged, not 3-D or not finite, does not say its spacing, the files' grids
-            differ, values are too large for their scheme, every voxel of every channel is the same, a channel of whole
-            numbers is a label map, or the label holds a value that is not a class. The message names the file.
+        UserError: a file is missing, damaged, not 3-D or not finite, does not say its spacing in mm, or is smaller than
+            a voxel, the files' grids differ, values are too large for their scheme, every voxel of every channel is
+            the same, a channel of whole numbers is a label map, or the label holds a value that is not a class. The
+            message names the file.
     """
-    require_memory(str(raw.images[0].path), shared_grid(raw), spacing, len(raw.images), memory)
+    grid = shared_grid(raw)
+    require_memory(str(raw.images[0].path), grid, spacing, len(raw.images), memory)
     for image in raw.images:
         if is_nifti(image.path):
             require_spacing(image.path)
+    require_extent(str(raw.images[0].path), grid, spacing)
     volumes, affine = read_images(raw.images)
     original_shape = volumes[0].shape
     label = None
@@ -179,6 +182,19 @@ def require_memory(
             needs,
             limit,
             remedy,
+        )
+
+
+def require_extent(name: str, grid: Grid, spacing: Sequence[float]) -> None:
+    """Check that a scan is at least as long as half a voxel of `spacing` mm along each axis.
+
+    Raises:
+        UserError: it is shorter, as when its voxel size is in metres; the message uses `name`.
+    """
+    if any(round(n * old / new) < 1 for n, old, new in zip(grid.shape, grid.spacing, spacing, strict=True)):
+        raise UserError(
+            f"{name} has {product(grid.shape)} voxels of {product(grid.spacing)} mm, which is less than a voxel of "
+            f"{product(spacing)} mm; correct the voxel size in its header, or leave it out"
         )
 
 

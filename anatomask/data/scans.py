@@ -22,6 +22,7 @@ from anatomask.data.preprocess import (
     check_voxels,
     ras_grid,
     read_images,
+    require_extent,
     require_memory,
     resample_images,
     target_grid,
@@ -122,8 +123,8 @@ def prepare(scan: Scan, header: Mapping[str, Any], memory: int | None = None) ->
         memory: bytes that it may take at its peak. Default: what the machine has free.
 
     Raises:
-        UserError: the channels are not as many as the network's, all voxels are the same, or values are too large for
-            their scheme.
+        UserError: the channels are not as many as the network's, the scan is smaller than a voxel of the network's, all
+            voxels are the same, or values are too large for their scheme.
         TooLarge: resampling would take more memory.
     """
     fingerprint = Fingerprint.from_dict(header["fingerprint"])
@@ -136,7 +137,9 @@ def prepare(scan: Scan, header: Mapping[str, Any], memory: int | None = None) ->
         )
     names = [scan.name] * len(schemes)
     original = triple(scan.voxels.shape[1:], int)
-    require_memory(scan.name, ras_grid(original, scan.affine), header["spacing"], len(schemes), memory, REMEDY)
+    own = ras_grid(original, scan.affine)
+    require_memory(scan.name, own, header["spacing"], len(schemes), memory, REMEDY)
+    require_extent(scan.name, own, header["spacing"])
     volumes = list(scan.voxels)
     check_voxels(names, volumes, schemes)
     grid = target_grid(original, scan.affine, header["spacing"])

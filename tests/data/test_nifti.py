@@ -13,11 +13,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from anatomask.data.nifti import header_doubt, read_nifti
+from anatomask.data.nifti import header_doubt, read_nifti, require_spacing
 from anatomask.errors import UserError
 
-SCALING, PIXDIM = 112, 76
-"""Bytes of a NIfTI-1 header: scl_slope and scl_inter, and pixdim."""
+SCALING, PIXDIM, UNITS = 112, 76, 123
+"""Bytes of a NIfTI-1 header: scl_slope and scl_inter, pixdim, and xyzt_units."""
 
 
 def written(path: Path, changes: dict[int, bytes]) -> Path:
@@ -49,6 +49,19 @@ def test_a_scaling_that_is_finite_or_absent_is_read(
     plain, _ = read_nifti(written(tmp_path / "a.nii", {}))
     voxels, _ = read_nifti(written(tmp_path / "b.nii", {SCALING: struct.pack("<ff", slope, intercept)}))
     np.testing.assert_array_equal(voxels, expected * plain.astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    ("code", "unit"), [(0, ""), (2, ""), (10, ""), (1, "metres"), (9, "metres"), (3, "micrometres")]
+)
+def test_lengths_in_other_units_are_refused(code: int, unit: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.nii.gz", {UNITS: bytes([code])})
+    if not unit:
+        assert header_doubt(path) == ""
+        return require_spacing(path)
+    assert f"lengths in {unit}" in header_doubt(path)
+    with pytest.raises(UserError, match=rf"a\.nii\.gz gives lengths in {unit} by its header"):
+        require_spacing(path)
 
 
 def test_what_nibabel_mends_is_a_doubt_of_ours_and_no_line_of_its_own(tmp_path: Path) -> None:

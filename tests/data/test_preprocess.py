@@ -185,6 +185,15 @@ def test_a_label_map_in_place_of_a_scan_is_refused(raw_case: MakeRaw) -> None:
     assert prepare_case(raw_case(organs), ("none",), (), SPACING).images[0].any()
 
 
+@pytest.mark.parametrize("scale", [(1e-3, 1e-3, 1e-3), (1, 1, 1e-3)])
+def test_a_scan_that_is_smaller_than_a_voxel_is_refused(
+    scale: tuple[float, float, float], ct: Ct, raw_case: MakeRaw
+) -> None:
+    raw = raw_case(ct()[0], affine=np.diag([*np.multiply(SPACING, scale), 1.0]))
+    with pytest.raises(UserError, match=r"case_0000\.nii\.gz has 16 × 14 × 12 voxels of .*correct the voxel size"):
+        prepare_case(raw, ("ct",), (), SPACING)
+
+
 def test_a_label_elsewhere_is_refused(ct: Ct, raw_case: MakeRaw) -> None:
     image, label = ct()
     affine = np.diag([*SPACING, 1.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,9 @@ def test_what_cannot_be_prepared_is_named(head_files: tuple[Path, Path], tmp_pat
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.eye(4)), flat)
     with pytest.raises(UserError, match=r"flat\.nii\.gz is 0 in every voxel"):
         prepare(read_files([flat]), header_of(("ct",)))
+
+
+def test_a_scan_that_is_smaller_than_a_voxel_is_refused(head_files: tuple[Path, Path]) -> None:
+    scan = read_files(head_files[:1])
+    with pytest.raises(UserError, match=r"kbp_001_0000\.nii\.gz has .* less than a voxel of 4 × 4 × 5 mm; correct the"):
+        prepare(replace(scan, affine=scan.affine @ np.diag([1, 1, 1e-3, 1])), header_of(["ct"]))
