@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from anatomask.cluster_settings import ClusterConfig
+from anatomask.data.addresses import is_address
 from anatomask.data.samples import LoaderConfig
 from anatomask.data.settings import PreparePlanConfig, PreprocessConfig, ReaderConfig
 from anatomask.data.splits import SplitConfig
@@ -111,7 +112,7 @@ class PretrainConfig(Settings):
     """Folders that `prepare` wrote, one or several of one voxel size, with the same channels and normalisation. All
     are normalised by the fingerprint of the first."""
     runs: str = "runs"
-    """Folder of all runs."""
+    """Folder of all runs; or its address, as s3://bucket/runs, for machines that share no storage (docs/cluster.md)."""
     name: str = ""
     """Name of the run. Default: derived from the configuration."""
     seed: int = 0
@@ -129,7 +130,6 @@ class PretrainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
-        self.require_local("runs")
         if self.data == ():
             raise ValueError("data must name at least one prepared folder")
         self.require_distinct("data")
@@ -171,11 +171,11 @@ class FinetuneConfig(Settings):
     data: str
     """Folder that `prepare` wrote."""
     init: str = SCRATCH
-    """Initial weights: scratch, or the folder RUN of a run or of weights. Controls: encoder:RUN takes only the encoder
-    of a finetuned network, or of a pretrained one whose decoder was trained, too; permuted:RUN takes the encoder with
-    the entries of each tensor shuffled."""
+    """Initial weights: scratch, or the folder or address RUN of a run or of weights. Controls: encoder:RUN takes only
+    the encoder of a finetuned network, or of a pretrained one whose decoder was trained, too; permuted:RUN takes the
+    encoder with the entries of each tensor shuffled."""
     runs: str = "runs"
-    """Folder of all runs."""
+    """Folder of all runs; or its address, as s3://bucket/runs, for machines that share no storage (docs/cluster.md)."""
     name: str = ""
     """Name of the run. Default: derived from the configuration."""
     seed: int = 0
@@ -201,7 +201,6 @@ class FinetuneConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
-        self.require_local("runs")
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction must lie in (0, 1], not {self.train_fraction}")
         self.require_range(0, 1000, "fold")
@@ -216,7 +215,7 @@ class EvaluateConfig(Settings):
     """Settings of scoring a finetuned network on the original grid of each case, see docs/evaluation.md."""
 
     run: str
-    """Folder of a finetuning run."""
+    """Folder or address of a finetuning run."""
     data: str = ""
     """Folder that `prepare` wrote. Default: the one that the run was trained on."""
     split: str = ""
@@ -239,7 +238,7 @@ class PredictConfig(Settings):
     """Settings of segmenting raw scans by finetuned networks: label maps on the scans' own grids."""
 
     run: tuple[str, ...]
-    """Folders of finetuning runs, or of weights. Several (folds, seeds) are averaged."""
+    """Folders or addresses of finetuning runs, or of weights. Several (folds, seeds) are averaged."""
     source: str
     """Folder of scans in any layout (NIfTI, DICOM, NPZ), or one NIfTI file; labels in it are not read."""
     out: str
@@ -266,7 +265,7 @@ class ReportConfig(Settings):
     """Settings of tables, figures and a page of any number of evaluated runs."""
 
     runs: tuple[str, ...]
-    """Folders of evaluated runs."""
+    """Folders or addresses of evaluated runs."""
     out: str = "report"
     """Folder for the page report.html, the table (Markdown, CSV) and the figures."""
     cases: int = 3
@@ -298,13 +297,13 @@ class ExportWeightsConfig(Settings):
     """Settings of writing the weights of a run to a file that other programs load."""
 
     run: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
-    """Folder of a run, or of weights."""
+    """Folder or address of a run, or of weights."""
     format: ExportFormat
     """Format of the file. nnunet: for nnU-Net's STU-Net trainers; stunet: as STU-Net's released weights; nnssl: a
     pretrained ResEnc-L, for nnU-Net's nnUNetv2_train_pretrained; monai: a plain state dict; safetensors: AnatoMask's
     own, with its description; huggingface: a folder of it with a model card; monai-bundle: a folder that MONAI runs."""
     output: str = ""
-    """File to write, or a folder for it. Default: the folder `exported` of the run."""
+    """File to write, or a folder for it. Default: the folder `exported` of the run, unless that is an address."""
     license: str = UNKNOWN
     """Licence of the weights that a folder states, as the Hugging Face hub calls it: cc-by-4.0, apache-2.0."""
     checkpoint: Literal["best", "last"] = "best"
@@ -316,6 +315,8 @@ class ExportWeightsConfig(Settings):
         super().__post_init__()
         self.require_local("output")
         self.require_range(1, 1000, "in_channels")
+        if isinstance(self.run, str) and is_address(self.run) and not self.output:
+            raise ValueError("output must name a file or a folder on this machine, since run is an address")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise ValueError(f"license must be a name as cc-by-4.0 or other, not {self.license!r}")
         if self.license != UNKNOWN and self.format not in FOLDERS:

@@ -75,8 +75,8 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, str) and "://" in value:  # in a recipe, what the user must name is missing
                 raise ValueError(
-                    f"{name} must be a folder, on storage that all machines share, not an address: prepared data alone "
-                    "may lie on object storage"
+                    f"{name} must be a folder, on storage that all machines share, not an address: prepared data, and "
+                    "the runs of pretrain and finetune, may lie on object storage"
                 )
 
 

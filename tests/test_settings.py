@@ -17,6 +17,7 @@ from anatomask.recipes.recipe import VERBS
 from anatomask.settings import Settings
 
 PREPARE = ["prepare", "--source", "x", "--out", "y"]
+SWEEP = ["sweep", "--space", "x", "--pretrain-data", "x", "--finetune-data", "x"]
 UNBOUNDED = {"seed"}
 """Whole numbers that no memory, process or file is made of."""
 
@@ -135,8 +136,8 @@ def test_what_must_be_given_may_not_be_empty(argv: list[str], flag: str) -> None
         (["pretrain", "--data", "x", "--cluster.gpu-type", "H 100"], "gpu_type must be a type as H100"),
         (["pretrain", "--data", "x", "--cluster.gpu-type", "L4", "--cluster.gpu", "False"], "gpu_type L4 needs GPUs"),
         (["pretrain", "--data", "x", "--training.checkpoint-minutes", "0"], "checkpoint_minutes must be at least 0.01"),
-        (["pretrain", "--data", "s3://b/x", "--runs", "s3://KEY:SECRET@b/r"], "runs must be a folder, on storage that"),
-        (["finetune", "--data", "x", "--runs", "gs://b/r"], "runs must be a folder"),
+        ([*SWEEP, "--runs", "s3://KEY:SECRET@b/r"], "runs must be a folder, on storage that all machines share"),
+        (["export-weights", "s3://b/r", "--format", "monai"], "output must name a file or a folder on this machine"),
         (["evaluate", "--run", "x", "--out", "s3://b/r"], "out must be a folder"),
         ([*PREPARE, "--preprocess.brick", "1000000000"], "brick must be at most 512"),
         ([*PREPARE, "--preprocess.spacing", "1", "1", "nan"], "spacing must be a finite"),

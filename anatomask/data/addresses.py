@@ -16,23 +16,38 @@ def is_address(path: str) -> bool:
 
 
 def public_address(address: str) -> str:
-    """Remove user, password and secret options from an address, to show it and write it down."""
+    """Remove user, password and secret options from an address, to show it and write it down.
+
+    What stands before it, as in `encoder:s3://…`, stays.
+    """
     if not is_address(address):
         return address
+    before, colon, scheme = address.partition("://")[0].rpartition(":")
     try:
-        parts = urlsplit(address)
+        parts = urlsplit(address.removeprefix(before + colon))
     except ValueError:
-        return f"{address.partition('://')[0]}://***"
+        return f"{before}{colon}{scheme}://***"
     user, _, host = parts.netloc.rpartition("@")
     if parts.scheme.startswith("abfs") and (container := user.partition(":")[0]):
         host = f"{container}@{host}"  # Azure's user is the container
     options = [option for option in parts.query.split("&") if not SECRET.search(option.partition("=")[0])]
-    return urlunsplit((parts.scheme, host, parts.path, "&".join(options), ""))
+    return before + colon + urlunsplit((parts.scheme, host, parts.path, "&".join(options), ""))
+
+
+def folder_path(path: str) -> Path:
+    """Return a local path, or that of an address within its bucket."""
+    return Path(urlsplit(public_address(path)).path if is_address(path) else path)
 
 
 def folder_name(path: str) -> str:
     """Return the last part of a local path or of an address."""
-    return Path(urlsplit(public_address(path)).path if is_address(path) else path).name
+    return folder_path(path).name
+
+
+def address_below(address: str, name: str) -> str:
+    """Return the address of a folder within that of another, with the same options."""
+    folder, question, options = address.partition("?")
+    return f"{folder.rstrip('/')}/{name}{question}{options}"
 
 
 def cannot_open(address: str, error: BaseException) -> str:

@@ -48,11 +48,13 @@ def outlast(act: Callable[[], T], place: str, minutes: float) -> T:
     Raises:
         OSError: as `act`, where the fault is no outage or the outage lasts too long.
     """
-    began, pauses, failed = time.monotonic(), waits(place), False
+    pauses, failed = waits(place), False
+    began = 0.0
     while True:
         try:
             result = act()
         except OSError as error:
+            began = began if failed else time.monotonic()  # before, a large file may have been on its way for long
             left = began + 60 * minutes - time.monotonic()
             if not is_outage(error) or left <= 0:
                 raise

@@ -7,7 +7,6 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -20,6 +19,7 @@ from pyarrow import fs as pafs
 from anatomask.data.addresses import cannot_open, is_address, public_address
 from anatomask.data.mapping import MappedFiles
 from anatomask.data.outages import MAX_OUTAGE, is_outage, one_line, outlast
+from anatomask.data.ranges import fetched
 from anatomask.errors import UserError
 from anatomask.files import flush, refuse_pipe
 from anatomask.names import shown
@@ -31,16 +31,17 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 """Pattern of the name of a file until its write is complete."""
 
-REQUESTS_AT_ONCE = 16
-"""Number of concurrent requests to remote storage, whose latency is high."""
-JOINED_BELOW = 2**16
-"""Bytes between two ranges of a remote file up to which they are read as one."""
+PIECE = 2**26
+"""Bytes of a large file that are handed to the file system at once, which copies them."""
 
 ANSWER_SECONDS: Mapping[str, Mapping[str, Any]] = {
     "s3": {"connect_timeout": 5.0, "request_timeout": 10.0},
     "gcs": {"retry_time_limit": timedelta(seconds=10)},
 }
 """Options that make an unanswered request fail within 30 s; pyarrow's defaults take 99 s, in GCS 15 minutes."""
+
+Stamp: TypeAlias = tuple[int, int]
+"""Bytes of a file, and the second of its last change: object stores do not tell it more exactly everywhere."""
 
 T = TypeVar("T")
 
@@ -181,6 +182,26 @@ class Storage:
         found = self._asked(folder, lambda: self.filesystem.get_file_info(selector))
         return {info.base_name: info for info in sorted(found, key=lambda info: info.base_name)}
 
+    def stamps(self) -> dict[str, Stamp]:
+        """Return the stamp of every file below the root, by its path.
+
+        Raises:
+            OSError, UserError: as `sizes`.
+        """
+        selector = pafs.FileSelector(self._base, allow_not_found=True, recursive=True)
+        found = self._asked("", lambda: self.filesystem.get_file_info(selector))
+        return {
+            info.path.removeprefix(f"{self._base}/"): _stamp(info) for info in found if info.type is pafs.FileType.File
+        }
+
+    def stamp(self, path: str) -> Stamp:
+        """Return the stamp of a file.
+
+        Raises:
+            OSError, UserError: as `exists`.
+        """
+        return _stamp(self._asked(path, lambda: self.filesystem.get_file_info(self.locate(path))))
+
     def inspect(self, path: str, look: Callable[[pa.NativeFile], T]) -> T:
         """Apply `look` to a file, local or remote; `look` may be called again.
 
@@ -211,7 +232,7 @@ class Storage:
         Raises:
             OSError, UserError: as `inspect`; and OSError where the file ends before a range does.
         """
-        parts = self._mapped_parts(path, ranges) if self.local else self.inspect(path, partial(_fetched, ranges=ranges))
+        parts = self._mapped_parts(path, ranges) if self.local else self.inspect(path, partial(fetched, ranges=ranges))
         if any(len(part) != length for part, (_, length) in zip(parts, ranges, strict=True)):
             raise OSError(f"{self.show(path)} is cut off")
         return parts
@@ -234,7 +255,7 @@ class Storage:
         except ValueError as error:
             raise UserError(f"{self.show(path)} is damaged ({error}); {remedy}") from error
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes | pa.Buffer) -> None:
         """Write a file atomically, with the folders that it needs.
 
         Raises:
@@ -244,7 +265,7 @@ class Storage:
         put = self._put if self.filesystem.type_name in OBJECT_STORES else self._put_and_rename
         self._asked(path, lambda: put(target, data))
 
-    def _put_and_rename(self, target: str, data: bytes) -> None:
+    def _put_and_rename(self, target: str, data: bytes | pa.Buffer) -> None:
         folder, name = target.rsplit("/", 1)
         temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
@@ -258,9 +279,12 @@ class Storage:
                 self.filesystem.delete_file(temporary)
             raise
 
-    def _put(self, target: str, data: bytes) -> None:
+    def _put(self, target: str, data: bytes | pa.Buffer) -> None:
         with self.filesystem.open_output_stream(target, compression=None) as stream:
-            stream.write(data)
+            for start in range(0, len(data), PIECE):
+                if start:
+                    stream.flush()  # waits until the last piece has gone, so that copies do not pile up
+                stream.write(memoryview(data)[start : start + PIECE])
 
     def write_json(self, path: str, value: Any) -> None:
         """Write a value as JSON, indented, as `write` does.
@@ -363,36 +387,12 @@ def _remote(address: str) -> tuple[pafs.FileSystem, str]:
     return rebuild({**options, **ANSWER_SECONDS[filesystem.type_name]}), base
 
 
-def _fetched(file: pa.NativeFile, ranges: Sequence[tuple[int, int]]) -> list[pa.Buffer]:
-    """Read the (start, length) ranges of a remote file, by concurrent requests."""
-    spans = _joined(ranges)
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        read = dict(zip(spans, pool.map(lambda span: file.read_at(span[1], span[0]), spans), strict=True))
-    return [_within(read, start, length) for start, length in ranges]
+def _stamp(info: pafs.FileInfo) -> Stamp:
+    return int(info.size or 0), int(info.mtime_ns or 0) // 10**9
 
 
 def _belongs(name: str, own: str) -> bool:
     return bool(re.fullmatch(own, name) or TEMPORARY.fullmatch(name))
-
-
-def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merge ranges that lie near each other into (start, length) spans."""
-    spans: list[tuple[int, int]] = []
-    for start, length in sorted(ranges):
-        if spans and start - sum(spans[-1]) <= JOINED_BELOW:
-            first, extent = spans.pop()
-            spans.append((first, max(extent, start + length - first)))
-        else:
-            spans.append((start, length))
-    return spans
-
-
-def _within(read: Mapping[tuple[int, int], bytes], start: int, length: int) -> pa.Buffer:
-    """Cut a range out of the span that holds it."""
-    first, data = next(
-        (first, data) for (first, extent), data in read.items() if first <= start and start + length <= first + extent
-    )
-    return pa.py_buffer(data)[start - first : start - first + length]
 
 
 def as_json(value: Any) -> bytes:

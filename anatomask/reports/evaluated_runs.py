@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anatomask.data.addresses import is_address, public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.evaluation.results import (
@@ -19,6 +20,7 @@ from anatomask.evaluation.results import (
     from_csv,
 )
 from anatomask.reports.tables import by_dataset
+from anatomask.runs.remote import is_of_checkpoints, local_folder
 from anatomask.runs.siblings import kinship
 
 
@@ -41,19 +43,20 @@ class EvaluatedRun:
 
 
 def read_run(folder: str) -> EvaluatedRun:
-    """Read the results of the run in `folder`.
+    """Read the results of the run in `folder`, or of one at an address, without its checkpoints.
 
     Raises:
         UserError: the run was not evaluated, or its results are damaged; the message names the file.
     """
-    storage = Storage(Path(folder).absolute())
+    path = local_folder(folder, lambda path: not is_of_checkpoints(path)) if is_address(folder) else Path(folder)
+    storage, folder = Storage(path.absolute()), public_address(folder)
     for name in (SUMMARY_FILE, CASES_FILE):
         if not storage.exists(name):
             raise UserError(f"{folder}/{name} is missing; run `anatomask evaluate --run {folder}` first")
     remedy = f"run `anatomask evaluate --run {folder} --overwrite`"
     summary = check_summary(storage.read_json(SUMMARY_FILE, remedy), storage.show(SUMMARY_FILE))
     if "training" not in summary:  # of an older version
-        summary = {**summary, "training": kinship(Path(folder))}
+        summary = {**summary, "training": kinship(path)}
     if "inference" not in summary and storage.exists(IDENTITY_FILE):  # likewise
         identity = storage.read_json(IDENTITY_FILE, remedy)
         summary = {**summary, "inference": identity.get("inference") if isinstance(identity, Mapping) else None}
@@ -64,7 +67,7 @@ def read_run(folder: str) -> EvaluatedRun:
             f"{storage.show(CASES_FILE)} has scores of {len(means)} cases, but {SUMMARY_FILE} counts "
             f"{summary['cases']}; {remedy}"
         )
-    return EvaluatedRun(Path(folder), summary, means, scores)
+    return EvaluatedRun(path, summary, means, scores)
 
 
 def runs_by_dataset(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:

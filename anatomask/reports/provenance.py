@@ -17,6 +17,7 @@ from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.runs.belongings import CONFIG, ENVIRONMENT, is_run
 from anatomask.runs.checkpoint_index import CHECKPOINTS, STEP
 from anatomask.runs.identity import run_key
+from anatomask.runs.remote import working_folder
 from anatomask.training.journal import METRICS
 from anatomask.weights.files import split_init
 
@@ -195,7 +196,7 @@ def start_of(training: Training) -> tuple[Path | None, int | None]:
     init = training.settings.get("init")
     if not isinstance(init, str) or init == SCRATCH:
         return None, None
-    path = Path(split_init(init)[1])
+    path = working_folder(split_init(init)[1])
     step = None
     if STEP.fullmatch(path.name) and path.parent.name == CHECKPOINTS:
         path, step = path.parents[1], int(path.name.removeprefix("step_"))

@@ -12,6 +12,7 @@ same command after a kill continues with the others. The run's folder, or `--out
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from anatomask.evaluation.summary import summary_of
 from anatomask.evaluation.windows import WindowGrid
 from anatomask.reports.tables import verdict
 from anatomask.runs.evaluation import claim_evaluation, evaluation_identity, finished_cases, read_scores
+from anatomask.runs.remote import local_folder, run_copy
 from anatomask.runs.siblings import kinship
 from anatomask.stages.cases import map_cases
 from anatomask.stages.remarks import little_context, trained_on
@@ -46,6 +48,7 @@ from anatomask.weights.tensor_files import Weights
 
 def plan(config: EvaluateConfig) -> list[tuple[str, str]]:
     """Return the rows of the dry run."""
+    config = replace(config, run=str(local_folder(config.run)))
     weights, dataset = _open(config)
     split = scored_split(config, weights.header, dataset)
     cases = labelled_cases(dataset, split)
@@ -79,7 +82,12 @@ def stage(config: EvaluateConfig, *, overwrite: bool = False) -> int:
 
 
 def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, str]:
-    """Evaluate what is not finished yet, then write and print the tables; return the reason of each failed case."""
+    """Evaluate what is not finished yet, then write and print the tables; return the reason of each failed case.
+
+    The tasks write the results of a run at an address there, since they may run on machines that share no folder.
+    """
+    copy = run_copy(config.run, config.cluster.max_outage)
+    config = replace(config, run=str(copy.found()))
     weights, dataset = _open(config)
     split = scored_split(config, weights.header, dataset)
     cases = labelled_cases(dataset, split)
@@ -87,14 +95,17 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
     source = find_weights(config.run, config.checkpoint)
     identity = evaluation_identity(dataset, split, config.checkpoint, source, config.inference, config.scoring.metrics)
     claim_evaluation(folder, identity, overwrite=overwrite)
+    copy.upload()
     for note in _remarks(weights, dataset, split, cases):
         remark(note)
     run = Path(config.run).absolute().name
     finished = finished_cases(folder, cases)
     pending = [case for case in cases if case not in finished]
     metrics = config.scoring.metrics_of(dataset.info.reader)
-    evaluation = Evaluation(run, folder, dataset, config.inference, metrics)
+    results = folder if config.out else copy.results
+    evaluation = Evaluation(run, results, dataset, config.inference, metrics)
     failures = evaluate_cases(evaluation, weights, pending, config.cluster) if pending else {}
+    copy.fetch()
     scores = [score for case in cases if case not in failures for score in read_scores(folder, case)]
     scores = by_rule(scores, config.scoring.absent)
     if scores:
@@ -109,6 +120,7 @@ def score_run(config: EvaluateConfig, *, overwrite: bool = False) -> dict[str, s
         }
         folder.write(CASES_FILE, to_csv(scores).encode())
         folder.write_json(SUMMARY_FILE, summary)
+        copy.complete()
         console = Console()
         console.print(verdict(summary), markup=False, highlight=False)
         console.print(f"{folder.show(SUMMARY_FILE)}, {CASES_FILE}, {PREDICTIONS}/", highlight=False, soft_wrap=True)

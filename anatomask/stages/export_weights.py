@@ -19,6 +19,7 @@ from anatomask.evaluation.results import IDENTITY_FILE, SUMMARY_FILE
 from anatomask.files import write_text
 from anatomask.reports.evaluated_runs import read_run
 from anatomask.runs.evaluation import EVALUATION
+from anatomask.runs.remote import local_folder
 from anatomask.stages.import_weights import check_folder
 from anatomask.weights.axes import IN_WORDS
 from anatomask.weights.exporting import ENDINGS, FOLDERS, Export, export_weights, write_export
@@ -92,7 +93,7 @@ def texts_of(export: Export, config: ExportWeightsConfig) -> dict[str, str]:
     Raises:
         UserError: the files of the run's evaluation are damaged.
     """
-    run = Path(config.run).absolute()
+    run = local_folder(config.run)
     name, licence = run_name(run), config.license
     scores = scores_of(run, find_weights(run, config.checkpoint)) if config.in_channels is None else None
     if config.format == "huggingface":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from anatomask.nested import plain
 from anatomask.nn.backbones.base import Segmenter
 from anatomask.plugins import plugin_flags
 from anatomask.runs.identity import run_key
+from anatomask.runs.remote import run_copy
 from anatomask.runs.siblings import of_any_fold
 from anatomask.stages.jobs import refuse_wrong_gradients_here, require_memory_here, run_job
 from anatomask.stages.remarks import labels_besides, other_data, sides_unknown, unused_folds
@@ -53,7 +56,8 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
     dataset = open_data(config)
     train_cases, val_cases = select_labelled(dataset, config)
     transfer, initial = split_init(config.init)
-    source = None if config.init == SCRATCH else find_weights(initial)
+    initial_run = run_copy(initial, config.cluster.max_outage)
+    source = None if config.init == SCRATCH else find_weights(initial_run.found())
     inputs = {"data": data_digest(dataset.storage, splits=True)}
     if source is not None:
         inputs["init"] = weights_digest(source) if transfer == "whole" else f"{transfer} {weights_digest(source)}"
@@ -80,12 +84,13 @@ def build_job(config: FinetuneConfig) -> TrainingJob:
         frozen=config.optimiser.freeze == config.training.epochs,
     )
     draw = FinetuningDraw(config.loader, tuple(header["mirror_axes"]))
-    origin = loaded_in_words(loaded, config.init)
+    origin = loaded_in_words(loaded, public_address(config.init))
     remarks = labels_besides(train_cases, val_cases, config.train_fraction) + unused_folds(dataset, config.fold)
     remarks += sides_unknown(dataset.class_names.values(), header["mirror_axes"])
     if source is not None:
         remarks += other_data(read_header(source), dataset)
-    return training_job(config, "finetune", dataset, train_cases, draw, task, inputs, origin=origin, remarks=remarks)
+    job = training_job(config, "finetune", dataset, train_cases, draw, task, inputs, origin=origin, remarks=remarks)
+    return replace(job, needs=(initial_run,))
 
 
 def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any]:
@@ -107,7 +112,7 @@ def initialisation(config: FinetuneConfig, source: Path | None) -> dict[str, Any
         method = method_label(header)
     else:
         method = f"finetuned on {header['dataset']}" if own == SCRATCH else own
-    transfer, run = split_init(config.init)
+    transfer, run = split_init(public_address(config.init))
     described = {"whole": method, "encoder": f"{method}, encoder", "permuted": f"{method}, permuted"}[transfer]
     via = {} if pretraining else {"via": header["dataset"]}
     return {"method": described, "run": run, "dataset": header["dataset"], **via}
@@ -193,7 +198,8 @@ def stage(config: FinetuneConfig, *, overwrite: bool) -> int:
     job = build_job(config)
     require_memory_here(config)
     run_job(job, config.cluster, "finetune", overwrite=overwrite)
-    print(f"Finetuned weights: {job.run}\nNext: anatomask evaluate --run {job.run}{plugin_flags()}")
+    run = job.copy.shown
+    print(f"Finetuned weights: {run}\nNext: anatomask evaluate --run {quote(run)}{plugin_flags()}")
     return 0
 
 
@@ -210,7 +216,7 @@ def plan(config: FinetuneConfig) -> list[tuple[str, str]]:
     _, rows_of_cost = costs.planned(config, network, loss, job.total_steps)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return [
-        ("run", str(job.run)),
+        ("run", job.copy.shown),
         ("placed", config.cluster.places()),
         *(("note", text) for text in job.remarks),
         ("from", job.origin),

@@ -36,13 +36,13 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
     """Train, or continue where an earlier call ended, and show the progress.
 
     Raises:
-        UserError: the run's folder holds another run or is in use, the cluster is too small, a tracker is not
-            installed, a worker found bad input, or Ray died.
+        UserError: the run's folder holds another run or is in use, its copy cannot be read or written, the cluster is
+            too small, a tracker is not installed, a worker found bad input, or Ray died.
     """
     refuse_wrong_gradients_here(job, cluster)
     if cluster.address == "local":
         require_trackers(job.training.trackers)
-    with kept_from_others(job.run), end_noted(job.run), running(cluster):
+    with kept_from_others(job.run), job.copy.kept(), end_noted(job.run), running(cluster):
         resources = training_resources(cluster)
         journal = NewLines(job.run / JOURNAL)
         open_run(
@@ -56,6 +56,7 @@ def run_job(job: TrainingJob, cluster: ClusterConfig, description: str, *, overw
         for text in (job.origin, *job.remarks):
             if text and not start:
                 note(job.run, text)
+        job.copy.upload()
         with following(job.run / METRICS, journal, job.total_steps, description, start):
             fit(replace(job, columns=all_settings()), resources, cluster.max_failures)
 

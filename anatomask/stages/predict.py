@@ -22,7 +22,7 @@ from rich.console import Console
 from anatomask.cluster import running
 from anatomask.cluster_settings import ClusterConfig
 from anatomask.config import PredictConfig
-from anatomask.data.addresses import is_address
+from anatomask.data.addresses import is_address, public_address
 from anatomask.data.datasets.base import RawDataset
 from anatomask.data.datasets.scans import read_scans
 from anatomask.data.memory import in_units
@@ -65,7 +65,7 @@ def plan(config: PredictConfig) -> list[tuple[str, str]]:
     header = task.weights[0].header
     largest = max(needs, key=lambda case: needs[case], default="")
     return [
-        ("runs", ", ".join(config.run)),
+        ("runs", ", ".join(map(public_address, config.run))),
         ("source", f"{config.source} ({task.raw.reader})"),
         ("scans", f"{len(cases)}, of which {len(finished_cases(task.out, cases))} are finished"),
         *(("note", note) for note in (*_remarks(task), *_outdated(task))),
@@ -117,7 +117,7 @@ def _look(config: PredictConfig) -> Task:
         raise UserError("--source and --out must be on this machine; name local paths")
     folders = [find_weights(run, config.checkpoint) for run in config.run]
     weights = [read_network(folder) for folder in folders]
-    require_alike(weights, config.run)
+    require_alike(weights, tuple(map(public_address, config.run)))
     source, out = Path(config.source).absolute(), Path(config.out).absolute()
     require_apart(source, out, "--source", "--out")
     raw = read_scans(source, config.dataset, config.reader)

@@ -79,9 +79,9 @@ def stage(config: PretrainConfig, *, overwrite: bool) -> int:
     run_job(job, config.cluster, "pretrain", overwrite=overwrite)
     labelled = any(record.labelled for record in open_data(config).records.values())
     print(
-        f"Pretrained weights: {job.run}\n"
+        f"Pretrained weights: {job.copy.shown}\n"
         f"Look at the training: tensorboard --logdir {job.run.parent}\n"
-        f"{after_pretraining(str(job.run), folders(config), labelled, config.loader.patch_size, config.network.name)}"
+        f"{after_pretraining(job.copy.shown, folders(config), labelled, config.loader.patch_size, config.network.name)}"
     )
     return 0
 
@@ -108,7 +108,7 @@ def plan(config: PretrainConfig) -> list[tuple[str, str]]:
     crop_bytes = 2 * config.network.in_channels * voxels  # int16 or float16
     cost, rows_of_cost = costs.planned(config, method, loss, steps)
     return [
-        ("run", str(job.run)),
+        ("run", job.copy.shown),
         ("placed", config.cluster.places()),
         *(("note", text) for text in job.remarks),
         ("cases", f"{len(job.sequence.cases)} ({', '.join(config.splits)})"),

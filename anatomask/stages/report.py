@@ -23,6 +23,7 @@ from types import MappingProxyType
 from rich.console import Console
 
 from anatomask.config import ReportConfig
+from anatomask.data.addresses import public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.reports.comparisons import twin_notes
@@ -210,7 +211,7 @@ def _page(
         course_section(trainings),
         Section("Sweeps", figures=results.sweeps) if results.sweeps else None,
     ]
-    report = ["anatomask", "report", "--runs", *config.runs, "--out", config.out]
+    report = ["anatomask", "report", "--runs", *map(public_address, config.runs), "--out", config.out]
     commands = [*evaluation_commands(results.runs), shlex.join(report)]
     return Page(
         title="AnatoMask report",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anatomask.config import FinetuneConfig, PretrainConfig
-from anatomask.data.addresses import folder_name, public_address
+from anatomask.data.addresses import address_below, folder_name, is_address, public_address
 from anatomask.data.joined import JoinedDataset, open_joined
 from anatomask.data.samples import Draw, SampleSequence
 from anatomask.data.shards import PreparedDataset
@@ -16,6 +16,7 @@ from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from anatomask.nested import plain
 from anatomask.runs.folder import run_folder
+from anatomask.runs.remote import working_folder
 from anatomask.stages.remarks import large_crops
 from anatomask.training.job import TrainingJob
 from anatomask.weights.files import describe_architecture
@@ -98,10 +99,12 @@ def training_job(
             f"optimiser.warmup_updates {config.optimiser.warmup_updates} must be fewer than the {updates} updates of "
             "this training: lower it, or train for more --training.epochs"
         )
+    data = "+".join(map(folder_name, folders(config)))
+    run = run_folder(str(working_folder(config.runs)), config.name, verb, data, plain(config), inputs)
+    remote = address_below(config.runs, run.name) if is_address(config.runs) else None
     return TrainingJob(
-        run=run_folder(
-            config.runs, config.name, verb, "+".join(map(folder_name, folders(config))), plain(config), inputs
-        ),
+        run=run,
+        storage=None if remote is None else Storage(remote, config.cluster.max_outage),
         data=dataset.roots,
         sequence=SampleSequence(cases, config.seed),
         draw=draw,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -36,12 +36,13 @@ class Checkpoints:
 
     A folder is written under a temporary name and renamed, then the index is replaced: an interrupted checkpoint is in
     no index. A thread writes from a copy, and leaving the `with` block waits for it. With `writes=False` (workers other
-    than rank 0) nothing is written.
+    than rank 0) nothing is written. The thread calls `written` after each checkpoint.
     """
 
-    def __init__(self, run: Path, *, writes: bool = True) -> None:
+    def __init__(self, run: Path, *, writes: bool = True, written: Callable[[], None] = lambda: None) -> None:
         self.folder = run / CHECKPOINTS
         self.writes = writes
+        self.written = written
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
 
@@ -177,6 +178,7 @@ class Checkpoints:
             own = folder.name.removeprefix(".")  # one with a dot was cut off
             if STEP.fullmatch(own) and own < name and folder.name != index.get("best"):
                 shutil.rmtree(folder)
+        self.written()
 
 
 def _name(step: int) -> str:

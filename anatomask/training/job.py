@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from anatomask.data.samples import Draw, LoaderConfig, SampleSequence
-from anatomask.data.storage import Roots
+from anatomask.data.storage import Roots, Storage
 from anatomask.errors import UserError
+from anatomask.runs.remote import RunCopy
 from anatomask.training.settings import OptimiserConfig, TrainingConfig
 
 if TYPE_CHECKING:  # the driver needs no network
@@ -24,7 +25,7 @@ class TrainingJob:
     """Everything that a worker needs. It is sent to the workers, so it holds settings and no tensors."""
 
     run: Path
-    """Folder of the run, on storage that all nodes share."""
+    """Folder of the run, on storage that all nodes share, or that has a copy on `storage`."""
     data: Roots
     """Folder that `prepare` wrote, or several."""
     sequence: SampleSequence
@@ -50,10 +51,19 @@ class TrainingJob:
     """Stride of the encoder's coarsest map."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """Digests of the inputs of the run, by the name that a message gives them."""
+    storage: Storage | None = None
+    """Object storage that holds a copy of the run's folder. None: there is no copy."""
+    needs: tuple[RunCopy, ...] = ()
+    """Runs whose weights the task reads, where their folders have copies, too."""
 
     def __repr__(self) -> str:
         """Return a text without the data's address, which may hold credentials: Ray's dashboard shows it."""
         return f"TrainingJob({str(self.run)!r})"
+
+    @property
+    def copy(self) -> RunCopy:
+        """Folder of the run, with its copy."""
+        return RunCopy(self.run, self.storage)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -16,6 +16,7 @@ from anatomask.data.storage import storages
 from anatomask.errors import Stopped, UserError, first_line
 from anatomask.ray_watch import GONE, RayGone
 from anatomask.runs.checkpoint_index import last_step
+from anatomask.training.copies import driver_copy
 from anatomask.training.job import TrainingJob
 from anatomask.training.journal import note
 from anatomask.training.process_group import ProcessGroupConfig
@@ -58,7 +59,9 @@ def fit(job: TrainingJob, resources: TrainingResources, max_failures: int) -> No
         ),
     )
     try:
-        run_until_stopped(trainer.fit, job.run)
+        with driver_copy(job):
+            run_until_stopped(trainer.fit, job.run)
+        job.copy.fetch()
     except ActorDiedError as error:
         raise RayGone(GONE.format(process="controller of the training")) from error
     except TrainingFailedError as error:

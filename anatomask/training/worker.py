@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import ray.train
@@ -14,6 +15,7 @@ from anatomask.data.stream import begun, stream_batches
 from anatomask.errors import UserError, first_line, is_out_of_memory
 from anatomask.runs.identity import identity
 from anatomask.training.checkpoints import Checkpoints
+from anatomask.training.copies import worker_copy
 from anatomask.training.failures import NonFiniteWatch
 from anatomask.training.job import TrainingJob, refuse_wrong_gradients
 from anatomask.training.journal import note, note_events
@@ -42,7 +44,8 @@ def run_worker(job: TrainingJob, resources: TrainingResources) -> None:
     torch.set_num_threads(resources.threads)
     note_events(job.run)
     try:
-        run_share(job, resources, workers, get_device())
+        with worker_copy(job, workers, get_device()) as written:
+            run_share(job, resources, workers, get_device(), written)
     except (MemoryError, RuntimeError) as error:
         on_gpu = isinstance(error, torch.OutOfMemoryError)
         if not on_gpu and not is_out_of_memory(error):
@@ -52,15 +55,25 @@ def run_worker(job: TrainingJob, resources: TrainingResources) -> None:
             "--training.batch-size or --loader.patch-size, raise --training.accumulate, or set "
             "--training.recompute-activations"
         ) from error
+    if workers.rank == 0:
+        stop_file(job.run).unlink(missing_ok=True)
 
 
-def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, device: torch.device) -> None:
-    """Train this worker's share of a job."""
+def run_share(
+    job: TrainingJob,
+    resources: TrainingResources,
+    workers: Workers,
+    device: torch.device,
+    written: Callable[[], None] = lambda: None,
+) -> None:
+    """Train this worker's share of a job; `written` is called after each checkpoint."""
     settings, writes = job.training, workers.rank == 0
     refuse_wrong_gradients(job, device)
     set_arithmetic(settings.precision)
-    with Checkpoints(job.run, writes=writes) as checkpoints:
+    with Checkpoints(job.run, writes=writes, written=written) as checkpoints:
         start = workers.agree(checkpoints.step(), device)
+        if start >= job.last_update:  # on a machine that could not upload it
+            return
         batches = begun(
             stream_batches(
                 job.data,
@@ -104,7 +117,6 @@ def run_share(job: TrainingJob, resources: TrainingResources, workers: Workers, 
         left = "left for a probe" if done == job.until else "stopped; the same command goes on"
         came_to = "the end" if done >= job.total_steps else left
         note(job.run, f"update {done} of {job.total_steps}: {came_to}")
-        stop_file(job.run).unlink(missing_ok=True)
 
 
 def open_recorder(job: TrainingJob, start: int, task: Task, workers: Workers) -> Recorder:

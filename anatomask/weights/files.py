@@ -13,11 +13,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from anatomask.data.addresses import folder_path
 from anatomask.errors import UserError
 from anatomask.files import file_digest, write_text
 from anatomask.nn.backbones import UNNAMED, backbone_config, backbone_names, without_later_fields
 from anatomask.nn.backbones.base import BackboneConfig, Segmenter
 from anatomask.runs.checkpoint_index import CHECKPOINTS, read_index
+from anatomask.runs.remote import local_folder
 from anatomask.weights.matching import is_named
 from anatomask.weights.matching import load_matching as load_matching
 from anatomask.weights.tensor_files import (
@@ -78,12 +80,12 @@ def weights_digest(folder: Path) -> str:
 
 
 def read_source(source: str | Path, which: str = "last") -> Weights:
-    """Read the weights that `source` means: a safetensors file of ours, a folder of weights, or a run's folder.
+    """Read the weights that `source` means: a safetensors file of ours, a folder of weights, or a run.
 
     Raises:
         UserError: as `find_weights` and `read_weights`.
     """
-    path = Path(source)
+    path = local_folder(source)
     if path.is_file() and path.suffix == ".safetensors":
         return read_described(path)
     return read_weights(find_weights(path, which))
@@ -92,10 +94,12 @@ def read_source(source: str | Path, which: str = "last") -> Weights:
 def find_weights(path: str | Path, which: str = "last") -> Path:
     """Find the folder of weights that `path` means: itself, or a run's `last` or `best` checkpoint.
 
+    What an address names is fetched first.
+
     Raises:
-        UserError: there are no such weights, or the run's index is damaged.
+        UserError: there are no such weights, the run's index is damaged, or storage cannot be read.
     """
-    folder = Path(path).absolute()  # it is opened by workers, which run elsewhere
+    folder = local_folder(path)  # absolute: it is opened by workers, which run elsewhere
     if (folder / TENSORS).is_file():
         return folder
     if folder.is_file():
@@ -116,8 +120,8 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
 
 
 def run_name(path: str | Path) -> str:
-    """Return the name of a run from the path of its folder or of one of its checkpoints."""
-    parts = Path(path).absolute().parts
+    """Return the name of a run from the path or the address of its folder or of one of its checkpoints."""
+    parts = folder_path(str(path)).absolute().parts
     return parts[parts.index(CHECKPOINTS) - 1] if CHECKPOINTS in parts else parts[-1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from anatomask.data.outages import LONGEST_WAIT, is_outage, waits
+from anatomask.data.outages import LONGEST_WAIT, is_outage, outlast, waits
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 from tests.outages import Network
@@ -85,6 +86,19 @@ def test_a_fault_that_stays_is_not_waited_for(storage: Storage, s3: Any, network
     with pytest.raises(UserError, match=r"s3://nobucket/folder/a/x: When initiating.*NO_SUCH_BUCKET"):
         elsewhere.write("a/x", b"1")
     assert messages(caplog) == []
+
+
+def test_what_came_before_an_outage_does_not_count() -> None:
+    """A large file may have been on its way for longer than an outage may last."""
+    failures = iter([True, False])
+
+    def act() -> str:
+        time.sleep(0.3)
+        if next(failures):
+            raise OSError("AWS Error SLOW_DOWN during UploadPart operation")
+        return "done"
+
+    assert outlast(act, "s3://bucket/large", minutes=0.2 / 60) == "done"
 
 
 def test_storage_that_never_answered_is_not_waited_for(s3: Any, network: Network, caplog: Any) -> None:

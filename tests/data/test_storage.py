@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
-from anatomask.data.addresses import folder_name, public_address
+from anatomask.data.addresses import address_below, folder_name, public_address
 from anatomask.data.storage import Storage
 from anatomask.errors import UserError
 
@@ -152,6 +152,7 @@ def test_no_path_leads_out_of_the_folder(path: str, tmp_path: Path) -> None:
         ("abfs://box:hush@account.dfs.core.windows.net/ts?client_secret=hush",
          "abfs://box@account.dfs.core.windows.net/ts"),
         ("s3://k:[hush@bucket/ts", "s3://***"),
+        ("encoder:s3://AKIA:hush@bucket/runs/x?region=x", "encoder:s3://bucket/runs/x?region=x"),
     ],
 )  # fmt: skip
 def test_credentials_are_left_out_of_what_is_shown(address: str, shown: str) -> None:
@@ -160,6 +161,7 @@ def test_credentials_are_left_out_of_what_is_shown(address: str, shown: str) -> 
 
 
 def test_the_name_of_a_folder_or_an_address() -> None:
+    assert address_below("s3://k:s@bucket/runs/?region=x", "a") == "s3://k:s@bucket/runs/a?region=x"
     assert folder_name("/data/shards/") == folder_name("s3://k:s@bucket/shards?scheme=http") == "shards"
 
 

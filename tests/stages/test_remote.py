@@ -13,9 +13,14 @@ import ray
 
 from anatomask.cli.arguments import parse
 from anatomask.cli.main import main
+from anatomask.data.addresses import address_below
 from anatomask.data.shards import PreparedDataset
+from anatomask.data.storage import Storage
 from anatomask.recipes import RECIPES
+from anatomask.runs import remote
+from anatomask.runs.checkpoint_index import last_step
 from anatomask.stages.pretrain import build_job
+from anatomask.weights.files import find_weights
 
 TINY = ["--recipe", "tiny", "--loader.patch-size", "32", "32", "32"]
 
@@ -35,11 +40,24 @@ def holds(folder: Path, secret: bytes) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and secret in path.read_bytes()]
 
 
+def test_a_run_has_the_same_name_wherever_it_lies(s3: Any, head_scan: PreparedDataset) -> None:
+    argv = [*TINY, "--splits", "train", "--data", head_scan.path, "--runs"]
+    here, there = (build_job(parse("pretrain", [*argv, runs], RECIPES).config) for runs in ("runs", s3.address("runs")))
+    assert here.run.name == there.run.name and here.storage is None
+    assert there.copy.shown == f"s3://bucket/runs/{here.run.name}?scheme=http&endpoint_override={s3.endpoint}"
+
+
 @pytest.mark.ray
-def test_prepare_and_pretrain_from_object_storage(
-    source: Path, tmp_path: Path, s3: Any, capsys: pytest.CaptureFixture[str], ray_session: None
+def test_prepare_and_pretrain_on_object_storage(
+    source: Path,
+    tmp_path: Path,
+    s3: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ray_session: None,
 ) -> None:
-    address = s3.address("shards/kbp")
+    monkeypatch.setattr(remote, "WORKING_FOLDERS", tmp_path / "work")
+    address, runs = s3.address("shards/kbp"), s3.address("runs")
     argv = ["prepare", "--recipe", "tiny", "--source", str(source), "--out", address]
     assert main(argv) == 0
     uploads = [line.partition("kbp/")[2].partition("?")[0] for line in s3.requests if "?uploads" in line]
@@ -56,7 +74,7 @@ def test_prepare_and_pretrain_from_object_storage(
         "--data",
         address,
         "--runs",
-        str(tmp_path / "runs"),
+        runs,
         "--optimiser.warmup-epochs",
         "0",
     ]
@@ -65,7 +83,10 @@ def test_prepare_and_pretrain_from_object_storage(
     s3.requests.clear()
     assert main(pretrain) == 0
     assert any("GET" in line and ".parquet" in line for line in s3.requests)
-    (run,) = (tmp_path / "runs").glob("pretrain-kbp-*")
+    (run,) = remote.working_folder(runs).glob("pretrain-kbp-*")
+    uploaded = Storage(address_below(runs, run.name))
+    assert {"config.yaml", "metrics.jsonl", "checkpoints/index.json"} <= uploaded.stamps().keys()
+    assert uploaded.read("log.txt").decode().splitlines()[-1].endswith("update 1 of 1: the end")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("train/loss" in row for row in rows)
 
@@ -88,3 +109,8 @@ def test_prepare_and_pretrain_from_object_storage(
         assert secret not in known_to_ray
         assert not holds(run, secret.encode())
         assert not holds(session / "logs", secret.encode())
+    assert not holds(run.parent, s3.secret.encode())
+
+    shutil.rmtree(run)
+    assert main(pretrain) == 0  # finished: it is fetched, and has nothing to do
+    assert last_step(run) == 1 and find_weights(address_below(runs, run.name)).is_relative_to(run)

@@ -42,11 +42,12 @@ def run(
     schedule: OptimiserConfig = SCHEDULE,
     clock: Callable[[], float] = time.monotonic,
     until: int | None = None,
+    written: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
     """Train in `folder` from its last checkpoint; the batches end after `stop_after` updates, as a kill would."""
     folder.mkdir(exist_ok=True)
     workers = Workers()
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, written=written) as checkpoints:
         start = checkpoints.step()
         checkpoints.load(start, task)
         state = TrainingState.of(task, schedule, CPU, scaled=config.precision == "fp16")
