@@ -19,7 +19,7 @@ from anatomask.cluster_settings import ClusterConfig
 
 FOLDER = "demo"
 
-ORGANS = ("liver", "spleen", "stomach", "aorta")
+ORGANS = ("liver", "lung_lower_lobe_left", "lung_lower_lobe_right")
 
 NETWORKS = ("anatomask", "scratch")
 """Names of the finetuned runs: from pretrained weights, and from random ones."""
@@ -37,14 +37,15 @@ def commands(folder: str, seed: int = 0, threads: int | None = None, *, quick: b
     tiny = ["--recipe", "tiny"]
     seeded = ["--seed", str(seed)] if seed else []
     runs = f"{folder}/runs"
-    coarse = ["--preprocess.spacing", "4", "4", "4"]  # else the 1.5 mm of TotalSegmentator, whose layout phantoms have
+    coarse = ["--preprocess.spacing", "7", "7", "7"]  # else the 1.5 mm of TotalSegmentator, whose layout phantoms have
+    scans = ["--cases", "14", "--size", "64", "--spacing", "4.5"]
     prepared = [*coarse, "--source", f"{folder}/scans", "--out", f"{folder}/shards", "--name", "phantoms"]
     trained = [*tiny, *seeded, "--data", f"{folder}/shards", "--runs", runs]
     trained += ["--cluster.threads", str(threads)] if threads else []
     trained += ["--training.epochs", "2", "--training.steps-per-epoch", "1"] if quick else []
     pretrained, scratch = (f"{runs}/{name}" for name in NETWORKS)
     return [
-        ["phantom", *tiny, *seeded, "--out", f"{folder}/scans"],
+        ["phantom", *tiny, *seeded, *scans, "--out", f"{folder}/scans"],
         ["prepare", *tiny, *prepared, "--preprocess.classes", *ORGANS],
         ["pretrain", *trained, "--name", "pretrained"],
         ["finetune", *trained, "--name", NETWORKS[0], "--init", f"{runs}/pretrained"],

@@ -14,7 +14,7 @@ RECIPES: Mapping[str, Recipe] = {
         method="anatomask",
         scale=TINY,
         target=PHANTOMS,
-        costs={"pretrain": Cost(0.0150, 0.0911), "finetune": Cost(0.0198, 0.156)},
+        costs={"pretrain": Cost(0.0149, 0.0778), "finetune": Cost(0.00587, 0.0749)},
         reached="not recorded: `make demo` prints it",
     ),
     "small": Recipe(

@@ -190,10 +190,10 @@ TINY = Scale(
     sizes=_SMALL_SIZES,
     pretraining=TrainingConfig(epochs=10, steps_per_epoch=10, batch_size=2, checkpoint_every=50, validate_every=5),
     optimiser=OptimiserConfig(lr=1e-3, warmup_epochs=1),
-    finetuning=TrainingConfig(epochs=12, steps_per_epoch=20, batch_size=2, checkpoint_every=50, validate_every=6),
-    finetuning_optimiser=OptimiserConfig(lr=3e-3, warmup_epochs=0),
+    finetuning=TrainingConfig(epochs=6, steps_per_epoch=20, batch_size=2, checkpoint_every=50, validate_every=3),
+    finetuning_optimiser=OptimiserConfig(lr=1e-2, warmup_epochs=1),
     methods={
-        "anatomask": {"decoder_width": 64, "ema_decay": 0.8, "ema_decay_final": 0.9},
+        "anatomask": {"decoder_width": 32, "ema_decay": 0.8, "ema_decay_final": 0.9},
         "byol": _SMALL_BYOL,
         "moco": _SMALL_MOCO,
         "selfmedmae": _SMALL_SELFMEDMAE,
@@ -218,6 +218,10 @@ class Target:
     """Reason for the size of a hidden patch in mm."""
     classes: int
     """Number of structures for which costs are computed."""
+    finetuning_crop: tuple[int, int, int] | None = None
+    """Crop of finetuning in voxels. Default: `crop`."""
+    mirror_axes: tuple[int, ...] | None = None
+    """Axes (0 R, 1 A, 2 S) along which finetuning mirrors. Default: as `LoaderConfig` says."""
     foreground: float = 0.5
     """Share of finetuning crops that are centred on a voxel of a random class. nnU-Net's third of a batch of two, in
     whole crops, is one of two."""
@@ -255,11 +259,17 @@ HEAD_AND_NECK = Target(
 """Target of head and neck in CT of low resolution."""
 
 PHANTOMS = Target(
-    spacing=(4.0, 4.0, 4.0),
+    spacing=(7.0, 7.0, 7.0),
     crop=(48, 48, 48),
-    why="A hidden patch is 16 voxels wide, 64 mm at 4 mm: large, but with 27 of them in a crop an update is quick.",
-    classes=4,
+    why=(
+        "A hidden patch is 8 voxels wide, 56 mm at 7 mm: large, but a crop holds the whole width of the body, and an "
+        "update is quick. Masks are drawn among patches with body in them."
+    ),
+    classes=3,
+    finetuning_crop=(32, 32, 32),
+    mirror_axes=(),  # so that a minute teaches where each organ lies
     foreground=0.8,
+    methods={"anatomask": {"patch": 8, "among": "body"}, "mae": {"patch": 8}},
 )
 """Target of the scans that `anatomask phantom` writes."""
 

@@ -153,10 +153,11 @@ class Recipe:
                 }
             case "finetune":
                 network = self.backbone()
-                crop = network.fitting_crop(target.crop)
+                crop = network.fitting_crop(target.finetuning_crop or target.crop)
+                loader = LoaderConfig(patch_size=crop, foreground=target.foreground, mirror_axes=target.mirror_axes)
                 return {
                     "network": network,
-                    "loader": LoaderConfig(patch_size=crop, foreground=target.foreground),
+                    "loader": loader,
                     "optimiser": scale.finetuning_optimisers.get(self.network, scale.finetuning_optimiser),
                     "training": scale.finetuning,
                 }
