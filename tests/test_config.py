@@ -210,7 +210,7 @@ def test_a_finetuning_has_the_network_of_its_weights_unless_another_is_named(par
     file = tmp_path / "config.yaml"
     file.write_text(f"init: {part}{tmp_path / 'weights'}\nnetwork: {{in_channels: 3}}")
     config = settings("--recipe", "tiny", "--data", "x", "--config", str(file), verb="finetune")
-    assert config.network == replace(network, in_channels=3) and config.loader.patch_size == (48, 48, 48)
+    assert config.network == replace(network, in_channels=3) and config.loader.patch_size == (32, 32, 32)
 
 
 def test_weights_that_are_not_there_are_refused_before_anything_else(tmp_path: Path) -> None:

@@ -200,12 +200,9 @@ def probability_file(path: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]
         yield array
         array.flush()
         del array
-        with (
-            scratch.open("rb") as file,
-            zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-            archive.open(f"{ARRAY}.npy", "w", force_zip64=True) as member,  # without the time, so that bytes are equal
-        ):
-            shutil.copyfileobj(file, member, 2**20)
+        os.utime(scratch, (0, 0))  # which the archive keeps, so that equal arrays are equal bytes
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1, strict_timestamps=False) as archive:
+            archive.write(scratch, f"{ARRAY}.npy")
         flush(packed)
         packed.replace(path)
     finally:

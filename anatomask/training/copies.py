@@ -7,15 +7,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-
-import torch
+from typing import TYPE_CHECKING
 
 from anatomask.errors import UserError, first_line
 from anatomask.runs.remote import Files, RunCopy, is_of_checkpoints
 from anatomask.training.job import TrainingJob
 from anatomask.training.journal import JOURNAL, METRICS, note
-from anatomask.training.parallel import Workers
 from anatomask.training.stopping import stop_file
+
+if TYPE_CHECKING:  # the driver computes nothing
+    import torch
+
+    from anatomask.training.parallel import Workers
 
 POLL_SECONDS = 5.0
 STOP = "stop"

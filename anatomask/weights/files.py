@@ -13,13 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from anatomask.data.addresses import folder_path
+from anatomask.data.addresses import folder_path, is_address
 from anatomask.errors import UserError
 from anatomask.files import file_digest, write_text
 from anatomask.nn.backbones import UNNAMED, backbone_config, backbone_names, without_later_fields
 from anatomask.nn.backbones.base import BackboneConfig, Segmenter
 from anatomask.runs.checkpoint_index import CHECKPOINTS, read_index
-from anatomask.runs.remote import local_folder
 from anatomask.weights.matching import is_named
 from anatomask.weights.matching import load_matching as load_matching
 from anatomask.weights.tensor_files import (
@@ -85,7 +84,7 @@ def read_source(source: str | Path, which: str = "last") -> Weights:
     Raises:
         UserError: as `find_weights` and `read_weights`.
     """
-    path = local_folder(source)
+    path = _on_this_machine(source)
     if path.is_file() and path.suffix == ".safetensors":
         return read_described(path)
     return read_weights(find_weights(path, which))
@@ -99,7 +98,7 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
     Raises:
         UserError: there are no such weights, the run's index is damaged, or storage cannot be read.
     """
-    folder = local_folder(path)  # absolute: it is opened by workers, which run elsewhere
+    folder = _on_this_machine(path)  # absolute: it is opened by workers, which run elsewhere
     if (folder / TENSORS).is_file():
         return folder
     if folder.is_file():
@@ -117,6 +116,15 @@ def find_weights(path: str | Path, which: str = "last") -> Path:
             f"{folder} has no {which} checkpoint, only {', '.join(n for n in names if n in ('last', 'best'))}"
         )
     return folder / CHECKPOINTS / str(names[which])
+
+
+def _on_this_machine(path: str | Path) -> Path:
+    """Return the absolute path of a folder or file, or of the folder into which what an address names is fetched."""
+    if not is_address(str(path)):
+        return Path(path).absolute()
+    from anatomask.runs.remote import local_folder  # which imports what reads storage
+
+    return local_folder(path)
 
 
 def run_name(path: str | Path) -> str:

@@ -108,7 +108,9 @@ KINDS = [
     Kind("a stage of no width", f"{NEW_PRETRAINING} --network.widths 4 8 0 8 8 8", "widths must be"),
     Kind("sharded weights in fp16", f"{NEW_PRETRAINING} --training.shard-weights --training.precision fp16", "fp16"),
     Kind(
-        "bf16 of small crops on a CPU", f"{NEW_PRETRAINING} --training.precision bf16", "bf16.*--loader.patch-size 48"
+        "bf16 of small crops on a CPU",
+        f"{NEW_PRETRAINING} --training.precision bf16 --method.patch 16",
+        "bf16.*--loader.patch-size 48",
     ),
     Kind("a negative fold to leave out", f"{NEW_FINETUNING} --fold -1", "fold must be at least 0"),
     Kind("no share of the cases", f"{NEW_FINETUNING} --train-fraction 0", r"train_fraction must lie in \(0, 1\]"),

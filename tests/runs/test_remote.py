@@ -169,7 +169,7 @@ def test_a_run_that_began_anew_elsewhere_is_not_gone_on_with_from_a_checkpoint_o
     second.fetch()
     checkpoint(second.folder, 6)
     remove_run(first.folder)
-    (first.folder / "config.yaml").write_text("seed: 1\n")
+    (first.folder / "config.yaml").write_text("seed: 10\n")  # of another size: storage tells times to the second
     first.upload()
     second.fetch()
     assert set(contents(first.folder)) == {"anatomask-run.txt", "config.yaml"}

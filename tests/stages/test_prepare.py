@@ -129,7 +129,7 @@ def test_the_spacing_is_the_users_else_the_data_sets_else_the_recipes(
         shutil.copy(source / "a.nii.gz", tmp_path / "ts" / "s1" / "ct.nii.gz")
         source = tmp_path / "ts"
     argv = ["--recipe", "tiny", "--source", str(source), "--out", str(tmp_path / "out"), "--dry-run"]
-    own = {"totalsegmentator": "1.5 × 1.5 × 1.5 mm", "folder": "4 × 4 × 4 mm"}[layout]
+    own = {"totalsegmentator": "1.5 × 1.5 × 1.5 mm", "folder": "7 × 7 × 7 mm"}[layout]
     for extra, expected in (([], own), (["--preprocess.spacing", "3", "2", "5"], "3 × 2 × 5 mm")):
         assert anatomask(["prepare", *argv, *extra]) == 0
         assert expected in capsys.readouterr().out

@@ -85,4 +85,4 @@ def test_a_spacing_that_beats_the_recipes_is_told(tmp_path: Path, capsys: pytest
     for recipe, told in (("tiny", True), ("paper-b", False)):
         assert main([*command, "--recipe", recipe, "--plan.sample", "0"]) == 0
         shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert ("defines 1.5 x 1.5 x 1.5 mm, so the recipe's 4 x 4 x 4 mm are not used" in shown) is told
+        assert ("defines 1.5 x 1.5 x 1.5 mm, so the recipe's 7 x 7 x 7 mm are not used" in shown) is told

@@ -48,6 +48,7 @@ def test_a_run_has_the_same_name_wherever_it_lies(s3: Any, head_scan: PreparedDa
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_prepare_and_pretrain_on_object_storage(
     source: Path,
     tmp_path: Path,

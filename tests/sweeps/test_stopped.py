@@ -42,7 +42,9 @@ def chain_of(data: PreparedDataset, runs: Path, *more: str) -> Chain:
 
 def here(trainer: Any) -> None:
     """Train in this process, as Ray Train's workers would."""
-    train_here(trainer.train_loop_config["job"], RESOURCES, 0)
+    job = trainer.train_loop_config["job"]
+    train_here(job, RESOURCES, 0)
+    stop_file(job.run).unlink(missing_ok=True)  # the last action of the first worker
 
 
 def test_a_trial_that_is_stopped_has_its_checkpoint_and_goes_on(
