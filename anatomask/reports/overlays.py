@@ -126,9 +126,12 @@ def _overlay(dataset: PreparedDataset, labels: CaseLabels, runs: Sequence[Evalua
 
 
 def _image_slice(dataset: PreparedDataset, labels: CaseLabels, index: int) -> np.ndarray:
-    """Interpolate the prepared scan's first channel (R, A) linearly onto one axial slice of the grid of `labels`."""
+    """Interpolate the prepared scan's first channel (R, A) linearly onto one axial slice of the grid of `labels`.
+
+    Between the outermost centres of coarser prepared voxels and the scan's edge, the nearest value is taken.
+    """
     volume, _ = dataset.read_volume(labels.case, label=False)
     scan = nib.Nifti1Image(volume[0].astype(np.float32), np.asarray(dataset.records[labels.case].affine))
     offset = nib.affines.from_matvec(np.eye(3), (0, 0, index))
     plane = (*labels.truth.shape[:2], 1), labels.affine @ offset
-    return np.asarray(resample_from_to(scan, plane, order=1, cval=float(volume[0].min())).dataobj)[:, :, 0]
+    return np.asarray(resample_from_to(scan, plane, order=1, mode="nearest").dataobj)[:, :, 0]

@@ -173,7 +173,7 @@ def _image(scan: nib.Nifti1Image, grid: Grid, affine: np.ndarray, window: tuple[
     if (ratio >= 1.5).any():
         voxels = ndimage.uniform_filter(voxels, [max(1, round(float(part))) for part in ratio], mode="nearest")
     smooth = nib.Nifti1Image(voxels, scan.affine)
-    found = resample_from_to(smooth, (grid.shape, affine), order=1, cval=float(voxels.min()))
+    found = resample_from_to(smooth, (grid.shape, affine), order=1, mode="nearest")
     low, high = window
     scaled = (np.asarray(found.dataobj) - low) * (255 / (high - low))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

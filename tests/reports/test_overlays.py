@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -11,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from anatomask.data.resampling import resampled_affine
 from anatomask.errors import UserError
 from anatomask.reports.evaluated_runs import EvaluatedRun
 from anatomask.reports.figures import OverlayRow, Panel, overlay_figure, write_figure
-from anatomask.reports.overlays import largest_difference
+from anatomask.reports.overlays import _image_slice, largest_difference
 from anatomask.reports.predictions import CaseLabels, median_and_worst
 
 SHAPE = (24, 30, 9)
@@ -86,3 +89,14 @@ def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
     label = np.ones((30, 30), np.uint8)
     row = OverlayRow("a $\\frac{$ b", np.zeros((30, 30), np.int16), (1.0, 1.0), [Panel("$\\x$", "", label)])
     assert drawn(overlay_figure([row], {1: "$_{$"}, "$^$"), tmp_path / "figure.png").size
+
+
+@pytest.mark.parametrize("index", [0, 8])
+def test_the_outermost_slices_of_a_coarsely_prepared_scan_are_shown(index: int) -> None:
+    affine, coarse = np.eye(4), (8, 10, 3)
+    voxels = np.full((1, *coarse), 60.0)
+    voxels[:, :, :, 1] = -1000.0
+    record = SimpleNamespace(affine=resampled_affine(affine, SHAPE, coarse))
+    dataset: Any = SimpleNamespace(read_volume=lambda case, label: (voxels, None), records={"one": record})
+    labels = CaseLabels("one", np.zeros(SHAPE, np.uint8), (), affine)
+    assert (_image_slice(dataset, labels, index) == 60).all()
