@@ -103,9 +103,12 @@ def rays_exit_as_stop() -> Iterator[None]:
 
 
 def tell_threads(config: ClusterConfig) -> None:
-    """Warn with a `Note` where OMP_NUM_THREADS is set, which nothing reads: Ray sets it for its workers."""
+    """Warn with a `Note` where OMP_NUM_THREADS is set, which nothing reads: Ray sets it for its workers.
+
+    On a cluster it may be Ray's own too: `ray submit` sets it to 1.
+    """
     own = os.environ.get("OMP_NUM_THREADS")
-    if own and config.threads is None:
+    if own and config.threads is None and config.address == "local":
         text = f"OMP_NUM_THREADS={own} is not read: --cluster.threads sets the threads of a worker"
         warnings.warn(Note(text), stacklevel=2)
 

@@ -76,14 +76,17 @@ def test_a_ray_that_runs_is_left_running(ray_session: None) -> None:
     assert ray.is_initialized()
 
 
-@pytest.mark.parametrize(("own", "threads", "told"), [("1", None, True), ("1", 2, False), ("", None, False)])
+@pytest.mark.parametrize(
+    ("own", "threads", "address", "told"),
+    [("1", None, "local", True), ("1", 2, "local", False), ("", None, "local", False), ("1", None, "auto", False)],
+)
 def test_threads_that_nobody_reads_are_told(
-    own: str, threads: int | None, told: bool, monkeypatch: pytest.MonkeyPatch
+    own: str, threads: int | None, address: str, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", own)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        tell_threads(ClusterConfig(threads=threads))
+        tell_threads(ClusterConfig(threads=threads, address=address))
     assert [str(one.message) for one in caught] == [
         "OMP_NUM_THREADS=1 is not read: --cluster.threads sets the threads of a worker"
     ] * told
